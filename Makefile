@@ -1,0 +1,33 @@
+# Two commands do everything on a machine with Python 3.11+, make and git: `make quickstart` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first install line decides which build of torch the machine gets; a GPU machine may want its own wheel here.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all check install clean
+
+quickstart: .venv/installed
+	$(BIN)/robometer quickstart
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[encoders,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs build dist *.egg-info

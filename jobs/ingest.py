@@ -1,0 +1,44 @@
+"""Job: raw videos to an Arrow corpus (`robometer ingest`, `python -m jobs.ingest`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs import common
+from pipelines.ingest import run_ingest
+from robometer.configs import Config
+
+HELP = """
+robometer ingest: decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.
+
+Reads   ingest.input in the format ingest.source. mp4_jsonl is a folder with trajectories.jsonl, one line per video:
+          {"video": "clips/1.mp4", "task": "open the drawer", "quality_label": "successful"}
+        quality_label is successful, suboptimal or failure. Optional: source, episode_key, view, is_robot,
+        partial_success (0..1), split (train, seen, held_out, ...), env_reward and success (one value per frame).
+        `bundled` is the Meta-World corpus that comes with the package.
+Writes  corpus.path: shards/*.arrow, manifest/*.parquet, quarantine/*.parquet (what was refused, and why), corpus.json
+Re-run  goes on where it was killed, adds what is new, and leaves the rest as it is.
+
+Examples
+  robometer ingest corpus.path=outputs/corpus
+  robometer ingest ingest.input=/data/my_robot corpus.path=/data/corpus
+  ray job submit --working-dir . -- python -m jobs.ingest ingest.input=/data/my_robot corpus.path=/data/corpus
+"""
+
+
+def ingest(config: Config) -> None:
+    """Ingest and say what was done."""
+    report = run_ingest(config)
+    print(
+        f"corpus {config.corpus.path}: {report.new} new, {report.present} there before, "
+        f"{report.quarantined} in quarantine, of {report.listed} listed; {report.seconds:.1f} s"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return common.main(HELP, ("ingest", "corpus"), ingest, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,155 @@
+"""Job: the whole system, from raw videos to a served reward, on the bundled corpus (`robometer quickstart`).
+
+Each step is the same code as its own job, in the order in which one would submit them to a cluster; only the settings
+(`robometer/configs/recipe/quickstart.yaml`) are small.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs import common
+from pipelines import serve
+from pipelines.cluster import connected
+from pipelines.embed import run_embed
+from pipelines.evaluate import run_evaluate
+from pipelines.ingest import run_ingest
+from pipelines.sweep import run_sweep
+from pipelines.train import run_train
+from robometer.client import RemoteScorer
+from robometer.configs import Config, override
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.show import write_contact_sheet
+from robometer.corpus.summary import render, summarise
+from robometer.plots import plot_curve
+from robometer.scoring import Clip
+from robometer.video import decode_video, thin
+
+logger = logging.getLogger(__name__)
+
+HELP = """
+robometer quickstart: bundled corpus -> ingest -> embed -> train -> sweep -> evaluate -> serve -> score over HTTP.
+
+Writes  outputs/quickstart: corpus/, train/, sweep/, evaluation/report.html, scores/*.png, mlflow.db
+Re-run  resumes every step where it stands.
+
+It trains on simulated arms, in minutes, on a CPU: it shows that the system works, and its model does not transfer to
+real video.
+
+Examples
+  robometer quickstart
+  robometer quickstart train.steps=3000 sweep.num_trials=8
+  robometer quickstart train.num_workers=2 train.zero_stage=3
+"""
+
+EXAMPLES = Path("../shared/data/example_videos")
+EXAMPLE_TASKS = {
+    "soar_put_green_stick_in_brown_bowl.mp4": "Put green stick in brown bowl",
+    "berkeley_rpt_stack_cup.mp4": "Pick up the yellow cup and stack it on the other cup",
+    "jaco_play_pick_up_green_cup.mp4": "Pick up the green cup",
+}
+NO_TRANSFER = (
+    "This model saw simulated Meta-World arms only. What it says of real video is no better than chance: "
+    "train on real data before you use it there."
+)
+
+
+def quickstart(config: Config) -> None:
+    """Run every job, then say what came out and where it lies."""
+    started = time.monotonic()
+    with connected(config):
+        with _step("ingest"):
+            run_ingest(config)
+        with _step("embed"):
+            run_embed(config)
+        corpus = Corpus(config.corpus.path)
+        print(render(summarise(corpus)))
+        sheet = Path(config.corpus.path, "contact_sheet.html")
+        write_contact_sheet(corpus, sheet)
+        with _step("train"):
+            trained = run_train(config)
+        with _step("sweep"):
+            swept = run_sweep(_sweep_config(config))
+        with _step("evaluate"):
+            found = run_evaluate(config)
+        with _step("serve and score"):
+            scores = _serve_and_score(config, corpus)
+    print("\n" + common.metrics_table(found))
+    print("\nSweep of the loss weights (short runs), best first:")
+    print(swept.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    lies = {
+        "report": Path(config.evaluate.output, "report.html"),
+        "contact sheet": sheet,
+        "training plot": Path(config.train.output, "training.png"),
+        "sweep plot": swept.plot,
+        "scores": scores,
+        "checkpoint": trained.best,
+        "MLflow": f"mlflow ui --backend-store-uri {config.tracking.uri}",
+    }
+    print("\n" + "\n".join(f"{name:14} {place}" for name, place in lies.items()))
+    print(f"\n{NO_TRANSFER}\nquickstart took {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    started = time.monotonic()
+    logger.info("== %s", name)
+    yield
+    logger.info("== %s: %.1f s", name, time.monotonic() - started)
+
+
+def _sweep_config(config: Config) -> Config:
+    """Trials are a fraction of the main run: enough to tell weights apart, short enough to wait for."""
+    steps = max(1, config.train.steps // 4)
+    every = max(1, steps // 2)
+    return override(config, {"train.steps": steps, "train.checkpoint_every": every})
+
+
+def _serve_and_score(config: Config, corpus: Corpus) -> Path:
+    """Serve the checkpoint on a free port and score real example videos, or a held-out clip, over HTTP."""
+    with socket.socket() as probe:
+        probe.bind((config.serve.host, 0))
+        port = probe.getsockname()[1]
+    folder = Path(config.evaluate.output).parent / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    url = serve.start(override(config, {"serve.port": port}))
+    try:
+        scorer = RemoteScorer(url)
+        for name, clip in _clips(config, corpus):
+            score = scorer.score([clip])[0]
+            plot_curve(clip.frames, score, clip.task, folder / f"{name}.png")
+            values = {"task": clip.task, "progress": score.progress.tolist(), "success": score.success.tolist()}
+            (folder / f"{name}.json").write_text(json.dumps(values))
+            logger.info("scored %s: progress %.2f -> %.2f", name, score.progress[0], score.progress[-1])
+    finally:
+        serve.stop()
+    return folder
+
+
+def _clips(config: Config, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
+    for name, task in EXAMPLE_TASKS.items():
+        if (EXAMPLES / name).is_file():
+            video = decode_video(
+                str(EXAMPLES / name), lambda n, fps: thin(n, config.ingest.max_frames), short_edge=config.ingest.short_edge
+            )
+            yield Path(name).stem, Clip(video.frames, task)
+    quality = corpus.manifest["quality_label"].to_pylist()
+    row = next(int(row) for row in corpus.rows("held_out") if quality[row] == "successful")
+    yield "held_out_success", corpus.clip(row)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return common.main(
+        HELP, ("ingest", "embed", "sampling", "model", "train", "sweep", "evaluate"), quickstart, argv, "quickstart"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

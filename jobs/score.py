@@ -1,0 +1,116 @@
+"""Job: score one video (`robometer score`, `python -m jobs.score`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import common
+from robometer.client import RemoteScorer
+from robometer.configs import Config
+from robometer.models.checkpoint import load_scorer
+from robometer.plots import plot_curve
+from robometer.scoring import Clip, ClipScore, Scorer
+from robometer.video import Video, VideoLimits, decode_video, thin
+
+HELP = """
+Score one video: progress and success at every frame, and the reward (the progress at the last one).
+
+Reads   a video (mp4, mov, mkv, webm, avi), and a checkpoint folder or an endpoint.
+        An endpoint's bearer token comes from the environment's ROBOMETER_TOKEN.
+Writes  a table to the terminal; with --json the numbers, with --png the curves over a strip of frames.
+
+Examples
+  robometer score --video drawer.mp4 --task "open the drawer" --checkpoint outputs/train/best
+  robometer score --video drawer.mp4 --task "open the drawer" --url http://127.0.0.1:8000 --png drawer.png
+  robometer score --video drawer.mp4 --task "open the drawer" --json drawer.json --max-frames 64
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see HELP."""
+    parser = parser_for("robometer score", HELP)
+    parser.add_argument("--video", required=True, help="the video file")
+    parser.add_argument("--png", help="write the curves here")
+    parser.add_argument("--json", help="write the numbers here")
+    arguments = parser.parse_args(argv)
+    return common.guarded(lambda: _score(arguments))
+
+
+def parser_for(prog: str, text: str) -> argparse.ArgumentParser:
+    """The flags that score and compare share."""
+    parser = argparse.ArgumentParser(prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    config = Config()
+    parser.add_argument("--task", required=True, help="the instruction, in words")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--checkpoint", default=config.evaluate.checkpoint, help="checkpoint folder (%(default)s)")
+    model.add_argument("--url", help="endpoint, instead of a checkpoint")
+    parser.add_argument(
+        "--max-frames", type=int, default=config.ingest.max_frames, help="thin the video to so many (%(default)s)"
+    )
+    return parser
+
+
+def scorer_of(arguments: argparse.Namespace) -> Scorer:
+    """The scorer that `--url` or `--checkpoint` names."""
+    if arguments.url:
+        return RemoteScorer(arguments.url, os.environ.get("ROBOMETER_TOKEN"))
+    return load_scorer(arguments.checkpoint)
+
+
+def read_video(path: str, max_frames: int) -> Video:
+    """Decode, thin and resize as ingestion and the endpoint do, so that all three score the same pixels."""
+    config = Config()
+    limits = VideoLimits(config.ingest.max_source_frames, config.ingest.max_source_pixels)
+    return decode_video(path, lambda n, fps: thin(n, max_frames), short_edge=config.ingest.short_edge, limits=limits)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    video = read_video(arguments.video, arguments.max_frames)
+    scorer = scorer_of(arguments)
+    score = scorer.score([Clip(video.frames, arguments.task)])[0]
+    result = _as_dict(arguments, scorer.name, video, score)
+    _print_table(result)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=2))
+    if arguments.png:
+        plot_curve(video.frames, score, arguments.task, arguments.png, result["time_s"])
+
+
+def _as_dict(arguments: argparse.Namespace, model: str, video: Video, score: ClipScore) -> dict[str, Any]:
+    times = [round(int(i) / video.fps, 3) for i in video.frame_index] if video.fps > 0 else None
+    return {
+        "video": arguments.video,
+        "task": arguments.task,
+        "model": model,
+        "num_frames": len(video.frames),
+        "num_source_frames": video.num_source_frames,
+        "frame_index": video.frame_index.tolist(),
+        "fps": video.fps or None,
+        "time_s": times,
+        "progress": score.progress.tolist(),
+        "success": score.success.tolist(),
+        "reward": float(score.progress[-1]),
+    }
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    print(f"{'frame':>6} {'time':>8} {'progress':>9} {'P(success)':>11}")
+    times = result["time_s"] or [None] * result["num_frames"]
+    for frame, time, progress, success in zip(
+        result["frame_index"], times, result["progress"], result["success"], strict=True
+    ):
+        print(f"{frame:>6} {'' if time is None else f'{time:.2f} s':>8} {progress:>9.3f} {success:>11.3f}")
+    print(
+        f"\nreward {result['reward']:.3f} (progress at the last of {result['num_frames']} frames, "
+        f"of {result['num_source_frames']} in the video), by {result['model']}, for the task {result['task']!r}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Job: the HTTP endpoint (`robometer serve`, `python -m jobs.serve`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jobs import common
+from pipelines.serve import run_serve
+
+HELP = """
+Serve a checkpoint over HTTP until Ctrl-C.
+
+Reads   serve.checkpoint, a checkpoint folder.
+Answers POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready, /metrics; /docs shows all of it.
+        It listens on loopback. Before serve.host opens it to others, set serve.token (or ROBOMETER_TOKEN).
+
+Examples
+  robometer serve serve.checkpoint=outputs/train/best
+  robometer serve serve.port=9000 serve.replicas=2 serve.num_gpus=1
+  ROBOMETER_TOKEN=secret robometer serve serve.host=0.0.0.0
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see HELP."""
+    return common.main(HELP, ("serve",), run_serve, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Which Ray a job runs on: the cluster it was submitted to, the one RAY_ADDRESS names, or a local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray.experimental import tqdm_ray
+
+from robometer.configs.schema import Config
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY_S = 10.0
+
+MIN_LOCAL_CPUS = 4
+"""Logical CPUs of a local Ray: a trainer, its workers and the data stages must all find a place on a small machine."""
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """A Ray session for the duration of the block; one that was there before is left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+            object_store_memory=config.ray.object_store_mb * 1024 * 1024,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def interactive() -> bool:
+    """Whether somebody watches: progress bars in a terminal, plain lines elsewhere."""
+    return sys.stderr.isatty()
+
+
+def progress_bar(name: str, total: int, interactive: bool) -> Callable[[int, Mapping[str, float]], None]:
+    """A function (done, values) that shows how far long work is: a bar in a terminal, a line every few seconds elsewhere.
+
+    It works in remote workers too, whose bars Ray draws on the driver's terminal.
+    """
+    if interactive:
+        bar = tqdm_ray.tqdm(desc=name, total=total)
+
+        def draw(done: int, values: Mapping[str, float]) -> None:
+            bar.set_description(f"{name} {_brief(values)}")
+            bar.update(done - bar._x)
+            if done >= total:
+                bar.close()
+
+        return draw
+    last = time.monotonic()
+
+    def line(done: int, values: Mapping[str, float]) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last > LINE_EVERY_S:
+            last = time.monotonic()
+            logger.info("%s %d/%d %s", name, done, total, _brief(values))
+
+    return line
+
+
+def _brief(values: Mapping[str, float]) -> str:
+    return " ".join(f"{key} {value:.4g}" for key, value in values.items())

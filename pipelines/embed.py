@@ -1,0 +1,181 @@
+"""Frozen encoders over a corpus: image embeddings shard by shard on a pool of actors, task embeddings once per task."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayTaskError
+
+from pipelines.cluster import connected, interactive, progress_bar
+from robometer.configs.schema import Config, EmbedConfig
+from robometer.corpus.corpus import Corpus, CorpusError
+from robometer.corpus.storage import Storage
+from robometer.errors import RobometerError
+from robometer.models.encoders import ImageEncoder, image_encoder, text_encoder
+from robometer.video import decode_jpeg
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SCHEMA = pa.schema([("id", pa.string()), ("num_frames", pa.int32()), ("embedding", pa.list_(pa.float16()))])
+"""One record batch per trajectory, in the order of its shard; `embedding` is [num_frames, D], flat."""
+
+TEXT_SCHEMA = pa.schema([("task", pa.string()), ("embedding", pa.list_(pa.float32()))])
+
+
+class EmbedError(RobometerError):
+    """An embedding run that failed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What a run embedded; shards and tasks that were embedded before are not counted."""
+
+    shards: int
+    frames: int
+    tasks: int
+    seconds: float
+
+
+def run_embed(config: Config) -> EmbedReport:
+    """Embed all frames and tasks of the corpus at `config.corpus.path` that are not embedded yet.
+
+    Raises:
+        CorpusError: there is no corpus.
+        EncoderError: an encoder cannot be had.
+        EmbedError: a worker failed.
+    """
+    started = time.monotonic()
+    corpus = Corpus(config.corpus.path)
+    if len(corpus) == 0:
+        raise CorpusError(f"the corpus at {config.corpus.path} is empty: run `robometer ingest` first")
+    # Loaded here first: a missing package is one sentence here, and a traceback in a worker.
+    image_encoder(config.embed.image_encoder)
+    text_encoder(config.embed.text_encoder)
+    shards = _missing_shards(corpus, config.embed.image_encoder)
+    with connected(config):
+        tasks = _embed_tasks(corpus, config.embed.text_encoder)
+        frames = _run_shards(corpus.storage, shards, config.embed)
+    report = EmbedReport(len(shards), frames, tasks, time.monotonic() - started)
+    logger.info("embed: %s", json.dumps(dataclasses.asdict(report)))
+    return report
+
+
+class EmbedShards:
+    """Actor: an encoder that turns shards of frames into shards of vectors."""
+
+    def __init__(self, path: str, config: EmbedConfig) -> None:
+        torch.set_num_threads(1)  # the pool has an actor per core; more threads than cores collapse
+        self._storage, self._batch_size = Storage(path), config.batch_size
+        self._encoder = image_encoder(config.image_encoder, "cuda" if config.num_gpus > 0 else "cpu")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"frames": np.array([self._embed(str(shard)) for shard in batch["shard"]])}
+
+    def _embed(self, shard: str) -> int:
+        reader = self._storage.open_arrow(f"shards/{shard}.arrow")
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        frames = 0
+        with (
+            self._storage.write(f"embeddings/{self._encoder.name}/{shard}.arrow") as stream,
+            pa.ipc.new_file(stream, IMAGE_SCHEMA) as writer,
+        ):
+            for id, vectors in encode_trajectories(self._encoder, _decoded(batches), self._batch_size):
+                row = {"id": id, "num_frames": len(vectors), "embedding": vectors.astype(np.float16).ravel()}
+                writer.write_batch(pa.RecordBatch.from_pylist([row], schema=IMAGE_SCHEMA))
+                frames += len(vectors)
+        return frames
+
+
+def encode_trajectories(
+    encoder: ImageEncoder, trajectories: Iterable[tuple[str, np.ndarray]], batch_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Vectors float32 [T, D] of each (id, frames uint8 [T, H, W, 3]), in order; a batch spans several trajectories."""
+    waiting: list[tuple[str, np.ndarray]] = []
+    for id, frames in trajectories:
+        waiting.append((id, encoder.prepare(frames)))
+        if sum(len(prepared) for _, prepared in waiting) >= batch_size:
+            yield from _encode(encoder, waiting)
+            waiting = []
+    if waiting:
+        yield from _encode(encoder, waiting)
+
+
+def _encode(encoder: ImageEncoder, waiting: list[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    vectors = encoder.encode(np.concatenate([prepared for _, prepared in waiting]))
+    ends = list(accumulate(len(prepared) for _, prepared in waiting))
+    yield from zip((id for id, _ in waiting), np.split(vectors, ends[:-1]), strict=True)
+
+
+def _decoded(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, np.ndarray]]:
+    for batch in batches:
+        frames = [decode_jpeg(data.as_py()) for data in batch.column("frames")[0]]
+        yield batch.column("id")[0].as_py(), np.stack(frames)
+
+
+def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedConfig) -> int:
+    """Embed shards on the cluster; returns how many frames."""
+    if not shards:
+        return 0
+    show = progress_bar("embed", sum(shard["frames"] for shard in shards), interactive())
+    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        EmbedShards,
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=config.num_gpus or None,
+        compute=ActorPoolStrategy(size=min(config.actors, len(shards))),
+        fn_constructor_kwargs={"path": storage.path, "config": config},
+    )
+    frames = 0
+    try:
+        for result in dataset.iter_rows():
+            frames += int(result["frames"])
+            show(frames, {})
+    except RayTaskError as error:
+        raise EmbedError(f"an embedding worker failed ({error.cause}); mend it and run the same again") from error
+    return frames
+
+
+def _missing_shards(corpus: Corpus, encoder: str) -> list[dict[str, Any]]:
+    """Shards without vectors of this encoder, as {shard, frames}."""
+    done = set(corpus.storage.list(f"embeddings/{encoder}", ".arrow"))
+    counts = corpus.manifest.group_by("shard").aggregate([("num_frames", "sum")]).sort_by("shard")
+    return [
+        {"shard": row["shard"], "frames": row["num_frames_sum"]}
+        for row in counts.to_pylist()
+        if f"embeddings/{encoder}/{row['shard']}.arrow" not in done
+    ]
+
+
+def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
+    torch.set_num_threads(1)
+    return text_encoder(encoder).encode(texts)
+
+
+def _embed_tasks(corpus: Corpus, encoder: str) -> int:
+    """Embed the tasks that have no vector yet, into one more file; returns how many."""
+    known: set[str] = set()
+    for name in corpus.storage.list(f"embeddings/{encoder}", ".arrow"):
+        known.update(corpus.storage.open_arrow(name).read_all()["task"].to_pylist())
+    tasks = sorted(set(corpus.manifest["task"].to_pylist()) - known)
+    if not tasks:
+        return 0
+    # In a worker of one core: a driver with a thread per core collapses where the cores are shared.
+    vectors = ray.get(ray.remote(num_cpus=1)(_encode_texts).remote(encoder, tasks))
+    table = pa.table({"task": tasks, "embedding": list(vectors)}, schema=TEXT_SCHEMA)
+    name = f"embeddings/{encoder}/tasks-{hashlib.sha256(chr(10).join(tasks).encode()).hexdigest()[:16]}.arrow"
+    with corpus.storage.write(name) as stream, pa.ipc.new_file(stream, TEXT_SCHEMA) as writer:
+        writer.write_table(table)
+    return len(tasks)

@@ -1,0 +1,132 @@
+"""Serve one Scorer over HTTP with Ray Serve: `Ingress` replicas in front of `Model` replicas.
+
+Later parts have their place: upstream's routes and a page are routers of `pipelines.serving.api`; a session is a
+third kind of job beside `ScoreJob` and `CompareJob`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+
+from ray import serve
+from ray.serve.config import ProxyLocation
+
+from pipelines.cluster import connected
+from pipelines.serving.guard import GuardSettings
+from pipelines.serving.ingress import Ingress
+from pipelines.serving.jobs import Limits
+from pipelines.serving.model import Model, ScorerLoader
+from robometer.configs.schema import Config, ConfigError
+from robometer.models.checkpoint import load_scorer
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "robometer"
+
+_INGRESS_CPUS = 0.1
+_REQUEST_TIMEOUT_S = 120.0
+_RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
+
+
+def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Application:
+    """The Ray Serve application; `loader` makes the Scorer in each model replica."""
+    c = config.serve
+    model = serve.deployment(
+        num_replicas=c.replicas,
+        ray_actor_options={"num_cpus": c.num_cpus, "num_gpus": c.num_gpus},
+        # One batch computes while the next one fills.
+        max_ongoing_requests=2 * c.max_batch_size,
+        max_queued_requests=c.max_queued_requests,
+        # A checkpoint that cannot be loaded does not load at the second try; replicas that ran once are always restarted.
+        max_constructor_retry_count=1,
+    )(Model)
+    # All that a model can hold or queue; what comes on top is refused before its body is read.
+    capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
+    guard = GuardSettings(token_of(config), c.max_upload_bytes, capacity, _REQUEST_TIMEOUT_S)
+    ingress = serve.deployment(
+        num_replicas=c.replicas,
+        ray_actor_options={"num_cpus": _INGRESS_CPUS},
+        # Above the guard's own bound, so that it is the guard who answers, and probes pass when it is reached.
+        max_ongoing_requests=2 * capacity + 100,
+    )(Ingress)
+    return ingress.bind(model.bind(loader, c), Limits.from_config(config), guard)
+
+
+def token_of(config: Config) -> str:
+    """The bearer token: `serve.token`, else the environment's ROBOMETER_TOKEN; empty: none."""
+    return config.serve.token or os.environ.get("ROBOMETER_TOKEN", "")
+
+
+def start(config: Config, loader: ScorerLoader = load_scorer) -> str:
+    """Start the endpoint on the Ray that is connected, wait until it is ready, and return its URL.
+
+    Raises:
+        ConfigError: the port is taken, or the model cannot be loaded.
+    """
+    _check_port(config)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options={"host": config.serve.host, "port": config.serve.port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    try:
+        serve.run(build_app(config, loader), name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:
+        cause = _cause_of_failure() or str(error).splitlines()[0]
+        stop()
+        raise ConfigError(f"the model of serve.checkpoint={config.serve.checkpoint} did not start: {cause}") from error
+    return _url(config)
+
+
+def stop() -> None:
+    """Stop the endpoint, and Ray Serve where it runs nothing else; the Ray session stays."""
+    if set(serve.status().applications) - {APP_NAME}:
+        serve.delete(APP_NAME)
+    else:
+        serve.shutdown()
+
+
+def run_serve(config: Config, blocking: bool = True, loader: ScorerLoader = load_scorer) -> None:
+    """Serve until Ctrl-C or SIGTERM, then leave no process behind. With `blocking=False`, see `start`."""
+    if not blocking:
+        start(config, loader)
+        return
+    with connected(config):
+        # Ray's own SIGTERM handler exits at once, before Serve could end its replicas.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            logger.info("serving %s at %s", config.serve.checkpoint, start(config, loader))
+            signal.pause()
+        except KeyboardInterrupt:
+            logger.info("ending")
+        finally:
+            stop()
+
+
+def _check_port(config: Config) -> None:
+    if serve.status().proxies:
+        return  # Serve runs on this cluster already and holds the port itself
+    with socket.socket(socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.serve.host, config.serve.port))
+        except OSError as error:
+            where = f"{config.serve.host}:{config.serve.port}"
+            raise ConfigError(f"cannot listen at {where} ({error.strerror}): set serve.host or serve.port") from error
+
+
+def _url(config: Config) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.serve.host, config.serve.host)
+    return f"http://[{host}]:{config.serve.port}" if ":" in host else f"http://{host}:{config.serve.port}"
+
+
+def _cause_of_failure() -> str:
+    """What the model's constructor raised; Ray Serve reports it as a message with a whole traceback."""
+    deployments = serve.status().applications[APP_NAME].deployments
+    lines = [line.strip() for deployment in deployments.values() for line in deployment.message.splitlines()]
+    raised = [match["sentence"] for line in lines if (match := _RAISED.match(line))]
+    return raised[-1] if raised else ""

@@ -1,0 +1,141 @@
+"""The HTTP interface as a FastAPI application over a `Backend`; it knows nothing of Ray."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from pipelines.serving.bodies import read_inputs
+from pipelines.serving.errors import ApiError, error_response
+from pipelines.serving.guard import Guard, GuardSettings
+from pipelines.serving.jobs import Backend, CompareJob, Limits, Outcome, ScoreJob, revision
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.schemas import (
+    CompareAnswer,
+    ModelAnswer,
+    ModelRef,
+    ScoreAnswer,
+    StatusAnswer,
+    error_responses,
+    request_body,
+)
+from robometer.scoring import ClipScore
+
+DECODERS = 4
+"""Requests that are decoded at a time in one ingress replica; more wait with their bodies in temporary files."""
+
+_DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
+videos did better. Frames are RGB. Every error is `{"error": sentence, "request_id": id}`."""
+
+_POST_ERRORS = error_responses(400, 401, 413, 415, 422, 503)
+
+
+def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: str) -> FastAPI:
+    """The application; `replica` labels its metrics."""
+    api = FastAPI(title="Robometer", version="1", description=_DESCRIPTION, redoc_url=None)
+    metrics = Metrics(replica)
+    api.add_middleware(Guard, settings=guard, metrics=metrics)
+    api.add_exception_handler(ApiError, _on_api_error)
+    api.add_exception_handler(HTTPException, _on_http_error)
+    api.include_router(_probes(backend, limits, metrics))
+    api.include_router(_scoring(backend, limits, metrics))
+    return api
+
+
+def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health", summary="Is the process alive?")
+    async def health() -> StatusAnswer:
+        return StatusAnswer(status="ok")
+
+    @router.get("/ready", summary="Is the model loaded?", responses=error_responses(401, 503))
+    async def ready() -> StatusAnswer:
+        await backend.ready()
+        return StatusAnswer(status="ready")
+
+    @router.get("/metrics", summary="Prometheus metrics of one ingress replica", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @router.get("/v1/model", summary="Which model answers, and the limits", responses=error_responses(401, 503))
+    async def model() -> ModelAnswer:
+        info = await backend.info()
+        return ModelAnswer(
+            name=info.name, revision=revision(info.name), provenance=info.provenance, limits=limits.as_dict()
+        )
+
+    return router
+
+
+def _scoring(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
+    router = APIRouter(responses=_POST_ERRORS)
+    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+
+    @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",)))
+    async def score(request: Request) -> ScoreAnswer:
+        """Upload a video or frames and the task; the reward is the progress at the last frame."""
+        [given] = await read_inputs(request, ("",), limits, pool)
+        outcome = _checked(await backend.run(ScoreJob(given.clip)), metrics)
+        value = cast(ClipScore, outcome.value)
+        progress = value.progress.tolist()
+        return ScoreAnswer(
+            request_id=request.state.request_id,
+            model=_ref(outcome.model),
+            task=given.clip.task,
+            num_frames=len(progress),
+            frame_index=given.frame_index,
+            fps=given.fps,
+            progress=progress,
+            success=value.success.tolist(),
+            reward=progress[-1],
+        )
+
+    @router.post("/v1/compare", summary="Which of two videos did better", openapi_extra=_body(("_a", "_b")))
+    async def compare(request: Request) -> CompareAnswer:
+        """Upload two videos (or frames) of one task."""
+        a, b = await read_inputs(request, ("_a", "_b"), limits, pool)
+        outcome = _checked(await backend.run(CompareJob(a.clip, b.clip)), metrics)
+        value = cast(float, outcome.value)
+        return CompareAnswer(
+            request_id=request.state.request_id,
+            model=_ref(outcome.model),
+            task=a.clip.task,
+            probability_a_better=value,
+            preferred="a" if value >= 0.5 else "b",
+        )
+
+    return router
+
+
+def _body(suffixes: tuple[str, ...]) -> dict[str, object]:
+    return {"requestBody": request_body(suffixes)}
+
+
+def _ref(name: str) -> ModelRef:
+    return ModelRef(name=name, revision=revision(name))
+
+
+def _checked(outcome: Outcome, metrics: Metrics) -> Outcome:
+    if outcome.first:
+        metrics.observe_batch(outcome.batch_size)
+    if outcome.error:
+        raise ApiError(422 if outcome.rejected else 500, outcome.error)
+    return outcome
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error, request.state.request_id)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = {404: "there is no such route; /docs lists them", 405: f"this route does not answer {request.method}"}
+    refusal = ApiError(error.status_code, known.get(error.status_code, str(error.detail)), error.headers)
+    return error_response(refusal, request.state.request_id)
+
+

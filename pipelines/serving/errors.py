@@ -1,0 +1,33 @@
+"""Errors that leave the endpoint: a status and one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starlette.responses import Response
+
+
+class ApiError(Exception):
+    """A request that ends here.
+
+    Attributes:
+        status: HTTP status.
+        sentence: what was wrong, where, and what to do.
+        headers: extra response headers.
+    """
+
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, dict(headers or {})
+
+
+def unavailable(sentence: str, retry_after_s: int = 1) -> ApiError:
+    """503 that says when to come back."""
+    return ApiError(503, sentence, {"Retry-After": str(retry_after_s)})
+
+
+def error_response(error: ApiError, request_id: str) -> Response:
+    """The JSON body that every error has."""
+    body = json.dumps({"error": error.sentence, "request_id": request_id})
+    return Response(body, error.status, error.headers, media_type="application/json")

@@ -1,0 +1,106 @@
+"""The `Model` deployment: holds the Scorer and batches the jobs of concurrent requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from ray import serve
+
+from pipelines.serving.jobs import CompareJob, Job, ModelInfo, Outcome, ScoreJob
+from robometer.configs.schema import ServeConfig
+from robometer.scoring import Clip, ClipScore, Scorer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CANARY = Clip(np.zeros((2, 64, 64, 3), dtype=np.uint8), "check that the model answers")
+
+
+class ScorerLoader(Protocol):
+    """Makes a Scorer from a checkpoint folder; must be picklable."""
+
+    def __call__(self, checkpoint: str, device: str = "cpu") -> Scorer: ...
+
+
+class Model:
+    """One replica of the model. Score and compare requests share one batch queue."""
+
+    def __init__(self, loader: ScorerLoader, config: ServeConfig) -> None:
+        # Torch collapses when its threads outnumber the cores that Ray gave this replica.
+        torch.set_num_threads(max(1, int(config.num_cpus)))
+        self._scorer = loader(config.checkpoint, device="cuda" if config.num_gpus > 0 else "cpu")
+        self._suspect = False
+        self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
+        self._batched.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        # Encoders load on first use: ready means that one clip went through all of it.
+        self._scorer.score([_CANARY])
+
+    async def info(self) -> ModelInfo:
+        """Name and provenance of the Scorer."""
+        return ModelInfo(self._scorer.name, dict(getattr(self._scorer, "provenance", {})))
+
+    async def run(self, job: Job) -> Outcome:
+        """Answer one job, together with others that wait."""
+        return await self._batched(job)
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces this replica if a clip that must work fails after an unexpected error."""
+        if self._suspect:
+            await asyncio.to_thread(self._scorer.score, [_CANARY])
+            self._suspect = False
+
+    @serve.batch
+    async def _batched(self, jobs: list[Job]) -> list[Outcome]:
+        # A thread, so that health checks and the queue go on while the model computes.
+        return await asyncio.to_thread(self._answer, jobs)
+
+    def _answer(self, jobs: Sequence[Job]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        scores = [(i, job.clip) for i, job in enumerate(jobs) if isinstance(job, ScoreJob)]
+        pairs = [(i, (job.a, job.b)) for i, job in enumerate(jobs) if isinstance(job, CompareJob)]
+        for indices, values in (
+            ([i for i, _ in scores], self._guarded(self._score, [clip for _, clip in scores])),
+            ([i for i, _ in pairs], self._guarded(self._compare, [pair for _, pair in pairs])),
+        ):
+            for i, (value, error, rejected) in zip(indices, values, strict=True):
+                outcomes[i] = Outcome(self._scorer.name, value, error, rejected, len(jobs), first=i == 0)
+        return [outcomes[i] for i in range(len(jobs))]
+
+    def _score(self, clips: Sequence[Clip]) -> list[ClipScore | float]:
+        scores = self._scorer.score(clips)
+        if not all(np.isfinite(s.progress).all() and np.isfinite(s.success).all() for s in scores):
+            raise ArithmeticError("the model answered a number that is not finite")
+        return list(scores)
+
+    def _compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> list[ClipScore | float]:
+        values = self._scorer.compare(pairs)
+        if not np.isfinite(values).all():
+            raise ArithmeticError("the model answered a number that is not finite")
+        return [float(value) for value in values]
+
+    def _guarded(
+        self, answer: Callable[[Sequence[T]], list[ClipScore | float]], items: Sequence[T]
+    ) -> list[tuple[ClipScore | float | None, str, bool]]:
+        """Answer `items` together; if that fails, one by one, so that one bad input fails alone."""
+        if not items:
+            return []
+        try:
+            return [(value, "", False) for value in answer(items)]
+        except Exception as error:  # a request must end in an answer, whatever the model does
+            if len(items) > 1:
+                return [self._guarded(answer, [item])[0] for item in items]
+            if isinstance(error, ValueError):
+                return [(None, _first_line(error), True)]
+            logger.exception("the model failed on a request")
+            self._suspect = True
+            return [(None, f"the model failed on this input ({type(error).__name__})", False)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

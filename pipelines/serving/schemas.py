@@ -1,0 +1,93 @@
+"""Typed answers, and the request bodies as OpenAPI shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class ModelRef(BaseModel):
+    """Which model answered."""
+
+    name: str = Field(examples=["rewind@3f2a9c0d1e5b"])
+    revision: str = Field(description="hash of the weights; empty where there are none", examples=["3f2a9c0d1e5b"])
+
+
+class ModelAnswer(ModelRef):
+    """The model and what one request may hold."""
+
+    provenance: dict[str, Any] = Field(description="what the model was trained on and with, from its checkpoint")
+    limits: dict[str, int] = Field(description="bounds of one request; num_frames is what a video is thinned to")
+
+
+class ScoreAnswer(BaseModel):
+    """Progress and success at every frame that was scored."""
+
+    request_id: str
+    model: ModelRef
+    task: str
+    num_frames: int = Field(description="T, the number of frames that were scored", examples=[3])
+    frame_index: list[int] = Field(description="[T], position of each frame in the source", examples=[[0, 12, 24]])
+    fps: float | None = Field(description="frames per second of the source, where it is known", examples=[10.0])
+    progress: list[float] = Field(description="[T], in [0, 1]", examples=[[0.04, 0.51, 0.93]])
+    success: list[float] = Field(description="[T], probability that the task is done", examples=[[0.0, 0.11, 0.88]])
+    reward: float = Field(description="progress at the last frame", examples=[0.93])
+
+
+class CompareAnswer(BaseModel):
+    """Which of two videos did the task better."""
+
+    request_id: str
+    model: ModelRef
+    task: str
+    probability_a_better: float = Field(description="in [0, 1]", examples=[0.83])
+    preferred: str = Field(description="'a' where probability_a_better is at least 0.5, else 'b'", examples=["a"])
+
+
+class StatusAnswer(BaseModel):
+    """One word."""
+
+    status: str = Field(examples=["ok"])
+
+
+class ErrorAnswer(BaseModel):
+    """What every error looks like."""
+
+    error: str = Field(description="one sentence: what was wrong, where, and what to do")
+    request_id: str = Field(description="also in the x-request-id header and in the endpoint's log")
+
+
+_ERRORS = {
+    400: "The body is malformed (broken multipart or JSON).",
+    401: "The bearer token is missing or wrong.",
+    413: "Too many bytes, frames or pixels; the limits are in /v1/model.",
+    415: "Neither multipart nor JSON, or the upload is no video.",
+    422: "A field is missing, empty or of the wrong kind.",
+    503: "Not ready, or overloaded: retry after the seconds in Retry-After.",
+}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` of these statuses."""
+    return {status: {"model": ErrorAnswer, "description": _ERRORS[status]} for status in statuses}
+
+
+def request_body(suffixes: tuple[str, ...]) -> dict[str, Any]:
+    """OpenAPI `requestBody` of a route whose clips are named by `suffixes`."""
+    task = {"type": "string", "description": "the instruction, in words", "example": "open the drawer"}
+    binary = {"type": "string", "format": "binary"}
+    images = {"type": "array", "items": {"type": "string", "format": "byte"}}
+    form: dict[str, Any] = {"task": task}
+    body: dict[str, Any] = {"task": task}
+    for suffix in suffixes:
+        form[f"video{suffix}"] = binary | {"description": "a video file (mp4); this or frames"}
+        form[f"frames{suffix}"] = binary | {"description": "a .npy file of uint8 [T, H, W, 3] RGB; this or video"}
+        body[f"frames_base64{suffix}"] = images | {"description": "JPEG or PNG images of one size, base64"}
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "required": ["task"], "properties": form}},
+            "application/json": {"schema": {"type": "object", "required": list(body), "properties": body}},
+        },
+    }

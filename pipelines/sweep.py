@@ -1,0 +1,197 @@
+"""Sweep the loss weights, or any other key, with Ray Tune: each trial is a training run of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from ray import tune
+from ray.tune import ResultGrid, TuneConfig, Tuner
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher, SearchAlgorithm
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from pipelines.cluster import connected
+from pipelines.train import run_train
+from pipelines.training_worker import MODEL, TrainingError
+from robometer import plots, tracking
+from robometer.configs.loading import from_dict, override, to_dict
+from robometer.configs.schema import Config, ConfigError
+from robometer.corpus.corpus import Corpus
+
+logger = logging.getLogger(__name__)
+
+RUN_NAME = "tune"
+_DISTRIBUTIONS = {
+    "choice": tune.choice,
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "randint": tune.randint,
+}
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep found.
+
+    Attributes:
+        best: checkpoint folder of the winner.
+        table: one row per trial: the swept keys, the metric at its best validation, the step it reached.
+        plot: the metric over each swept key.
+    """
+
+    best: Path
+    table: pd.DataFrame
+    plot: Path
+
+
+def parse_space(entries: list[str]) -> dict[str, Any]:
+    """Ray Tune's search space from entries such as `loss.progress_weight=loguniform(0.1,3)`.
+
+    Raises:
+        ConfigError: an entry that is not KEY=DISTRIBUTION(ARGUMENTS), or arguments that the distribution refuses.
+    """
+    space = {}
+    for entry in entries:
+        match = re.fullmatch(r"([\w.]+)\s*=\s*(\w+)\((.*)\)", entry.strip())
+        if not match or match[2] not in _DISTRIBUTIONS:
+            raise ConfigError(f"sweep.space entry {entry!r} is not KEY={'|'.join(_DISTRIBUTIONS)}(ARGUMENTS)")
+        arguments = yaml.safe_load(f"[{match[3]}]")
+        try:
+            space[match[1]] = (
+                tune.choice(arguments) if match[2] == "choice" else _DISTRIBUTIONS[match[2]](*map(float, arguments))
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"sweep.space entry {entry!r}: {error}") from error
+    return space
+
+
+def run_sweep(config: Config) -> SweepReport:
+    """Run or resume the sweep in `sweep.output`.
+
+    Raises:
+        ConfigError: a search space that names unknown keys, or an output folder of another sweep.
+        TrainingError: no trial reached a validation.
+    """
+    output = Path(config.sweep.output).absolute()
+    config = override(
+        config,
+        {
+            "sweep.output": str(output),
+            "corpus.path": _absolute(config.corpus.path),
+            "tracking.uri": tracking.absolute_uri(config.tracking.uri),
+        },
+    )
+    space = parse_space(config.sweep.space)
+    override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
+    Corpus(config.corpus.path)
+    with connected(config), tracking.start(config, "sweep", run_id=_known_run(output)) as run:
+        _remember(output, config, run.run_id)
+        results = _tuner(config, output, space, run.run_id).fit()
+        report = _finish(config, output, results, list(space))
+        run.artifact(report.plot)
+        run.artifact(output / "trials.csv")
+        run.artifact(report.best)
+    return report
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _known_run(output: Path) -> str:
+    path = output / "sweep.json"
+    return str(json.loads(path.read_text())["run_id"]) if path.is_file() else ""
+
+
+def _remember(output: Path, config: Config, run_id: str) -> None:
+    path, values = output / "sweep.json", to_dict(config)
+    kept = {name: values[name] for name in ("corpus", "sampling", "model", "loss", "sweep", "embed")}
+    if path.is_file():
+        known = json.loads(path.read_text())["settings"]
+        changed = [f"{s}.{k}" for s in kept for k in kept[s] if known[s].get(k) != kept[s][k]]
+        if changed:
+            raise ConfigError(
+                f"{output} holds a sweep with another {', '.join(changed)}: choose another sweep.output, or delete it"
+            )
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"run_id": run_id, "settings": kept}, indent=1))
+
+
+def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
+    """One trial: a training run under the drawn values, in a folder named after the trial."""
+    trial = tune.get_context().get_trial_id()
+    folder = Path(base["sweep"]["output"], "trials", trial)
+    changed = values | {"train.output": str(folder), "tracking.run_name": f"trial {trial}"}
+    run_train(override(from_dict(base), changed), callbacks=[TuneReportCallback()], parent_run_id=parent_run_id)
+
+
+def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:
+    sweep, train = config.sweep, config.train
+    scheduler: TrialScheduler = FIFOScheduler()
+    if sweep.scheduler == "asha":
+        grace = min(train.steps, sweep.grace_checkpoints * train.checkpoint_every)
+        scheduler = ASHAScheduler(time_attr="step", max_t=train.steps, grace_period=grace, reduction_factor=2)
+    search: Searcher | SearchAlgorithm = (
+        OptunaSearch(seed=train.seed) if sweep.search == "optuna" else BasicVariantGenerator(random_state=train.seed)
+    )
+    # The trial itself only waits for its training workers, which ask for their own CPUs and GPUs.
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"CPU": 0.01}
+    )
+    storage = output / RUN_NAME
+    if Tuner.can_restore(str(storage)):
+        logger.info("resuming the sweep in %s", output)
+        return Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space)
+    return Tuner(
+        trainable,
+        param_space=space,
+        tune_config=TuneConfig(
+            metric=sweep.metric,
+            mode=sweep.mode,
+            num_samples=sweep.num_trials,
+            max_concurrent_trials=sweep.max_concurrent,
+            scheduler=scheduler,
+            search_alg=search,
+        ),
+        run_config=tune.RunConfig(name=RUN_NAME, storage_path=str(output), verbose=0),
+    )
+
+
+def _finish(config: Config, output: Path, results: ResultGrid, keys: list[str]) -> SweepReport:
+    metric, mode = config.sweep.metric, config.sweep.mode
+    frame = results.get_dataframe(filter_metric=metric, filter_mode=mode)
+    if metric not in frame or frame[metric].notna().sum() == 0:
+        raise TrainingError(f"no trial of the sweep in {output} reported {metric}: {_first_error(results)}")
+    steps = results.get_dataframe().set_index("trial_id")["step"]
+    frame = frame.dropna(subset=[metric]).sort_values(metric, ascending=mode == "min")
+    table = pd.DataFrame({"trial": frame["trial_id"]} | {key: frame[f"config/{key}"] for key in keys})
+    others = [name for name in frame if "/" in name and name != metric and not name.startswith("config/")]
+    for name in (metric, *others):
+        table[name] = frame[name]
+    table["step"] = frame["trial_id"].map(steps)
+    table = table.reset_index(drop=True)
+    table.to_csv(output / "trials.csv", index=False)
+    plot = output / "sweep.png"
+    plots.plot_sweep(table, keys, metric, plot)
+    best = output / "best"
+    shutil.rmtree(best, ignore_errors=True)
+    shutil.copytree(Path(frame.iloc[0][CHECKPOINT_PATH_KEY], MODEL), best)
+    for trial in table["trial"]:
+        run = json.loads((output / "trials" / trial / "run.json").read_text())
+        tracking.close_open_run(config, run["run_id"])
+    return SweepReport(best, table, plot)
+
+
+def _first_error(results: ResultGrid) -> str:
+    return next((" ".join(str(error).split())[-300:] for error in results.errors), "no error was reported")

@@ -1,0 +1,183 @@
+"""Train a reward model with Ray Train and DeepSpeed; the same command again resumes the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.data import DataContext, ExecutionOptions
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+
+from pipelines.cluster import connected, interactive
+from pipelines.sample_stream import stream
+from pipelines.training_worker import HISTORY, MODEL, TrainingError, train_worker
+from robometer import plots, tracking
+from robometer.configs.loading import override, to_dict
+from robometer.configs.schema import Config, ConfigError
+from robometer.corpus.corpus import Corpus
+from robometer.models.checkpoint import build_collator
+from robometer.sampling import ManifestIndex
+
+logger = logging.getLogger(__name__)
+
+RUN_NAME = "run"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run left behind.
+
+    Attributes:
+        best: checkpoint folder of the best validation (of the last step where there was none).
+        metrics: the validation metrics of that checkpoint.
+        history: everything recorded by step.
+    """
+
+    best: Path
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+
+
+def run_train(config: Config, callbacks: list[UserCallback] | None = None, parent_run_id: str = "") -> TrainReport:
+    """Train `config.model` on the corpus; resumes from the latest checkpoint in `train.output`.
+
+    Raises:
+        ConfigError: the output folder belongs to a run with other settings, or corpus and model do not fit.
+        TrainingError: the loss stopped being a number, or workers failed more often than `train.max_failures`.
+    """
+    corpus = Corpus(config.corpus.path)
+    _check_inputs(config, corpus)
+    output = Path(config.train.output).absolute()
+    config = override(config, {"train.output": str(output), "tracking.uri": tracking.absolute_uri(config.tracking.uri)})
+    with connected(config):
+        run_id = _open_run(config, output, corpus, parent_run_id)
+        result = _trainer(config, corpus, output, run_id, callbacks or []).fit()
+    if result.return_value:
+        raise TrainingError(result.return_value)
+    return _finish(config, output, result, run_id)
+
+
+def _check_inputs(config: Config, corpus: Corpus) -> None:
+    """Fail in the driver, in one sentence, where every worker would fail in a hundred lines."""
+    ManifestIndex.from_table(corpus.manifest, config.sampling)
+    build_collator(config, corpus)
+    if config.model.kind == "rewind":
+        corpus.embeddings(config.embed.image_encoder, 0)
+
+
+_FREE = {"train": {"steps", "max_failures", "log_every", "output", "data_actors", "data_cpus", "cpus_per_worker"}}
+"""What may differ when a run is resumed: the rest of these sections decides what is computed."""
+
+
+def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
+    values = to_dict(config)
+    sections = ("sampling", "model", "loss", "train", "embed")
+    kept = {s: {k: v for k, v in values[s].items() if k not in _FREE.get(s, set())} for s in sections}
+    return kept | {"corpus": {"content_hash": corpus.content_hash}}
+
+
+def _open_run(config: Config, output: Path, corpus: Corpus, parent_run_id: str) -> str:
+    """Create or check `run.json`, which ties the folder to its settings and to its tracked run."""
+    fingerprint, path = _fingerprint(config, corpus), output / "run.json"
+    if path.is_file():
+        known = json.loads(path.read_text())
+        for section, values in fingerprint.items():
+            for key, value in values.items():
+                if known["fingerprint"][section].get(key) != value:
+                    raise ConfigError(
+                        f"{output} holds a run with {section}.{key}={known['fingerprint'][section].get(key)!r}, "
+                        f"not {value!r}: choose another train.output, or delete that folder"
+                    )
+        return str(known["run_id"])
+    output.mkdir(parents=True, exist_ok=True)
+    with tracking.start(config, "train", parent_run_id=parent_run_id) as run:
+        path.write_text(json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
+        return run.run_id
+
+
+def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callbacks: list[UserCallback]) -> TorchTrainer:
+    train = config.train
+    # Batches are small and many: without this Ray Data would weigh each block of the stream against its own heuristics.
+    DataContext.get_current().enable_progress_bars = False
+    spec = {
+        "config": to_dict(config),
+        "provenance": {"corpus": corpus.content_hash, "run_id": run_id},
+        "run_id": run_id,
+        "interactive": interactive(),
+    }
+    scaling = ScalingConfig(
+        num_workers=train.num_workers,
+        use_gpu=train.use_gpu,
+        resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+    )
+    best = train.best_metric if train.validate else "step"
+    checkpoints = CheckpointConfig(
+        num_to_keep=train.keep_checkpoints,
+        checkpoint_score_attribute=best,
+        checkpoint_score_order=train.best_mode if train.validate else "max",
+    )
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=spec,
+        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        scaling_config=scaling,
+        datasets={"train": lambda: stream(config, _next_step(output / RUN_NAME))},
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        run_config=RunConfig(
+            name=RUN_NAME,
+            storage_path=str(output),
+            checkpoint_config=checkpoints,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def _next_step(run: Path) -> int:
+    """The step after Ray Train's latest committed checkpoint; asked again whenever workers are started anew."""
+    snapshot = run / SNAPSHOT
+    if not snapshot.is_file():
+        return 0
+    latest = json.loads(
+        json.loads(snapshot.read_text()) if snapshot.read_text().startswith('"') else snapshot.read_text()
+    )
+    result = latest["latest_checkpoint_result"]
+    return int(result["checkpoint_dir_name"].removeprefix("step-")) if result else 0
+
+
+def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainReport:
+    """Copy the best checkpoint to `best/`, draw the plots, register the model."""
+    ranked = result.best_checkpoints or []
+    if not ranked:
+        raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
+    key = config.train.best_metric if config.train.validate else "step"
+    missing = [metrics for _, metrics in ranked if key not in metrics]
+    if missing:
+        raise ConfigError(f"train.best_metric={key} is not among the validation metrics {sorted(missing[0])}")
+    sign = -1.0 if config.train.validate and config.train.best_mode == "min" else 1.0
+    checkpoint, metrics = max(ranked, key=lambda item: sign * item[1][key])
+    best = output / "best"
+    staging = output / ".best.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(Path(checkpoint.path, MODEL), staging)
+    provenance = json.loads((staging / "provenance.json").read_text()) | {"metrics": metrics}
+    (staging / "provenance.json").write_text(json.dumps(provenance, indent=2))
+    shutil.rmtree(best, ignore_errors=True)
+    staging.rename(best)
+    assert result.checkpoint is not None
+    history = [json.loads(line) for line in Path(result.checkpoint.path, HISTORY).read_text().splitlines()]
+    (output / HISTORY).write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    plots.plot_history(history, output / "training.png")
+    with tracking.start(config, "train", run_id=run_id) as run:
+        run.artifact(output / "training.png")
+        run.artifact(best)
+        run.register_model("best", {name: value for name, value in metrics.items() if name != "step"})
+    return TrainReport(best, {k: float(v) for k, v in metrics.items()}, history)

@@ -1,0 +1,102 @@
+"""What a model is fed and what it answers: named tensors with explicit masks, ragged in T."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ClipTargets:
+    """Supervision of one trajectory per sample.
+
+    Attributes:
+        frame_mask: bool [B, T], true where there is a frame.
+        progress_target: float32 [B, T] in [0, 1].
+        progress_mask: bool [B, T], frames whose progress is supervised.
+        success_label: float32 [B, T], 0 or 1.
+        success_mask: bool [B, T], frames whose success is supervised.
+    """
+
+    frame_mask: Tensor
+    progress_target: Tensor
+    progress_mask: Tensor
+    success_label: Tensor
+    success_mask: Tensor
+
+
+@dataclass
+class Batch:
+    """One micro-batch of samples; a progress sample has an empty second trajectory (`b.frame_mask` all false).
+
+    Attributes:
+        sample_index: int64 [B], the position of each sample in the stream of plans.
+        inputs: what the model's collator made for it (embeddings, or token ids and pixels).
+        a, b: targets of the first and the second trajectory.
+        preference_label: float32 [B], 1 where A did better.
+        preference_mask: bool [B], true for preference samples.
+        strategy: int64 [B], index into `robometer.sampling.STRATEGIES`.
+    """
+
+    sample_index: Tensor
+    inputs: dict[str, Tensor]
+    a: ClipTargets
+    b: ClipTargets
+    preference_label: Tensor
+    preference_mask: Tensor
+    strategy: Tensor
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Flat numpy form `{"a.frame_mask": ..., "inputs.text": ...}`; inverse of `from_arrays`."""
+        flat = {name: getattr(self, name) for name in _PLAIN}
+        flat |= {f"{side}.{f.name}": getattr(getattr(self, side), f.name) for side in "ab" for f in fields(ClipTargets)}
+        flat |= {f"inputs.{name}": value for name, value in self.inputs.items()}
+        return {name: value.numpy() for name, value in flat.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> Batch:
+        """Rebuild a batch from its flat form, on `device`."""
+        tensors = {name: torch.from_numpy(np.array(value)).to(device) for name, value in arrays.items()}
+        sides = {
+            side: ClipTargets(**{f.name: tensors[f"{side}.{f.name}"] for f in fields(ClipTargets)}) for side in "ab"
+        }
+        inputs = {name.removeprefix("inputs."): t for name, t in tensors.items() if name.startswith("inputs.")}
+        return cls(**{name: tensors[name] for name in _PLAIN}, inputs=inputs, a=sides["a"], b=sides["b"])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch.from_arrays(self.to_arrays(), device)
+
+
+_PLAIN = ("sample_index", "preference_label", "preference_mask", "strategy")
+
+
+@dataclass
+class RewardOutput:
+    """What a reward model answers.
+
+    Attributes:
+        progress_logits: [B, T, K] for K bins (K = 1 holds a value in [0, 1] for l1 and l2 heads), trajectory A.
+        success_logits: [B, T], trajectory A.
+        progress_logits_b, success_logits_b: the same for trajectory B, or None where the batch has no pairs.
+        preference_logits: [B], above 0 where A is judged better; None where the batch has no pairs.
+    """
+
+    progress_logits: Tensor
+    success_logits: Tensor
+    progress_logits_b: Tensor | None = None
+    success_logits_b: Tensor | None = None
+    preference_logits: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+def progress_from_logits(logits: Tensor) -> Tensor:
+    """Expected progress [...] of bin logits [..., K] over centres linspace(0, 1, K); K = 1 is the value itself."""
+    if logits.shape[-1] == 1:
+        return logits.squeeze(-1).float()
+    centres = torch.linspace(0.0, 1.0, logits.shape[-1], device=logits.device)
+    return (logits.float().softmax(-1) * centres).sum(-1)

@@ -1,0 +1,144 @@
+"""A Scorer that is somewhere else: the typed client of the endpoint (`pipelines.serve`)."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+
+from robometer.errors import RobometerError
+from robometer.scoring import Clip, ClipScore, PrefixSession, Session
+
+ATTEMPTS = 5
+"""Tries of one request while the endpoint answers 503, or its connections break."""
+
+MAX_WAIT_S = 10.0
+"""The longest pause between two tries, whatever Retry-After says."""
+
+CONCURRENCY = 8
+"""Requests in flight at a time; the endpoint joins them to batches."""
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+class ScoringError(RobometerError):
+    """An endpoint that cannot be reached, or refused a request; the message holds its sentence."""
+
+
+class RemoteScorer:
+    """Scorer over HTTP. Frames travel as npy, so that the numbers are those of the same scorer in this process.
+
+    Args:
+        url: of the endpoint, such as `http://127.0.0.1:8000`.
+        token: bearer token, where the endpoint wants one.
+        timeout_s: for one request, without the pauses between tries.
+
+    Raises:
+        ScoringError: no endpoint answers at `url`, or it refuses the token. So do all methods where a request fails.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        model = self._request("GET", "/v1/model")
+        self.name: str = model["name"]
+        self.revision: str = model["revision"]
+        self.provenance: dict[str, Any] = model["provenance"]
+        self.limits: dict[str, int] = model["limits"]
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`; one request per clip, several at a time."""
+        return _concurrently(self._score, clips)
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        """See `Scorer.compare`; one request per pair, several at a time."""
+        return np.array(_concurrently(self._compare, pairs), dtype=np.float32)
+
+    def open_session(self, task: str) -> Session:
+        """See `Scorer.open_session`; each frame is scored with all before it."""
+        return PrefixSession(self, task)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> RemoteScorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _score(self, clip: Clip) -> ClipScore:
+        answer = self._post("/v1/score", clip.task, {"frames": clip.frames})
+        return ClipScore(
+            np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32)
+        )
+
+    def _compare(self, pair: tuple[Clip, Clip]) -> float:
+        a, b = pair
+        answer = self._post("/v1/compare", a.task, {"frames_a": a.frames, "frames_b": b.frames})
+        return float(answer["probability_a_better"])
+
+    def _post(self, route: str, task: str, frames: dict[str, np.ndarray]) -> dict[str, Any]:
+        size_bytes = sum(array.nbytes for array in frames.values())
+        if size_bytes > self.limits["max_upload_bytes"]:
+            # Refused here: the endpoint would close the connection while the body is still on its way.
+            raise ScoringError(
+                f"{size_bytes} bytes of frames are more than {self.url} takes ({self.limits['max_upload_bytes']}): "
+                "send fewer or smaller frames"
+            )
+        files = {name: (f"{name}.npy", _npy(array), "application/octet-stream") for name, array in frames.items()}
+        return self._request("POST", route, data={"task": task}, files=files)
+
+    def _request(self, method: str, route: str, **body: Any) -> dict[str, Any]:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                response = self._http.request(method, route, **body)
+            except httpx.TransportError as error:
+                if attempt == ATTEMPTS or isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol):
+                    raise ScoringError(f"no endpoint answers at {self.url}: {error}") from error
+                time.sleep(_pause_s("", attempt))
+                continue
+            except httpx.InvalidURL as error:
+                raise ScoringError(f"{self.url!r} is not the URL of an endpoint: {error}") from error
+            if response.status_code != 503 or attempt == ATTEMPTS:
+                return self._answer(response)
+            time.sleep(_pause_s(response.headers.get("retry-after", ""), attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if response.is_success and isinstance(answer, dict):
+            return answer
+        sentence = answer.get("error", "") if isinstance(answer, dict) else ""
+        sentence = sentence or "the answer is not one of a Robometer endpoint; check the URL"
+        raise ScoringError(f"{response.request.url} answered {response.status_code}: {sentence}")
+
+
+def _concurrently(function: Callable[[T], Result], items: Sequence[T]) -> list[Result]:
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(CONCURRENCY, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
+def _npy(frames: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(frames), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _pause_s(retry_after: str, attempt: int) -> float:
+    """Seconds that the endpoint asked for, else a pause that doubles."""
+    asked_s = float(retry_after) if retry_after.isdigit() else 0.25 * 2.0 ** (attempt - 1)
+    return min(asked_s, MAX_WAIT_S)

@@ -1,0 +1,71 @@
+"""Compose, save and restore configurations with Hydra and OmegaConf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robometer.configs.schema import Config, ConfigError
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load(overrides: Sequence[str] = ()) -> Config:
+    """The configuration under `overrides` such as `train.steps=500`, `model=rewind_scaled` or `recipe=quickstart`.
+
+    Raises:
+        ConfigError: an unknown key or group, a value of the wrong type, or values that contradict each other.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("robometer.configs", version_base="1.3"):
+            composed = compose("config", overrides=list(overrides))
+        return cast(Config, OmegaConf.to_object(composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key"))]
+    cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
+    return f"configuration: {' '.join(kept[:4])}{cause}"
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dictionary of the configuration."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Inverse of `to_dict`; unknown keys raise `ConfigError`."""
+    try:
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(values))))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of `config` with dotted keys changed, such as `{"loss.preference_weight": 0.5}`."""
+    tree = OmegaConf.merge(OmegaConf.structured(Config), to_dict(config))
+    try:
+        for key, value in values.items():
+            OmegaConf.update(tree, key, value)
+        return cast(Config, OmegaConf.to_object(tree))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write the configuration as YAML."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))

@@ -1,0 +1,331 @@
+"""Typed configuration: one tree for all jobs. Values come from here, then from YAML groups, then from overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from robometer.errors import RobometerError
+
+
+class ConfigError(RobometerError):
+    """A configuration that cannot run; the message is one sentence that says what to change."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _check(value in allowed, f"{name}={value!r} is none of {', '.join(allowed)}")
+
+
+@dataclass
+class CorpusConfig:
+    """Where the corpus lies (local path or any URI that pyarrow's filesystems open)."""
+
+    path: str = "outputs/corpus"
+
+
+@dataclass
+class IngestConfig:
+    """Raw data to corpus. Sizes follow upstream: at most 32 frames, short edge 240 px."""
+
+    source: str = "mp4_jsonl"
+    input: str = "bundled"  # a folder or file of the source's format; `bundled` is the packaged Meta-World corpus
+    max_frames: int = 32
+    short_edge: int = 240
+    jpeg_quality: int = 90
+    shard_size: int = 64  # trajectories per shard
+    max_source_frames: int = 100_000
+    max_source_pixels: int = 8192 * 8192
+    verify_video: bool = True  # decode every frame strictly, so that corruption in the middle is found
+    max_bad_fraction: float = 0.5  # more refused episodes than this end the job with status 1
+    retry_quarantined: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.max_frames >= 2, "ingest.max_frames must be at least 2")
+        _check(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")
+        _check(1 <= self.jpeg_quality <= 100, "ingest.jpeg_quality must be in 1..100")
+        _check(self.shard_size >= 1, "ingest.shard_size must be at least 1")
+
+
+@dataclass
+class EmbedConfig:
+    """Frozen encoders, by name in `robometer.models.encoders`."""
+
+    image_encoder: str = "efficientnet_lite0"
+    text_encoder: str = "minilm_l6"
+    batch_size: int = 32
+    actors: int = 2
+    num_gpus: float = 0.0  # per actor
+
+
+@dataclass
+class PreferenceStrategies:
+    """Relative weights of the ways to make a rejected trajectory (spec 3.9)."""
+
+    rewind: float = 1.0
+    suboptimal: float = 1.0
+    different_task: float = 1.0
+    reverse: float = 1.0
+
+
+@dataclass
+class ProgressStrategies:
+    """Relative weights of the ways to show one trajectory (spec 3.8)."""
+
+    forward: float = 1.0
+    reverse: float = 1.0
+    rewind: float = 1.0
+    different_instruction: float = 1.0
+
+
+@dataclass
+class SamplingConfig:
+    """What the plan draws. Names follow upstream's `data` group."""
+
+    max_frames: int = 16
+    preference: float = 1.0  # weight of preference samples (upstream trains on these only)
+    progress: float = 1.0  # weight of progress samples
+    preference_strategies: PreferenceStrategies = field(default_factory=PreferenceStrategies)
+    progress_strategies: ProgressStrategies = field(default_factory=ProgressStrategies)
+    partial_success_threshold: float = 0.2
+    same_source_probability: float = 0.5
+    min_frames_per_trajectory: int = 5
+    progress_target: str = "absolute_first_frame"
+    min_success: float = 0.5  # successful frames below this progress are negatives of the success head
+    max_success: float = 1.0  # success cut-off of sources that have none of their own
+    progress_bins: int = 10
+    pad_frames: bool = False  # upstream repeats the last frame up to max_frames and supervises it
+    compat: str = "fixed"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        _one_of("sampling.compat", self.compat, ("fixed", "upstream"))
+        _one_of(
+            "sampling.progress_target",
+            self.progress_target,
+            ("absolute_first_frame", "absolute_wrt_total_frames", "relative_first_frame"),
+        )
+        _check(self.max_frames >= 1, "sampling.max_frames must be at least 1")
+        _check(self.preference >= 0 and self.progress >= 0, "sampling ratios must not be negative")
+        _check(self.preference + self.progress > 0, "sampling.preference and sampling.progress are both 0")
+        _check(self.progress_bins >= 2, "sampling.progress_bins must be at least 2")
+
+
+@dataclass
+class ModelConfig:
+    """The reward model. `kind=rewind` reads embeddings, `kind=robometer` is the vision-language model."""
+
+    kind: str = "rewind"
+    # rewind: transformer on frozen embeddings
+    hidden_dim: int = 512
+    num_layers: int = 4
+    num_heads: int = 8
+    dropout: float = 0.1
+    max_len: int = 32
+    attention: str = "causal"  # full | causal | state: a frame sees the text and itself only
+    per_frame_progress_token: bool = True
+    # robometer: a vision-language backbone
+    base_model: str = "Qwen/Qwen3-VL-4B-Instruct"  # a hub id, a local folder, or `tiny` (random weights)
+    train_vision_encoder: bool = False
+    # both
+    progress_loss: str = "discrete"  # discrete (two-hot over sampling.progress_bins) | l1 | l2
+
+    def __post_init__(self) -> None:
+        _one_of("model.kind", self.kind, ("rewind", "robometer"))
+        _one_of("model.attention", self.attention, ("full", "causal", "state"))
+        _one_of("model.progress_loss", self.progress_loss, ("discrete", "l1", "l2"))
+
+
+@dataclass
+class LossConfig:
+    """loss = progress_weight * L_progress + success_weight * L_success + preference_weight * L_preference."""
+
+    progress_weight: float = 1.0
+    success_weight: float = 1.0
+    preference_weight: float = 1.0
+    balance_success: bool = True  # positives and negatives count alike (upstream meant to, and does not)
+    supervise_b: bool = True  # progress and success of the second trajectory of a pair too (upstream: first only)
+    compat: str = "fixed"
+
+    def __post_init__(self) -> None:
+        _one_of("loss.compat", self.compat, ("fixed", "upstream"))
+
+
+@dataclass
+class TrainConfig:
+    """One training run. Running the same command again resumes it."""
+
+    output: str = "outputs/train"
+    steps: int = 1000
+    batch_size: int = 32  # samples per optimizer step over all workers
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 10.0
+    seed: int = 42
+    num_workers: int = 1
+    use_gpu: bool = False
+    cpus_per_worker: float = 1.0
+    data_actors: int = 1  # processes that fetch and collate batches
+    data_cpus: float = 1.0  # per data actor
+    zero_stage: int = 2
+    precision: str = "fp32"  # fp32 | bf16
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    best_metric: str = "seen/preference_accuracy"
+    best_mode: str = "max"
+    validate: bool = True  # at every checkpoint
+    validation_clips: int = 150  # per split
+    validation_splits: list[str] = field(default_factory=lambda: ["seen"])
+    log_every: int = 10
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        _check(self.zero_stage in (0, 1, 2, 3), "train.zero_stage must be 0, 1, 2 or 3")
+        _one_of("train.precision", self.precision, ("fp32", "bf16"))
+        _one_of("train.best_mode", self.best_mode, ("max", "min"))
+        _check(self.steps >= 1, "train.steps must be at least 1")
+        _check(self.num_workers >= 1, "train.num_workers must be at least 1")
+        share = self.num_workers * self.gradient_accumulation
+        _check(
+            self.batch_size % share == 0,
+            f"train.batch_size={self.batch_size} must be a multiple of num_workers x gradient_accumulation = {share}",
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples per worker and forward pass."""
+        return self.batch_size // (self.num_workers * self.gradient_accumulation)
+
+
+@dataclass
+class SweepConfig:
+    """Ray Tune over any keys of this tree: `space` lists KEY=choice(...), KEY=uniform(a,b) or KEY=loguniform(a,b)."""
+
+    output: str = "outputs/sweep"
+    num_trials: int = 8
+    max_concurrent: int = 1
+    scheduler: str = "asha"  # asha | fifo
+    search: str = "random"  # random | optuna
+    metric: str = "seen/preference_accuracy"
+    mode: str = "max"
+    grace_checkpoints: int = 1  # validations before ASHA may stop a trial
+    space: list[str] = field(
+        default_factory=lambda: [
+            "loss.progress_weight=loguniform(0.1,3)",
+            "loss.success_weight=loguniform(0.1,3)",
+            "loss.preference_weight=loguniform(0.1,3)",
+        ]
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("sweep.scheduler", self.scheduler, ("asha", "fifo"))
+        _one_of("sweep.search", self.search, ("random", "optuna"))
+        _one_of("sweep.mode", self.mode, ("max", "min"))
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluations of one scorer on splits of a corpus."""
+
+    checkpoint: str = "outputs/train/best"  # a checkpoint folder, or the URL of an endpoint
+    output: str = "outputs/evaluation"
+    splits: list[str] = field(default_factory=lambda: ["seen", "held_out"])
+    evaluations: list[str] = field(
+        default_factory=lambda: [
+            "reward_alignment",
+            "policy_ranking",
+            "confusion_matrix",
+            "preference",
+            "success_detection",
+        ]
+    )
+    max_clips: int = 2000  # per split
+    pairs_per_task: int = 50
+    bootstrap: int = 1000
+    confidence: float = 0.95
+    batch_size: int = 16
+    actors: int = 1
+    num_gpus: float = 0.0
+    seed: int = 42
+
+
+@dataclass
+class ServeConfig:
+    """The endpoint. It binds to loopback unless told otherwise."""
+
+    checkpoint: str = "outputs/train/best"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    max_batch_size: int = 8
+    batch_wait_timeout_s: float = 0.02
+    max_upload_bytes: int = 64 * 1024 * 1024
+    max_source_frames: int = 10_000
+    max_source_pixels: int = 4096 * 4096
+    max_queued_requests: int = 64
+    token: str = ""  # bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none
+
+    def __post_init__(self) -> None:
+        _check(0 < self.port < 65536, "serve.port must be in 1..65535")
+
+
+@dataclass
+class SimulateConfig:
+    """Meta-World roll-outs with scripted experts (needs the `simulate` extra)."""
+
+    output: str = "outputs/metaworld"
+    tasks: list[str] = field(default_factory=list)  # empty: all that label reliably
+    clips_per_quality: int = 6
+    image_size: int = 160
+    max_frames: int = 32
+    seed: int = 0
+
+
+@dataclass
+class TrackingConfig:
+    """MLflow. `uri` is a database or a server; `none` turns tracking off."""
+
+    uri: str = "sqlite:///outputs/mlflow.db"
+    experiment: str = "robometer"
+    run_name: str = ""
+
+
+@dataclass
+class RayConfig:
+    """The cluster: the one this process runs in or that RAY_ADDRESS names, else a local one of this size."""
+
+    num_cpus: int = 0  # of a local cluster; 0: at least 4 logical CPUs
+    object_store_mb: int = 512  # of a local cluster
+
+
+@dataclass
+class Config:
+    """All of it."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.sampling.max_frames <= self.model.max_len or self.model.kind != "rewind",
+            f"sampling.max_frames={self.sampling.max_frames} is more than model.max_len={self.model.max_len}",
+        )

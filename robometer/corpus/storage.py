@@ -1,0 +1,106 @@
+"""Files that appear whole or not at all, on any filesystem that pyarrow opens."""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import time
+import uuid
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+STALE_AFTER_S = 600.0
+"""A temporary file that nobody has written to for so long is of a crashed run; younger ones may be another's work."""
+
+
+class Storage:
+    """A folder on a pyarrow filesystem: a local path, or a URI such as s3://bucket/corpus or gs://bucket/corpus."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path if "://" in path else os.path.abspath(path)
+        self.fs: pafs.FileSystem = pafs.LocalFileSystem()
+        self.root: str = self.path
+        if "://" in path:
+            self.fs, self.root = pafs.FileSystem.from_uri(path)
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.path,)
+
+    def full(self, name: str) -> str:
+        """Path of `name` inside this folder, as the filesystem wants it."""
+        return posixpath.join(self.root, name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a committed file of this name."""
+        return bool(self.fs.get_file_info(self.full(name)).type == pafs.FileType.File)
+
+    def list(self, folder: str, suffix: str) -> Sequence[str]:
+        """Sorted names (relative to the root) of the committed files of a folder; temporary files are not shown."""
+        names = [info.base_name for info in self._files(folder)]
+        return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
+        """Delete what crashed runs left in a folder, returns how many files: temporary ones not written to for
+        `age_s` seconds and, with `keep`, as old committed ones whose stem it does not contain."""
+        stale = []
+        for info in self._files(folder):
+            orphan = keep is not None and info.base_name.rsplit(".", 1)[0] not in keep
+            temporary = info.base_name.startswith(".") and info.base_name.endswith(".tmp")
+            if (temporary or orphan) and info.mtime is not None and time.time() - info.mtime.timestamp() > age_s:
+                stale.append(info.path)
+        for path in stale:
+            self.fs.delete_file(path)
+        return len(stale)
+
+    def _files(self, folder: str) -> Sequence[pafs.FileInfo]:
+        infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
+        return [info for info in infos if info.type == pafs.FileType.File]
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Any]:
+        """A stream that becomes `name` when the block ends well, and leaves nothing when it does not."""
+        folder, base = posixpath.split(self.full(name))
+        self.fs.create_dir(folder, recursive=True)
+        temporary = posixpath.join(folder, f".{base}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with self.fs.open_output_stream(temporary) as stream:
+                yield stream
+            self.fs.move(temporary, self.full(name))
+        except BaseException:
+            if self.fs.get_file_info(temporary).type == pafs.FileType.File:
+                self.fs.delete_file(temporary)
+            raise
+
+    def read_bytes(self, name: str) -> bytes:
+        """Content of a file."""
+        with self.fs.open_input_stream(self.full(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Replace a file's content in one step."""
+        with self.write(name) as stream:
+            stream.write(data)
+
+    def write_parquet(self, name: str, table: pa.Table) -> None:
+        """Write a table that fits in memory."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_parquet(self, name: str) -> pa.Table:
+        """Read a whole table."""
+        with self.fs.open_input_file(self.full(name)) as source:
+            return pq.read_table(source)
+
+    def open_arrow(self, name: str) -> ipc.RecordBatchFileReader:
+        """Reader of an Arrow IPC file; memory-mapped where the filesystem is local, ranged reads elsewhere."""
+        local = isinstance(self.fs, pafs.LocalFileSystem)
+        source = pa.memory_map(self.full(name)) if local else self.fs.open_input_file(self.full(name))
+        return ipc.open_file(source)

@@ -1,0 +1,147 @@
+"""Which clips, instructions and pairs of a split are put before the scorer: a pure function of (manifest, settings)."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from robometer.corpus.corpus import Corpus
+from robometer.trajectory import QUALITY_LABELS, normalise_task
+
+BEST = QUALITY_LABELS[-1]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a clip in both directions and under other instructions, or a pair in both orders.
+
+    Attributes:
+        row: manifest row of the clip, or of the chosen clip of a pair.
+        task: the instruction, as its task's first row spells it.
+        instructions: of a clip, other tasks' instructions to show it under.
+        rejected: of a pair, manifest row of the rejected clip (the same row: played backwards); -1 for a clip.
+        pair_kind: one of `predictions.PAIR_KINDS`; empty for a clip.
+    """
+
+    split: str
+    row: int
+    task: str
+    instructions: Sequence[str] = ()
+    rejected: int = -1
+    pair_kind: str = ""
+
+
+UNIT_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int64()),
+        ("task", pa.string()),
+        ("instructions", pa.list_(pa.string())),
+        ("rejected", pa.int64()),
+        ("pair_kind", pa.string()),
+    ]
+)
+
+
+def units_table(units: Sequence[Unit]) -> pa.Table:
+    """Units as an Arrow table, one row each, to hand to workers."""
+    return pa.Table.from_pylist([asdict(unit) for unit in units], schema=UNIT_SCHEMA)
+
+
+def units_from(table: pa.Table) -> list[Unit]:
+    """Inverse of `units_table`."""
+    return [Unit(**row | {"instructions": tuple(row["instructions"])}) for row in table.to_pylist()]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Task and quality of the rows that were selected, and each task's instruction."""
+
+    task: dict[int, str]
+    quality: dict[int, str]
+
+    @classmethod
+    def of(cls, corpus: Corpus, rows: np.ndarray) -> _Labels:
+        texts = corpus.manifest["task"].take(pa.array(rows)).to_pylist()
+        spelling: dict[str, str] = {}
+        for text in sorted(texts):
+            spelling.setdefault(normalise_task(text), text)
+        quality = corpus.manifest["quality_label"].take(pa.array(rows)).to_pylist()
+        names = [spelling[normalise_task(text)] for text in texts]
+        numbers = [int(row) for row in rows]
+        return cls(dict(zip(numbers, names, strict=True)), dict(zip(numbers, quality, strict=True)))
+
+    def by_task(self, *qualities: str) -> dict[str, list[int]]:
+        """Rows of these qualities by task; every task is there, in sorted order."""
+        groups: dict[str, list[int]] = {name: [] for name in sorted(set(self.task.values()))}
+        for row, task in self.task.items():
+            if self.quality[row] in qualities:
+                groups[task].append(row)
+        return groups
+
+
+def plan_split(
+    corpus: Corpus,
+    split: str,
+    max_clips: int,
+    pairs_per_task: int,
+    seed: int,
+    evaluations: Sequence[str],
+) -> list[Unit]:
+    """Everything to predict for a split.
+
+    At most `max_clips` clips, balanced over tasks and qualities. With `confusion_matrix` among the evaluations each
+    successful one of them is shown under every instruction of the split (clips x tasks scorings); with `preference`,
+    up to `pairs_per_task` pairs of each kind per task are asked.
+    """
+    rows = select_rows(corpus, split, max_clips, seed)
+    labels = _Labels.of(corpus, rows)
+    tasks = sorted(set(labels.task.values()))
+    confuse = "confusion_matrix" in evaluations
+
+    def others(row: int) -> tuple[str, ...]:
+        return tuple(t for t in tasks if t != labels.task[row]) if confuse and labels.quality[row] == BEST else ()
+
+    clips = [Unit(split, int(row), labels.task[int(row)], others(int(row))) for row in rows]
+    pairs = _pairs(labels, split, pairs_per_task, seed) if "preference" in evaluations else []
+    return clips + pairs
+
+
+def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int) -> np.ndarray:
+    """At most `max_clips` rows of a split, int64, taken in turn from every (task, quality), ascending."""
+    cells: dict[tuple[str, str], list[int]] = defaultdict(list)
+    tasks, qualities = corpus.manifest["task"], corpus.manifest["quality_label"]
+    for row in corpus.rows(split):
+        cells[normalise_task(tasks[int(row)].as_py()), qualities[int(row)].as_py()].append(int(row))
+    turns = []
+    for (task, quality), members in sorted(cells.items()):
+        order = _rng(seed, task, quality).permutation(len(members))
+        turns += [(turn, task, quality, members[i]) for turn, i in enumerate(order)]
+    return np.sort(np.array([row for *_, row in sorted(turns)[:max_clips]], dtype=np.int64))
+
+
+def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Unit]:
+    cells = {quality: labels.by_task(quality) for quality in QUALITY_LABELS}
+    best = cells[BEST]
+    units = []
+    for task, successes in best.items():
+        ranked = [cells[quality][task] for quality in QUALITY_LABELS]
+        foreign = [row for other, rows in best.items() if other != task for row in rows]
+        candidates = {
+            "quality": [(b, a) for i, low in enumerate(ranked) for high in ranked[i + 1 :] for a in low for b in high],
+            "task": [(own, other) for own in successes for other in foreign],
+            "reversed": [(own, own) for own in successes],
+        }
+        for kind, pairs in candidates.items():
+            chosen = _rng(seed, task, kind).permutation(len(pairs))[:limit]
+            units += [Unit(split, pairs[i][0], task, (), pairs[i][1], kind) for i in sorted(chosen)]
+    return units
+
+
+def _rng(seed: int, *names: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])

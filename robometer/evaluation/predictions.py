@@ -1,0 +1,183 @@
+"""What a scorer said, kept apart from the metrics: records, and the Parquet tables that hold them.
+
+Three tables. `predictions`: every clip with its own task, forward and reversed, with the truth beside it. `confusion`:
+the last-frame progress of every successful clip under every instruction of its split. `pairs`: preferences, each pair
+asked in both orders. A record whose `error` is not empty has no prediction and enters no metric; it is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from robometer.corpus.storage import Storage
+
+FORWARD, REVERSED = "forward", "reversed"
+PAIR_KINDS = ("quality", "task", "reversed")
+
+
+@dataclass(frozen=True)
+class ClipPrediction:
+    """One clip under its own task.
+
+    Attributes:
+        direction: `forward`, or `reversed` where the scorer was shown the frames backwards as a clip of its own.
+        progress, success: float32 [T] in the order shown; empty where `error` says why there are none.
+        env_reward, success_label: float32 [T], the simulator's truth at the frames shown; empty where unknown.
+    """
+
+    split: str
+    id: str
+    row: int
+    source: str
+    task: str
+    quality_label: str
+    direction: str
+    progress: np.ndarray
+    success: np.ndarray
+    env_reward: np.ndarray
+    success_label: np.ndarray
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class InstructionPrediction:
+    """The last-frame progress of one clip under one instruction, its own or another task's."""
+
+    split: str
+    id: str
+    row: int
+    task: str
+    instruction: str
+    final_progress: float
+
+
+@dataclass(frozen=True)
+class PairPrediction:
+    """One preference under `task`, asked in both orders.
+
+    Attributes:
+        kind: `quality` (two qualities of one task), `task` (a successful clip of this task against one of another
+            task) or `reversed` (a successful clip against itself played backwards).
+        chosen_id, rejected_id: which clip is the better one by its labels, and which the worse.
+        chosen_first: P(chosen better) with the chosen clip shown first.
+        chosen_second: P(chosen better) with the chosen clip shown second.
+    """
+
+    split: str
+    kind: str
+    task: str
+    chosen_id: str
+    rejected_id: str
+    chosen_quality: str
+    rejected_quality: str
+    chosen_first: float
+    chosen_second: float
+    error: str = ""
+
+
+Record = ClipPrediction | InstructionPrediction | PairPrediction
+
+_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "np.ndarray": pa.list_(pa.float32())}
+
+
+def _struct(kind: type) -> pa.StructType:
+    return pa.struct([(f.name, _TYPES[str(f.type)]) for f in fields(kind)])
+
+
+_KINDS: dict[str, type] = {
+    "predictions": ClipPrediction,
+    "confusion": InstructionPrediction,
+    "pairs": PairPrediction,
+}
+
+RECORD_SCHEMA = pa.schema([(name, _struct(kind)) for name, kind in _KINDS.items()])
+"""Records of all three kinds in one stream: exactly one column of a row is not null."""
+
+
+@dataclass
+class Predictions:
+    """All records of one scorer on the splits that were evaluated."""
+
+    clips: list[ClipPrediction] = field(default_factory=list)
+    instructions: list[InstructionPrediction] = field(default_factory=list)
+    pairs: list[PairPrediction] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Predictions:
+        """Sort records into their tables, each in a fixed order, whatever order workers answered in."""
+        made = cls()
+        for record in records:
+            if isinstance(record, ClipPrediction):
+                made.clips.append(record)
+            elif isinstance(record, PairPrediction):
+                made.pairs.append(record)
+            else:
+                made.instructions.append(record)
+        made.clips.sort(key=lambda r: (r.split, r.id, r.direction))
+        made.instructions.sort(key=lambda r: (r.split, r.id, r.instruction))
+        made.pairs.sort(key=lambda r: (r.split, r.kind, r.task, r.chosen_id, r.rejected_id))
+        return made
+
+    def split(self, name: str) -> Predictions:
+        """What belongs to one split, without the records that failed."""
+        return Predictions(
+            [r for r in self.clips if r.split == name and not r.error],
+            [r for r in self.instructions if r.split == name],
+            [r for r in self.pairs if r.split == name and not r.error],
+        )
+
+    def split_names(self) -> list[str]:
+        """Splits with at least one clip that was scored, sorted."""
+        return sorted({r.split for r in self.clips if not r.error})
+
+    def errors(self) -> list[ClipPrediction | PairPrediction]:
+        """The records that failed."""
+        return [*(c for c in self.clips if c.error), *(p for p in self.pairs if p.error)]
+
+    def save(self, storage: Storage) -> None:
+        """Write `predictions.parquet`, `confusion.parquet` and `pairs.parquet`."""
+        tables: dict[str, Sequence[Record]] = {
+            "predictions": self.clips,
+            "confusion": self.instructions,
+            "pairs": self.pairs,
+        }
+        for name, records in tables.items():
+            rows = [_row(record) for record in records]
+            storage.write_parquet(f"{name}.parquet", pa.Table.from_pylist(rows, schema=_table_schema(name)))
+
+    @classmethod
+    def load(cls, storage: Storage) -> Predictions:
+        """Read what `save` wrote."""
+        tables = {name: storage.read_parquet(f"{name}.parquet").to_pylist() for name in _KINDS}
+        return cls.of(_record(name, row) for name, rows in tables.items() for row in rows)
+
+
+def to_table(records: Sequence[Record]) -> pa.Table:
+    """Records as one Arrow table of `RECORD_SCHEMA`, which is what workers hand back."""
+    names = {kind: name for name, kind in _KINDS.items()}
+    rows = [{names[type(record)]: _row(record)} for record in records]
+    return pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Record]:
+    """Inverse of `to_table`."""
+    return [_record(name, row[name]) for row in table.to_pylist() for name in _KINDS if row[name] is not None]
+
+
+def _table_schema(name: str) -> pa.Schema:
+    return pa.schema(list(_struct(_KINDS[name])))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(record).items()}
+
+
+def _record(name: str, row: dict[str, Any]) -> Record:
+    values = {k: np.asarray(v, dtype=np.float32) if isinstance(v, list) else v for k, v in row.items()}
+    record: Record = _KINDS[name](**values)
+    return record

@@ -1,0 +1,107 @@
+"""Reward alignment: does predicted progress rise as a successful clip does, and fall when it is played backwards?
+
+The target of frame i of T is i / (T - 1). The mean Pearson correlation with it is what papers call VOC r. A clock
+scores 1.0 there, so the same clips are also shown backwards and correlated with the same rising target: a model that
+judges what it sees gets a negative number, a clock gets 1.0 again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from robometer import metrics
+from robometer.evaluation.plan import BEST
+from robometer.evaluation.predictions import FORWARD, ClipPrediction, Predictions
+from robometer.evaluation.results import Metric, Result, Row
+from robometer.metrics import Resampling
+
+NAME = "reward_alignment"
+
+Correlation = Callable[[np.ndarray, np.ndarray], float]
+Truth = Callable[[ClipPrediction], np.ndarray]
+
+_WITH_TIME: dict[str, tuple[Correlation, str]] = {
+    "voc": (metrics.pearson, "Pearson r with time (VOC r)"),
+    "spearman": (metrics.spearman, "Spearman correlation with time"),
+    "kendall": (metrics.kendall, "Kendall tau-a with time"),
+}
+_BACKWARDS = ", video played backwards: below 0 where states are judged, as high as forwards for a clock"
+_WITH_REWARD = "Pearson r with the simulator's reward, clips that {}"
+
+
+def target_progress(frames: int) -> np.ndarray:
+    """True progress float64 [T] of a successful clip: linear from 0 to 1 over the whole clip."""
+    return np.linspace(0.0, 1.0, frames)
+
+
+def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
+    """Mean correlations of a split's clips; see the module for what they are with."""
+    good = [c for c in predictions.clips if c.quality_label == BEST]
+    forward = [c for c in good if c.direction == FORWARD]
+    if not forward:
+        return Result(NAME, split, skipped="no successful clips")
+    backward = [c for c in good if c.direction != FORWARD]
+    unsuccessful = [c for c in predictions.clips if c.quality_label != BEST and c.direction == FORWARD]
+    found = []
+    for name, (correlation, meaning) in _WITH_TIME.items():
+        found.append(_metric(name, forward, _time, correlation, settings, meaning))
+        found.append(_metric(f"{name}_reversed", backward, _time, correlation, settings, meaning + _BACKWARDS))
+    for name, clips, which in (
+        ("env_reward", forward, "succeeded"),
+        ("env_reward_unsuccessful", unsuccessful, "did not succeed"),
+    ):
+        found.append(_metric(name, clips, _reward, metrics.pearson, settings, _WITH_REWARD.format(which)))
+    return Result(NAME, split, [m for m in found if m.estimate.n], _per_task(forward, backward))
+
+
+def mean_correlation(clips: Sequence[ClipPrediction]) -> float:
+    """Mean Pearson correlation with time of clips, undefined ones 0; NaN without clips."""
+    values = [value for _, value in _correlations(clips, _time, metrics.pearson)]
+    return float(np.mean(np.nan_to_num(values))) if values else math.nan
+
+
+def _time(clip: ClipPrediction) -> np.ndarray:
+    return target_progress(len(clip.progress))
+
+
+def _reward(clip: ClipPrediction) -> np.ndarray:
+    return clip.env_reward
+
+
+def _correlations(
+    clips: Sequence[ClipPrediction], truth: Truth, correlation: Correlation
+) -> list[tuple[ClipPrediction, float]]:
+    """Value per clip whose truth varies; NaN where the prediction does not."""
+    known = [clip for clip in clips if len(truth(clip)) == len(clip.progress) > 1 and np.ptp(truth(clip)) > 0]
+    return [(clip, correlation(truth(clip), clip.progress)) for clip in known]
+
+
+def _metric(
+    name: str,
+    clips: Sequence[ClipPrediction],
+    truth: Truth,
+    correlation: Correlation,
+    settings: Resampling,
+    meaning: str,
+) -> Metric:
+    found = _correlations(clips, truth, correlation)
+    values = np.array([value for _, value in found])
+    group_of, unit = metrics.grouping([c.task for c, _ in found], [c.id for c, _ in found])
+    undefined = int(np.isnan(values).sum())
+    statistic = metrics.weighted_mean(np.nan_to_num(values))
+    return Metric(name, metrics.estimate(statistic, group_of, unit, settings, undefined), "clips", meaning)
+
+
+def _per_task(forward: Sequence[ClipPrediction], backward: Sequence[ClipPrediction]) -> list[Row]:
+    by_task: dict[str, tuple[list[ClipPrediction], list[ClipPrediction]]] = defaultdict(lambda: ([], []))
+    for side, clips in enumerate((forward, backward)):
+        for clip in clips:
+            by_task[clip.task][side].append(clip)
+    return [
+        {"task": task, "clips": len(a), "voc": mean_correlation(a), "voc_reversed": mean_correlation(b)}
+        for task, (a, b) in sorted(by_task.items())
+    ]

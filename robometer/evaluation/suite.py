@@ -1,0 +1,38 @@
+"""All evaluations by name, and how they run on stored predictions without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from robometer.configs.schema import ConfigError, EvaluateConfig
+from robometer.evaluation import confusion_matrix, policy_ranking, preference, reward_alignment, success_detection
+from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.results import Result
+from robometer.metrics import Resampling
+
+Evaluation = Callable[[Predictions, str, Resampling], Result]
+
+EVALUATIONS: dict[str, Evaluation] = {
+    module.NAME: module.evaluate
+    for module in (reward_alignment, policy_ranking, confusion_matrix, preference, success_detection)
+}
+"""In the order of the report."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for an evaluation that does not exist."""
+    for name in names:
+        if name not in EVALUATIONS:
+            raise ConfigError(f"evaluate.evaluations: {name!r} is none of {', '.join(EVALUATIONS)}")
+
+
+def evaluate_all(predictions: Predictions, config: EvaluateConfig) -> list[Result]:
+    """Every evaluation of the configuration on every split that has predictions, in the order of the report."""
+    check(config.evaluations)
+    settings = Resampling(config.bootstrap, config.confidence, config.seed)
+    return [
+        EVALUATIONS[name](predictions.split(split), split, settings)
+        for split in config.splits
+        for name in EVALUATIONS
+        if name in config.evaluations
+    ]

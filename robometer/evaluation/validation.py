@@ -1,0 +1,55 @@
+"""A quick look at a scorer in the middle of training: few clips, no intervals, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from robometer.corpus.corpus import Corpus
+from robometer.evaluation import policy_ranking, preference, reward_alignment, success_detection
+from robometer.evaluation.plan import BEST, plan_split
+from robometer.evaluation.predict import ClipSource, predict
+from robometer.evaluation.predictions import FORWARD, Predictions
+from robometer.scoring import Scorer
+
+BATCH_SIZE = 16
+
+
+def validate(
+    scorer: Scorer, corpus: Corpus, splits: Sequence[str], max_clips: int, seed: int, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
+    """Point estimates by `split/metric`, with the metrics of `summary`.
+
+    At most `max_clips` clips per split, balanced over tasks and qualities, and about as many pairs of different
+    quality. What a split cannot define (a quality is missing, or the whole split) is left out.
+    """
+    values: dict[str, float] = {}
+    source = ClipSource.for_scorer(corpus, scorer)
+    for split in splits:
+        per_task = max(1, max_clips // max(1, len(np.unique(_tasks(corpus, split)))))
+        units = plan_split(corpus, split, max_clips, per_task, seed, ["preference"])
+        units = [unit for unit in units if unit.pair_kind in ("", "quality")]
+        found = summary(Predictions.of(predict(scorer, source, units, batch_size)))
+        values |= {f"{split}/{name}": value for name, value in found.items() if math.isfinite(value)}
+    return values
+
+
+def summary(predictions: Predictions) -> dict[str, float]:
+    """The headline numbers of one split; NaN where undefined."""
+    good = [c for c in predictions.clips if c.quality_label == BEST]
+    ranking = policy_ranking.summary(predictions.clips)
+    return {
+        "voc": reward_alignment.mean_correlation([c for c in good if c.direction == FORWARD]),
+        "voc_reversed": reward_alignment.mean_correlation([c for c in good if c.direction != FORWARD]),
+        "kendall": ranking["kendall"],
+        "ranking_accuracy": ranking["accuracy"],
+        "preference_accuracy": preference.accuracy([p for p in predictions.pairs if p.kind == "quality"]),
+        "success_auroc": success_detection.clip_auroc(predictions.clips),
+    }
+
+
+def _tasks(corpus: Corpus, split: str) -> np.ndarray:
+    tasks = np.asarray(corpus.manifest["task"].to_pylist(), dtype=str)
+    return np.asarray(tasks[corpus.rows(split)])

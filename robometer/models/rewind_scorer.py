@@ -1,0 +1,124 @@
+"""How ReWiND is fed: its training collator and its Scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from robometer.batch import Batch, progress_from_logits
+from robometer.configs.schema import Config
+from robometer.corpus.corpus import Corpus
+from robometer.models.collate import collate_targets
+from robometer.models.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
+from robometer.models.rewind import Rewind
+from robometer.sampling.types import ClipPlan, SamplePlan
+from robometer.scoring import Clip, ClipScore, PrefixSession, Session, spread, thin_positions
+
+
+class RewindCollator:
+    """Plans to batches: embeddings from the corpus, task embeddings by text (see `Collator`)."""
+
+    def __init__(self, config: Config, corpus: Corpus) -> None:
+        self.corpus, self.encoder = corpus, config.embed.image_encoder
+        self.tasks = corpus.text_embeddings(config.embed.text_encoder)
+
+    def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
+        text = torch.from_numpy(np.stack([self.tasks[plan.task] for plan in plans]))
+        a = [self._embeddings(plan.a) for plan in plans]
+        return collate_targets(plans, clip_inputs(text, a, [self._embeddings(plan.b, a[0].shape[1]) for plan in plans]))
+
+    def _embeddings(self, clip: ClipPlan | None, dim: int = 0) -> Tensor:
+        if clip is None:
+            return torch.zeros(0, dim)
+        return torch.from_numpy(self.corpus.embeddings(self.encoder, clip.row, clip.positions))
+
+
+def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Model inputs from text [B, E] and per-sample embeddings [Ta, D] and [Tb, D], right-padded with zeros."""
+    return {
+        "text": text,
+        "embeddings_a": pad_sequence(list(a), batch_first=True),
+        "embeddings_b": pad_sequence(list(b), batch_first=True),
+    }
+
+
+class RewindScorer:
+    """Scorer of a trained ReWiND. Clips longer than it was trained on are thinned, and predictions interpolated."""
+
+    def __init__(self, model: Rewind, config: Config, name: str = "rewind", device: str = "cpu") -> None:
+        self.name = name
+        self.image_encoder = config.embed.image_encoder
+        self._text_name, self._device = config.embed.text_encoder, device
+        self._max_frames = model.max_len if model.attention == "state" else config.sampling.max_frames
+        self._model = model.to(device).eval()
+        self._task_cache: dict[str, Tensor] = {}
+        self.provenance: dict[str, Any] = {}
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`; clips without features are encoded first."""
+        if not clips:
+            return []
+        positions = [thin_positions(len(clip), self._max_frames) for clip in clips]
+        a = [self._features(clip, at) for clip, at in zip(clips, positions, strict=True)]
+        output = self._forward([clip.task for clip in clips], a, [f[:0] for f in a])
+        progress = progress_from_logits(output.progress_logits).cpu().numpy()
+        success = output.success_logits.float().sigmoid().cpu().numpy()
+        return [
+            ClipScore(spread(progress[i, : len(at)], at, len(clip)), spread(success[i, : len(at)], at, len(clip)))
+            for i, (clip, at) in enumerate(zip(clips, positions, strict=True))
+        ]
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        """See `Scorer.compare`."""
+        if not pairs:
+            return np.zeros(0, dtype=np.float32)
+        a, b = (
+            [self._features(clip, thin_positions(len(clip), self._max_frames)) for clip in side]
+            for side in zip(*pairs, strict=True)
+        )
+        output = self._forward([pair[0].task for pair in pairs], a, b)
+        assert output.preference_logits is not None
+        return np.asarray(output.preference_logits.float().sigmoid().cpu().numpy(), dtype=np.float32)
+
+    def open_session(self, task: str) -> Session:
+        """See `Scorer.open_session`."""
+        return PrefixSession(self, task)
+
+    @cached_property
+    def _images(self) -> ImageEncoder:
+        return image_encoder(self.image_encoder, self._device)
+
+    @cached_property
+    def _texts(self) -> TextEncoder:
+        return text_encoder(self._text_name, self._device)
+
+    def _features(self, clip: Clip, positions: np.ndarray) -> Tensor:
+        known = clip.features.get(self.image_encoder)
+        features = self._images.encode(clip.frames[positions]) if known is None else known[positions]
+        return torch.from_numpy(np.asarray(features, dtype=np.float32))
+
+    def _text(self, tasks: Sequence[str]) -> Tensor:
+        new = sorted(set(tasks) - self._task_cache.keys())
+        if new:
+            self._task_cache.update(zip(new, torch.from_numpy(self._texts.encode(new)), strict=True))
+        return torch.stack([self._task_cache[task] for task in tasks])
+
+    @torch.inference_mode()
+    def _forward(self, tasks: Sequence[str], a: list[Tensor], b: list[Tensor]) -> Any:
+        plans = [
+            SamplePlan(i, "preference", "forward", task, _unlabelled(len(fa)), _unlabelled(len(fb)), 0.0)
+            for i, (task, fa, fb) in enumerate(zip(tasks, a, b, strict=True))
+        ]
+        batch = collate_targets(plans, clip_inputs(self._text(tasks), a, b))
+        return self._model(batch.to(self._device))
+
+
+def _unlabelled(length: int) -> ClipPlan:
+    zeros, none = np.zeros(length, dtype=np.float32), np.zeros(length, dtype=bool)
+    return ClipPlan(0, np.arange(length), zeros, none, zeros, none)

@@ -1,0 +1,122 @@
+"""Pictures of scores. Figures are drawn without a display and without pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from robometer.scoring import ClipScore, thin_positions
+
+STRIP_FRAMES = 8
+
+_PROGRESS_COLOUR, _SUCCESS_COLOUR = "#1b6ca8", "#c8553d"
+
+
+def plot_curve(
+    frames: np.ndarray, score: ClipScore, task: str, path: str | Path, times_s: Sequence[float] | None = None
+) -> None:
+    """Write a PNG: progress and success over time, and beneath them a strip of frames at their times.
+
+    Args:
+        frames: uint8 [T, H, W, 3] RGB.
+        score: of these frames.
+        task: the instruction, the title.
+        path: of the PNG.
+        times_s: seconds of each frame [T]; without it the axis counts frames.
+
+    Raises:
+        ValueError: frames, score and times are of different lengths.
+    """
+    at = np.arange(len(frames), dtype=float) if times_s is None else np.asarray(times_s, dtype=float)
+    if not len(frames) == len(score.progress) == len(score.success) == len(at):
+        raise ValueError(f"{len(frames)} frames, {len(score.progress)} scores and {len(at)} times do not fit together")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
+    _draw_curves(curves, at, score, task)
+    shown = thin_positions(len(frames), STRIP_FRAMES)
+    _draw_strip(strip, frames[shown], at[shown])
+    strip.set_xlabel("frame" if times_s is None else "time (s)")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _draw_curves(axes: Axes, at: np.ndarray, score: ClipScore, task: str) -> None:
+    marker = "o" if len(at) <= 64 else ""
+    axes.plot(at, score.progress, color=_PROGRESS_COLOUR, marker=marker, markersize=3, label="progress")
+    axes.plot(
+        at, score.success, color=_SUCCESS_COLOUR, marker=marker, markersize=3, linestyle="--", label="P(success)"
+    )
+    axes.set(ylim=(-0.03, 1.03), ylabel="progress, P(success)")
+    axes.set_title(task, wrap=True)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+
+
+def _draw_strip(axes: Axes, frames: np.ndarray, at: np.ndarray) -> None:
+    """Thumbnails of equal width in time order, each joined to its time on the axis above."""
+    span = max(float(at[-1] - at[0]), 1e-9)
+    slot = span / max(len(frames) - 1, 1)
+    axes.set_xlim(at[0] - slot / 2, at[-1] + slot / 2)
+    axes.set(ylim=(0, 1), yticks=[])
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    box = axes.get_window_extent()
+    height, width = frames.shape[1:3]
+    # As wide as the slot, unless that would be taller than the strip.
+    thumb = min(0.94 * slot, (span + slot) * 0.9 * box.height * width / height / box.width)
+    tall = thumb / (span + slot) * box.width * height / width / box.height
+    for frame, time in zip(frames, at, strict=True):
+        axes.imshow(frame, extent=(time - thumb / 2, time + thumb / 2, 0.98 - tall, 0.98), aspect="auto")
+    axes.set_xlim(at[0] - slot / 2, at[-1] + slot / 2)
+    axes.set_ylim(0, 1)
+
+
+def plot_history(history: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """Write a PNG of a training run: losses on the left, validation metrics on the right, both over steps.
+
+    Args:
+        history: entries that hold `step` and either `*loss` values or validation metrics named `split/metric`.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, metrics = figure.subplots(1, 2)
+    names = sorted({name for entry in history for name in entry if name != "step"})
+    for name in names:
+        axes = losses if name.endswith("loss") else metrics if "/" in name else None
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        if axes is not None:
+            axes.plot(*zip(*points, strict=True), marker="o" if axes is metrics else "", markersize=3, label=name)
+    losses.set(title="training losses", xlabel="step", ylabel="loss", yscale="log")
+    metrics.set(title="validation", xlabel="step", ylim=(-1.05, 1.05))
+    for axes in (losses, metrics):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_sweep(trials: pd.DataFrame, keys: Sequence[str], metric: str, path: str | Path) -> None:
+    """Write a PNG of a sweep: the metric of every trial over each swept key, the winner marked.
+
+    Args:
+        trials: one row per trial, best first, with a column per key and one for the metric.
+        keys: the swept settings.
+        metric: the column on the vertical axis.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(4 * len(keys), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
+        axes.scatter(trials[key], trials[metric], color=_PROGRESS_COLOUR, label="trial")
+        axes.scatter(trials[key][:1], trials[metric][:1], color=_SUCCESS_COLOUR, marker="*", s=160, label="winner")
+        axes.set(xlabel=key)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set(ylabel=metric)
+    figure.axes[0].legend()
+    figure.savefig(path, format="png", dpi=120)

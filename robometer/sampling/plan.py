@@ -1,0 +1,192 @@
+"""The plan of one training sample: a pure function of (index, config, seed, sample index)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+
+from robometer.configs.schema import SamplingConfig
+from robometer.sampling.index import (
+    GAP_TOLERANCE,
+    PREFERENCE_KINDS,
+    PROGRESS_KINDS,
+    Groups,
+    ManifestIndex,
+    SamplingError,
+)
+from robometer.sampling.segments import Draws, Triple, draw_triple
+from robometer.sampling.strategies import clip_plan, pair_plan
+from robometer.sampling.types import SamplePlan
+
+_UPSTREAM_PREFERENCE_ONLY = "auto_eval_rfm"
+"""Upstream routes by a table of the wrong names, of which only this one matches (spec B9)."""
+
+_WORD = 0xFFFFFFFFFFFFFFFF
+
+
+def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: int) -> SamplePlan:
+    """Which rows, frames and targets make sample `sample_index` of the stream `seed`.
+
+    The same arguments give the same plan in any process and order. In compat fixed, preference and progress samples
+    alternate in their exact ratio, and each kind walks through all its rows before it starts again, in a new order.
+    In compat upstream the walk is over all rows, unsuccessful ones become pairs, and a coin decides the others.
+
+    Raises:
+        SamplingError: `sample_index` is negative, or `index` was built with other settings.
+    """
+    if sample_index < 0:
+        raise SamplingError(f"sample_index {sample_index} is negative: samples are numbered from 0")
+    if config is not index.config and config != index.config:
+        raise SamplingError("the index was built with other sampling settings: build it again with these")
+    draws = Draws(seed, sample_index)
+    kind, row = _item(index, config, seed, sample_index, draws)
+    if kind == "progress":
+        return _progress_sample(index, config, sample_index, row, draws)
+    return _preference_sample(index, config, sample_index, row, draws)
+
+
+def _item(index: ManifestIndex, config: SamplingConfig, seed: int, i: int, draws: Draws) -> tuple[str, int]:
+    share = config.preference / (config.preference + config.progress)
+    if config.compat == "upstream":
+        row = _walk(index.preference_rows if share > 0 else index.progress_rows, seed, i)
+        routed = not index.columns.successful_row(row) or index.columns.source_of(row) == _UPSTREAM_PREFERENCE_ONLY
+        pair = share > 0 and (routed or draws.uniform() < share)
+        return ("preference" if pair else "progress"), row
+    before = int(i * share)
+    if int((i + 1) * share) > before:
+        return "preference", _walk(index.preference_rows, seed, before)
+    return "progress", _walk(index.progress_rows, ~seed, i - before)
+
+
+def _walk(rows: np.ndarray, seed: int, step: int) -> int:
+    epoch, position = divmod(step, len(rows))
+    return int(rows[permuted(position, len(rows), seed, epoch)])
+
+
+def permuted(position: int, count: int, seed: int, epoch: int) -> int:
+    """Where `position` in [0, count) goes in the epoch's shuffle: a bijection, in constant time and memory.
+
+    A four-round Feistel network over the next power of two; results outside [0, count) are fed back (cycle walking).
+    """
+    bits = max(2, (count - 1).bit_length())
+    low_bits = bits // 2
+    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+    key = _epoch_key(seed, epoch)
+    while True:
+        high, low = position >> low_bits, position & low_mask
+        for r in (1, 3):
+            high ^= _mix(key + r ^ low << 8) & high_mask
+            low ^= _mix(key + r + 1 ^ high << 8) & low_mask
+        position = high << low_bits | low
+        if position < count:
+            return position
+
+
+@lru_cache(maxsize=64)
+def _epoch_key(seed: int, epoch: int) -> int:
+    return _mix((seed & _WORD) ^ _mix(epoch + 1))
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's finaliser: every bit of the input turns about half of the output's."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _WORD
+    return value ^ value >> 31
+
+
+def _progress_sample(index: ManifestIndex, config: SamplingConfig, i: int, row: int, draws: Draws) -> SamplePlan:
+    strategy = PROGRESS_KINDS[draws.choose(index.progress_weights[index.has_other_task(row)])]
+    shown = row
+    if strategy == "different_instruction" and config.compat == "fixed":
+        # Upstream shows the item under its own text and still labels it 0 (spec B1).
+        shown = _other_task_row(index, config, row, draws)
+    subject = index.columns.subject(shown)
+    triple = draw_triple(draws, subject.num_frames, strategy, config.max_frames)
+    clip = clip_plan(shown, subject, index.rules, strategy, triple)
+    return SamplePlan(i, "progress", strategy, index.columns.text_of(row), clip, None, 0.0)
+
+
+def _preference_sample(index: ManifestIndex, config: SamplingConfig, i: int, row: int, draws: Draws) -> SamplePlan:
+    columns = index.columns
+    whole = not columns.successful_row(row) and columns.partial_of(row) is None
+    if whole:
+        chosen, rejected, strategy = _of_task(index.partners.successes, index, row, draws), row, "suboptimal"
+    else:
+        strategy = PREFERENCE_KINDS[draws.choose(index.preference_weights[index.options[row]])]
+        chosen, rejected, strategy = _pair(index, config, strategy, row, draws)
+    subjects = columns.subject(chosen), columns.subject(rejected)
+    triples: tuple[Triple | None, Triple | None] = (None, None)
+    if not whole:
+        triples = (
+            draw_triple(draws, subjects[0].num_frames, "forward", config.max_frames),
+            draw_triple(draws, subjects[1].num_frames, strategy, config.max_frames),
+        )
+    better, worse = pair_plan((chosen, rejected), subjects, index.rules, strategy, triples)
+    chosen_first = draws.uniform() < 0.5
+    a, b = (better, worse) if chosen_first else (worse, better)
+    return SamplePlan(i, "preference", strategy, columns.text_of(row), a, b, float(chosen_first))
+
+
+def _pair(index: ManifestIndex, config: SamplingConfig, strategy: str, row: int, draws: Draws) -> tuple[int, int, str]:
+    """Chosen row, rejected row and the name of the strategy."""
+    if strategy == "different_task":
+        return row, _other_task_row(index, config, row, draws), strategy
+    if strategy != "suboptimal":
+        return row, row, strategy
+    value = index.columns.partial_of(row)
+    if value is None:
+        return row, _of_task(index.partners.others, index, row, draws), strategy
+    partner = _partner_by_gap(index, config, row, value, draws)
+    higher = float(index.columns.partial_success[partner]) > value
+    return (partner, row, "partial_success") if higher else (row, partner, "partial_success")
+
+
+def _of_task(groups: Groups, index: ManifestIndex, row: int, draws: Draws) -> int:
+    return groups.member(int(index.columns.task[row]), draws)
+
+
+def _partner_by_gap(index: ManifestIndex, config: SamplingConfig, row: int, value: float, draws: Draws) -> int:
+    """A row of the same task whose partial success is at least the threshold away, by two binary searches."""
+    first, last = index.partners.partial.span(int(index.columns.task[row]))
+    values = index.partners.partial_values[first:last]
+    gap = config.partial_success_threshold - GAP_TOLERANCE
+    below = int(values.searchsorted(value - gap, side="right"))
+    above = int(values.searchsorted(value + gap, side="left"))
+    pick = draws.below(below + len(values) - above)
+    return int(index.partners.partial.rows[first + (pick if pick < below else above + pick - below)])
+
+
+def _other_task_row(index: ManifestIndex, config: SamplingConfig, row: int, draws: Draws) -> int:
+    """A success of another task: a uniform task, of the row's own source with `same_source_probability`."""
+    task, partners = int(index.columns.task[row]), index.partners
+    if draws.uniform() < config.same_source_probability:
+        places = partners.places.group(int(index.columns.source[row]))
+        place = _another(partners.place_task[places], task, draws)
+        if place is not None:
+            return partners.place_rows.member(int(places[place]), draws)
+    other = _another(partners.tasks, task, draws)
+    assert other is not None, "a row without another task is not offered this strategy"
+    return partners.successes.member(int(partners.tasks[other]), draws)
+
+
+def _another(tasks: np.ndarray, task: int, draws: Draws) -> int | None:
+    """Position in `tasks` (ascending) of a random one that is not `task`; None where there is none."""
+    own = int(tasks.searchsorted(task))
+    present = own < len(tasks) and int(tasks[own]) == task
+    count = len(tasks) - present
+    if count == 0:
+        return None
+    pick = draws.below(count)
+    return pick + (present and pick >= own)
+
+
+def describe(index: ManifestIndex, plans: Iterable[SamplePlan]) -> dict[str, dict[str, int]]:
+    """Histograms of plans: samples by `kind/strategy`, and trajectories shown by source."""
+    strategies, sources = Counter[str](), Counter[str]()
+    for sample in plans:
+        strategies[f"{sample.kind}/{sample.strategy}"] += 1
+        sources.update(index.columns.source_of(clip.row) for clip in (sample.a, sample.b) if clip is not None)
+    return {"strategies": dict(sorted(strategies.items())), "sources": dict(sorted(sources.items()))}

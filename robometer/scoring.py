@@ -1,0 +1,114 @@
+"""The Scorer: frames and a task in, progress, success and preference out. Everything that predicts is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a scorer sees of a trajectory.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3] RGB.
+        task: the instruction text.
+        features: per-frame embeddings float [T, D] by image-encoder name, where they are known already
+            (a corpus that was embedded); a scorer that needs them and finds none encodes `frames` itself.
+    """
+
+    frames: np.ndarray
+    task: str
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
+            raise ValueError(
+                f"frames must be uint8 [T, H, W, 3] RGB, got {self.frames.dtype} {list(self.frames.shape)}"
+            )
+        if len(self.frames) == 0:
+            raise ValueError("a clip needs at least one frame")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def take(self, positions: Sequence[int] | np.ndarray) -> Clip:
+        """The clip that shows these frames in this order (for reversed, rewound or thinned clips)."""
+        index = np.asarray(positions, dtype=np.int64)
+        return Clip(self.frames[index], self.task, {name: value[index] for name, value in self.features.items()})
+
+    def with_task(self, task: str) -> Clip:
+        """The same frames under another instruction."""
+        return Clip(self.frames, task, self.features)
+
+    def reversed(self) -> Clip:
+        """The clip played backwards."""
+        return self.take(np.arange(len(self))[::-1])
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """Per-frame predictions of one clip, one value per frame of the clip.
+
+    Attributes:
+        progress: float32 [T] in [0, 1].
+        success: float32 [T], the probability that the task is done at this frame.
+    """
+
+    progress: np.ndarray
+    success: np.ndarray
+
+
+@runtime_checkable
+class Session(Protocol):
+    """Scores one trajectory frame by frame, as a policy produces it."""
+
+    def push(self, frame: np.ndarray) -> tuple[float, float]:
+        """Add one frame, uint8 [H, W, 3]; returns (progress, success) at that frame."""
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Batched scoring. Implementations are deterministic: the same clips give the same numbers in any batch."""
+
+    name: str
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """Progress and success per frame, for each clip."""
+        ...
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        """P(first clip did better), float32 [N], for the task of each pair's first clip."""
+        ...
+
+    def open_session(self, task: str) -> Session:
+        """Start scoring one trajectory frame by frame."""
+        ...
+
+
+class PrefixSession:
+    """Session of any scorer: scores the frames seen so far at each push (a scorer with a cache overrides this)."""
+
+    def __init__(self, scorer: Scorer, task: str) -> None:
+        self._scorer, self._task, self._frames = scorer, task, list[np.ndarray]()
+
+    def push(self, frame: np.ndarray) -> tuple[float, float]:
+        self._frames.append(frame)
+        score = self._scorer.score([Clip(np.stack(self._frames), self._task)])[0]
+        return float(score.progress[-1]), float(score.success[-1])
+
+
+def thin_positions(num_frames: int, max_frames: int) -> np.ndarray:
+    """At most `max_frames` positions of `num_frames`, evenly spread, first and last kept; int64 [T]."""
+    if num_frames <= max_frames:
+        return np.arange(num_frames)
+    return np.rint(np.linspace(0, num_frames - 1, max_frames)).astype(np.int64)
+
+
+def spread(values: np.ndarray, positions: np.ndarray, num_frames: int) -> np.ndarray:
+    """Values that were predicted at `positions`, interpolated linearly to every frame; float32 [num_frames]."""
+    return np.interp(np.arange(num_frames), positions, values).astype(np.float32)

@@ -1,0 +1,139 @@
+"""The record: one camera view of one episode, its labels, its identity and its Arrow schema."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from robometer.errors import RobometerError
+
+QUALITY_LABELS = ("failure", "suboptimal", "successful")
+"""From worst to best: the index of a label is its rank in policy ranking."""
+
+_SYNONYMS = {"failed": "failure", "fail": "failure", "optimal": "successful", "success": "successful"}
+
+SCHEMA_VERSION = 1
+
+
+class TrajectoryError(RobometerError):
+    """A trajectory that cannot enter the corpus; the message is the reason that quarantine records."""
+
+
+def quality_label(raw: str | None) -> str:
+    """Map a raw quality label to one of `QUALITY_LABELS` (upstream also writes `failed` and `optimal`).
+
+    Raises:
+        TrajectoryError: the label is none of the known words.
+    """
+    label = (raw or "").strip().lower()
+    label = _SYNONYMS.get(label, label)
+    if label not in QUALITY_LABELS:
+        raise TrajectoryError(f"quality label {raw!r} is none of {', '.join(QUALITY_LABELS)}")
+    return label
+
+
+def trajectory_id(source: str, episode_key: str, view: str) -> str:
+    """Content key of a trajectory: 32 hex digits of SHA-256 over (source, episode key, view)."""
+    return hashlib.sha256("\x1f".join((source, episode_key, view)).encode()).hexdigest()[:32]
+
+
+def normalise_task(task: str) -> str:
+    """One spelling per instruction: surrounding and repeated white space removed, case folded, no final period."""
+    return " ".join(task.split()).rstrip(".").casefold()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What a source knows of one trajectory before its video is decoded.
+
+    `env_reward` and `success` are per source frame, where a simulator knows them; `partial_success` is in [0, 1].
+    """
+
+    source: str
+    episode_key: str
+    view: str
+    task: str
+    uri: str
+    raw_quality_label: str = "successful"
+    is_robot: bool = True
+    partial_success: float | None = None
+    split: str = "train"
+    env_reward: Sequence[float] | None = None
+    success: Sequence[int] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Content key, see `trajectory_id`."""
+        return trajectory_id(self.source, self.episode_key, self.view)
+
+    def validate(self) -> str:
+        """Check the labels and return the normalised quality label.
+
+        Raises:
+            TrajectoryError: no task text, an unknown quality label, or a partial success outside [0, 1].
+        """
+        if not self.task.strip():
+            raise TrajectoryError("no task text")
+        if self.partial_success is not None:
+            value = float(self.partial_success)
+            if math.isnan(value) or not 0.0 <= value <= 1.0:
+                raise TrajectoryError(f"partial_success {self.partial_success!r} is not in [0, 1]")
+        return quality_label(self.raw_quality_label)
+
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("episode_key", pa.string()),
+        ("view", pa.string()),
+        ("task", pa.string()),
+        ("is_robot", pa.bool_()),
+        ("quality_label", pa.string()),
+        ("raw_quality_label", pa.string()),
+        ("partial_success", pa.float32()),
+        ("split", pa.string()),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("source_fps", pa.float32()),
+        ("source_num_frames", pa.int32()),
+        ("size_bytes", pa.int64()),
+        ("uri", pa.string()),
+        ("content_hash", pa.string()),
+        ("settings_hash", pa.string()),
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+    ],
+    metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
+)
+"""A manifest row: everything of a trajectory but its pixels, and where the pixels lie (shard, record batch)."""
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("frame_index", pa.list_(pa.int32())),
+        ("env_reward", pa.list_(pa.float32())),
+        ("success", pa.list_(pa.int8())),
+        ("frames", pa.list_(pa.binary())),
+    ],
+    metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
+)
+"""A shard row. One record batch holds one trajectory, so that one trajectory is one ranged read."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("episode_key", pa.string()),
+        ("uri", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+    ]
+)

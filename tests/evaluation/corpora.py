@@ -1,0 +1,90 @@
+"""A small corpus for evaluation tests: a square slides across the picture, all the way, half of it, or hardly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from robometer.corpus.corpus import Corpus, write_shard
+from robometer.corpus.storage import Storage
+from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS, trajectory_id
+from robometer.video import encode_jpeg
+
+FRAMES = 9
+REACH = {"successful": 1.0, "suboptimal": 0.5, "failure": 0.1}
+TASKS = {
+    "seen": ["open the drawer", "close the drawer", "press the button", "turn the dial", "push the box"],
+    "held_out": ["lift the lid", "slide the door"],
+}
+
+
+def frames_of(task: str, quality: str, episode: int) -> np.ndarray:
+    """uint8 [9, 48, 64, 3]: the background is the task's, the way the square goes is the quality's."""
+    rng = np.random.default_rng([len(task), ord(task[0]), episode])
+    frames = np.empty((FRAMES, 48, 64, 3), dtype=np.uint8)
+    frames[:] = np.asarray([40 + 3 * len(task), 60 + ord(task[0]), 90], dtype=np.uint8)
+    for t, frame in enumerate(frames):
+        x = round((t / (FRAMES - 1)) * REACH[quality] * 46) + int(rng.integers(0, 3))
+        frame[16:32, x : x + 14] = (230, 80, 40)
+    return frames
+
+
+def build_corpus(path: Path, clips_per_quality: int = 2, broken: bool = False) -> Corpus:
+    """Write a corpus of both splits; with `broken`, one seen clip has a frame that is no image."""
+    storage = Storage(str(path))
+    rows, records = [], []
+    for split, tasks in TASKS.items():
+        for task in tasks:
+            for quality in QUALITY_LABELS:
+                for episode in range(clips_per_quality):
+                    row, record = _trajectory(split, task, quality, episode, len(records))
+                    rows.append(row)
+                    records.append(record)
+    if broken:
+        records[0]["frames"][3] = b"not an image"
+    with storage.write("shards/part-0.arrow") as stream:
+        write_shard(stream, records)
+    storage.write_parquet("manifest/part-0.parquet", pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    storage.write_bytes("corpus.json", json.dumps({"schema_version": 1, "state": "complete"}).encode())
+    return Corpus(str(path))
+
+
+def _trajectory(split: str, task: str, quality: str, episode: int, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    key = f"{task}/{quality}/{episode}"
+    frames = frames_of(task, quality, episode)
+    moved = np.linspace(0, REACH[quality], FRAMES)
+    record: dict[str, Any] = {
+        "id": trajectory_id("test", key, "front"),
+        "frame_index": list(range(FRAMES)),
+        "env_reward": (10 * moved).tolist(),
+        "success": (moved > 0.95).astype(int).tolist(),
+        "frames": [encode_jpeg(frame, 90) for frame in frames],
+    }
+    size = sum(len(data) for data in record["frames"])
+    row = dict.fromkeys(MANIFEST_SCHEMA.names) | {
+        "id": record["id"],
+        "source": "test",
+        "episode_key": key,
+        "view": "front",
+        "task": task,
+        "is_robot": True,
+        "quality_label": quality,
+        "raw_quality_label": quality,
+        "split": split,
+        "num_frames": FRAMES,
+        "height": 48,
+        "width": 64,
+        "source_fps": 10.0,
+        "source_num_frames": FRAMES,
+        "size_bytes": size,
+        "uri": f"test://{key}",
+        "content_hash": record["id"],
+        "settings_hash": "test",
+        "shard": "part-0",
+        "row": index,
+    }
+    return row, record

@@ -1,0 +1,216 @@
+"""Evaluations of scorers whose answers are known: a clock, a constant, noise, frame difference."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robometer.baselines.trivial import Clock, Constant, FrameDifference, ProgressScorer, Random
+from robometer.configs.schema import ConfigError, EvaluateConfig
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
+from robometer.evaluation import suite
+from robometer.evaluation.plan import plan_split, select_rows, units_from, units_table
+from robometer.evaluation.predict import ClipSource, predict, predict_each
+from robometer.evaluation.predictions import FORWARD, PairPrediction, Predictions, from_table, to_table
+from robometer.evaluation.results import Result, flat
+from robometer.evaluation.validation import validate
+from robometer.scoring import Clip, Scorer
+from tests.evaluation.corpora import TASKS, build_corpus
+
+CONFIG = EvaluateConfig(bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return build_corpus(tmp_path_factory.mktemp("evaluation") / "corpus")
+
+
+def run(corpus: Corpus, scorer: Scorer) -> tuple[Predictions, dict[tuple[str, str], Result]]:
+    source = ClipSource.for_scorer(corpus, scorer)
+    units = [u for split in CONFIG.splits for u in plan_split(corpus, split, 1000, 20, 0, CONFIG.evaluations)]
+    predictions = Predictions.of(predict(scorer, source, units, 16))
+    return predictions, {(r.split, r.evaluation): r for r in suite.evaluate_all(predictions, CONFIG)}
+
+
+class Reach(ProgressScorer):
+    """Reads the square's place: it judges states, so that a reversed video goes down."""
+
+    name = "reach"
+
+    def progress(self, clip: Clip) -> np.ndarray:
+        red = clip.frames[:, 20, :, 0] > 180
+        return np.asarray([np.flatnonzero(row).mean() / 64 for row in red])
+
+
+class Reader(Reach):
+    """Sees no progress in a video of another task, which it knows from the background."""
+
+    name = "reader"
+
+    def progress(self, clip: Clip) -> np.ndarray:
+        shade = 40 + 3 * len(clip.task), 60 + ord(clip.task[0])
+        same = np.abs(clip.frames[0, 2, 2, :2].astype(int) - shade).max() <= 1
+        return super().progress(clip) if same else np.zeros(len(clip))
+
+
+def test_a_clock_is_perfect_forwards_and_backwards_and_ranks_nothing(corpus: Corpus) -> None:
+    _, results = run(corpus, Clock())
+    for split in CONFIG.splits:
+        alignment, ranking = results[split, "reward_alignment"], results[split, "policy_ranking"]
+        assert alignment.value("voc") == pytest.approx(1.0)
+        assert alignment.value("voc_reversed") == pytest.approx(1.0)
+        assert ranking.value("kendall_last") == 0.0
+        assert ranking.value("kendall_ceiling_last") == 0.0
+        assert ranking.value("accuracy_last") == 0.5
+        assert results[split, "preference"].value("accuracy_quality") == 0.5
+        assert results[split, "success_detection"].value("auroc_last") == 0.5
+
+
+def test_a_constant_counts_as_zero_and_says_how_often(corpus: Corpus) -> None:
+    _, results = run(corpus, Constant())
+    voc = next(m for m in results["seen", "reward_alignment"].metrics if m.name == "voc")
+    assert (voc.estimate.value, voc.estimate.undefined, voc.estimate.n) == (0.0, 10, 10)
+    confusion = results["seen", "confusion_matrix"]
+    assert confusion.value("diagonal_gap") == 0.0
+    assert confusion.value("own_instruction_highest") == pytest.approx(1 / 5)
+
+
+def test_a_judge_of_states_goes_down_on_reversed_video(corpus: Corpus) -> None:
+    _, results = run(corpus, Reach())
+    alignment = results["held_out", "reward_alignment"]
+    assert alignment.value("voc") > 0.99
+    assert alignment.value("voc_reversed") < -0.99
+    assert alignment.value("env_reward") > 0.99
+    assert results["held_out", "policy_ranking"].value("accuracy_last") == 1.0
+    assert results["held_out", "preference"].value("accuracy_reversed") == 1.0
+    assert results["held_out", "success_detection"].value("auroc_frame") > 0.9
+
+
+def test_a_reader_of_instructions_fills_the_diagonal_and_prefers_the_right_task(corpus: Corpus) -> None:
+    _, results = run(corpus, Reader())
+    confusion = results["seen", "confusion_matrix"]
+    assert confusion.value("own_instruction_highest") == 1.0
+    assert confusion.value("diagonal_gap") > 0.5
+    assert confusion.value("diagonal_share") == pytest.approx(1.0)
+    assert confusion.matrix is not None and list(confusion.matrix.rows) == sorted(TASKS["seen"])
+    assert results["seen", "preference"].value("accuracy_task") == 1.0
+
+
+def test_noise_is_near_chance(corpus: Corpus) -> None:
+    _, results = run(corpus, Random(1))
+    assert abs(results["seen", "reward_alignment"].value("voc")) < 0.4
+    assert 0.2 < results["seen", "policy_ranking"].value("accuracy_last") < 0.8
+
+
+def test_noise_depends_on_the_clip_and_not_on_its_batch(corpus: Corpus) -> None:
+    clips = [corpus.clip(row) for row in range(3)]
+    together = Random(0).score(clips)
+    for clip, score in zip(clips, together, strict=True):
+        assert np.array_equal(Random(0).score([clip])[0].progress, score.progress)
+    assert not np.array_equal(together[0].progress, together[1].progress)
+
+
+def test_intervals_hold_their_value_and_name_their_unit(corpus: Corpus) -> None:
+    _, results = run(corpus, FrameDifference())
+    for (split, _), result in results.items():
+        for metric in result.metrics:
+            made = metric.estimate
+            if made.groups > 1 and not math.isnan(made.low):
+                assert made.low - 1e-9 <= made.value <= made.high + 1e-9
+            if result.evaluation != "confusion_matrix":
+                assert made.unit == ("task" if split == "seen" else "trajectory")
+
+
+def test_position_bias_shows_as_inconsistency_and_scores_one_half() -> None:
+    pairs = [
+        PairPrediction("s", "quality", "t", f"a{i}", f"b{i}", "successful", "failure", 0.9, 1 - 0.9) for i in range(6)
+    ]
+    result = suite.EVALUATIONS["preference"](Predictions(pairs=pairs), "s", suite.Resampling(0))
+    assert result.value("accuracy_quality_chosen_first") == 1.0
+    assert result.value("accuracy_quality_chosen_second") == 0.0
+    assert result.value("accuracy_quality") == 0.5
+    assert result.value("order_consistency_quality") == 0.0
+
+
+def test_both_orders_are_asked_of_the_scorer(corpus: Corpus) -> None:
+    class First(Constant):
+        def compare(self, pairs):  # type: ignore[no-untyped-def]
+            return np.full(len(pairs), 0.8, dtype=np.float32)
+
+    _, results = run(corpus, First())
+    assert results["seen", "preference"].value("accuracy_quality") == 0.5
+    assert results["seen", "preference"].value("order_consistency_quality") == 0.0
+
+
+def test_a_split_without_failures_says_why_it_is_skipped(corpus: Corpus) -> None:
+    predictions, _ = run(corpus, Clock())
+    predictions.clips = [c for c in predictions.clips if c.quality_label == "successful"]
+    results = {r.evaluation: r for r in suite.evaluate_all(predictions, CONFIG) if r.split == "seen"}
+    assert "two qualities" in results["policy_ranking"].skipped
+    assert results["success_detection"].skipped and not results["success_detection"].metrics
+    assert results["reward_alignment"].metrics
+    empty = suite.evaluate_all(Predictions(), CONFIG)
+    assert all(r.skipped for r in empty) and flat(empty) == {}
+
+
+def test_predictions_survive_parquet_and_the_wire(corpus: Corpus, tmp_path: Path) -> None:
+    predictions, results = run(corpus, FrameDifference())
+    predictions.save(Storage(str(tmp_path)))
+    again = Predictions.load(Storage(str(tmp_path)))
+    assert again.pairs == predictions.pairs and again.instructions == predictions.instructions
+    assert flat(suite.evaluate_all(again, CONFIG)) == flat(list(results.values()))
+    records = [predictions.clips[0], predictions.pairs[0], predictions.instructions[0]]
+    back = from_table(to_table(records))
+    assert back[1:] == records[1:]
+    assert str(dataclasses.asdict(back[0])) == str(dataclasses.asdict(records[0]))
+
+
+def test_the_plan_is_seeded_bounded_and_balanced(corpus: Corpus) -> None:
+    rows = select_rows(corpus, "seen", 15, 0)
+    cells = {(corpus.manifest["task"][int(r)].as_py(), corpus.manifest["quality_label"][int(r)].as_py()) for r in rows}
+    assert len(rows) == len(cells) == 15
+    units = plan_split(corpus, "seen", 1000, 2, 0, ["preference"])
+    assert units == plan_split(corpus, "seen", 1000, 2, 0, ["preference"])
+    for task in TASKS["seen"]:
+        kinds = [u.pair_kind for u in units if u.task == task and u.pair_kind]
+        assert sorted(kinds) == ["quality"] * 2 + ["reversed"] * 2 + ["task"] * 2
+    assert all(not u.instructions for u in units)
+    with_instructions = plan_split(corpus, "held_out", 1000, 2, 0, CONFIG.evaluations)
+    assert any(u.instructions for u in with_instructions)
+    assert units_from(units_table(with_instructions)) == with_instructions
+    assert plan_split(corpus, "no such split", 10, 2, 0, CONFIG.evaluations) == []
+
+
+def test_reversed_truth_is_reversed_with_the_frames(corpus: Corpus) -> None:
+    predictions, _ = run(corpus, Clock())
+    by_key = {(c.id, c.direction): c for c in predictions.clips}
+    for (clip_id, direction), clip in by_key.items():
+        if direction == FORWARD:
+            assert np.array_equal(by_key[clip_id, "reversed"].env_reward, clip.env_reward[::-1])
+
+
+def test_a_broken_clip_is_an_error_record_and_the_rest_is_scored(tmp_path: Path) -> None:
+    broken = build_corpus(tmp_path / "corpus", broken=True)
+    scorer = Clock()
+    units = plan_split(broken, "seen", 1000, 3, 0, ["reward_alignment"])
+    predictions = Predictions.of(predict_each(scorer, ClipSource.for_scorer(broken, scorer), units, 4))
+    assert len(predictions.errors()) == 1 and "not an image" in predictions.errors()[0].error
+    assert len(predictions.split("seen").clips) == 2 * (len(units) - 1)
+
+
+def test_validation_gives_the_headline_numbers(corpus: Corpus) -> None:
+    values = validate(Reach(), corpus, ["seen", "held_out"], 15, 0)
+    names = ("voc", "voc_reversed", "kendall", "ranking_accuracy", "preference_accuracy", "success_auroc")
+    assert set(values) == {f"{split}/{name}" for split in ("seen", "held_out") for name in names}
+    assert values["held_out/voc_reversed"] < -0.9 and values["seen/ranking_accuracy"] == 1.0
+    assert validate(Reach(), corpus, ["no such split"], 15, 0) == {}
+
+
+def test_an_unknown_evaluation_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="'voc' is none of reward_alignment"):
+        suite.check(["voc"])

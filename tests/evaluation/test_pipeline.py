@@ -1,0 +1,81 @@
+"""Distributed evaluation on a local Ray: files, counts of what failed, and metrics anew without the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipelines.evaluate import EvaluationFailed, recompute, run_evaluate
+from robometer.baselines.trivial import Clock, FrameDifference
+from robometer.configs.loading import load
+from robometer.configs.schema import Config, ConfigError
+from robometer.scoring import Scorer
+from tests.evaluation.corpora import build_corpus
+
+
+def frame_difference(checkpoint: str, device: str) -> Scorer:
+    return FrameDifference()
+
+
+def clock(checkpoint: str, device: str) -> Scorer:
+    return Clock()
+
+
+def config_for(folder: Path, *overrides: str) -> Config:
+    return load(
+        [
+            f"corpus.path={folder}/corpus",
+            f"evaluate.output={folder}/out",
+            "evaluate.bootstrap=20",
+            "evaluate.batch_size=8",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            *overrides,
+        ]
+    )
+
+
+def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tmp_path: Path) -> None:
+    build_corpus(tmp_path / "corpus", clips_per_quality=1, broken=True)
+    config = config_for(tmp_path)
+    found = run_evaluate(config, frame_difference)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    tables = {f"{name}.parquet" for name in ("predictions", "pairs", "confusion", "metrics")}
+    assert files == tables | {"metrics.json", "report.html"}
+    provenance = found["provenance"]
+    assert provenance["model"] == "frame_difference" and provenance["failed"] > 0
+    assert provenance["splits"]["seen"] == "14 of 15 clips, 5 tasks"
+    store = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    tracked = store.search_runs([store.get_experiment_by_name("robometer").experiment_id])[0]
+    voc = found["metrics"]["seen"]["reward_alignment"]["voc"]["value"]
+    assert tracked.data.metrics["seen/reward_alignment/voc"] == pytest.approx(voc)
+    again = recompute(config)
+    assert json.dumps(again) == json.dumps(json.loads((tmp_path / "out/metrics.json").read_text()))
+    assert again["metrics"] == json.loads(json.dumps(found["metrics"]))
+
+
+def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
+    build_corpus(tmp_path / "corpus", clips_per_quality=1)
+    with pytest.raises(ConfigError, match=r"has \['held_out', 'seen'\]"):
+        run_evaluate(config_for(tmp_path, "evaluate.splits=[nowhere]"), clock)
+    with pytest.raises(ConfigError, match="none of reward_alignment"):
+        run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), clock)
+    with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
+        recompute(config_for(tmp_path))
+
+
+class Silent(Clock):
+    def score(self, clips):  # type: ignore[no-untyped-def]
+        raise OSError("the endpoint does not answer")
+
+
+def silent(checkpoint: str, device: str) -> Scorer:
+    return Silent()
+
+
+def test_a_scorer_that_always_fails_ends_the_job(ray_local: None, tmp_path: Path) -> None:
+    build_corpus(tmp_path / "corpus", clips_per_quality=1)
+    with pytest.raises(EvaluationFailed, match="the endpoint does not answer"):
+        run_evaluate(config_for(tmp_path, "evaluate.evaluations=[reward_alignment]", "tracking.uri=none"), silent)

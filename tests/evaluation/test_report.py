@@ -1,0 +1,103 @@
+"""The report stands alone, is strict JSON beside it, and escapes what it is given."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from robometer.baselines.trivial import FrameDifference
+from robometer.configs.schema import EvaluateConfig
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
+from robometer.evaluation import figures, report, suite
+from robometer.evaluation.plan import plan_split
+from robometer.evaluation.predict import ClipSource, predict
+from robometer.evaluation.predictions import Predictions
+from tests.evaluation.corpora import build_corpus
+
+CONFIG = EvaluateConfig(bootstrap=20)
+PROVENANCE = {"model": "<b>model</b>", "date": "today", "splits": {"seen": "30 clips"}, "config": {"a": "</pre><i>"}}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus, Predictions]:
+    folder = tmp_path_factory.mktemp("report")
+    corpus, scorer = build_corpus(folder / "corpus"), FrameDifference()
+    units = [u for split in CONFIG.splits for u in plan_split(corpus, split, 1000, 5, 0, CONFIG.evaluations)]
+    predictions = Predictions.of(predict(scorer, ClipSource.for_scorer(corpus, scorer), units, 16))
+    report.write(Storage(str(folder)), suite.evaluate_all(predictions, CONFIG), predictions, PROVENANCE, corpus)
+    return folder, corpus, predictions
+
+
+class Tags(HTMLParser):
+    """Counts open tags, and remembers what the page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.classes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        self.fetched += [v or "" for k, v in attrs if k == "src" or (k == "href" and not (v or "").startswith("#"))]
+        self.classes += [name for k, v in attrs if k == "class" for name in (v or "").split()]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(written: tuple[Path, Corpus, Predictions]) -> None:
+    html = (written[0] / report.REPORT).read_text()
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == [] and tags.fetched == []
+    assert all(url.startswith("data:image/jpeg;base64,") for url in re.findall(r"url\(([^)]{0,40})", html))
+    assert tags.classes.count("clip") == 2 * 3 * 1 + 3  # held-out and seen: typical ones; seen: also the worst
+    assert "NaN" not in html and "nan" not in re.findall(r">([^<]*)<", html)
+
+
+def test_text_from_outside_is_escaped(written: tuple[Path, Corpus, Predictions]) -> None:
+    html = (written[0] / report.REPORT).read_text()
+    assert "<b>model</b>" not in html and "&lt;b&gt;model&lt;/b&gt;" in html
+    assert "</pre><i>" not in html
+
+
+def test_metrics_json_is_strict_and_equals_the_table(written: tuple[Path, Corpus, Predictions]) -> None:
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads((written[0] / report.METRICS_JSON).read_text(), parse_constant=refuse)
+    rows = pq.read_table(written[0] / report.METRICS_TABLE).to_pylist()
+    assert len(rows) > 60
+    for row in rows:
+        entry = found["metrics"][row["split"]][row["evaluation"]][row["metric"]]
+        assert entry["value"] == row["value"] and entry["n"] == row["n"]
+
+
+def test_without_the_corpus_there_are_no_clips(written: tuple[Path, Corpus, Predictions]) -> None:
+    html = report.render(suite.evaluate_all(written[2], CONFIG), written[2], PROVENANCE, None)
+    assert "data:image" not in html and "Ranking by quality" in html
+
+
+def test_a_report_of_nothing_still_renders() -> None:
+    html = report.render(suite.evaluate_all(Predictions(), CONFIG), Predictions(), PROVENANCE, None)
+    assert "no successful clips" in html
+
+
+def test_frames_that_are_shown_follow_the_cursor(written: tuple[Path, Corpus, Predictions]) -> None:
+    for group in figures.clip_cards(written[2], written[1], CONFIG.splits):
+        for card in group["clips"]:
+            assert card["data"]["cell"] == list(range(card["frames"]))
+            assert len(card["data"]["progress"]) == card["frames"]
+            assert card["thumbs"][0] == 0 and card["thumbs"][-1] == card["cells"] - 1

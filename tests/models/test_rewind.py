@@ -1,0 +1,110 @@
+"""ReWiND: parity with upstream's recorded outputs, what each attention sees, ragged batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robometer.batch import Batch
+from robometer.models.collate import collate_targets
+from robometer.models.rewind import Rewind
+from robometer.models.rewind_scorer import clip_inputs
+from robometer.sampling.types import ClipPlan, SamplePlan
+
+
+def _clip(length: int) -> ClipPlan:
+    zeros, ones = np.zeros(length, dtype=np.float32), np.ones(length, dtype=bool)
+    return ClipPlan(0, np.arange(length), zeros, ones, zeros, ones)
+
+
+def _batch(text: torch.Tensor, a: list[torch.Tensor], b: list[torch.Tensor]) -> Batch:
+    plans = [
+        SamplePlan(i, "preference", "forward", "task", _clip(len(x)), _clip(len(y)) if len(y) else None, 1.0)
+        for i, (x, y) in enumerate(zip(a, b, strict=True))
+    ]
+    return collate_targets(plans, clip_inputs(text, a, b))
+
+
+def _model(attention: str, tokens: bool = True) -> Rewind:
+    torch.manual_seed(0)
+    return Rewind(6, 5, 16, 2, 2, 8, 10, attention=attention, per_frame_progress_token=tokens, dropout=0.0).eval()
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(int(np.prod(shape))))
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_outputs_equal_upstreams_recorded_ones(golden: Path, case: int) -> None:
+    facts = json.loads((golden / "d_rewind/cases.json").read_text())[case]
+    model = Rewind(
+        facts["video_feature_dim"],
+        facts["text_feature_dim"],
+        facts["hidden_dim"],
+        facts["num_layers"],
+        facts["num_attention_heads"],
+        facts["max_len"],
+        facts["progress_discrete_bins"],
+        facts["progress_loss_type"],
+        attention="causal" if facts["causal_mask"] else "full",
+        per_frame_progress_token=facts["per_frame_progress_token"],
+    ).eval()
+    model.load_state_dict(load_file(golden / f"d_rewind/{facts['name']}.weights.safetensors"), strict=True)
+    io = load_file(golden / f"d_rewind/{facts['name']}.io.safetensors")
+    kinds = sorted({key.rsplit(".", 1)[0] for key in io})
+    assert kinds
+    for kind in kinds:
+        video, text = io[f"{kind}.video"], io[f"{kind}.text"]
+        half = video.shape[1] // 2 if kind.startswith("preference") else video.shape[1]
+        with torch.no_grad():
+            output = model(_batch(text, list(video[:, :half]), list(video[:, half:])))
+        expected = {
+            "progress_A": output.progress_logits,
+            "success_A": output.success_logits,
+            "progress_B": output.progress_logits_b,
+            "success_B": output.success_logits_b,
+            "pref": output.preference_logits,
+        }
+        for name, value in expected.items():
+            if f"{kind}.{name}" in io:
+                want = io[f"{kind}.{name}"]
+                torch.testing.assert_close(value.reshape(want.shape), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["full", "causal", "state"])
+def test_a_ragged_batch_equals_one_by_one(attention: str) -> None:
+    model, text = _model(attention), _random(3, 5)
+    a, b = [_random(5, 6), _random(2, 6), _random(1, 6)], [_random(3, 6), _random(7, 6), _random(0, 6)]
+    together = model(_batch(text, a, b))
+    for i in range(3):
+        alone = model(_batch(text[i : i + 1], a[i : i + 1], b[i : i + 1]))
+        n, m = len(a[i]), len(b[i])
+        torch.testing.assert_close(together.progress_logits[i, :n], alone.progress_logits[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.success_logits_b[i, :m], alone.success_logits_b[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.preference_logits[i], alone.preference_logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_causal_predictions_do_not_see_later_frames_or_the_other_clip() -> None:
+    model, text, a, b = _model("causal"), _random(1, 5), _random(4, 6), _random(4, 6)
+    before = model(_batch(text, [a], [b]))
+    changed = torch.cat([a[:2], a[2:] + 1.0])
+    after = model(_batch(text, [changed], [b * 2]))
+    torch.testing.assert_close(before.progress_logits[:, :2], after.progress_logits[:, :2])
+    assert not torch.allclose(before.progress_logits[:, 2:], after.progress_logits[:, 2:])
+
+
+def test_state_predictions_do_not_know_their_place() -> None:
+    model, text, a = _model("state"), _random(1, 5), _random(4, 6)
+    forward = model(_batch(text, [a], [a]))
+    backward = model(_batch(text, [a.flip(0)], [a.flip(0)]))
+    torch.testing.assert_close(forward.progress_logits, backward.progress_logits.flip(1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_clip_longer_than_max_len_is_refused() -> None:
+    with pytest.raises(ValueError, match="longer than model.max_len=8"):
+        _model("causal")(_batch(_random(1, 5), [_random(9, 6)], [_random(0, 6)]))

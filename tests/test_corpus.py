@@ -1,0 +1,211 @@
+"""Storage, manifest, shards, summary and contact sheet, without Ray."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from robometer.corpus.corpus import Corpus, CorpusError, Rejected, Stored, commit_shard
+from robometer.corpus.show import write_contact_sheet
+from robometer.corpus.storage import Storage
+from robometer.corpus.summary import render, summarise
+from robometer.trajectory import SCHEMA_VERSION, trajectory_id
+from robometer.video import encode_jpeg
+
+QUALITIES = ("successful", "suboptimal", "failure")
+
+
+def stored(number: int, num_frames: int = 5, **changes: Any) -> Stored:
+    """A trajectory whose frame i is of grey level 20 * i + number."""
+    frames = [encode_jpeg(np.full((32, 48, 3), 20 * i + number, np.uint8), 95) for i in range(num_frames)]
+    id = trajectory_id("toy", str(number), "main")
+    row = {
+        "id": id,
+        "source": "toy",
+        "episode_key": str(number),
+        "view": "main",
+        "task": f"task {number % 2}",
+        "is_robot": True,
+        "quality_label": QUALITIES[number % 3],
+        "raw_quality_label": "x",
+        "partial_success": None,
+        "split": "train" if number < 4 else "held_out",
+        "num_frames": num_frames,
+        "height": 32,
+        "width": 48,
+        "source_fps": 10.0,
+        "source_num_frames": num_frames,
+        "size_bytes": sum(map(len, frames)),
+        "uri": f"/raw/{number}.mp4",
+        "content_hash": f"c{number}",
+        "settings_hash": "s",
+    }
+    truth = {"env_reward": [float(i) for i in range(num_frames)], "success": [0] * (num_frames - 1) + [1]}
+    record = {"id": id, "frame_index": list(range(num_frames)), "frames": frames, **truth}
+    return Stored(record, row | changes)
+
+
+def rejected(number: int, error: str, stage: str = "video") -> Rejected:
+    key = str(number)
+    row = {"id": trajectory_id("toy", key, "main"), "source": "toy", "episode_key": key, "uri": f"/raw/{key}.mp4"}
+    return Rejected({**row, "stage": stage, "error": error})
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    storage = Storage(str(tmp_path / "corpus"))
+    storage.write_bytes("corpus.json", b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION)
+    return storage
+
+
+@pytest.fixture
+def corpus(storage: Storage) -> Corpus:
+    commit_shard(storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)])
+    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")])
+    return Corpus(storage.path)
+
+
+def test_a_file_appears_whole_or_not_at_all(storage: Storage) -> None:
+    with pytest.raises(RuntimeError), storage.write("shards/x.arrow") as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert storage.list("shards", "") == [] and list(Path(storage.path, "shards").iterdir()) == []
+    storage.write_bytes("shards/x.arrow", b"one")
+    storage.write_bytes("shards/x.arrow", b"two")
+    assert storage.read_bytes("shards/x.arrow") == b"two"
+    assert storage.list("shards", ".arrow") == ["shards/x.arrow"]
+
+
+def test_storage_opens_filesystem_uris(tmp_path: Path) -> None:
+    storage = Storage((tmp_path / "corpus").as_uri())
+    storage.write_bytes("manifest/x", b"one")
+    assert pickle.loads(pickle.dumps(storage)).list("manifest", "") == ["manifest/x"]
+
+
+def test_a_reader_sees_frames_by_row_in_any_order(corpus: Corpus) -> None:
+    for row in range(len(corpus)):
+        number = int(corpus.manifest["episode_key"][row].as_py())
+        frames = corpus.frames(row, [3, 0, 3])
+        assert frames.shape == (3, 32, 48, 3)
+        assert np.abs(frames.mean((1, 2, 3)) - (60 + number, number, 60 + number)).max() < 2
+        assert corpus.record(row)["success"] == [0, 0, 0, 0, 1]
+        assert len(corpus.clip(row)) == 5
+
+
+def test_rows_are_sorted_by_id_and_split(corpus: Corpus) -> None:
+    ids = corpus.manifest["id"].to_pylist()
+    assert ids == sorted(ids) and len(ids) == 5
+    held_out = [corpus.manifest["episode_key"][int(row)].as_py() for row in corpus.rows("held_out")]
+    assert held_out == ["4"] and len(corpus.rows()) == 5
+
+
+def test_a_corpus_reopens_in_another_process(corpus: Corpus) -> None:
+    again = pickle.loads(pickle.dumps(corpus))
+    assert again.content_hash == corpus.content_hash
+    assert np.array_equal(again.frames(2), corpus.frames(2))
+
+
+def test_the_hash_ignores_shards_and_sees_content(storage: Storage, corpus: Corpus, tmp_path: Path) -> None:
+    other = Storage(str(tmp_path / "other"))
+    other.write_bytes("corpus.json", storage.read_bytes("corpus.json"))
+    commit_shard(other, "z", [stored(number) for number in (4, 2, 0, 1, 3)])
+    assert Corpus(other.path).content_hash == corpus.content_hash
+    commit_shard(other, "y", [stored(5, content_hash="changed")])
+    assert Corpus(other.path).content_hash != corpus.content_hash
+
+
+def test_of_two_rows_with_one_id_one_is_seen(storage: Storage, corpus: Corpus) -> None:
+    commit_shard(storage, "c", [stored(0), stored(9)])
+    again = Corpus(storage.path)
+    assert len(again) == 6 and len(set(again.manifest["id"].to_pylist())) == 6
+
+
+def test_a_shard_without_manifest_is_not_seen(storage: Storage, corpus: Corpus) -> None:
+    Path(storage.path, "manifest", "a.parquet").unlink()
+    again = Corpus(storage.path)
+    assert len(again) == 3
+    assert again.quarantine()["error"].to_pylist() == ["corrupt at frame 7"]
+
+
+def test_what_a_retry_committed_leaves_the_quarantine(storage: Storage, corpus: Corpus) -> None:
+    commit_shard(storage, "c", [stored(7)])
+    assert Corpus(storage.path).quarantine()["episode_key"].to_pylist() == ["8"]
+
+
+def test_a_shard_of_another_corpus_is_refused(storage: Storage, corpus: Corpus) -> None:
+    shards = Path(storage.path, "shards")
+    (shards / "a.arrow").write_bytes((shards / "b.arrow").read_bytes())
+    row = corpus.manifest["shard"].to_pylist().index("a")
+    with pytest.raises(CorpusError, match="does not match the manifest"):
+        Corpus(storage.path).frames(row)
+
+
+def test_missing_parts_are_one_sentence_with_the_way_out(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="robometer ingest"):
+        Corpus(str(tmp_path / "none"))
+    with pytest.raises(CorpusError, match="robometer embed embed.image_encoder=random_image"):
+        corpus.embeddings("random_image", 0)
+    with pytest.raises(CorpusError, match="robometer embed embed.text_encoder=random_text"):
+        corpus.text_embeddings("random_text")
+
+
+def test_an_unfinished_ingest_is_said(storage: Storage, corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:
+    storage.write_bytes("corpus.json", b'{"schema_version": %d, "state": "ingesting"}' % SCHEMA_VERSION)
+    Corpus(storage.path)
+    assert "did not end" in caplog.text
+
+
+def test_another_schema_version_is_refused(storage: Storage) -> None:
+    storage.write_bytes("corpus.json", b'{"schema_version": 0}')
+    with pytest.raises(CorpusError, match="schema version 0"):
+        Corpus(storage.path)
+
+
+def test_frames_lie_uncompressed_one_trajectory_per_record_batch(storage: Storage, corpus: Corpus) -> None:
+    data = Path(storage.path, "shards", "b.arrow").read_bytes()
+    reader = pa.ipc.open_file(io.BytesIO(data))
+    assert [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)] == [1, 1, 1]
+    assert stored(1).record["frames"][2] in data
+
+
+def test_stale_files_go_and_young_ones_stay(storage: Storage, corpus: Corpus) -> None:
+    Path(storage.path, "shards", ".x.arrow.1234.tmp").write_bytes(b"half")
+    Path(storage.path, "shards", "orphan.arrow").write_bytes(b"whole")
+    assert storage.remove_stale("shards", {"a", "b"}) == 0
+    assert storage.remove_stale("shards", {"a", "b"}, age_s=-1) == 2
+    assert storage.list("shards", "") == ["shards/a.arrow", "shards/b.arrow"]
+
+
+def test_summary_counts_what_there_is(corpus: Corpus) -> None:
+    summary = summarise(corpus)
+    assert (summary.trajectories, summary.frames) == (5, 25)
+    assert summary.by_quality == {"failure": 1, "suboptimal": 2, "successful": 2}
+    assert summary.by_task["task 0"] == {"failure": 1, "suboptimal": 1, "successful": 1}
+    assert summary.by_split == {"train": 4, "held_out": 1}
+    assert summary.refused == {("video", "corrupt at frame #"): 2}
+    text = render(summary)
+    assert re.search(r"held_out +1\n", text) and re.search(r"task 1 +0 +1 +1\n", text)
+    assert "1 more tasks" in render(summary, max_tasks=1)
+
+
+def test_contact_sheet_is_self_contained_and_says_what_it_left_out(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "sheets" / "sheet.html"
+    assert write_contact_sheet(corpus, path, max_clips=3) == 3
+    page = path.read_text()
+    assert "3 of 5 trajectories" in page
+    assert page.count("<article") == 3 and page.count("data:image/jpeg") == 3 * 5 and page.count("<path") == 3
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_contact_sheet_escapes_what_people_write(storage: Storage, tmp_path: Path) -> None:
+    commit_shard(storage, "a", [stored(0, task="<script>alert(1)</script>", episode_key="<b>")])
+    write_contact_sheet(Corpus(storage.path), tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text()
+    assert "<script" not in page and "<b>&lt;" not in page and "&lt;script&gt;" in page

@@ -1,0 +1,422 @@
+"""The endpoint under real Ray Serve and real HTTP: answers, batching, every refusal, and a replica that dies."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import httpx
+import numpy as np
+import pytest
+import ray
+
+from pipelines.serve import build_app, run_serve, start, stop, token_of
+from robometer.baselines.trivial import FrameDifference
+from robometer.client import RemoteScorer, ScoringError
+from robometer.configs import Config, ConfigError, load
+from robometer.scoring import Clip, ClipScore, Scorer
+
+TOKEN = "a token of this test"
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+MAX_BYTES = 12_000_000
+TASK = "open the drawer"
+
+
+class Fussy(FrameDifference):
+    """A scorer that refuses or fails on some tasks, as a real one might, and takes a moment."""
+
+    name = "frame_difference@abc123"
+    provenance = {"corpus": "none"}
+
+    def __init__(self, pause_s: float) -> None:
+        super().__init__()
+        self.pause_s = pause_s
+
+    def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
+        time.sleep(self.pause_s)
+        if any(clip.task == "refuse" for clip in clips):
+            raise ValueError("this task is refused")
+        if any(clip.task == "fail" for clip in clips):
+            raise RuntimeError("secret detail of the model")
+        return super().score(clips)
+
+
+def load_fussy(checkpoint: str, device: str = "cpu") -> Scorer:
+    return Fussy(0.05)
+
+
+def load_slow(checkpoint: str, device: str = "cpu") -> Scorer:
+    return Fussy(1.0)
+
+
+def load_broken(checkpoint: str, device: str = "cpu") -> Scorer:
+    raise ConfigError(f"{checkpoint} is not a checkpoint folder")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def config_with(*overrides: str) -> Config:
+    return load([f"serve.token='{TOKEN}'", f"serve.max_upload_bytes={MAX_BYTES}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def url(ray_local: None, port: int) -> Iterator[str]:
+    config = config_with(f"serve.port={port}", "serve.max_source_frames=200", "serve.max_source_pixels=90000")
+    yield start(config, load_fussy)
+    stop()
+
+
+@pytest.fixture(scope="module")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, headers=AUTH, timeout=60) as client:
+        yield client
+
+
+def frames_of(num_frames: int, seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
+    """A bright square that moves over a noisy ground."""
+    frames = np.random.default_rng(seed).integers(0, 40, (num_frames, height, width, 3), dtype=np.uint8)
+    for t in range(num_frames):
+        frames[t, 10:20, 2 + t : 12 + t] = 250
+    return frames
+
+
+def npy(frames: np.ndarray, **kwargs: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, frames, **kwargs)
+    return stream.getvalue()
+
+
+def mp4(frames: np.ndarray, fps: int = 10) -> bytes:
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+    return stream.getvalue()
+
+
+def png64(frame: np.ndarray) -> str:
+    return base64.b64encode(cv2.imencode(".png", frame[..., ::-1])[1].tobytes()).decode()
+
+
+def post_frames(http: httpx.Client, body: bytes, task: str | None = TASK, **headers: str) -> httpx.Response:
+    data = {} if task is None else {"task": task}
+    return http.post("/v1/score", data=data, files={"frames": ("frames.npy", body)}, headers=headers)
+
+
+def post_video(http: httpx.Client, body: bytes) -> httpx.Response:
+    return http.post("/v1/score", data={"task": TASK}, files={"video": ("clip.mp4", body)})
+
+
+def refusal(response: httpx.Response, status: int) -> str:
+    """The sentence of a refusal, after checking all that each one has."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error", "request_id"}
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert body["error"] and "\n" not in body["error"] and "Traceback" not in body["error"]
+    return str(body["error"])
+
+
+def test_video_is_thinned_and_scored_per_frame(http: httpx.Client) -> None:
+    response = post_video(http, mp4(frames_of(40)))
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["num_frames"] == len(answer["progress"]) == len(answer["success"]) == 32
+    assert answer["frame_index"][0] == 0 and answer["frame_index"][-1] == 39
+    assert answer["fps"] == 10.0
+    assert answer["reward"] == answer["progress"][-1]
+    assert answer["model"] == {"name": "frame_difference@abc123", "revision": "abc123"}
+    assert answer["task"] == TASK
+
+
+def test_frames_give_the_numbers_of_the_scorer_in_this_process(http: httpx.Client) -> None:
+    frames = frames_of(9)
+    expected = FrameDifference().score([Clip(frames, TASK)])[0]
+    answer = post_frames(http, npy(frames)).json()
+    assert answer["progress"] == expected.progress.tolist()
+    assert answer["frame_index"] == list(range(9)) and answer["fps"] is None
+
+
+def test_json_images_give_the_same_numbers_as_npy(http: httpx.Client) -> None:
+    frames = frames_of(5)
+    answer = http.post("/v1/score", json={"task": TASK, "frames_base64": [png64(frame) for frame in frames]}).json()
+    assert answer["progress"] == post_frames(http, npy(frames)).json()["progress"]
+
+
+def test_compare_prefers_the_clip_that_moved_and_its_mirror_agrees(http: httpx.Client) -> None:
+    moving, still = mp4(frames_of(30)), mp4(np.repeat(frames_of(1), 30, axis=0))
+    one = http.post("/v1/compare", data={"task": TASK}, files={"video_a": moving, "video_b": still}).json()
+    two = http.post("/v1/compare", data={"task": TASK}, files={"video_a": still, "video_b": moving}).json()
+    assert one["preferred"] == "a" and two["preferred"] == "b"
+    assert one["probability_a_better"] == pytest.approx(1 - two["probability_a_better"], abs=1e-6)
+    images = [png64(frame) for frame in frames_of(3)]
+    tied = http.post("/v1/compare", json={"task": TASK, "frames_base64_a": images, "frames_base64_b": images}).json()
+    assert tied["probability_a_better"] == 0.5
+
+
+def test_remote_scorer_equals_the_scorer_in_this_process(url: str) -> None:
+    clips = [Clip(frames_of(4 + i, seed=i), f"task {i}") for i in range(6)]
+    pairs = list(zip(clips[:3], clips[3:], strict=True))
+    local = FrameDifference()
+    with RemoteScorer(url, TOKEN) as remote:
+        assert isinstance(remote, Scorer) and remote.name == "frame_difference@abc123" and remote.revision == "abc123"
+        assert remote.provenance == {"corpus": "none"}
+        for got, expected in zip(remote.score(clips), local.score(clips), strict=True):
+            np.testing.assert_array_equal(got.progress, expected.progress)
+            np.testing.assert_array_equal(got.success, expected.success)
+        np.testing.assert_array_equal(remote.compare(pairs), local.compare(pairs))
+        session, reference = remote.open_session(TASK), local.open_session(TASK)
+        for frame in clips[0].frames:
+            assert session.push(frame) == reference.push(frame)
+
+
+def test_concurrent_requests_share_forward_passes(http: httpx.Client) -> None:
+    before = metric_samples(http)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: post_frames(http, npy(frames_of(4 + i % 5, seed=i))), range(64)))
+    assert [answer.status_code for answer in answers] == [200] * 64
+    for i, answer in enumerate(answers):
+        expected = FrameDifference().score([Clip(frames_of(4 + i % 5, seed=i), TASK)])[0]
+        assert answer.json()["progress"] == expected.progress.tolist()
+    after = metric_samples(http)
+    batches = after["robometer_batch_size_count"] - before["robometer_batch_size_count"]
+    jobs = after["robometer_batch_size_sum"] - before["robometer_batch_size_sum"]
+    assert jobs == 64
+    assert batches < 48
+
+
+def metric_samples(http: httpx.Client) -> dict[str, float]:
+    """Values of the metrics without labels but the replica's."""
+    lines = [line for line in http.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if line.count('="') == 1}
+
+
+def test_metrics_count_routes_and_statuses(http: httpx.Client) -> None:
+    http.get("/no/such/route")
+    post_frames(http, b"junk")
+    text = http.get("/metrics").text
+    assert 'route="other",status="404"' in text
+    assert 'route="/v1/score",status="422"' in text
+    assert 'robometer_request_seconds_bucket{le="+Inf"' in text
+    assert metric_samples(http)["robometer_in_flight"] == 0
+
+
+def test_health_is_open_and_everything_else_wants_the_token(url: str) -> None:
+    with httpx.Client(base_url=url) as anonymous:
+        assert anonymous.get("/health").json() == {"status": "ok"}
+        for route in ("/ready", "/metrics", "/v1/model", "/docs", "/openapi.json"):
+            assert "bearer token is required" in refusal(anonymous.get(route), 401)
+        wrong = post_frames(anonymous, npy(frames_of(2)), Authorization="Bearer guess")
+        assert "not the one" in refusal(wrong, 401)
+        assert wrong.headers["www-authenticate"] == "Bearer"
+    with pytest.raises(ScoringError, match="answered 401: a bearer token is required"):
+        RemoteScorer(url)
+
+
+def test_ready_and_model_describe_the_model(http: httpx.Client) -> None:
+    assert http.get("/ready").json() == {"status": "ready"}
+    model = http.get("/v1/model").json()
+    assert model["name"] == "frame_difference@abc123" and model["provenance"] == {"corpus": "none"}
+    assert model["limits"]["max_upload_bytes"] == MAX_BYTES and model["limits"]["num_frames"] == 32
+
+
+def test_request_id_is_echoed_or_made(http: httpx.Client) -> None:
+    given = http.get("/health", headers={"x-request-id": "trace-42"})
+    assert given.headers.get_list("x-request-id") == ["trace-42"]
+    assert len(http.get("/health").headers["x-request-id"]) >= 32
+    scored = post_frames(http, npy(frames_of(2)), **{"x-request-id": "trace-43"})
+    assert scored.json()["request_id"] == scored.headers["x-request-id"] == "trace-43"
+
+
+def test_openapi_describes_bodies_and_refusals(http: httpx.Client) -> None:
+    schema = http.get("/openapi.json").json()
+    route = schema["paths"]["/v1/score"]["post"]
+    assert set(route["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert {"400", "401", "413", "415", "422", "503"} <= set(route["responses"])
+    compare = schema["paths"]["/v1/compare"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert {"task", "video_a", "video_b", "frames_a", "frames_b"} == set(compare["properties"])
+    assert "swagger" in http.get("/docs").text
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"not an array", "not a .npy file"),
+        (npy(np.zeros((2, 8, 8, 3), np.float32)), r"must hold uint8 .* got float32"),
+        (npy(np.zeros((8, 8, 3), np.uint8)), "must hold uint8"),
+        (npy(np.zeros((2, 8, 8, 4), np.uint8)), "must hold uint8"),
+        (npy(np.zeros((0, 8, 8, 3), np.uint8)), "holds no frames"),
+        (npy(np.array([{"a": 1}], dtype=object), allow_pickle=True), "must hold uint8"),
+        (npy(np.zeros((2, 8, 8, 3), np.uint8))[:-5], "cut short"),
+    ],
+    ids=["empty", "text", "float", "3d", "rgba", "no frames", "pickle", "truncated"],
+)
+def test_malformed_frames_are_refused(http: httpx.Client, body: bytes, sentence: str) -> None:
+    assert re.search(sentence, refusal(post_frames(http, body), 422))
+
+
+def test_header_that_announces_a_huge_array_is_refused_before_it_is_allocated(http: httpx.Client) -> None:
+    stream = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (100, 300, 300, 3)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    assert "cut short" in refusal(post_frames(http, stream.getvalue()), 422)
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, header | {"shape": (2, 10**6, 10**6, 3)})
+    assert "pixels" in refusal(post_frames(http, stream.getvalue()), 413)
+
+
+def test_malformed_requests_are_refused(http: httpx.Client) -> None:
+    good = npy(frames_of(2))
+    for task in (None, "", "   "):
+        assert "'task' is missing" in refusal(post_frames(http, good, task), 422)
+    assert "characters" in refusal(post_frames(http, good, "x" * 3000), 422)
+    assert "exactly one" in refusal(http.post("/v1/score", files={"task": (None, TASK)}), 422)
+    both = {"frames": ("f.npy", good), "video": ("v.mp4", good)}
+    assert "exactly one" in refusal(http.post("/v1/score", data={"task": TASK}, files=both), 422)
+    assert "unknown" in refusal(http.post("/v1/score", data={"task": TASK}, files={"film": ("f", good)}), 422)
+    text = {"task": (None, TASK), "frames": (None, "no file")}
+    assert "must be a file part" in refusal(http.post("/v1/score", files=text), 422)
+    plain = http.post("/v1/score", content=b"hello", headers={"content-type": "text/plain"})
+    assert "not understood" in refusal(plain, 415)
+    broken = http.post("/v1/score", content=b"hello", headers={"content-type": "multipart/form-data; boundary=x"})
+    assert refusal(broken, 400 if broken.status_code == 400 else 422)
+    assert refusal(http.get("/v1/score"), 405) and refusal(http.get("/nothing"), 404)
+
+
+def test_malformed_json_is_refused(http: httpx.Client) -> None:
+    def post(content: bytes) -> httpx.Response:
+        return http.post("/v1/score", content=content, headers={"content-type": "application/json"})
+
+    for body in (b"{", b"\xff\xfe", b"[" * 100_000):
+        assert "not JSON" in refusal(post(body), 400)
+    image = png64(frames_of(1)[0])
+    other = png64(frames_of(1, height=32)[0])
+    for value, sentence in (
+        ([], "must be an object"),
+        ({"task": TASK}, "must be a list"),
+        ({"task": TASK, "frames_base64": []}, "must be a list"),
+        ({"task": TASK, "frames_base64": [1]}, "must be a list"),
+        ({"task": TASK, "frames_base64": ["!!"]}, "not a base64 JPEG or PNG"),
+        ({"task": TASK, "frames_base64": [base64.b64encode(b"GIF89a").decode()]}, "not a base64 JPEG or PNG"),
+        ({"task": TASK, "frames_base64": [image, image[: len(image) // 2 // 4 * 4]]}, "damaged"),
+        ({"task": TASK, "frames_base64": [image, other]}, "different sizes"),
+        ({"task": 5, "frames_base64": [image]}, "'task' is missing"),
+    ):
+        assert sentence in refusal(post(json.dumps(value).encode()), 422)
+
+
+def test_malformed_videos_are_refused(http: httpx.Client) -> None:
+    good = mp4(frames_of(30))
+    assert "is empty" in refusal(post_video(http, b""), 422)
+    assert "not a video" in refusal(post_video(http, b"hello"), 415)
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n"
+    assert "not a video" in refusal(post_video(http, playlist), 415)
+    assert "not a video" in refusal(post_video(http, good[: len(good) // 2]), 415)
+
+
+def test_large_requests_are_refused(http: httpx.Client) -> None:
+    assert "max_upload_bytes" in refusal(post_frames(http, b"x" * (MAX_BYTES + 1)), 413)
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(140):
+            yield b"x" * 100_000
+
+    chunked = http.post("/v1/score", content=endless(), headers={"content-type": "application/json"})
+    assert "max_upload_bytes" in refusal(chunked, 413)
+    assert "201 frames, more than 200" in refusal(post_frames(http, npy(np.zeros((201, 8, 8, 3), np.uint8))), 413)
+    assert "pixels" in refusal(post_frames(http, npy(np.zeros((1, 301, 300, 3), np.uint8))), 413)
+    assert "frames, more than 200" in refusal(post_video(http, mp4(np.zeros((201, 32, 32, 3), np.uint8))), 413)
+    assert "pixels" in refusal(post_video(http, mp4(np.zeros((2, 302, 300, 3), np.uint8))), 413)
+    wide = mp4(np.zeros((30, 16, 5000, 3), np.uint8))
+    assert "decodes to" in refusal(post_video(http, wide), 413)
+    bomb = {"task": TASK, "frames_base64": [png64(np.zeros((300, 300, 3), np.uint8))] * 60}
+    assert "decodes to" in refusal(http.post("/v1/score", json=bomb), 413)
+
+
+def test_client_refuses_to_send_what_the_endpoint_will_not_take(url: str) -> None:
+    with RemoteScorer(url, TOKEN) as remote, pytest.raises(ScoringError, match="are more than"):
+        remote.score([Clip(np.zeros((200, 150, 150, 3), np.uint8), TASK)])
+
+
+def test_one_bad_job_fails_alone_in_its_batch(http: httpx.Client) -> None:
+    tasks = ["refuse" if i == 3 else "fail" if i == 5 else TASK for i in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda task: post_frames(http, npy(frames_of(3)), task), tasks))
+    assert refusal(answers[3], 422) == "this task is refused"
+    assert "secret detail" not in refusal(answers[5], 500)
+    assert [a.status_code for i, a in enumerate(answers) if i not in (3, 5)] == [200] * 10
+
+
+def test_requests_outlive_the_replica_that_held_them(http: httpx.Client) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        pending = [pool.submit(post_frames, http, npy(frames_of(4, seed=i))) for i in range(96)]
+        time.sleep(0.15)
+        kill_model()
+        statuses = [answer.result().status_code for answer in pending]
+    assert statuses == [200] * 96
+
+
+def kill_model() -> None:
+    names = [entry for entry in ray.util.list_named_actors(all_namespaces=True) if "#Model#" in entry["name"]]
+    assert len(names) == 1
+    ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))
+
+
+def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http: httpx.Client) -> None:
+    overrides = ("serve.max_batch_size=1", "serve.max_queued_requests=1", f"serve.port={port}")
+    start(config_with(*overrides), load_slow)
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda i: post_frames(http, npy(frames_of(2))), range(10)))
+        statuses = sorted(answer.status_code for answer in answers)
+        assert set(statuses) == {200, 503}
+        refused = next(answer for answer in answers if answer.status_code == 503)
+        assert "try again later" in refusal(refused, 503)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert http.get("/health").status_code == 200
+        # The client waits and tries again, so that a burst of it comes through.
+        with RemoteScorer(url, TOKEN) as remote:
+            assert len(remote.score([Clip(frames_of(2, seed=i), TASK) for i in range(5)])) == 5
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> None:
+    with pytest.raises(ConfigError, match="nowhere is not a checkpoint folder") as caught:
+        start(config_with(f"serve.port={port}", "serve.checkpoint=nowhere"), load_broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1"):
+            start(config_with(f"serve.port={taken.getsockname()[1]}"), load_fussy)
+
+
+def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBOMETER_TOKEN", "of the environment")
+    assert token_of(load([])) == "of the environment"
+    assert token_of(config_with()) == TOKEN

@@ -1,0 +1,187 @@
+"""Decoding, verification, thinning and JPEG, on videos that the tests write and on upstream's example clips."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from robometer.video import (
+    VideoError,
+    VideoLimits,
+    at_fps,
+    decode_jpeg,
+    decode_video,
+    encode_jpeg,
+    probe,
+    resize_short_edge,
+    thin,
+    verify,
+)
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "example_videos"
+
+
+def moving_square(num_frames: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3]: a bright square crosses a noisy background."""
+    rng = np.random.default_rng(seed)
+    frames = np.repeat(rng.integers(40, 90, (1, height, width, 3), dtype=np.uint8), num_frames, axis=0)
+    for i, frame in enumerate(frames):
+        left = round(i * (width - 12) / max(num_frames - 1, 1))
+        frame[8:20, left : left + 12] = (250, 60, 20)
+    return frames
+
+
+def video_bytes(frames: np.ndarray, codec: str = "libx264", container: str = "mp4", fps: int = 10) -> bytes:
+    """The frames as an encoded file."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def corruptions(good: bytes) -> dict[str, bytes]:
+    """Five ways in which a video file is bad."""
+    rng = np.random.default_rng(0)
+    middle = bytearray(good)
+    start = good.index(b"mdat") + 4 + len(good[good.index(b"mdat") :]) // 3
+    middle[start : start + 200] = rng.bytes(200)
+    return {
+        "truncated": good[: len(good) // 2],
+        "empty": b"",
+        "garbage": rng.bytes(5000),
+        "text": b"this is not a video\n" * 50,
+        "middle": bytes(middle),
+    }
+
+
+@pytest.mark.parametrize(("num_frames", "max_frames"), [(33, 32), (100, 32), (1000, 7), (3, 2)])
+def test_thinning_keeps_first_and_last_and_order(num_frames: int, max_frames: int) -> None:
+    index = thin(num_frames, max_frames)
+    assert len(index) == max_frames
+    assert (index[0], index[-1]) == (0, num_frames - 1)
+    assert (np.diff(index) > 0).all()
+
+
+def test_thinning_keeps_all_frames_of_a_short_video() -> None:
+    assert thin(5, 32).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("size", "short_edge", "expected"),
+    [
+        ((480, 640), 240, (240, 320)),
+        ((640, 480), 240, (320, 240)),
+        ((100, 333), 50, (50, 166)),
+        ((99, 101), 45, (46, 46)),
+    ],
+)
+def test_resize_truncates_then_makes_sides_even(
+    size: tuple[int, int], short_edge: int, expected: tuple[int, int]
+) -> None:
+    assert resize_short_edge(np.zeros((*size, 3), np.uint8), short_edge).shape == (*expected, 3)
+
+
+def test_jpeg_keeps_the_order_of_channels() -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    frame[...] = (220, 40, 10)
+    decoded = decode_jpeg(encode_jpeg(frame, 95))
+    assert np.abs(decoded.astype(int) - frame).max() <= 4
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image"])
+def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
+    with pytest.raises(VideoError, match="not an image"):
+        decode_jpeg(data)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [
+        ("libx264", "mp4"),
+        ("libx265", "mp4"),
+        ("mpeg4", "mp4"),
+        ("libvpx-vp9", "webm"),
+        ("libsvtav1", "mp4"),
+        ("gif", "gif"),
+    ],
+)
+def test_every_codec_gives_the_frames_that_went_in(codec: str, container: str, tmp_path: Path) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    if codec == "gif":
+        pytest.skip("gif takes palettes, not yuv420p")
+    frames = moving_square(20, 96, 128)
+    data = video_bytes(frames, codec, container)
+    path = tmp_path / f"clip.{container}"
+    path.write_bytes(data)
+    video = decode_video(path, lambda n, fps: thin(n, 5))
+    assert video.num_source_frames == 20 and video.fps == pytest.approx(10)
+    assert video.frame_index.tolist() == [0, 5, 10, 14, 19]
+    assert np.abs(video.frames.astype(int) - frames[video.frame_index]).mean() < 12
+    assert np.array_equal(decode_video(data, lambda n, fps: thin(n, 5)).frames, video.frames)
+    assert verify(path) == 20
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "text", "middle"])
+def test_verification_finds_every_kind_of_corruption(kind: str) -> None:
+    good = video_bytes(moving_square(40, 96, 128))
+    assert verify(good) == 40
+    with pytest.raises(VideoError):
+        verify(corruptions(good)[kind])
+
+
+def test_limits_are_checked_from_the_header() -> None:
+    data = video_bytes(moving_square(12))
+    with pytest.raises(VideoError, match="12 frames, more than the limit of 11"):
+        decode_video(data, limits=VideoLimits(max_frames=11))
+    with pytest.raises(VideoError, match="64x48 pixels"):
+        probe(data, VideoLimits(max_pixels=48 * 64 - 1))
+    assert len(decode_video(data, limits=VideoLimits(12, 48 * 64)).frames) == 12
+
+
+def test_a_playlist_is_no_video_even_if_what_it_names_is(tmp_path: Path) -> None:
+    target = tmp_path / "clip.mp4"
+    target.write_bytes(video_bytes(moving_square(5)))
+    for playlist in (f"#EXTM3U\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n", f"ffconcat version 1.0\nfile {target}\n"):
+        with pytest.raises(VideoError):
+            decode_video(playlist.encode())
+
+
+def test_a_missing_file_and_a_file_without_video_say_so(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="there is no file at"):
+        probe(tmp_path / "none.mp4")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(buffer.getvalue())
+
+
+def test_decoding_resizes_frame_by_frame() -> None:
+    video = decode_video(video_bytes(moving_square(6, 96, 128)), short_edge=48)
+    assert video.frames.shape == (6, 48, 64, 3)
+
+
+def test_frames_equal_what_upstream_decoded(golden: Path) -> None:
+    for case in json.loads((golden / "g_video" / "video.json").read_text()):
+        video = decode_video(EXAMPLES / case["video"])
+        assert (video.num_source_frames, video.fps) == (case["total_frames"], case["native_fps"])
+        assert hashlib.sha256(video.frames.tobytes()).hexdigest() == case["all_frames"]["sha256"]
+        for fps, extract in case["extract"].items():
+            picked = decode_video(EXAMPLES / case["video"], lambda n, native, fps=fps: at_fps(n, native, float(fps)))
+            assert picked.frame_index.tolist() == extract["indices"]
+            assert hashlib.sha256(picked.frames.tobytes()).hexdigest() == extract["sha256"]
