@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
-from jobs.score import parser_for, read_video, scorer_of
+from jobs.score import check, parser_for, read_video, scorer_of
 from robometer.scoring import Clip
 
 HELP = """
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    check(arguments)
     a, b = (
         Clip(read_video(path, arguments.max_frames).frames, arguments.task)
         for path in (arguments.video_a, arguments.video_b)

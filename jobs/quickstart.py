@@ -135,8 +135,9 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
 def _clips(config: Config, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
     for name, task in EXAMPLE_TASKS.items():
         if (EXAMPLES / name).is_file():
+            wanted = config.ingest
             video = decode_video(
-                str(EXAMPLES / name), lambda n, fps: thin(n, config.ingest.max_frames), short_edge=config.ingest.short_edge
+                str(EXAMPLES / name), lambda n, fps: thin(n, wanted.max_frames), short_edge=wanted.short_edge
             )
             yield Path(name).stem, Clip(video.frames, task)
     quality = corpus.manifest["quality_label"].to_pylist()

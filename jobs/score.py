@@ -13,6 +13,7 @@ from typing import Any
 from jobs import common
 from robometer.client import RemoteScorer
 from robometer.configs import Config
+from robometer.errors import RobometerError
 from robometer.models.checkpoint import load_scorer
 from robometer.plots import plot_curve
 from robometer.scoring import Clip, ClipScore, Scorer
@@ -70,7 +71,19 @@ def read_video(path: str, max_frames: int) -> Video:
     return decode_video(path, lambda n, fps: thin(n, max_frames), short_edge=config.ingest.short_edge, limits=limits)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raise `RobometerError` for flags that cannot work, before anything is loaded."""
+    if not arguments.task.strip():
+        raise RobometerError("--task is empty: say in words what the robot should do")
+    if arguments.max_frames < 1:
+        raise RobometerError("--max-frames must be at least 1")
+
+
 def _score(arguments: argparse.Namespace) -> None:
+    check(arguments)
+    for path in filter(None, (arguments.json, arguments.png)):
+        if not Path(path).absolute().parent.is_dir():
+            raise RobometerError(f"{path} cannot be written: its folder does not exist")
     video = read_video(arguments.video, arguments.max_frames)
     scorer = scorer_of(arguments)
     score = scorer.score([Clip(video.frames, arguments.task)])[0]

@@ -18,7 +18,7 @@ Resumes when the same command is run again.
 Examples
   robometer train corpus.path=outputs/corpus train.output=outputs/train
   robometer train model=rewind train.num_workers=2 train.zero_stage=3 loss.preference_weight=0.5
-  ray job submit --working-dir . -- python -m jobs.train corpus.path=/data/corpus train.output=/data/run train.use_gpu=true
+  ray job submit --working-dir . -- python -m jobs.train corpus.path=/data/corpus train.output=/data/run
 """
 
 

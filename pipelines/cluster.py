@@ -52,7 +52,7 @@ def interactive() -> bool:
 
 
 def progress_bar(name: str, total: int, interactive: bool) -> Callable[[int, Mapping[str, float]], None]:
-    """A function (done, values) that shows how far long work is: a bar in a terminal, a line every few seconds elsewhere.
+    """A function (done, values) that shows how far long work is: a bar in a terminal, lines elsewhere.
 
     It works in remote workers too, whose bars Ray draws on the driver's terminal.
     """

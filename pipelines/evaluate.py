@@ -26,6 +26,7 @@ from robometer.configs.loading import to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
+from robometer.errors import RobometerError
 from robometer.evaluation import report, suite
 from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict_each
@@ -45,7 +46,7 @@ BLOCKS_PER_ACTOR = 8
 """A block costs some 10 ms in Ray Data; several per actor keep the slowest from being waited for."""
 
 
-class EvaluationFailed(RuntimeError):
+class EvaluationFailed(RobometerError):
     """Nothing could be predicted; the message says why in one sentence."""
 
 

@@ -19,6 +19,7 @@ from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.sampling import ManifestIndex, plan
 
+
 class Collate:
     """Data stage: the number of a micro-batch in, one row out that holds the batch's tensors."""
 

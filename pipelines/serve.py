@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 APP_NAME = "robometer"
 
 _INGRESS_CPUS = 0.1
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}  # /metrics counts requests
 _REQUEST_TIMEOUT_S = 120.0
 _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 
@@ -41,8 +42,9 @@ def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Appli
         # One batch computes while the next one fills.
         max_ongoing_requests=2 * c.max_batch_size,
         max_queued_requests=c.max_queued_requests,
-        # A checkpoint that cannot be loaded does not load at the second try; replicas that ran once are always restarted.
+        # A checkpoint that cannot be loaded fails again; replicas that ran once are restarted whatever this says.
         max_constructor_retry_count=1,
+        logging_config=_QUIET,
     )(Model)
     # All that a model can hold or queue; what comes on top is refused before its body is read.
     capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
@@ -52,6 +54,7 @@ def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Appli
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
         # Above the guard's own bound, so that it is the guard who answers, and probes pass when it is reached.
         max_ongoing_requests=2 * capacity + 100,
+        logging_config=_QUIET,
     )(Ingress)
     return ingress.bind(model.bind(loader, c), Limits.from_config(config), guard)
 
@@ -71,7 +74,7 @@ def start(config: Config, loader: ScorerLoader = load_scorer) -> str:
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": config.serve.host, "port": config.serve.port},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        logging_config=_QUIET,
     )
     try:
         serve.run(build_app(config, loader), name=APP_NAME, route_prefix="/")

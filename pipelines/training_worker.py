@@ -192,7 +192,7 @@ class Worker:
         self.engine.train()
         for batch in micro_batches:
             losses = self._losses(batch.to(self.engine.device), total)
-            # DeepSpeed averages over workers and micro-batches; our losses are shares of the global mean, so they add up.
+            # DeepSpeed averages over workers and micro-batches; ours are shares of the global mean and add up.
             self.engine.backward(losses.total * self.world_size * train.gradient_accumulation)
             self.engine.step()
             parts += torch.stack([losses.total, losses.progress, losses.success, losses.preference]).detach().cpu()

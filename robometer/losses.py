@@ -51,7 +51,7 @@ def _supervised(batch: Batch, config: LossConfig) -> list[ClipTargets]:
 
 
 def counts(batch: Batch, config: LossConfig) -> Tensor:
-    """How much of each of `TERMS` the batch holds, float64 [4]; sum it over workers and micro-batches, then normalise."""
+    """How much of each of `TERMS` the batch holds, float64 [4]; summed over workers, it normalises the losses."""
     total = torch.zeros(len(TERMS), dtype=torch.float64)
     for targets in _supervised(batch, config):
         positive = targets.success_mask & (targets.success_label > 0.5)

@@ -20,7 +20,6 @@ from robometer.evaluation.predictions import InstructionPrediction
 from robometer.metrics import Resampling
 from robometer.trajectory import QUALITY_LABELS
 
-
 ABSOLUTE = "absolute_first_frame"  # progress in [0, 1]; upstream also sums up relative predictions, which we never make
 
 
@@ -83,7 +82,7 @@ def test_confusion_matrix_equals_upstream_where_no_cell_is_empty(golden: Path) -
         output = case["output"]
         if not output["ok"] or not output["value"] or case["progress_pred_type"] != ABSOLUTE:
             continue
-        if any(len(r["progress_pred"]) == 0 for r in case["results"]):
+        if any(len(r["progress_pred"]) == 0 or None in r["metadata"].values() for r in case["results"]):
             continue
         records = [
             InstructionPrediction(

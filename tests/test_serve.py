@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import av
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines.serve import build_app, run_serve, start, stop, token_of
+from pipelines.serve import start, stop, token_of
 from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load

@@ -89,7 +89,8 @@ def _three_distinct(draws: Draws, count: int) -> tuple[int, int, int]:
 def segment_path(num_frames: int, start: int, end: int | None, middle: int | None, max_frames: int) -> np.ndarray:
     """Every frame from start to end, by way of middle where there is one (shown once), int64 [L].
 
-    Frames beyond the video are taken as its first or last. Videos of one or two frames are shown whole; without an end, or for clips of one frame, only the start is shown.
+    Frames beyond the video are taken as its first or last. Videos of one or two frames are shown whole; without an
+    end, or for clips of one frame, only the start is shown.
     """
     if num_frames == 1:
         return np.zeros(1, dtype=np.int64)

@@ -36,7 +36,8 @@ def frames_of(task: str, quality: str, episode: int) -> np.ndarray:
 def build_corpus(path: Path, clips_per_quality: int = 2, broken: bool = False) -> Corpus:
     """Write a corpus of both splits; with `broken`, one seen clip has a frame that is no image."""
     storage = Storage(str(path))
-    rows, records = [], []
+    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for split, tasks in TASKS.items():
         for task in tasks:
             for quality in QUALITY_LABELS:

@@ -16,7 +16,7 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
 from robometer.evaluation.plan import plan_split, select_rows, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict, predict_each
-from robometer.evaluation.predictions import FORWARD, PairPrediction, Predictions, from_table, to_table
+from robometer.evaluation.predictions import FORWARD, PairPrediction, Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.validation import validate
 from robometer.scoring import Clip, Scorer
@@ -164,7 +164,7 @@ def test_predictions_survive_parquet_and_the_wire(corpus: Corpus, tmp_path: Path
     again = Predictions.load(Storage(str(tmp_path)))
     assert again.pairs == predictions.pairs and again.instructions == predictions.instructions
     assert flat(suite.evaluate_all(again, CONFIG)) == flat(list(results.values()))
-    records = [predictions.clips[0], predictions.pairs[0], predictions.instructions[0]]
+    records: list[Record] = [predictions.clips[0], predictions.pairs[0], predictions.instructions[0]]
     back = from_table(to_table(records))
     assert back[1:] == records[1:]
     assert str(dataclasses.asdict(back[0])) == str(dataclasses.asdict(records[0]))

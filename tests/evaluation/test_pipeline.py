@@ -48,7 +48,9 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
     assert provenance["model"] == "frame_difference" and provenance["failed"] > 0
     assert provenance["splits"]["seen"] == "14 of 15 clips, 5 tasks"
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    tracked = store.search_runs([store.get_experiment_by_name("robometer").experiment_id])[0]
+    experiment = store.get_experiment_by_name("robometer")
+    assert experiment is not None
+    tracked = store.search_runs([experiment.experiment_id])[0]
     voc = found["metrics"]["seen"]["reward_alignment"]["voc"]["value"]
     assert tracked.data.metrics["seen/reward_alignment/voc"] == pytest.approx(voc)
     again = recompute(config)

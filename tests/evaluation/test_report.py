@@ -63,7 +63,7 @@ def test_the_page_is_well_formed_and_fetches_nothing(written: tuple[Path, Corpus
     tags.feed(html)
     assert tags.open == [] and tags.fetched == []
     assert all(url.startswith("data:image/jpeg;base64,") for url in re.findall(r"url\(([^)]{0,40})", html))
-    assert tags.classes.count("clip") == 2 * 3 * 1 + 3  # held-out and seen: typical ones; seen: also the worst
+    assert tags.classes.count("clip") == 2 * 3 * 2  # splits, qualities, a typical and a badly judged one
     assert "NaN" not in html and "nan" not in re.findall(r">([^<]*)<", html)
 
 

@@ -140,7 +140,7 @@ def check_pipeline(case: dict[str, Any]) -> None:
     )
     strategy = (case["strategy"] or "subsample_forward").removeprefix("subsample_")
     triple = tuple(case["start_middle_end"]) if case["start_middle_end"] else None
-    clip = clip_plan(0, subject, rules, strategy, triple)  # type: ignore[arg-type]
+    clip = clip_plan(0, subject, rules, strategy, triple)
     assert clip.positions.tolist() == expected["frame_ids"], case
     wanted = np.array(expected["target_progress"])
     got = clip.progress_target

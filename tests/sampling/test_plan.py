@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_frames_lie_in_the_trajectory(samples: list[SamplePlan]) -> None:
 
 
 def test_split_and_length_decide_who_takes_part() -> None:
-    rows = [{"split": "held_out"}, {"num_frames": 4}, {"num_frames": 5}, {"num_frames": 6}]
+    rows: list[dict[str, Any]] = [{"split": "held_out"}, {"num_frames": 4}, {"num_frames": 5}, {"num_frames": 6}]
     for compat, expected in (("fixed", [2, 3]), ("upstream", [3])):
         index = ManifestIndex.from_table(manifest(rows), SamplingConfig(compat=compat))
         assert index.preference_rows.tolist() == expected

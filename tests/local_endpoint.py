@@ -1,0 +1,58 @@
+"""The HTTP interface around a scorer of this process, on a real socket: the endpoint without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from pipelines.serving.api import build_api
+from pipelines.serving.guard import GuardSettings
+from pipelines.serving.jobs import CompareJob, Job, Limits, ModelInfo, Outcome
+from robometer.configs import load
+from robometer.scoring import Scorer
+
+
+class LocalBackend:
+    """Backend that runs a scorer in a thread of this process."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    async def run(self, job: Job) -> Outcome:
+        value = await asyncio.to_thread(self._answer, job)
+        return Outcome(self._scorer.name, value, "", False, 1, True)
+
+    async def info(self) -> ModelInfo:
+        return ModelInfo(self._scorer.name, {})
+
+    async def ready(self) -> None:
+        return None
+
+    def _answer(self, job: Job):  # type: ignore[no-untyped-def]
+        if isinstance(job, CompareJob):
+            return float(self._scorer.compare([(job.a, job.b)])[0])
+        return self._scorer.score([job.clip])[0]
+
+
+@contextmanager
+def endpoint(scorer: Scorer, token: str = "", max_in_flight: int = 16, timeout_s: float = 60.0) -> Iterator[str]:
+    """URL of an endpoint that answers until the block ends."""
+    limits = Limits.from_config(load([]))
+    guard = GuardSettings(token, limits.max_upload_bytes, max_in_flight, timeout_s)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_api(LocalBackend(scorer), limits, guard, "local"), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()

@@ -1,0 +1,109 @@
+"""The corrected targets, where they differ from upstream's (model spec 7, items 8-10)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robometer.sampling import targets
+from robometer.sampling.segments import keep_position, linspace_positions
+from robometer.sampling.strategies import Rules, Subject, clip_plan
+
+KIND = "absolute_first_frame"
+FIXED = Rules(max_frames=64, progress_target=KIND, min_success=0.5, pad_frames=False, fixed=True)
+UPSTREAM = FIXED._replace(fixed=False)
+
+
+def subject(quality: str = "successful", cutoff: float = 1.0, partial: float | None = None) -> Subject:
+    return Subject(32, quality, cutoff, partial, supervised=True, preference_only=False)
+
+
+@pytest.mark.parametrize("kind", ["absolute_first_frame", "absolute_wrt_total_frames", "relative_first_frame"])
+@pytest.mark.parametrize("cutoff", [1.0, 0.95, 0.7])
+def test_success_begins_where_progress_reaches_one(kind: str, cutoff: float) -> None:
+    clip = clip_plan(0, subject(cutoff=cutoff), FIXED._replace(progress_target=kind), "forward", None)
+    progress = clip.progress_target if kind != "relative_first_frame" else clip.progress_target.cumsum()
+    np.testing.assert_array_equal(clip.success_label, (progress > 1 - 1e-5).astype(np.float32))
+    assert clip.success_label[-1] == 1 and clip.success_label[: int(cutoff * 32) - 1].sum() == 0
+
+
+def test_upstream_applies_the_cutoff_twice() -> None:
+    begins = {
+        rules.compat: int(clip_plan(0, subject(cutoff=0.95), rules, "forward", None).success_label.argmax())
+        for rules in (FIXED, UPSTREAM)
+    }
+    assert begins == {"fixed": 29, "upstream": 28}
+
+
+def test_frames_past_the_cutoff_are_done_in_any_clip() -> None:
+    path = np.array([30, 31])
+    assert targets.progress_targets(path, 32, KIND, 0.9).tolist() == [1.0, 1.0]
+    assert targets.progress_targets(path, 32, KIND, 0.9, compat="upstream").tolist() == [0.0, 1.0]
+
+
+def test_spec_goldens_of_a_segment() -> None:
+    """Numbers of data.md 3.6: 32 frames, 8 shown."""
+    path = linspace_positions(32, 8)
+    assert path.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
+    wanted = [0, 0.1379, 0.3103, 0.4483, 0.6207, 0.7586, 0.9310, 1]
+    for compat in ("fixed", "upstream"):
+        np.testing.assert_allclose(targets.progress_targets(path, 32, KIND, 0.95, compat=compat), wanted, atol=5e-5)
+
+
+def test_partial_success_is_a_ramp_to_it() -> None:
+    whole = clip_plan(0, subject("failure", partial=0.5), FIXED, "forward", None)
+    np.testing.assert_allclose(whole.progress_target, np.linspace(0, 0.5, 32), atol=1e-6)
+    middle = clip_plan(0, subject("failure", partial=0.5), FIXED, "forward", (0, None, 15))
+    np.testing.assert_allclose(middle.progress_target, whole.progress_target[:16], atol=1e-6)
+    assert not whole.success_label.any() and whole.success_mask.all()
+    upstream = clip_plan(0, subject("failure", partial=0.5), UPSTREAM, "forward", None)
+    assert upstream.progress_target.tolist() == [0.0] * 31 + [0.5]
+
+
+def test_success_is_trained_where_it_is_clear() -> None:
+    clip = clip_plan(0, subject(), FIXED, "forward", None)
+    expected = (clip.progress_target < 0.5) | (clip.success_label == 1)
+    np.testing.assert_array_equal(clip.success_mask, expected)
+    assert 0 < clip.success_mask.sum() < 32
+
+
+def test_the_peak_of_a_rewind_survives_thinning() -> None:
+    rules = FIXED._replace(max_frames=4)
+    peaks = [clip_plan(0, subject(), rules, "rewind", (0, f3, f2)).positions for f3 in range(2, 32) for f2 in (1,)]
+    for f3, positions in enumerate(peaks, start=2):
+        assert positions.max() == f3 and len(positions) == min(4, 2 * f3)
+    dropped = clip_plan(0, subject(), rules._replace(fixed=False), "rewind", (0, 30, 1)).positions
+    assert dropped.max() < 30
+
+
+def test_keep_position_moves_the_nearest_inner_one() -> None:
+    assert keep_position(np.array([0, 10, 20, 30]), 14).tolist() == [0, 14, 20, 30]
+    assert keep_position(np.array([0, 10, 20, 30]), 1).tolist() == [0, 1, 20, 30]
+    assert keep_position(np.array([0, 10, 20, 30]), 29).tolist() == [0, 10, 29, 30]
+    assert keep_position(np.array([0, 10, 20, 30]), 20).tolist() == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("bins", [2, 10, 32])
+def test_two_hot_round_trip(bins: int) -> None:
+    values = np.linspace(0, 1, 57)
+    hot = targets.two_hot(values, bins)
+    np.testing.assert_allclose(hot.sum(-1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(targets.decode_bins(hot), values, atol=1e-6)
+    assert targets.two_hot(np.array([1.0, 2.0, -1.0]), bins).argmax(-1).tolist() == [bins - 1, bins - 1, 0]
+
+
+def test_names_that_converters_write_find_their_facts() -> None:
+    """B6 and B9: upstream misses them."""
+    assert targets.source_facts("fino_net", 1.0) == targets.SourceFacts(0.75, False)
+    assert targets.source_facts("fino_net", 1.0, "upstream") == targets.SourceFacts(1.0, False)
+    assert targets.source_facts("galaxea_part3_r1_lite", 1.0) == targets.SourceFacts(0.8, True)
+    missed = "roboreward_dlr_edan_shared_control_converted_externally_to_rlds"
+    assert targets.source_facts(missed, 1.0) == targets.SourceFacts(0.95, True)
+    assert targets.source_facts(missed, 1.0, "upstream") == targets.SourceFacts(0.95, False)
+    assert targets.source_facts("a new source", 0.9) == targets.SourceFacts(0.9, False)
+
+
+def test_shared_arrays_cannot_be_changed() -> None:
+    clip = clip_plan(0, subject(), FIXED, "forward", None)
+    with pytest.raises(ValueError, match="read-only"):
+        clip.progress_target[0] = 7.0

@@ -1,0 +1,126 @@
+"""The client against real sockets: equal numbers, patience with 503, and errors that say what to do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import numpy as np
+import pytest
+
+from robometer import client
+from robometer.baselines.trivial import FrameDifference, Random
+from robometer.client import RemoteScorer, ScoringError
+from robometer.scoring import Clip, ClipScore
+from tests.local_endpoint import endpoint
+
+
+class Slow(FrameDifference):
+    """Half a second per call."""
+
+    def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
+        time.sleep(0.5)
+        return super().score(clips)
+
+
+@pytest.fixture
+def clips() -> list[Clip]:
+    rng = np.random.default_rng(0)
+    return [Clip(rng.integers(0, 255, (3 + i, 20, 30, 3), dtype=np.uint8), f"task {i}") for i in range(5)]
+
+
+def test_numbers_survive_the_wire_bit_by_bit(clips: list[Clip]) -> None:
+    local = Random(seed=3)
+    with endpoint(local) as url, RemoteScorer(url) as remote:
+        assert remote.name == "random"
+        for got, expected in zip(remote.score(clips), local.score(clips), strict=True):
+            assert got.progress.dtype == np.float32
+            np.testing.assert_array_equal(got.progress, expected.progress)
+        pairs = [(clips[0], clips[1].with_task("task 0")), (clips[2], clips[3].with_task("task 2"))]
+        np.testing.assert_array_equal(remote.compare(pairs), local.compare(pairs))
+        assert remote.score([]) == [] and len(remote.compare([])) == 0
+
+
+def test_burst_beyond_capacity_comes_through(clips: list[Clip]) -> None:
+    with endpoint(Slow(), max_in_flight=2) as url, RemoteScorer(url) as remote:
+        assert len(remote.score(clips)) == 5
+
+
+def test_answer_that_takes_too_long_is_503(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    with endpoint(Slow(), timeout_s=0.2) as url, RemoteScorer(url) as remote:
+        with pytest.raises(ScoringError, match="answered 503: no answer within 0.2 s"):
+            remote.score(clips[:1])
+
+
+def test_token_is_sent(clips: list[Clip]) -> None:
+    with endpoint(FrameDifference(), token="secret") as url:
+        assert len(RemoteScorer(url, token="secret").score(clips[:1])) == 1
+        with pytest.raises(ScoringError, match="401.*not the one"):
+            RemoteScorer(url, token="guess")
+
+
+class Unwell(BaseHTTPRequestHandler):
+    """A server that is no endpoint: 503 for a while, then a page."""
+
+    seen: list[float] = []
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        self.seen.append(time.monotonic())
+        self.send_response(503 if len(self.seen) < 3 else 200)
+        self.send_header("Retry-After", "1")
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture
+def unwell() -> Iterator[str]:
+    Unwell.seen = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unwell)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_retry_after_is_honoured_and_another_server_is_recognised(unwell: str) -> None:
+    with pytest.raises(ScoringError, match="answered 200: the answer is not one of a Robometer endpoint"):
+        RemoteScorer(unwell)
+    assert len(Unwell.seen) == 3
+    assert min(np.diff(Unwell.seen)) >= 0.95
+
+
+def test_nobody_there_and_nonsense_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(ScoringError, match="no endpoint answers at http://127.0.0.1"):
+            RemoteScorer(f"http://127.0.0.1:{unused.getsockname()[1]}")
+    for url in ("nonsense", "ftp://127.0.0.1", "http://[1"):
+        with pytest.raises(ScoringError):
+            RemoteScorer(url)
+
+
+def test_admission_refuses_before_the_body_is_read() -> None:
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with endpoint(Slow(), max_in_flight=1) as url, ThreadPoolExecutor(1) as pool, RemoteScorer(url) as remote:
+        busy = pool.submit(remote.score, [Clip(frames, "first")])
+        time.sleep(0.2)
+
+        def never_ends() -> Iterator[bytes]:
+            yield b"{"
+            busy.result()
+            yield b"}"
+
+        refused = httpx.post(f"{url}/v1/score", content=never_ends(), headers={"content-type": "application/json"})
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
