@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from jobs import common
 from pipelines import serve
 from pipelines.cluster import connected
@@ -133,12 +135,12 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
 
 
 def _clips(config: Config, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
+    def pick(num_frames: int, fps: float) -> np.ndarray:
+        return thin(num_frames, config.ingest.max_frames)
+
     for name, task in EXAMPLE_TASKS.items():
         if (EXAMPLES / name).is_file():
-            wanted = config.ingest
-            video = decode_video(
-                str(EXAMPLES / name), lambda n, fps: thin(n, wanted.max_frames), short_edge=wanted.short_edge
-            )
+            video = decode_video(str(EXAMPLES / name), pick, short_edge=config.ingest.short_edge)
             yield Path(name).stem, Clip(video.frames, task)
     quality = corpus.manifest["quality_label"].to_pylist()
     row = next(int(row) for row in corpus.rows("held_out") if quality[row] == "successful")

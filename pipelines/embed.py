@@ -61,14 +61,19 @@ def run_embed(config: Config) -> EmbedReport:
     corpus = Corpus(config.corpus.path)
     if len(corpus) == 0:
         raise CorpusError(f"the corpus at {config.corpus.path} is empty: run `robometer ingest` first")
-    # Loaded here first: a missing package is one sentence here, and a traceback in a worker.
-    image_encoder(config.embed.image_encoder)
-    text_encoder(config.embed.text_encoder)
+    tasks = _missing_tasks(corpus, config.embed.text_encoder)
     shards = _missing_shards(corpus, config.embed.image_encoder)
-    with connected(config):
-        tasks = _embed_tasks(corpus, config.embed.text_encoder)
-        frames = _run_shards(corpus.storage, shards, config.embed)
-    report = EmbedReport(len(shards), frames, tasks, time.monotonic() - started)
+    frames = 0
+    # Loaded here first: a missing package is one sentence here, and a traceback in a worker.
+    if tasks:
+        text_encoder(config.embed.text_encoder)
+    if shards:
+        image_encoder(config.embed.image_encoder)
+    if tasks or shards:
+        with connected(config):
+            _embed_tasks(corpus.storage, tasks, config.embed.text_encoder)
+            frames = _run_shards(corpus.storage, shards, config.embed)
+    report = EmbedReport(len(shards), frames, len(tasks), time.monotonic() - started)
     logger.info("embed: %s", json.dumps(dataclasses.asdict(report)))
     return report
 
@@ -164,18 +169,21 @@ def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
     return text_encoder(encoder).encode(texts)
 
 
-def _embed_tasks(corpus: Corpus, encoder: str) -> int:
-    """Embed the tasks that have no vector yet, into one more file; returns how many."""
+def _missing_tasks(corpus: Corpus, encoder: str) -> list[str]:
+    """Tasks without a vector of this encoder."""
     known: set[str] = set()
     for name in corpus.storage.list(f"embeddings/{encoder}", ".arrow"):
         known.update(corpus.storage.open_arrow(name).read_all()["task"].to_pylist())
-    tasks = sorted(set(corpus.manifest["task"].to_pylist()) - known)
+    return sorted(set(corpus.manifest["task"].to_pylist()) - known)
+
+
+def _embed_tasks(storage: Storage, tasks: list[str], encoder: str) -> None:
+    """Embed tasks into one more file of the encoder's folder."""
     if not tasks:
-        return 0
+        return
     # In a worker of one core: a driver with a thread per core collapses where the cores are shared.
     vectors = ray.get(ray.remote(num_cpus=1)(_encode_texts).remote(encoder, tasks))
     table = pa.table({"task": tasks, "embedding": list(vectors)}, schema=TEXT_SCHEMA)
     name = f"embeddings/{encoder}/tasks-{hashlib.sha256(chr(10).join(tasks).encode()).hexdigest()[:16]}.arrow"
-    with corpus.storage.write(name) as stream, pa.ipc.new_file(stream, TEXT_SCHEMA) as writer:
+    with storage.write(name) as stream, pa.ipc.new_file(stream, TEXT_SCHEMA) as writer:
         writer.write_table(table)
-    return len(tasks)

@@ -86,8 +86,10 @@ def run_ingest(config: Config) -> IngestReport:
     _write_refused(storage, config.ingest, listing.refused)
     groups, present = _groups(storage, listing.episodes, config.ingest)
     _remove_stale(storage)
-    with connected(config):
-        new = _run_groups(storage, groups, config.ingest)
+    new = 0
+    if groups:
+        with connected(config):
+            new = _run_groups(storage, groups, config.ingest)
     _write_info(storage, config.ingest, "complete")
     listed = len(listing.episodes) + len(listing.refused)
     quarantined = listed - present - new
@@ -194,8 +196,6 @@ def _groups(storage: Storage, episodes: Sequence[Episode], config: IngestConfig)
 
 def _run_groups(storage: Storage, groups: list[dict[str, Any]], config: IngestConfig) -> int:
     """Make the shards on the cluster; returns how many trajectories were committed."""
-    if not groups:
-        return 0
     total = sum(group["count"] for group in groups)
     show = progress_bar("ingest", total, interactive())
     done = new = 0

@@ -57,6 +57,7 @@ def train_worker(spec: dict[str, Any]) -> str:
         spec: `config` (dict), `provenance` (dict), `run_id` of the tracked run, `interactive`.
     """
     config = from_dict(spec["config"])
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     with tracking.start(config, "train", run_id=spec["run_id"]) if _is_first() else _untracked() as run:
         try:
             Worker(config, spec, run).train()
@@ -280,7 +281,7 @@ class Worker:
             return {}
         model, config = load_model(folder)
         assert isinstance(model, RewardHeads)
-        scorer = make_scorer(model, config, "validation", folder=folder)
+        scorer = make_scorer(model, config, "validation", folder=folder, corpus=self.corpus)
         metrics = validate(scorer, self.corpus, train.validation_splits, train.validation_clips, train.seed)
         self.history.append({"step": self.step} | metrics)
         self.run.metrics(metrics, self.step)

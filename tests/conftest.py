@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,54 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+TINY = (
+    "embed.image_encoder=random_image",
+    "embed.text_encoder=random_text",
+    "ingest.short_edge=32",
+    "ingest.max_frames=12",
+    "ingest.shard_size=16",
+    "ingest.verify_video=false",
+    "sampling.max_frames=6",
+    "model.hidden_dim=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.dropout=0.0",
+    "train.batch_size=8",
+    "train.learning_rate=1e-3",
+    "train.validation_clips=24",
+    "train.log_every=1",
+    "tracking.uri=none",
+)
+"""Overrides under which every stage runs in seconds, without any optional package."""
+
+
+@pytest.fixture(scope="session")
+def raw_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the mp4_jsonl format: 8 tasks of the bundled corpus, two of them held out, about 70 clips."""
+    bundled = Path(__file__).resolve().parents[1] / "robometer/data/metaworld"
+    rows = [json.loads(line) for line in (bundled / "trajectories.jsonl").read_text().splitlines()]
+    tasks = ["drawer-open", "drawer-close", "door-open", "door-close", "reach", "push", "window-open", "window-close"]
+    kept = [row for row in rows if row["episode_key"].split("-v3")[0] in tasks and int(row["episode_key"][-3:]) > 2]
+    folder = tmp_path_factory.mktemp("raw")
+    (folder / "videos").symlink_to(bundled / "videos")
+    (folder / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(ray_local: None, raw_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`raw_clips` as an embedded corpus; read it, do not write into it."""
+    from pipelines.embed import run_embed
+    from pipelines.ingest import run_ingest
+    from robometer.configs import load
+
+    path = str(tmp_path_factory.mktemp("corpus"))
+    config = load([*TINY, f"corpus.path={path}", f"ingest.input={raw_clips}"])
+    run_ingest(config)
+    run_embed(config)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -119,13 +119,20 @@ def load_scorer(checkpoint: str | Path, device: str = "cpu") -> Scorer:
 
 
 def make_scorer(
-    model: RewardHeads, config: Config, name: str, device: str = "cpu", folder: str | Path | None = None
+    model: RewardHeads,
+    config: Config,
+    name: str,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    corpus: Corpus | None = None,
 ) -> Scorer:
-    """Scorer around a model in memory."""
+    """Scorer around a model in memory; with the corpus it will score, what that corpus has embedded is used."""
     if isinstance(model, Rewind):
-        return RewindScorer(model, config, name, device)
-    from robometer.models.robometer import RobometerScorer, load_processor
+        texts = corpus.text_embeddings(config.embed.text_encoder) if corpus else None
+        return RewindScorer(model, config, name, device, texts)
+    from robometer.models.robometer import Robometer, RobometerScorer, load_processor
 
+    assert isinstance(model, Robometer)
     return RobometerScorer(model, load_processor(config, folder), config, name, device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -49,15 +49,26 @@ def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[
 
 
 class RewindScorer:
-    """Scorer of a trained ReWiND. Clips longer than it was trained on are thinned, and predictions interpolated."""
+    """Scorer of a trained ReWiND. Clips longer than it was trained on are thinned, and predictions interpolated.
 
-    def __init__(self, model: Rewind, config: Config, name: str = "rewind", device: str = "cpu") -> None:
+    Args:
+        texts: task embeddings that are known already (a corpus's); others are encoded when they are met.
+    """
+
+    def __init__(
+        self,
+        model: Rewind,
+        config: Config,
+        name: str = "rewind",
+        device: str = "cpu",
+        texts: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.name = name
         self.image_encoder = config.embed.image_encoder
         self._text_name, self._device = config.embed.text_encoder, device
         self._max_frames = model.max_len if model.attention == "state" else config.sampling.max_frames
         self._model = model.to(device).eval()
-        self._task_cache: dict[str, Tensor] = {}
+        self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
         self.provenance: dict[str, Any] = {}
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
