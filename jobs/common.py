@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.train import TrainingFailedError
-
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import RobometerError
 
@@ -43,10 +41,6 @@ def guarded(body: Callable[[], None]) -> int:
         body()
     except RobometerError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingFailedError as error:
-        cause = str(error).strip().splitlines()
-        print(f"error: training failed more often than train.max_failures allows: {cause[-1]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -135,9 +135,7 @@ def _plan(config: Config, corpus: Corpus) -> list[Unit]:
     return units
 
 
-def _predict(
-    config: Config, corpus: Corpus, units: Sequence[Unit], load: ScorerLoader
-) -> tuple[str, Predictions]:
+def _predict(config: Config, corpus: Corpus, units: Sequence[Unit], load: ScorerLoader) -> tuple[str, Predictions]:
     """Name of the scorer, and all records."""
     settings = config.evaluate
     arguments = {

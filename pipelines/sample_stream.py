@@ -61,4 +61,3 @@ def batches(shard: DataIterator, prefetch: int = 2) -> Iterator[Batch]:
     """A worker's micro-batches, in order."""
     for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch):
         yield Batch.from_arrays({name: value[0] for name, value in block.items()})
-

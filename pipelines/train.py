@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ray.data import DataContext, ExecutionOptions
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
@@ -58,7 +66,14 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     config = override(config, {"train.output": str(output), "tracking.uri": tracking.absolute_uri(config.tracking.uri)})
     with connected(config):
         run_id = _open_run(config, output, corpus, parent_run_id)
-        result = _trainer(config, corpus, output, run_id, callbacks or []).fit()
+        try:
+            result = _trainer(config, corpus, output, run_id, callbacks or []).fit()
+        except TrainingFailedError as error:
+            logger.error("%s", error)
+            reason = str(error).strip().splitlines()[-1]
+            raise TrainingError(
+                f"workers failed more than {config.train.max_failures} times; at last: {reason}"
+            ) from error
     if result.return_value:
         raise TrainingError(result.return_value)
     return _finish(config, output, result, run_id)

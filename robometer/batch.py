@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,9 +76,8 @@ class Batch:
 _PLAIN = ("sample_index", "preference_label", "preference_mask", "strategy")
 
 
-@dataclass
-class RewardOutput:
-    """What a reward model answers.
+class RewardOutput(NamedTuple):
+    """What a reward model answers: a tuple, so that DeepSpeed's ZeRO 3 finds the tensors whose gradients it awaits.
 
     Attributes:
         progress_logits: [B, T, K] for K bins (K = 1 holds a value in [0, 1] for l1 and l2 heads), trajectory A.
@@ -91,7 +91,6 @@ class RewardOutput:
     progress_logits_b: Tensor | None = None
     success_logits_b: Tensor | None = None
     preference_logits: Tensor | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def progress_from_logits(logits: Tensor) -> Tensor:

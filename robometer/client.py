@@ -77,9 +77,7 @@ class RemoteScorer:
 
     def _score(self, clip: Clip) -> ClipScore:
         answer = self._post("/v1/score", clip.task, {"frames": clip.frames})
-        return ClipScore(
-            np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32)
-        )
+        return ClipScore(np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32))
 
     def _compare(self, pair: tuple[Clip, Clip]) -> float:
         a, b = pair

@@ -49,9 +49,7 @@ def plot_curve(
 def _draw_curves(axes: Axes, at: np.ndarray, score: ClipScore, task: str) -> None:
     marker = "o" if len(at) <= 64 else ""
     axes.plot(at, score.progress, color=_PROGRESS_COLOUR, marker=marker, markersize=3, label="progress")
-    axes.plot(
-        at, score.success, color=_SUCCESS_COLOUR, marker=marker, markersize=3, linestyle="--", label="P(success)"
-    )
+    axes.plot(at, score.success, color=_SUCCESS_COLOUR, marker=marker, markersize=3, linestyle="--", label="P(success)")
     axes.set(ylim=(-0.03, 1.03), ylabel="progress, P(success)")
     axes.set_title(task, wrap=True)
     axes.grid(alpha=0.3)

@@ -137,5 +137,3 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     known = {404: "there is no such route; /docs lists them", 405: f"this route does not answer {request.method}"}
     refusal = ApiError(error.status_code, known.get(error.status_code, str(error.detail)), error.headers)
     return error_response(refusal, request.state.request_id)
-
-

@@ -18,9 +18,7 @@ from pipelines.serving.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 OPEN_ROUTES = frozenset({"/health"})
-ROUTES = frozenset(
-    {"/health", "/ready", "/metrics", "/docs", "/openapi.json", "/v1/model", "/v1/score", "/v1/compare"}
-)
+ROUTES = frozenset({"/health", "/ready", "/metrics", "/docs", "/openapi.json", "/v1/model", "/v1/score", "/v1/compare"})
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,7 @@ class Guard:
         limit = self._settings.max_upload_bytes
         return ApiError(413, f"the request body is larger than {limit} bytes (serve.max_upload_bytes)")
 
-    async def _refuse(
-        self, error: ApiError, scope: Scope, receive: Receive, answer: _Answer, request_id: str
-    ) -> None:
+    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, answer: _Answer, request_id: str) -> None:
         if answer.status == 0:
             await error_response(error, request_id)(scope, receive, answer)
 

@@ -100,7 +100,6 @@ class Backend(Protocol):
         ...
 
 
-
 def revision(name: str) -> str:
     """The hash in a scorer's name `kind@hash`; empty for a scorer without weights."""
     return name.partition("@")[2]

@@ -97,6 +97,8 @@ class SamplingConfig:
     min_success: float = 0.5  # successful frames below this progress are negatives of the success head
     max_success: float = 1.0  # success cut-off of sources that have none of their own
     progress_bins: int = 10
+    graded_pairs: float = 0.0  # share of unsuccessful items paired with the other grade: suboptimal beats failure
+    feature_noise: float = 0.0  # of embeddings, in standard deviations of each dimension
     pad_frames: bool = False  # upstream repeats the last frame up to max_frames and supervises it
     compat: str = "fixed"
     split: str = "train"
@@ -111,6 +113,8 @@ class SamplingConfig:
         _check(self.max_frames >= 1, "sampling.max_frames must be at least 1")
         _check(self.preference >= 0 and self.progress >= 0, "sampling ratios must not be negative")
         _check(self.preference + self.progress > 0, "sampling.preference and sampling.progress are both 0")
+        _check(0 <= self.graded_pairs <= 1, "sampling.graded_pairs must be in [0, 1]")
+        _check(self.feature_noise >= 0, "sampling.feature_noise must not be negative")
         _check(self.progress_bins >= 2, "sampling.progress_bins must be at least 2")
 
 
@@ -127,6 +131,7 @@ class ModelConfig:
     max_len: int = 32
     attention: str = "causal"  # full | causal | state: a frame sees the text and itself only
     per_frame_progress_token: bool = True
+    standardise: bool = False  # embeddings to zero mean and unit variance over the training split
     # robometer: a vision-language backbone
     base_model: str = "Qwen/Qwen3-VL-4B-Instruct"  # a hub id, a local folder, or `tiny` (random weights)
     train_vision_encoder: bool = False

@@ -184,9 +184,7 @@ def _card(choice: _Choice, corpus: Corpus, reward_range: tuple[float, float]) ->
     }
 
 
-def _curves(
-    clip: ClipPrediction, target: np.ndarray | None, reward_range: tuple[float, float]
-) -> list[dict[str, str]]:
+def _curves(clip: ClipPrediction, target: np.ndarray | None, reward_range: tuple[float, float]) -> list[dict[str, str]]:
     low, high = reward_range
     known = {"progress": clip.progress, "success": clip.success}
     if target is not None:

@@ -115,9 +115,7 @@ def _over_tasks(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, E
 
     def mean(values: Sequence[float], base: Sequence[float] | None = None) -> Estimate:
         undefined = int(np.isnan(values).sum())
-        return metrics.estimate(
-            metrics.weighted_mean(np.nan_to_num(values), base), each, "task", settings, undefined
-        )
+        return metrics.estimate(metrics.weighted_mean(np.nan_to_num(values), base), each, "task", settings, undefined)
 
     pairs = [float(r.pairs) for r in rankings]
     accuracy = mean([r.accuracy for r in rankings], pairs)

@@ -25,7 +25,7 @@ from robometer.errors import RobometerError
 from robometer.models.collate import Collator
 from robometer.models.heads import RewardHeads
 from robometer.models.rewind import Rewind
-from robometer.models.rewind_scorer import RewindCollator, RewindScorer
+from robometer.models.rewind_scorer import RewindCollator, RewindScorer, feature_statistics
 from robometer.scoring import Scorer
 
 
@@ -42,7 +42,12 @@ def build_model(config: Config, corpus: Corpus) -> RewardHeads:
         return build_robometer(config)[0]
     image_dim = corpus.embeddings(config.embed.image_encoder, 0).shape[1]
     text_dim = len(next(iter(corpus.text_embeddings(config.embed.text_encoder).values())))
-    return _rewind(config, image_dim, text_dim)
+    model = _rewind(config, image_dim, text_dim)
+    if config.model.standardise:
+        mean, std = feature_statistics(corpus, config)
+        model.feature_mean.copy_(torch.from_numpy(mean))
+        model.feature_std.copy_(torch.from_numpy(std))
+    return model
 
 
 def build_collator(config: Config, corpus: Corpus) -> Collator:
@@ -159,4 +164,5 @@ def _rewind(config: Config, image_dim: int, text_dim: int) -> Rewind:
         m.dropout,
         m.attention,
         m.per_frame_progress_token,
+        m.standardise,
     )

@@ -18,7 +18,10 @@ class Rewind(RewardHeads):
     - `causal`: everything before it, as upstream; prediction t depends on frames 1..t.
     - `full`: everything, also later frames and the other trajectory (upstream without its causal mask).
     - `state`: the task and its own frame only, with no position, so that progress is judged from what the frame
-      shows and cannot be told by counting frames. Only the preference token compares frames.
+      shows and cannot be told by counting frames. The preference is the preference head's value of A's last frame
+      less that of B's (Bradley-Terry), so that swapping A and B swaps the answer exactly.
+
+    With `standardise`, embeddings are brought to zero mean and unit variance by buffers that travel with the weights.
 
     Batch inputs: `text` [B, E], `embeddings_a` [B, Ta, D], `embeddings_b` [B, Tb, D] (Tb = 0 without pairs).
     """
@@ -36,8 +39,13 @@ class Rewind(RewardHeads):
         dropout: float = 0.1,
         attention: str = "causal",
         per_frame_progress_token: bool = True,
+        standardise: bool = False,
     ) -> None:
         super().__init__(hidden_dim, progress_loss, bins, dropout)
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("feature_mean", torch.zeros(image_dim))
+            self.register_buffer("feature_std", torch.ones(image_dim))
         self.attention = attention
         self.max_len = max_len
         self.tokens_per_frame = 2 if per_frame_progress_token else 1
@@ -75,13 +83,17 @@ class Rewind(RewardHeads):
             self._frame_states(hidden, 1, a.shape[1]),
             self._frame_states(hidden, 1 + a.shape[1], b.shape[1]),
         )
-        return RewardOutput(
-            *self.frame_logits(states_a),
-            *self.frame_logits(states_b),
-            preference_logits=self.preference_head(hidden[:, -1]).squeeze(-1),
-        )
+        if self.attention == "state":
+            last = torch.stack([_last(states_a, batch.a.frame_mask), _last(states_b, batch.b.frame_mask)])
+            values = self.preference_head(last).squeeze(-1)  # [2, B]
+            logits = values[0] - values[1]
+        else:
+            logits = self.preference_head(hidden[:, -1]).squeeze(-1)
+        return RewardOutput(*self.frame_logits(states_a), *self.frame_logits(states_b), preference_logits=logits)
 
     def _clip_tokens(self, embeddings: Tensor, side: str) -> Tensor:
+        if self.standardise:
+            embeddings = (embeddings - self.feature_mean) / self.feature_std
         frames = self.video_proj(embeddings)
         batch, length, dim = frames.shape
         if length > self.max_len:
@@ -91,7 +103,8 @@ class Rewind(RewardHeads):
             frames = torch.cat([frames[:, :1] + first, frames[:, 1:]], 1)
         if self.tokens_per_frame == 1:
             return frames
-        progress = getattr(self, f"prog_token_{side}")
+        # Without positions both sides share their tokens, so that A and B are judged alike.
+        progress = self.prog_token_A if self.attention == "state" else getattr(self, f"prog_token_{side}")
         progress = progress[:, :1].expand(batch, length, dim) if self.attention == "state" else progress[:, :length]
         return torch.stack([frames, progress.expand(batch, length, dim)], 2).reshape(batch, 2 * length, dim)
 
@@ -106,9 +119,9 @@ class Rewind(RewardHeads):
         valid = torch.cat([ones, frames_a.repeat_interleave(k, 1), frames_b.repeat_interleave(k, 1), pair], 1)
         frames = frames_a.shape[1] + frames_b.shape[1]
         # The moment of each token: 0 is the task, frames of A then of B count up, the last one is the preference token.
-        moment = torch.cat(
-            [torch.zeros(1), torch.arange(1, frames + 1).repeat_interleave(k), torch.tensor([1e6])]
-        ).to(frames_a.device)
+        moment = torch.cat([torch.zeros(1), torch.arange(1, frames + 1).repeat_interleave(k), torch.tensor([1e6])]).to(
+            frames_a.device
+        )
         position = torch.arange(len(moment), device=frames_a.device)
         if self.attention == "state":
             structure = (moment[:, None] == moment) | (moment == 0) | (moment[:, None] == 1e6)
@@ -117,3 +130,11 @@ class Rewind(RewardHeads):
         else:
             structure = torch.ones_like(position[:, None] >= position)
         return (structure & valid[:, None]) | torch.eye(len(moment), dtype=torch.bool, device=frames_a.device)
+
+
+def _last(states: Tensor, frame_mask: Tensor) -> Tensor:
+    """State of the last frame of each clip [B, H]; zeros where there is none."""
+    if states.shape[1] == 0:
+        return states.new_zeros(states.shape[0], states.shape[2])
+    index = (frame_mask.sum(1) - 1).clamp(min=0)
+    return states[torch.arange(len(states), device=states.device), index] * frame_mask.any(1, keepdim=True)

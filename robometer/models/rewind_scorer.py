@@ -27,16 +27,35 @@ class RewindCollator:
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.corpus, self.encoder = corpus, config.embed.image_encoder
         self.tasks = corpus.text_embeddings(config.embed.text_encoder)
+        self.seed, noise = config.train.seed, config.sampling.feature_noise
+        self.noise = noise * feature_statistics(corpus, config)[1] if noise > 0 else None
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
         text = torch.from_numpy(np.stack([self.tasks[plan.task] for plan in plans]))
-        a = [self._embeddings(plan.a) for plan in plans]
-        return collate_targets(plans, clip_inputs(text, a, [self._embeddings(plan.b, a[0].shape[1]) for plan in plans]))
+        a, b = [], []
+        for plan in plans:
+            draws = np.random.Generator(np.random.Philox(key=[self.seed, plan.sample_index]))
+            a.append(self._embeddings(plan.a, draws))
+            b.append(a[-1][:0] if plan.b is None else self._embeddings(plan.b, draws))
+        return collate_targets(plans, clip_inputs(text, a, b))
 
-    def _embeddings(self, clip: ClipPlan | None, dim: int = 0) -> Tensor:
-        if clip is None:
-            return torch.zeros(0, dim)
-        return torch.from_numpy(self.corpus.embeddings(self.encoder, clip.row, clip.positions))
+    def _embeddings(self, clip: ClipPlan, draws: np.random.Generator) -> Tensor:
+        values = self.corpus.embeddings(self.encoder, clip.row, clip.positions)
+        if self.noise is not None:
+            values = values + self.noise * draws.standard_normal(values.shape, dtype=np.float32)
+        return torch.from_numpy(values)
+
+
+STATISTICS_ROWS = 512
+MIN_STD = 1e-3
+
+
+def feature_statistics(corpus: Corpus, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation float32 [D] of the image embeddings of the training split (512 even rows of it)."""
+    rows = corpus.rows(config.sampling.split)
+    chosen = rows[thin_positions(len(rows), STATISTICS_ROWS)]
+    frames = np.concatenate([corpus.embeddings(config.embed.image_encoder, int(row)) for row in chosen])
+    return frames.mean(0), frames.std(0) + MIN_STD
 
 
 def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robometer.configs.schema import PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.errors import RobometerError
 from robometer.sampling.columns import Columns
 from robometer.sampling.segments import Draws
 from robometer.sampling.strategies import MIN_FRAMES_OF_SEGMENT, Rules, needed_frames
+from robometer.trajectory import QUALITY_LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ GAP_TOLERANCE = 1e-6
 """0.6 and 0.4 are 0.2 apart, whatever binary fractions say."""
 
 
-class SamplingError(ValueError):
+class SamplingError(RobometerError):
     """Nothing to sample; the message is one sentence that says what is missing and what to change."""
 
 
@@ -71,6 +73,7 @@ class Partners:
 
     Attributes:
         successes, others: by task, successful and not.
+        grades: the unsuccessful ones by task, of each quality label apart.
         partial: rows with partial success by task, ascending in it; `partial_values` float64 beside `partial.rows`.
         tasks: tasks with successes, ascending.
         places: by source, ascending numbers of (source, task) places that have successes.
@@ -80,6 +83,7 @@ class Partners:
 
     successes: Groups
     others: Groups
+    grades: dict[str, Groups]
     partial: Groups
     partial_values: np.ndarray
     tasks: np.ndarray
@@ -102,6 +106,11 @@ class Partners:
         return cls(
             successes=successes,
             others=Groups.of(columns.task[rest], rest, count),
+            grades={
+                label: Groups.of(columns.task[rows], rows, count)
+                for code, label in enumerate(QUALITY_LABELS[:-1])
+                for rows in [np.flatnonzero(usable & (columns.quality == code))]
+            },
             partial=partial,
             partial_values=columns.partial_success[partial.rows],
             tasks=np.flatnonzero(successes.sizes),

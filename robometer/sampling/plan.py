@@ -20,6 +20,7 @@ from robometer.sampling.index import (
 from robometer.sampling.segments import Draws, Triple, draw_triple
 from robometer.sampling.strategies import clip_plan, pair_plan
 from robometer.sampling.types import SamplePlan
+from robometer.trajectory import QUALITY_LABELS
 
 _UPSTREAM_PREFERENCE_ONLY = "auto_eval_rfm"
 """Upstream routes by a table of the wrong names, of which only this one matches (spec B9)."""
@@ -113,7 +114,8 @@ def _preference_sample(index: ManifestIndex, config: SamplingConfig, i: int, row
     columns = index.columns
     whole = not columns.successful_row(row) and columns.partial_of(row) is None
     if whole:
-        chosen, rejected, strategy = _of_task(index.partners.successes, index, row, draws), row, "suboptimal"
+        chosen, rejected = _graded(index, config, row, draws)
+        strategy = "suboptimal"
     else:
         strategy = PREFERENCE_KINDS[draws.choose(index.preference_weights[index.options[row]])]
         chosen, rejected, strategy = _pair(index, config, strategy, row, draws)
@@ -128,6 +130,20 @@ def _preference_sample(index: ManifestIndex, config: SamplingConfig, i: int, row
     chosen_first = draws.uniform() < 0.5
     a, b = (better, worse) if chosen_first else (worse, better)
     return SamplePlan(i, "preference", strategy, columns.text_of(row), a, b, float(chosen_first))
+
+
+def _graded(index: ManifestIndex, config: SamplingConfig, row: int, draws: Draws) -> tuple[int, int]:
+    """Chosen and rejected row for an unsuccessful item: a success of its task beats it.
+
+    Fixed: with `graded_pairs`, suboptimal beats failure too (upstream's chosen trajectory is always a success).
+    """
+    if config.compat == "fixed" and config.graded_pairs > 0 and draws.uniform() < config.graded_pairs:
+        failed = QUALITY_LABELS[index.columns.quality[row]] == "failure"
+        others = index.partners.grades["suboptimal" if failed else "failure"]
+        if others.sizes[index.columns.task[row]]:
+            other = _of_task(others, index, row, draws)
+            return (other, row) if failed else (row, other)
+    return _of_task(index.partners.successes, index, row, draws), row
 
 
 def _pair(index: ManifestIndex, config: SamplingConfig, strategy: str, row: int, draws: Draws) -> tuple[int, int, str]:

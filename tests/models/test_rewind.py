@@ -105,6 +105,14 @@ def test_state_predictions_do_not_know_their_place() -> None:
     torch.testing.assert_close(forward.progress_logits, backward.progress_logits.flip(1), atol=1e-5, rtol=1e-5)
 
 
+def test_state_preference_is_antisymmetric_and_reads_the_last_frames() -> None:
+    model, text, a, b = _model("state"), _random(1, 5), _random(4, 6), _random(3, 6)
+    first = model(_batch(text, [a], [b])).preference_logits
+    swapped = model(_batch(text, [b], [a])).preference_logits
+    torch.testing.assert_close(first, -swapped, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(first, model(_batch(text, [a[-1:]], [b[-1:]])).preference_logits, atol=1e-5, rtol=1e-5)
+
+
 def test_a_clip_longer_than_max_len_is_refused() -> None:
     with pytest.raises(ValueError, match="longer than model.max_len=8"):
         _model("causal")(_batch(_random(1, 5), [_random(9, 6)], [_random(0, 6)]))
