@@ -9,7 +9,7 @@ from jobs import common
 from pipelines.cluster import connected
 from pipelines.simulate import simulate
 from robometer.configs import Config
-from robometer.simulation import SimulationSettings
+from robometer.simulation import INSTRUCTIONS, SimulationSettings
 
 HELP = """
 robometer simulate: successful, suboptimal and failed roll-outs of Meta-World's scripted experts, labelled by the
@@ -29,9 +29,8 @@ Examples
 def run(config: Config) -> None:
     """Simulate and print the counts."""
     wanted = config.simulate
-    tasks = {"tasks": tuple(wanted.tasks)} if wanted.tasks else {}
     settings = SimulationSettings(
-        **tasks,
+        tasks=tuple(wanted.tasks or INSTRUCTIONS),
         clips_per_quality=wanted.clips_per_quality,
         held_out_clips_per_quality=wanted.clips_per_quality,
         image_size=wanted.image_size,

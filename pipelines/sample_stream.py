@@ -59,5 +59,6 @@ def stream(config: Config, start_step: int) -> Dataset:
 
 def batches(shard: DataIterator, prefetch: int = 2) -> Iterator[Batch]:
     """A worker's micro-batches, in order."""
-    for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch):
+    whole: Any = None  # a block as it is, which Ray's annotation of `batch_size` leaves out
+    for block in shard.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=prefetch):
         yield Batch.from_arrays({name: value[0] for name, value in block.items()})

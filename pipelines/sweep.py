@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from robometer.corpus.corpus import Corpus
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "tune"
-_DISTRIBUTIONS = {
+_DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "choice": tune.choice,
     "uniform": tune.uniform,
     "loguniform": tune.loguniform,

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.data import DataContext, ExecutionOptions
 from ray.train import (
     CheckpointConfig,
     DataConfig,
     FailureConfig,
-    Result,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.result import Result
 
 from pipelines.cluster import connected, interactive
 from pipelines.sample_stream import stream
@@ -67,7 +68,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     with connected(config):
         run_id = _open_run(config, output, corpus, parent_run_id)
         try:
-            result = _trainer(config, corpus, output, run_id, callbacks or []).fit()
+            result = cast(Result, _trainer(config, corpus, output, run_id, callbacks or []).fit())
         except TrainingFailedError as error:
             logger.error("%s", error)
             reason = str(error).strip().splitlines()[-1]
@@ -139,7 +140,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         checkpoint_score_order=train.best_mode if train.validate else "max",
     )
     return TorchTrainer(
-        train_worker,
+        cast(Callable[[dict[Any, Any]], None], train_worker),  # Ray's annotation has no room for the return value
         train_loop_config=spec,
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=scaling,
@@ -150,7 +151,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
             storage_path=str(output),
             checkpoint_config=checkpoints,
             failure_config=FailureConfig(max_failures=train.max_failures),
-            callbacks=callbacks,
+            callbacks=cast(Any, callbacks),  # the annotation still names the callbacks of Ray Train V1
         ),
     )
 

@@ -154,8 +154,6 @@ class Worker:
             torch.set_num_threads(max(1, int(self.config.train.cpus_per_worker)))
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would want a compiler
         model = build_model(self.config, self.corpus)
-        if self.config.train.gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
-            model.gradient_checkpointing_enable()
         engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=parameter_groups(model, self.config.train.weight_decay),

@@ -450,7 +450,7 @@ class _Stage:
         from metaworld.policies import ENV_POLICY_MAP
 
         self._mujoco = mujoco
-        self._policy = ENV_POLICY_MAP[task]
+        self._policy: Any = ENV_POLICY_MAP[task]
         self._env = ALL_V3_ENVIRONMENTS[task]()
         # What Meta-World's benchmark classes do through 50 trial resets: the goal is part of the observation (whose
         # cached bounds would otherwise clip it to zero), and each reset draws the scene from the seed.

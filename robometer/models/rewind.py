@@ -26,6 +26,9 @@ class Rewind(RewardHeads):
     Batch inputs: `text` [B, E], `embeddings_a` [B, Ta, D], `embeddings_b` [B, Tb, D] (Tb = 0 without pairs).
     """
 
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(
         self,
         image_dim: int,

@@ -1,0 +1,84 @@
+"""Sweep: trials under drawn weights, a winner, and a killed sweep that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipelines.sweep import parse_space, run_sweep
+from robometer.configs import ConfigError, load
+from robometer.models.checkpoint import load_config
+from tests.conftest import TINY
+
+SWEEP = (
+    "train.steps=4",
+    "train.checkpoint_every=2",
+    "sweep.num_trials=2",
+    'sweep.space=["loss.preference_weight=uniform(0.1,2)","train.learning_rate=choice(1e-3,1e-2)"]',
+)
+
+
+def test_the_space_is_parsed_and_mistakes_are_named() -> None:
+    space = parse_space(["loss.progress_weight=loguniform(0.1,3)", "model.attention=choice(causal,state)"])
+    assert 0.1 <= space["loss.progress_weight"].sample() <= 3
+    assert space["model.attention"].sample() in ("causal", "state")
+    for wrong in ("loss.progress_weight", "loss.progress_weight=normal(0,1)", "loss.progress_weight=uniform(1,2,3)"):
+        with pytest.raises(ConfigError, match="sweep.space entry"):
+            parse_space([wrong])
+
+
+def test_unknown_swept_keys_end_before_any_trial(tiny_corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing"):
+        run_sweep(load([*TINY, f"corpus.path={tiny_corpus}", 'sweep.space=["loss.nothing=uniform(0,1)"]']))
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_path: Path, search: str) -> None:
+    output = tmp_path / "sweep"
+    tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", tracking]
+    report = run_sweep(load([*overrides, f"sweep.search={search}", "sweep.metric=seen/voc"]))
+    assert len(report.table) == 2
+    assert report.table["seen/voc"].is_monotonic_decreasing
+    winner = load_config(report.best)
+    assert winner.loss.preference_weight == pytest.approx(report.table["loss.preference_weight"][0])
+    assert report.plot.stat().st_size > 5000
+    pd.testing.assert_frame_equal(pd.read_csv(output / "trials.csv"), report.table)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("robometer").experiment_id])
+    parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
+    assert parents.count(None) == 1 and len(runs) == 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_killed_sweep_resumes_and_keeps_its_trials(tiny_corpus: str, tmp_path: Path) -> None:
+    output, log = tmp_path / "sweep", tmp_path / "log"
+    overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", "sweep.scheduler=fifo"]
+    command = [sys.executable, "-m", "jobs.sweep", *overrides]
+    environment = os.environ | {"TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    driver = subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment)
+    end = time.monotonic() + 240
+    while not list(output.glob("trials/*/best")):
+        assert driver.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.2)
+    time.sleep(3)  # Tune writes its state every second here
+    first = {path.parent.name for path in output.glob("trials/*/best")}
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    trials = pd.read_csv(output / "trials.csv", dtype={"trial": str})
+    assert len(trials) == 2 and first <= set(trials["trial"])
+    settings = json.loads((output / "sweep.json").read_text())["settings"]
+    assert settings["sweep"]["num_trials"] == 2
