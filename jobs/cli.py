@@ -41,3 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
     return int(importlib.import_module(f"jobs.{command}").main(rest))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -11,7 +11,7 @@ from jobs.score import check, parser_for, read_video, scorer_of
 from robometer.scoring import Clip
 
 HELP = """
-Say which of two videos did a task better, and how sure the model is.
+robometer compare: say which of two videos did a task better, and how sure the model is.
 
 Reads   two videos, and a checkpoint folder or an endpoint (its bearer token: ROBOMETER_TOKEN).
 Writes  two lines to the terminal: the answer, and the answer with the videos swapped (a model without position bias

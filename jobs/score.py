@@ -20,7 +20,7 @@ from robometer.scoring import Clip, ClipScore, Scorer
 from robometer.video import Video, VideoLimits, decode_video, thin
 
 HELP = """
-Score one video: progress and success at every frame, and the reward (the progress at the last one).
+robometer score: score one video: progress and success at every frame, and the reward (the progress at the last one).
 
 Reads   a video (mp4, mov, mkv, webm, avi), and a checkpoint folder or an endpoint.
         An endpoint's bearer token comes from the environment's ROBOMETER_TOKEN.

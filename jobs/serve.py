@@ -9,7 +9,7 @@ from jobs import common
 from pipelines.serve import run_serve
 
 HELP = """
-Serve a checkpoint over HTTP until Ctrl-C.
+robometer serve: serve a checkpoint over HTTP until Ctrl-C.
 
 Reads   serve.checkpoint, a checkpoint folder.
 Answers POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready, /metrics; /docs shows all of it.

@@ -98,8 +98,10 @@ class EmbedShards:
             pa.ipc.new_file(stream, IMAGE_SCHEMA) as writer,
         ):
             for id, vectors in encode_trajectories(self._encoder, _decoded(batches), self._batch_size):
-                row = {"id": id, "num_frames": len(vectors), "embedding": vectors.astype(np.float16).ravel()}
-                writer.write_batch(pa.RecordBatch.from_pylist([row], schema=IMAGE_SCHEMA))
+                flat = pa.array(vectors.astype(np.float16).ravel())
+                embedding = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
+                columns = [pa.array([id]), pa.array([len(vectors)], pa.int32()), embedding]
+                writer.write_batch(pa.record_batch(columns, schema=IMAGE_SCHEMA))
                 frames += len(vectors)
         return frames
 
@@ -149,8 +151,14 @@ def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedCon
             frames += int(result["frames"])
             show(frames, {})
     except RayTaskError as error:
-        raise EmbedError(f"an embedding worker failed ({error.cause}); mend it and run the same again") from error
+        raise EmbedError(f"an embedding worker failed ({_root(error)}); mend it and run the same again") from error
     return frames
+
+
+def _root(error: BaseException) -> BaseException:
+    """What Ray Data and Ray wrapped."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _root(inner) if isinstance(inner, BaseException) and inner is not error else error
 
 
 def _missing_shards(corpus: Corpus, encoder: str) -> list[dict[str, Any]]:

@@ -129,7 +129,8 @@ class ModelConfig:
     num_heads: int = 8
     dropout: float = 0.1
     max_len: int = 32
-    attention: str = "causal"  # full | causal | state: a frame sees the text and itself only
+    attention: str = "causal"  # full | causal | state: a frame sees the text and the frames of its window only
+    window: int = 1  # frames that attention=state sees: itself, and those just before it
     per_frame_progress_token: bool = True
     standardise: bool = False  # embeddings to zero mean and unit variance over the training split
     # robometer: a vision-language backbone
@@ -141,6 +142,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _one_of("model.kind", self.kind, ("rewind", "robometer"))
         _one_of("model.attention", self.attention, ("full", "causal", "state"))
+        _check(self.window >= 1, "model.window must be at least 1")
         _one_of("model.progress_loss", self.progress_loss, ("discrete", "l1", "l2"))
 
 

@@ -165,4 +165,5 @@ def _rewind(config: Config, image_dim: int, text_dim: int) -> Rewind:
         m.attention,
         m.per_frame_progress_token,
         m.standardise,
+        m.window,
     )

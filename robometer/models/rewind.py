@@ -17,9 +17,10 @@ class Rewind(RewardHeads):
 
     - `causal`: everything before it, as upstream; prediction t depends on frames 1..t.
     - `full`: everything, also later frames and the other trajectory (upstream without its causal mask).
-    - `state`: the task and its own frame only, with no position, so that progress is judged from what the frame
-      shows and cannot be told by counting frames. The preference is the preference head's value of A's last frame
-      less that of B's (Bradley-Terry), so that swapping A and B swaps the answer exactly.
+    - `state`: the task, its own frame and the `window - 1` frames before it, with no position, so that progress is
+      judged from what the frames show and cannot be told by counting them. Each trajectory has a preference token of
+      its own that sees all its frames; the preference is the head's value of A's less that of B's (Bradley-Terry), so
+      that swapping A and B swaps the answer exactly.
 
     With `standardise`, embeddings are brought to zero mean and unit variance by buffers that travel with the weights.
 
@@ -43,6 +44,7 @@ class Rewind(RewardHeads):
         attention: str = "causal",
         per_frame_progress_token: bool = True,
         standardise: bool = False,
+        window: int = 1,
     ) -> None:
         super().__init__(hidden_dim, progress_loss, bins, dropout)
         self.standardise = standardise
@@ -51,6 +53,7 @@ class Rewind(RewardHeads):
             self.register_buffer("feature_std", torch.ones(image_dim))
         self.attention = attention
         self.max_len = max_len
+        self.window = window
         self.tokens_per_frame = 2 if per_frame_progress_token else 1
         self.video_proj = nn.Linear(image_dim, hidden_dim)
         self.text_proj = nn.Linear(text_dim, hidden_dim)
@@ -77,21 +80,15 @@ class Rewind(RewardHeads):
             text = text + self.text_position_embedding
         a = self._clip_tokens(batch.inputs["embeddings_a"], "A")  # [B, Ta * tokens_per_frame, H]
         b = self._clip_tokens(batch.inputs["embeddings_b"], "B")
-        preference = self.preference_token.expand(len(text), -1, -1)
+        preference = self.preference_token.expand(len(text), 2 if self.attention == "state" else 1, -1)
         visible = self._visible(batch.a.frame_mask, batch.b.frame_mask)  # [B, L, L]
         mask = torch.zeros(visible.shape, dtype=text.dtype, device=text.device).masked_fill(~visible, float("-inf"))
         heads = self.transformer.layers[0].self_attn.num_heads
         hidden = self.transformer(torch.cat([text, a, b, preference], 1), mask=mask.repeat_interleave(heads, 0))
-        states_a, states_b = (
-            self._frame_states(hidden, 1, a.shape[1]),
-            self._frame_states(hidden, 1 + a.shape[1], b.shape[1]),
-        )
-        if self.attention == "state":
-            last = torch.stack([_last(states_a, batch.a.frame_mask), _last(states_b, batch.b.frame_mask)])
-            values = self.preference_head(last).squeeze(-1)  # [2, B]
-            logits = values[0] - values[1]
-        else:
-            logits = self.preference_head(hidden[:, -1]).squeeze(-1)
+        states_a = self._frame_states(hidden, 1, a.shape[1])
+        states_b = self._frame_states(hidden, 1 + a.shape[1], b.shape[1])
+        values = self.preference_head(hidden[:, -preference.shape[1] :]).squeeze(-1)  # [B, 1 or 2]
+        logits = values[:, 0] - values[:, 1] if self.attention == "state" else values[:, 0]
         return RewardOutput(*self.frame_logits(states_a), *self.frame_logits(states_b), preference_logits=logits)
 
     def _clip_tokens(self, embeddings: Tensor, side: str) -> Tensor:
@@ -116,28 +113,28 @@ class Rewind(RewardHeads):
 
     def _visible(self, frames_a: Tensor, frames_b: Tensor) -> Tensor:
         """Which token [B, query, key] sees which; padding is seen by no one but itself."""
-        k = self.tokens_per_frame
+        k, state = self.tokens_per_frame, self.attention == "state"
         ones = frames_a.new_ones(len(frames_a), 1)
         pair = frames_b.any(1, keepdim=True)  # without a second trajectory there is no preference token to see
-        valid = torch.cat([ones, frames_a.repeat_interleave(k, 1), frames_b.repeat_interleave(k, 1), pair], 1)
-        frames = frames_a.shape[1] + frames_b.shape[1]
-        # The moment of each token: 0 is the task, frames of A then of B count up, the last one is the preference token.
-        moment = torch.cat([torch.zeros(1), torch.arange(1, frames + 1).repeat_interleave(k), torch.tensor([1e6])]).to(
-            frames_a.device
-        )
-        position = torch.arange(len(moment), device=frames_a.device)
-        if self.attention == "state":
-            structure = (moment[:, None] == moment) | (moment == 0) | (moment[:, None] == 1e6)
+        last = [ones, pair] if state else [pair]
+        valid = torch.cat([ones, frames_a.repeat_interleave(k, 1), frames_b.repeat_interleave(k, 1), *last], 1)
+        length_a, length_b = k * frames_a.shape[1], k * frames_b.shape[1]
+        position = torch.arange(valid.shape[1], device=valid.device)
+        if state:
+            structure = self._state_structure(position, length_a, length_b)
         elif self.attention == "causal":
             structure = position[:, None] >= position
         else:
             structure = torch.ones_like(position[:, None] >= position)
-        return (structure & valid[:, None]) | torch.eye(len(moment), dtype=torch.bool, device=frames_a.device)
+        return (structure & valid[:, None]) | torch.eye(len(position), dtype=torch.bool, device=valid.device)
 
-
-def _last(states: Tensor, frame_mask: Tensor) -> Tensor:
-    """State of the last frame of each clip [B, H]; zeros where there is none."""
-    if states.shape[1] == 0:
-        return states.new_zeros(states.shape[0], states.shape[2])
-    index = (frame_mask.sum(1) - 1).clamp(min=0)
-    return states[torch.arange(len(states), device=states.device), index] * frame_mask.any(1, keepdim=True)
+    def _state_structure(self, position: Tensor, length_a: int, length_b: int) -> Tensor:
+        """Tokens are [task, A, B, preference of A, preference of B]."""
+        frame = (position - 1).div(self.tokens_per_frame, rounding_mode="floor")
+        side = (position > length_a).long()
+        side[-2] = 0  # the preference token of A belongs to A, the last one to B
+        is_frame = (position > 0) & (position <= length_a + length_b)
+        ago = frame[:, None] - frame
+        near = is_frame[:, None] & is_frame & (ago >= 0) & (ago < self.window)
+        reads = ~is_frame & (position > 0)
+        return (position == 0) | (side[:, None] == side) & (near | reads[:, None] & is_frame)

@@ -105,12 +105,29 @@ def test_state_predictions_do_not_know_their_place() -> None:
     torch.testing.assert_close(forward.progress_logits, backward.progress_logits.flip(1), atol=1e-5, rtol=1e-5)
 
 
-def test_state_preference_is_antisymmetric_and_reads_the_last_frames() -> None:
+def test_state_preference_is_antisymmetric_and_reads_all_frames_in_any_order() -> None:
     model, text, a, b = _model("state"), _random(1, 5), _random(4, 6), _random(3, 6)
     first = model(_batch(text, [a], [b])).preference_logits
     swapped = model(_batch(text, [b], [a])).preference_logits
-    torch.testing.assert_close(first, -swapped, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(first, model(_batch(text, [a[-1:]], [b[-1:]])).preference_logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first, -swapped, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first, model(_batch(text, [a.flip(0)], [b])).preference_logits, atol=1e-5, rtol=1e-5)
+    for frame in range(4):
+        changed = a.clone()
+        changed[frame] += 1.0
+        assert not torch.allclose(first, model(_batch(text, [changed], [b])).preference_logits, atol=1e-4)
+
+
+def test_a_window_sees_the_frames_just_before() -> None:
+    torch.manual_seed(0)
+    model = Rewind(6, 5, 16, 2, 2, 8, 10, attention="state", window=2, dropout=0.0).eval()
+    one_layer = Rewind(6, 5, 16, 1, 2, 8, 10, attention="state", window=2, dropout=0.0).eval()
+    text, a = _random(1, 5), _random(5, 6)
+    changed = a.clone()
+    changed[1] += 1.0
+    for net, reach in ((one_layer, 1), (model, 2)):
+        before, after = (net(_batch(text, [clip], [a])).progress_logits[0] for clip in (a, changed))
+        moved = ~torch.isclose(before, after, atol=1e-5).all(-1)
+        assert moved.tolist() == [1 <= frame <= 1 + reach for frame in range(5)]
 
 
 def test_a_clip_longer_than_max_len_is_refused() -> None:

@@ -1,0 +1,127 @@
+"""The command line, and every stage as a `ray job submit` job on a head that asks for a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from tests.conftest import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main([command, "--help"])
+    except SystemExit as stop:  # argparse
+        status = int(stop.code or 0)
+    text = capsys.readouterr().out
+    assert status == 0 and "Examples" in text and f"robometer {command}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "corpus.path={tmp}/none"], "no corpus at"),
+        (["train", "train.stepz=5"], "Key 'stepz' not in 'TrainConfig'"),
+        (["train", "--steps", "5"], "is not an override"),
+        (["ingest", "ingest.input={tmp}/none"], "none"),
+        (["ingest", "ingest.source=vhs"], "vhs"),
+        (["evaluate", "corpus.path={tmp}/none"], "no corpus at"),
+        (["score", "--video", "{tmp}/none.mp4", "--task", "x", "--checkpoint", "{tmp}"], "none.mp4"),
+        (["serve", "serve.checkpoint={tmp}/none"], "none"),
+        (["dance"], "no command 'dance'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = _command(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr and "error:" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_model_that_does_not_fit_the_corpus_is_one_sentence(tiny_corpus: str, tmp_path: Path) -> None:
+    settings = [*TINY, f"corpus.path={tiny_corpus}", f"train.output={tmp_path}/run"]
+    done = _command("train", *settings, "embed.image_encoder=dinov2_base")
+    assert done.returncode == 2 and "robometer embed embed.image_encoder=dinov2_base" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    """A real head with token authentication; the environment with which one submits to it."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    dashboard = _free_port()
+    ports = [f"--port={_free_port()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={_free_port()}"]
+    sizes = ["--num-cpus=4", "--object-store-memory=300000000"]
+    start = ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", *ports, *sizes]
+    process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def _submit(head: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    command = ["ray", "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", *entrypoint]
+    return subprocess.run(command, capture_output=True, text=True, env=head, timeout=300, check=False)
+
+
+def _wait_until_up(head: dict[str, str]) -> None:
+    end = time.monotonic() + 90
+    while subprocess.run(["ray", "job", "list"], env=head, capture_output=True, check=False).returncode:
+        assert time.monotonic() < end, "the head did not come up"
+        time.sleep(1)
+
+
+def test_every_stage_runs_as_a_submitted_job(head: dict[str, str], raw_clips: Path, tmp_path: Path) -> None:
+    _wait_until_up(head)
+    stranger = _submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, "jobs.ingest")
+    assert stranger.returncode != 0
+
+    base = [*TINY, f"corpus.path={tmp_path}/corpus", f"train.output={tmp_path}/run", f"sweep.output={tmp_path}/sweep"]
+    base += ["train.steps=4", "train.checkpoint_every=2", "sweep.num_trials=2", "evaluate.bootstrap=50"]
+    base += [f"evaluate.checkpoint={tmp_path}/sweep/best", f"evaluate.output={tmp_path}/evaluation"]
+    for stage in ("ingest", "embed", "train", "sweep", "evaluate"):
+        done = _submit(head, f"jobs.{stage}", *base, f"ingest.input={raw_clips}")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"seen", "held_out"}
+    assert (tmp_path / "evaluation/report.html").stat().st_size > 50_000
+
+    failed = _submit(head, "jobs.train", "train.stepz=5")
+    assert failed.returncode != 0 and "Key 'stepz' not in 'TrainConfig'" in failed.stdout + failed.stderr
