@@ -37,7 +37,6 @@ def connected(config: Config) -> Iterator[None]:
             address="local",
             num_cpus=config.ray.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
             object_store_memory=config.ray.object_store_mb * 1024 * 1024,
-            include_dashboard=False,
             logging_level=logging.WARNING,
         )
     try:

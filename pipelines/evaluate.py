@@ -81,7 +81,7 @@ def run_evaluate(config: Config, load: ScorerLoader = load_scorer) -> dict[str, 
     """
     suite.check(config.evaluate.evaluations)
     started = time.monotonic()
-    corpus = Corpus(_absolute(config.corpus.path))
+    corpus = Corpus(config.corpus.path)
     units = _plan(config, corpus)
     storage = Storage(config.evaluate.output)
     with tracking.start(config, kind="evaluate") as run, connected(config):
@@ -106,7 +106,7 @@ def recompute(config: Config) -> dict[str, Any]:
     if not storage.exists("predictions.parquet") or not storage.exists(report.METRICS_JSON):
         raise ConfigError(f"no predictions in {config.evaluate.output}: run `robometer evaluate` first")
     provenance = json.loads(storage.read_bytes(report.METRICS_JSON))["provenance"]
-    corpus = Corpus(_absolute(config.corpus.path))
+    corpus = Corpus(config.corpus.path)
     if corpus.content_hash != provenance["corpus_hash"]:
         raise ConfigError(f"{config.evaluate.output} was predicted on another corpus than {config.corpus.path}")
     return _measure(config, storage, Predictions.load(storage), provenance, corpus)[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.data import DataIterator, Dataset
+from ray.data import ActorPoolStrategy, DataIterator, Dataset
 
 from robometer.batch import Batch
 from robometer.configs.loading import from_dict, to_dict
@@ -53,7 +53,7 @@ def stream(config: Config, start_step: int) -> Dataset:
         fn_constructor_args=(to_dict(config), start_step * per_step),
         batch_size=None,
         num_cpus=train.data_cpus,
-        concurrency=train.data_actors,
+        compute=ActorPoolStrategy(size=train.data_actors),
     )
 
 

@@ -88,13 +88,12 @@ def run_sweep(config: Config) -> SweepReport:
         config,
         {
             "sweep.output": str(output),
-            "corpus.path": _absolute(config.corpus.path),
+            "corpus.path": Corpus(config.corpus.path).storage.path,
             "tracking.uri": tracking.absolute_uri(config.tracking.uri),
         },
     )
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
-    Corpus(config.corpus.path)
     with connected(config), tracking.start(config, "sweep", run_id=_known_run(output)) as run:
         _remember(output, config, run.run_id)
         results = _tuner(config, output, space, run.run_id).fit()
@@ -103,10 +102,6 @@ def run_sweep(config: Config) -> SweepReport:
         run.artifact(output / "trials.csv")
         run.artifact(report.best)
     return report
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def _known_run(output: Path) -> str:

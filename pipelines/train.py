@@ -64,7 +64,12 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     corpus = Corpus(config.corpus.path)
     _check_inputs(config, corpus)
     output = Path(config.train.output).absolute()
-    config = override(config, {"train.output": str(output), "tracking.uri": tracking.absolute_uri(config.tracking.uri)})
+    places = {
+        "train.output": str(output),
+        "corpus.path": corpus.storage.path,
+        "tracking.uri": tracking.absolute_uri(config.tracking.uri),
+    }
+    config = override(config, places)
     with connected(config):
         run_id = _open_run(config, output, corpus, parent_run_id)
         try:

@@ -73,9 +73,14 @@ def test_the_tiny_vision_language_model_trains_through_the_same_pipeline(tiny_co
     assert np.isfinite(score.progress).all()
 
 
-def _workers_of(driver: int) -> list[psutil.Process]:
-    session = [p for p in psutil.Process(driver).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    return session
+def _workers_since(moment: float) -> list[psutil.Process]:
+    """Training workers started after `moment`; the raylet that started them is no child of the driver."""
+    found = psutil.process_iter(["cmdline", "create_time"])
+    return [
+        process
+        for process in found
+        if process.info["create_time"] > moment and "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    ]
 
 
 def _run_in_process(config_overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -113,9 +118,10 @@ def test_a_killed_worker_and_a_killed_driver_resume_to_the_same_losses(tiny_corp
     driver.send_signal(signal.SIGKILL)
     driver.wait()
 
+    started = time.time()
     driver = _run_in_process(overrides, log)
     _wait_for(output / "run/step-0000040", driver, log)
-    workers = _workers_of(driver.pid)
+    workers = _workers_since(started)
     assert workers, "no training worker found to kill"
     workers[0].kill()
     assert driver.wait(timeout=240) == 0, log.read_text()[-3000:]

@@ -98,7 +98,8 @@ class SamplingConfig:
     max_success: float = 1.0  # success cut-off of sources that have none of their own
     progress_bins: int = 10
     graded_pairs: float = 0.0  # share of unsuccessful items paired with the other grade: suboptimal beats failure
-    feature_noise: float = 0.0  # of embeddings, in standard deviations of each dimension
+    feature_noise: float = 0.0  # of each frame's embedding, in standard deviations of each dimension
+    clip_noise: float = 0.0  # the same, one shift for all frames of a clip
     pad_frames: bool = False  # upstream repeats the last frame up to max_frames and supervises it
     compat: str = "fixed"
     split: str = "train"
@@ -114,7 +115,7 @@ class SamplingConfig:
         _check(self.preference >= 0 and self.progress >= 0, "sampling ratios must not be negative")
         _check(self.preference + self.progress > 0, "sampling.preference and sampling.progress are both 0")
         _check(0 <= self.graded_pairs <= 1, "sampling.graded_pairs must be in [0, 1]")
-        _check(self.feature_noise >= 0, "sampling.feature_noise must not be negative")
+        _check(min(self.feature_noise, self.clip_noise) >= 0, "sampling noise must not be negative")
         _check(self.progress_bins >= 2, "sampling.progress_bins must be at least 2")
 
 

@@ -18,9 +18,9 @@ class Rewind(RewardHeads):
     - `causal`: everything before it, as upstream; prediction t depends on frames 1..t.
     - `full`: everything, also later frames and the other trajectory (upstream without its causal mask).
     - `state`: the task, its own frame and the `window - 1` frames before it, with no position, so that progress is
-      judged from what the frames show and cannot be told by counting them. Each trajectory has a preference token of
-      its own that sees all its frames; the preference is the head's value of A's less that of B's (Bradley-Terry), so
-      that swapping A and B swaps the answer exactly.
+      judged from what the frames show and cannot be told by counting them. The preference head values each frame; a
+      trajectory is worth the value of its last frame plus the mean of all, and the preference is the worth of A less
+      that of B (Bradley-Terry), so that swapping A and B swaps the answer exactly.
 
     With `standardise`, embeddings are brought to zero mean and unit variance by buffers that travel with the weights.
 
@@ -80,15 +80,19 @@ class Rewind(RewardHeads):
             text = text + self.text_position_embedding
         a = self._clip_tokens(batch.inputs["embeddings_a"], "A")  # [B, Ta * tokens_per_frame, H]
         b = self._clip_tokens(batch.inputs["embeddings_b"], "B")
-        preference = self.preference_token.expand(len(text), 2 if self.attention == "state" else 1, -1)
+        preference = self.preference_token.expand(len(text), -1, -1)
         visible = self._visible(batch.a.frame_mask, batch.b.frame_mask)  # [B, L, L]
         mask = torch.zeros(visible.shape, dtype=text.dtype, device=text.device).masked_fill(~visible, float("-inf"))
         heads = self.transformer.layers[0].self_attn.num_heads
         hidden = self.transformer(torch.cat([text, a, b, preference], 1), mask=mask.repeat_interleave(heads, 0))
         states_a = self._frame_states(hidden, 1, a.shape[1])
         states_b = self._frame_states(hidden, 1 + a.shape[1], b.shape[1])
-        values = self.preference_head(hidden[:, -preference.shape[1] :]).squeeze(-1)  # [B, 1 or 2]
-        logits = values[:, 0] - values[:, 1] if self.attention == "state" else values[:, 0]
+        if self.attention == "state":
+            values = self.preference_head(torch.cat([states_a, states_b], 1)).squeeze(-1)  # [B, Ta + Tb]
+            a_values, b_values = values.split([states_a.shape[1], states_b.shape[1]], 1)
+            logits = _clip_value(a_values, batch.a.frame_mask) - _clip_value(b_values, batch.b.frame_mask)
+        else:
+            logits = self.preference_head(hidden[:, -1]).squeeze(-1)
         return RewardOutput(*self.frame_logits(states_a), *self.frame_logits(states_b), preference_logits=logits)
 
     def _clip_tokens(self, embeddings: Tensor, side: str) -> Tensor:
@@ -116,8 +120,7 @@ class Rewind(RewardHeads):
         k, state = self.tokens_per_frame, self.attention == "state"
         ones = frames_a.new_ones(len(frames_a), 1)
         pair = frames_b.any(1, keepdim=True)  # without a second trajectory there is no preference token to see
-        last = [ones, pair] if state else [pair]
-        valid = torch.cat([ones, frames_a.repeat_interleave(k, 1), frames_b.repeat_interleave(k, 1), *last], 1)
+        valid = torch.cat([ones, frames_a.repeat_interleave(k, 1), frames_b.repeat_interleave(k, 1), pair], 1)
         length_a, length_b = k * frames_a.shape[1], k * frames_b.shape[1]
         position = torch.arange(valid.shape[1], device=valid.device)
         if state:
@@ -129,12 +132,18 @@ class Rewind(RewardHeads):
         return (structure & valid[:, None]) | torch.eye(len(position), dtype=torch.bool, device=valid.device)
 
     def _state_structure(self, position: Tensor, length_a: int, length_b: int) -> Tensor:
-        """Tokens are [task, A, B, preference of A, preference of B]."""
+        """Tokens are [task, A, B, preference token]; the last one is not used."""
         frame = (position - 1).div(self.tokens_per_frame, rounding_mode="floor")
-        side = (position > length_a).long()
-        side[-2] = 0  # the preference token of A belongs to A, the last one to B
-        is_frame = (position > 0) & (position <= length_a + length_b)
+        side = (position > length_a).long() + (position > length_a + length_b)
         ago = frame[:, None] - frame
-        near = is_frame[:, None] & is_frame & (ago >= 0) & (ago < self.window)
-        reads = ~is_frame & (position > 0)
-        return (position == 0) | (side[:, None] == side) & (near | reads[:, None] & is_frame)
+        return (position == 0) | (side[:, None] == side) & (ago >= 0) & (ago < self.window)
+
+
+def _clip_value(values: Tensor, frame_mask: Tensor) -> Tensor:
+    """Value of the last frame plus the mean over frames [B], of values [B, T]; 0 where there is no frame."""
+    if values.shape[1] == 0:
+        return values.new_zeros(len(values))
+    count = frame_mask.sum(1)
+    last = values[torch.arange(len(values), device=values.device), (count - 1).clamp(min=0)]
+    mean = (values * frame_mask).sum(1) / count.clamp(min=1)
+    return (last + mean) * (count > 0)

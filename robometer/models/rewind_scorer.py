@@ -27,8 +27,10 @@ class RewindCollator:
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.corpus, self.encoder = corpus, config.embed.image_encoder
         self.tasks = corpus.text_embeddings(config.embed.text_encoder)
-        self.seed, noise = config.train.seed, config.sampling.feature_noise
-        self.noise = noise * feature_statistics(corpus, config)[1] if noise > 0 else None
+        self.seed = config.train.seed
+        self.frame_noise, self.clip_noise = config.sampling.feature_noise, config.sampling.clip_noise
+        noisy = self.frame_noise > 0 or self.clip_noise > 0
+        self.std = feature_statistics(corpus, config)[1] if noisy else None
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
         text = torch.from_numpy(np.stack([self.tasks[plan.task] for plan in plans]))
@@ -41,8 +43,10 @@ class RewindCollator:
 
     def _embeddings(self, clip: ClipPlan, draws: np.random.Generator) -> Tensor:
         values = self.corpus.embeddings(self.encoder, clip.row, clip.positions)
-        if self.noise is not None:
-            values = values + self.noise * draws.standard_normal(values.shape, dtype=np.float32)
+        if self.std is not None:
+            frames = self.frame_noise * draws.standard_normal(values.shape, dtype=np.float32)
+            clip_shift = self.clip_noise * draws.standard_normal(values.shape[1], dtype=np.float32)
+            values = values + self.std * (frames + clip_shift)
         return torch.from_numpy(values)
 
 

@@ -105,12 +105,11 @@ def test_state_predictions_do_not_know_their_place() -> None:
     torch.testing.assert_close(forward.progress_logits, backward.progress_logits.flip(1), atol=1e-5, rtol=1e-5)
 
 
-def test_state_preference_is_antisymmetric_and_reads_all_frames_in_any_order() -> None:
+def test_state_preference_is_antisymmetric_and_reads_all_frames() -> None:
     model, text, a, b = _model("state"), _random(1, 5), _random(4, 6), _random(3, 6)
     first = model(_batch(text, [a], [b])).preference_logits
     swapped = model(_batch(text, [b], [a])).preference_logits
     torch.testing.assert_close(first, -swapped, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(first, model(_batch(text, [a.flip(0)], [b])).preference_logits, atol=1e-5, rtol=1e-5)
     for frame in range(4):
         changed = a.clone()
         changed[frame] += 1.0
