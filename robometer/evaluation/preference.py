@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from robometer import metrics
+from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import PAIR_KINDS, PairPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
 from robometer.metrics import Resampling
@@ -25,6 +26,11 @@ _KIND_MEANING = {
     "reversed": "a successful clip and itself played backwards",
 }
 
+_QUALITY_PARTS = {
+    "accuracy_success_over_lesser": (True, "quality pairs whose better clip is successful"),
+    "accuracy_suboptimal_over_failure": (False, "quality pairs without a successful clip"),
+}
+
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Accuracy and order consistency by kind of pair."""
@@ -35,6 +41,10 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
         pairs = [p for p in predictions.pairs if p.kind == kind]
         if pairs:
             found += _metrics(kind, pairs, settings)
+    for name, (of_success, meaning) in _QUALITY_PARTS.items():
+        part = [p for p in predictions.pairs if p.kind == "quality" and (p.chosen_quality == BEST) == of_success]
+        if part:
+            found.append(_metrics("quality", part, settings)[0].renamed(name, meaning))
     return Result(NAME, split, found, _per_task(predictions.pairs))
 
 

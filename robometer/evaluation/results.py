@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robometer.metrics import Estimate
@@ -27,6 +27,10 @@ class Metric:
     estimate: Estimate
     over: str
     meaning: str
+
+    def renamed(self, name: str, meaning: str) -> Metric:
+        """The same number under another name."""
+        return replace(self, name=name, meaning=meaning)
 
 
 @dataclass(frozen=True)
