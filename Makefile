@@ -25,8 +25,8 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[encoders,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[encoders,dev]"
 	touch $@
 
 clean:
