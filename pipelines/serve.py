@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+from dataclasses import replace
 
 from ray import serve
 from ray.serve.config import ProxyLocation
@@ -35,7 +36,8 @@ _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 
 def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Application:
     """The Ray Serve application; `loader` makes the Scorer in each model replica."""
-    c = config.serve
+    # A replica's working directory may be another.
+    c = replace(config.serve, checkpoint=os.path.abspath(config.serve.checkpoint))
     model = serve.deployment(
         num_replicas=c.replicas,
         ray_actor_options={"num_cpus": c.num_cpus, "num_gpus": c.num_gpus},

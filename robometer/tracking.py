@@ -125,6 +125,8 @@ def start(config: Config, kind: str, run_id: str = "", parent_run_id: str = "") 
             tags[MLFLOW_PARENT_RUN_ID] = parent_run_id
         run_id = client.create_run(_experiment(client, config, uri), tags=tags).info.run_id
         _log_params(client, run_id, to_dict(config))
+    else:
+        client.update_run(run_id, status="RUNNING")
     run = MlflowRun(client, run_id)
     try:
         yield run

@@ -59,7 +59,7 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     runs = client.search_runs([client.get_experiment_by_name("robometer").experiment_id])
     parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
     assert parents.count(None) == 1 and len(runs) == 3
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # killed: stopped early
 
 
 def test_a_killed_sweep_resumes_and_keeps_its_trials(tiny_corpus: str, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ class Rewind(RewardHeads):
 
     - `causal`: everything before it, as upstream; prediction t depends on frames 1..t.
     - `full`: everything, also later frames and the other trajectory (upstream without its causal mask).
-    - `state`: the task, its own frame and the `window - 1` frames before it, with no position, so that progress is
-      judged from what the frames show and cannot be told by counting them. The preference head values each frame; a
-      trajectory is worth the value of its last frame plus the mean of all, and the preference is the worth of A less
-      that of B (Bradley-Terry), so that swapping A and B swaps the answer exactly.
+    - `state`: the task, its own frame and (in each layer) the `window - 1` frames before it, with no position, so that
+      progress is judged from what the frames show, and not by counting them (only the first ones can be told apart,
+      whose window is cut short). The preference head values each frame; a trajectory is worth the value of its last
+      frame plus the mean of all, and the preference is the worth of A less that of B (Bradley-Terry), so that swapping
+      A and B swaps the answer exactly.
 
     With `standardise`, embeddings are brought to zero mean and unit variance by buffers that travel with the weights.
 

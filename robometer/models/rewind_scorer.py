@@ -89,7 +89,7 @@ class RewindScorer:
         self.name = name
         self.image_encoder = config.embed.image_encoder
         self._text_name, self._device = config.embed.text_encoder, device
-        self._max_frames = model.max_len if model.attention == "state" else config.sampling.max_frames
+        self._max_frames = config.sampling.max_frames
         self._model = model.to(device).eval()
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
         self.provenance: dict[str, Any] = {}
