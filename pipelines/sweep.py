@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import ResultGrid, TuneConfig, Tuner
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
@@ -138,9 +138,11 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
     if sweep.scheduler == "asha":
         grace = min(train.steps, sweep.grace_checkpoints * train.checkpoint_every)
         scheduler = ASHAScheduler(time_attr="step", max_t=train.steps, grace_period=grace, reduction_factor=2)
-    search: Searcher | SearchAlgorithm = (
-        OptunaSearch(seed=train.seed) if sweep.search == "optuna" else BasicVariantGenerator(random_state=train.seed)
-    )
+    search: Searcher | SearchAlgorithm
+    if sweep.search == "optuna":
+        search = ConcurrencyLimiter(OptunaSearch(seed=train.seed), max_concurrent=sweep.max_concurrent)
+    else:
+        search = BasicVariantGenerator(max_concurrent=sweep.max_concurrent, random_state=train.seed)
     # The trial itself only waits for its training workers, which ask for their own CPUs and GPUs.
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"CPU": 0.01}
@@ -156,7 +158,6 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
             metric=sweep.metric,
             mode=sweep.mode,
             num_samples=sweep.num_trials,
-            max_concurrent_trials=sweep.max_concurrent,
             scheduler=scheduler,
             search_alg=search,
         ),
