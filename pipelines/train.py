@@ -70,8 +70,10 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         "tracking.uri": tracking.absolute_uri(config.tracking.uri),
     }
     config = override(config, places)
+    run_id = _open_run(config, output, corpus, parent_run_id)
+    if finished := _finished(config, output):
+        return finished
     with connected(config):
-        run_id = _open_run(config, output, corpus, parent_run_id)
         try:
             result = cast(Result, _trainer(config, corpus, output, run_id, callbacks or []).fit())
         except TrainingFailedError as error:
@@ -173,6 +175,18 @@ def _next_step(run: Path) -> int:
     return int(result["checkpoint_dir_name"].removeprefix("step-")) if result else 0
 
 
+def _finished(config: Config, output: Path) -> TrainReport | None:
+    """The report of a run that came to its end before."""
+    if not (output / HISTORY).is_file():
+        return None
+    history = [json.loads(line) for line in (output / HISTORY).read_text().splitlines()]
+    if history[-1]["step"] < config.train.steps:
+        return None
+    logger.info("%s is finished", output)
+    metrics = json.loads((output / "best/provenance.json").read_text())["metrics"]
+    return TrainReport(output / "best", {name: float(value) for name, value in metrics.items()}, history)
+
+
 def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainReport:
     """Copy the best checkpoint to `best/`, draw the plots, register the model."""
     ranked = result.best_checkpoints or []
@@ -194,10 +208,10 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     staging.rename(best)
     assert result.checkpoint is not None
     history = [json.loads(line) for line in Path(result.checkpoint.path, HISTORY).read_text().splitlines()]
-    (output / HISTORY).write_text("".join(json.dumps(entry) + "\n" for entry in history))
     plots.plot_history(history, output / "training.png")
     with tracking.start(config, "train", run_id=run_id) as run:
         run.artifact(output / "training.png")
         run.artifact(best)
         run.register_model("best", {name: value for name, value in metrics.items() if name != "step"})
+    (output / HISTORY).write_text("".join(json.dumps(entry) + "\n" for entry in history))  # the mark of a finished run
     return TrainReport(best, {k: float(v) for k, v in metrics.items()}, history)
