@@ -45,6 +45,18 @@ def connected(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
+def warn_if_short(config: Config, runs: int = 1) -> None:
+    """Say so when `runs` trainings at a time want more CPUs than there are: they would wait for each other.
+
+    Only a warning, since a cluster may grow.
+    """
+    train = config.train
+    wanted = runs * (train.num_workers * train.cpus_per_worker + train.data_actors * train.data_cpus)
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if wanted > there:
+        logger.warning("training wants %g CPUs and the cluster has %g: it waits until there are more", wanted, there)
+
+
 def interactive() -> bool:
     """Whether somebody watches: progress bars in a terminal, plain lines elsewhere."""
     return sys.stderr.isatty()

@@ -21,7 +21,7 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from pipelines.cluster import connected
+from pipelines.cluster import connected, warn_if_short
 from pipelines.train import run_train
 from pipelines.training_worker import MODEL, TrainingError
 from robometer import plots, tracking
@@ -95,6 +95,7 @@ def run_sweep(config: Config) -> SweepReport:
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
     with connected(config), tracking.start(config, "sweep", run_id=_known_run(output)) as run:
+        warn_if_short(config, config.sweep.max_concurrent)
         _remember(output, config, run.run_id)
         results = _tuner(config, output, space, run.run_id).fit()
         report = _finish(config, output, results, list(space))

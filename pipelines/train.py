@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.result import Result
 
-from pipelines.cluster import connected, interactive
+from pipelines.cluster import connected, interactive, warn_if_short
 from pipelines.sample_stream import stream
 from pipelines.training_worker import HISTORY, MODEL, TrainingError, train_worker
 from robometer import plots, tracking
@@ -74,6 +74,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     if finished := _finished(config, output):
         return finished
     with connected(config):
+        warn_if_short(config)
         try:
             result = cast(Result, _trainer(config, corpus, output, run_id, callbacks or []).fit())
         except TrainingFailedError as error:
