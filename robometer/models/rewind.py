@@ -23,7 +23,8 @@ class Rewind(RewardHeads):
       frame plus the mean of all, and the preference is the worth of A less that of B (Bradley-Terry), so that swapping
       A and B swaps the answer exactly.
 
-    With `standardise`, embeddings are brought to zero mean and unit variance by buffers that travel with the weights.
+    With `standardise`, embeddings are brought to zero mean and unit variance: of frames per dimension, by buffers that
+    travel with the weights; of a task over its dimensions.
 
     Batch inputs: `text` [B, E], `embeddings_a` [B, Ta, D], `embeddings_b` [B, Tb, D] (Tb = 0 without pairs).
     """
@@ -76,7 +77,10 @@ class Rewind(RewardHeads):
         Raises:
             ValueError: a clip has more than `max_len` frames.
         """
-        text = self.text_proj(batch.inputs["text"])[:, None]  # [B, 1, H]
+        text = batch.inputs["text"]
+        if self.standardise:  # sentence embeddings have unit length: beside the tokens they would not be heard
+            text = nn.functional.layer_norm(text, text.shape[-1:])
+        text = self.text_proj(text)[:, None]  # [B, 1, H]
         if self.tokens_per_frame == 2:
             text = text + self.text_position_embedding
         a = self._clip_tokens(batch.inputs["embeddings_a"], "A")  # [B, Ta * tokens_per_frame, H]
