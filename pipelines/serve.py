@@ -22,7 +22,7 @@ from pipelines.serving.ingress import Ingress
 from pipelines.serving.jobs import Limits
 from pipelines.serving.model import Model, ScorerLoader
 from robometer.configs.schema import Config, ConfigError
-from robometer.models.checkpoint import load_scorer
+from robometer.models.checkpoint import load_config, load_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ def run_serve(config: Config, blocking: bool = True, loader: ScorerLoader = load
     if not blocking:
         start(config, loader)
         return
+    if loader is load_scorer:
+        load_config(config.serve.checkpoint)  # a wrong path is one sentence before Ray starts
     with connected(config):
         # Ray's own SIGTERM handler exits at once, before Serve could end its replicas.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -63,13 +63,12 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
     if len(values) < 2:
         return Result(NAME, split, skipped="fewer than two tasks have successful clips")
     columns = [i for i in range(len(values)) if not math.isnan(values[i, i])]
-    chance = 1 / len(values)
     found = [
         _gap(predictions.instructions, settings),
         _over_columns("own_instruction_highest", [column_maximum_on_diagonal(values[:, i], i) for i in columns],
-                      settings, f"videos' tasks whose own instruction gets the most progress (chance {chance:.2f})"),
+                      settings, "videos' tasks whose own instruction gets the most progress (chance: 1 / tasks)"),
         _over_columns("diagonal_share", [column_share(values[:, i], i) for i in columns],
-                      settings, f"own instruction's share of a column's sum, mean over columns (chance {chance:.2f})"),
+                      settings, "own instruction's share of a column's sum, mean over columns (chance: 1 / tasks)"),
     ]  # fmt: skip
     return Result(NAME, split, found, _per_task(matrix, values, columns), matrix=matrix)
 
