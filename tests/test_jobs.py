@@ -98,7 +98,13 @@ def head() -> Iterator[dict[str, str]]:
 
 def _submit(head: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
     command = ["ray", "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", *entrypoint]
-    return subprocess.run(command, capture_output=True, text=True, env=head, timeout=300, check=False)
+    end = time.monotonic() + 90
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, env=head, timeout=300, check=False)
+        # A head that has just started answers before its agent does.
+        if "No available agent" not in done.stderr or time.monotonic() > end:
+            return done
+        time.sleep(2)
 
 
 def _wait_until_up(head: dict[str, str]) -> None:
