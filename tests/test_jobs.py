@@ -85,7 +85,8 @@ def head() -> Iterator[dict[str, str]]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     dashboard = _free_port()
-    ports = [f"--port={_free_port()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={_free_port()}"]
+    names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    ports = [f"--dashboard-port={dashboard}", *(f"--{name}={_free_port()}" for name in names)]
     sizes = ["--num-cpus=4", "--object-store-memory=300000000"]
     start = ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", *ports, *sizes]
     process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
