@@ -27,6 +27,8 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[encoders,dev]"
+	# Compiled here, on all cores: where PYTHONDONTWRITEBYTECODE is set, every Ray worker would compile again at its start.
+	$(BIN)/python -m compileall -q -j 0 .venv/lib > $@.log || true
 	touch $@
 
 clean:

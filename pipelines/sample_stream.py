@@ -2,6 +2,9 @@
 
 The stream starts as one row per micro-batch, its number; each row is a block of its own, which an actor pool turns into
 a batch. With `preserve_order`, Ray Data hands block k to worker k mod W, so that worker r's step s is block s * W + r.
+
+The numbers cost no CPU: a source that takes one for as long as the run lasts (as `range(...).repartition(...)` does)
+starves on a small or shared cluster, where a run's share is just its data actors.
 """
 
 from __future__ import annotations
@@ -10,14 +13,36 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataIterator, Dataset
+from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from robometer.batch import Batch
 from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.sampling import ManifestIndex, plan
+
+
+class MicroBatchNumbers(Datasource):
+    """The numbers 0 to `count`, a block each, from one task that makes them as they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def estimate_inmemory_data_size(self) -> int:
+        """8 bytes a number."""
+        return 8 * self._count
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """The one task, whatever `parallelism` is."""
+        count = self._count
+        metadata = BlockMetadata(count, 8 * count, exec_stats=None, input_files=None)
+        return [ReadTask(lambda: (pa.table({"id": [i]}) for i in range(count)), metadata)]
 
 
 class Collate:
@@ -47,8 +72,10 @@ def stream(config: Config, start_step: int) -> Dataset:
     """Micro-batches of all workers from optimizer step `start_step` to the end of the run."""
     train = config.train
     per_step = train.num_workers * train.gradient_accumulation
-    numbers = ray.data.range((train.steps - start_step) * per_step, override_num_blocks=1)
-    return numbers.repartition(target_num_rows_per_block=1).map_batches(
+    source = MicroBatchNumbers((train.steps - start_step) * per_step)
+    numbers = ray.data.read_datasource(source, num_cpus=0, override_num_blocks=1)
+    numbers.context.target_max_block_size = 1  # byte: every row is a block
+    return numbers.map_batches(
         Collate,
         fn_constructor_args=(to_dict(config), start_step * per_step),
         batch_size=None,

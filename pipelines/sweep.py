@@ -32,6 +32,7 @@ from robometer.corpus.corpus import Corpus
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "tune"
+TRIAL_BYTES = 256 * 1024 * 1024
 _DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "choice": tune.choice,
     "uniform": tune.uniform,
@@ -144,9 +145,10 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
         search = ConcurrencyLimiter(OptunaSearch(seed=train.seed), max_concurrent=sweep.max_concurrent)
     else:
         search = BasicVariantGenerator(max_concurrent=sweep.max_concurrent, random_state=train.seed)
-    # The trial itself only waits for its training workers, which ask for their own CPUs and GPUs.
+    # The trial itself only waits for its training workers, which ask for their own CPUs and GPUs. Tune wants it to ask
+    # for something; were it a small part of a CPU, no stage of the trainings would fit into what is left of that CPU.
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"CPU": 0.01}
+        tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"memory": TRIAL_BYTES}
     )
     storage = output / RUN_NAME
     if Tuner.can_restore(str(storage)):
