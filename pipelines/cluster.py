@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 
+Progress = Callable[[int, Mapping[str, float]], None]
+"""Shows how far work is: (done, values)."""
+
 MIN_LOCAL_CPUS = 4
 """Logical CPUs of a local Ray: a trainer, its workers and the data stages must all find a place on a small machine."""
 
@@ -62,7 +65,7 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
-def progress_bar(name: str, total: int, interactive: bool) -> Callable[[int, Mapping[str, float]], None]:
+def progress_bar(name: str, total: int, interactive: bool) -> Progress:
     """A function (done, values) that shows how far long work is: a bar in a terminal, lines elsewhere.
 
     It works in remote workers too, whose bars Ray draws on the driver's terminal.

@@ -9,7 +9,7 @@ starves on a small or shared cluster, where a run's share is just its data actor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def stream(config: Config, start_step: int) -> Dataset:
     )
 
 
-def batches(shard: DataIterator, prefetch: int = 2) -> Iterator[Batch]:
+def batches(shard: DataIterator, prefetch: int = 2) -> Generator[Batch, None, None]:
     """A worker's micro-batches, in order."""
     whole: Any = None  # a block as it is, which Ray's annotation of `batch_size` leaves out
     for block in shard.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=prefetch):

@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.cluster import progress_bar
+from pipelines.cluster import Progress, progress_bar
 from pipelines.sample_stream import batches
 from robometer import tracking
 from robometer.batch import Batch
@@ -133,8 +134,12 @@ class Worker:
 
     def train(self) -> None:
         """Step until the end of the run."""
-        stream = batches(ray.train.get_dataset_shard("train"))
         bar = progress_bar("train", self.config.train.steps, self.spec["interactive"]) if self.rank == 0 else None
+        # Closed at the end, so that Ray Data gives its share of the cluster back at once, not when a request expires.
+        with closing(batches(ray.train.get_dataset_shard("train"))) as stream:
+            self._steps(stream, bar)
+
+    def _steps(self, stream: Iterator[Batch], bar: Progress | None) -> None:
         while self.step < self.config.train.steps:
             values = self._step(stream)
             if bar:
