@@ -32,9 +32,11 @@ def run(config: Config) -> None:
     settings = SimulationSettings(
         tasks=tuple(wanted.tasks or INSTRUCTIONS),
         clips_per_quality=wanted.clips_per_quality,
-        held_out_clips_per_quality=wanted.clips_per_quality,
+        seen_clips_per_quality=wanted.seen_clips_per_quality,
+        held_out_clips_per_quality=wanted.held_out_clips_per_quality,
         image_size=wanted.image_size,
         max_frames=wanted.max_frames,
+        crf=wanted.crf,
         seed=wanted.seed,
     )
     with connected(config):

@@ -15,6 +15,7 @@ from ray.train import (
     CheckpointConfig,
     DataConfig,
     FailureConfig,
+    LoggingConfig,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -159,6 +160,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
             storage_path=str(output),
             checkpoint_config=checkpoints,
             failure_config=FailureConfig(max_failures=train.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=cast(Any, callbacks),  # the annotation still names the callbacks of Ray Train V1
         ),
     )

@@ -58,7 +58,6 @@ def train_worker(spec: dict[str, Any]) -> str:
         spec: `config` (dict), `provenance` (dict), `run_id` of the tracked run, `interactive`.
     """
     config = from_dict(spec["config"])
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     with tracking.start(config, "train", run_id=spec["run_id"]) if _is_first() else _untracked() as run:
         try:
             Worker(config, spec, run).train()

@@ -153,13 +153,13 @@ class SimulationSettings:
 
     tasks: tuple[str, ...] = tuple(INSTRUCTIONS)
     qualities: tuple[str, ...] = QUALITIES
-    clips_per_quality: int = 6
+    clips_per_quality: int = 12
     held_out_clips_per_quality: int = 6
-    seen_clips_per_quality: int = 1  # the last clips of a training task are kept for evaluation
+    seen_clips_per_quality: int = 3  # the last clips of a training task are kept for evaluation
     image_size: int = 160  # pixels, width and height
-    max_frames: int = 32
+    max_frames: int = 20
     fps: float = 10.0  # of the written video; the simulator itself runs at 80 steps a second
-    crf: int = 30  # of H.264; larger is smaller and worse
+    crf: int = 34  # of H.264; larger is smaller and worse
     seed: int = 0
 
     def __post_init__(self) -> None:

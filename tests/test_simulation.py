@@ -58,7 +58,7 @@ def test_every_row_has_its_video_and_one_reward_and_success_per_frame() -> None:
             # a packet is a frame here, and needs no decoding
             num_frames = sum(1 for packet in container.demux(stream) if packet.size)
         assert num_frames == len(row["env_reward"]) == len(row["success"]), key
-        assert 20 <= num_frames <= 32, key
+        assert 15 <= num_frames <= 20, key
 
 
 def test_every_bundled_video_has_a_row() -> None:

@@ -261,7 +261,9 @@ class _MiniLM:
 
     def __init__(self, name: str, model: str, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # it is loaded in a blink, in every worker
         self.name, self._device = name, device
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._model = AutoModel.from_pretrained(model).eval().to(device)
