@@ -4,15 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check install clean
+.PHONY: quickstart test check install clean
 
 quickstart: .venv/installed
 	$(BIN)/robometer quickstart
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: check
 	$(BIN)/python -m pytest
 
 check: .venv/installed
@@ -23,12 +20,12 @@ check: .venv/installed
 
 install: .venv/installed
 
+# Compiled at once, on all cores: where PYTHONDONTWRITEBYTECODE is set, every Ray worker would compile it all anew.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[encoders,dev]"
-	# Compiled here, on all cores: where PYTHONDONTWRITEBYTECODE is set, every Ray worker would compile again at its start.
-	$(BIN)/python -m compileall -q -j 0 .venv/lib > $@.log || true
+	$(BIN)/python -m compileall -q -j 0 .venv/lib robometer pipelines jobs > $@.log || true
 	touch $@
 
 clean:

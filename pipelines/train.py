@@ -155,13 +155,13 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         scaling_config=scaling,
         datasets={"train": lambda: stream(config, _next_step(output / RUN_NAME))},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # the annotation is that of Ray Train V1's class
             name=RUN_NAME,
             storage_path=str(output),
             checkpoint_config=checkpoints,
             failure_config=FailureConfig(max_failures=train.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=cast(Any, callbacks),  # the annotation still names the callbacks of Ray Train V1
+            callbacks=cast(Any, callbacks),
         ),
     )
 

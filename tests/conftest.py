@@ -55,7 +55,7 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def raw_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the mp4_jsonl format: 8 tasks of the bundled corpus, two of them held out, 72 clips."""
+    """A folder of the mp4_jsonl format: 8 tasks of the bundled corpus, two of them held out, 66 clips."""
     bundled = Path(__file__).resolve().parents[1] / "robometer/data/metaworld"
     rows = [json.loads(line) for line in (bundled / "trajectories.jsonl").read_text().splitlines()]
     tasks = ["drawer-open", "drawer-close", "door-open", "door-close", "reach", "push", "window-open", "window-close"]

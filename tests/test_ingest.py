@@ -185,7 +185,6 @@ run_ingest(config(Path(sys.argv[1]), "ray.num_cpus=2", "ray.object_store_mb=100"
 """
 
 
-@pytest.mark.slow
 def test_a_driver_killed_anywhere_and_run_again_ends_with_the_same_rows(ray_local: None, tmp_path: Path) -> None:
     write_data(tmp_path / "data", 60, rows=[{"video": "none.mp4", "task": "t"}])
     run_ingest(config(tmp_path, corpus="whole"))

@@ -115,7 +115,6 @@ def _wait_until_up(head: dict[str, str]) -> None:
         time.sleep(1)
 
 
-@pytest.mark.slow
 def test_every_stage_runs_as_a_submitted_job(head: dict[str, str], raw_clips: Path, tmp_path: Path) -> None:
     _wait_until_up(head)
     stranger = _submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, "jobs.ingest")

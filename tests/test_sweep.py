@@ -47,7 +47,7 @@ def _run(overrides: list[str]) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("search", ["random", pytest.param("optuna", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("search", ["random", "optuna"])
 def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_path: Path, search: str) -> None:
     output = tmp_path / "sweep"
     tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
@@ -70,7 +70,6 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # killed: stopped early
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_resumes_and_keeps_its_trials(tiny_corpus: str, tmp_path: Path) -> None:
     output, log = tmp_path / "sweep", tmp_path / "log"
     overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", "sweep.scheduler=fifo"]

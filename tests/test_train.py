@@ -107,7 +107,6 @@ def _history(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_driver_resume_to_the_same_losses(tiny_corpus: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = run_train(load(_killable(tiny_corpus, tmp_path / "whole")))
