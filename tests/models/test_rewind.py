@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robometer.batch import Batch
+from robometer.batch import Batch, progress_from_logits
 from robometer.models.collate import collate_targets
-from robometer.models.rewind import Rewind
+from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind
 from robometer.models.rewind_scorer import clip_inputs
 from robometer.sampling.types import ClipPlan, SamplePlan
 
@@ -114,6 +114,22 @@ def test_state_preference_is_antisymmetric_and_reads_all_frames() -> None:
         changed = a.clone()
         changed[frame] += 1.0
         assert not torch.allclose(first, model(_batch(text, [changed], [b])).preference_logits, atol=1e-4)
+
+
+def test_state_preference_holds_the_progress_and_success_that_it_predicts() -> None:
+    model, text, a, b = _model("state"), _random(1, 5), _random(4, 6), _random(3, 6)
+    for parameter in model.preference_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    output = model(_batch(text, [a], [b]))
+
+    def worth(progress_logits: torch.Tensor, success_logits: torch.Tensor) -> torch.Tensor:
+        value = VALUE_OF_PROGRESS * progress_from_logits(progress_logits) + VALUE_OF_SUCCESS * success_logits
+        return value[:, -1] + value.mean(1)
+
+    want = worth(output.progress_logits, output.success_logits) - worth(
+        output.progress_logits_b, output.success_logits_b
+    )
+    torch.testing.assert_close(output.preference_logits, want, atol=1e-5, rtol=1e-5)
 
 
 def test_a_window_sees_the_frames_just_before() -> None:
