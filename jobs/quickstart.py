@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 
 from jobs import common
 from pipelines import serve
-from pipelines.cluster import connected
+from pipelines.cluster import connected, free_port
 from pipelines.embed import run_embed
 from pipelines.evaluate import run_evaluate
 from pipelines.ingest import run_ingest
@@ -115,12 +114,9 @@ def _sweep_config(config: Config) -> Config:
 
 def _serve_and_score(config: Config, corpus: Corpus) -> Path:
     """Serve the checkpoint on a free port and score real example videos, or a held-out clip, over HTTP."""
-    with socket.socket() as probe:
-        probe.bind((config.serve.host, 0))
-        port = probe.getsockname()[1]
     folder = Path(config.evaluate.output).parent / "scores"
     folder.mkdir(parents=True, exist_ok=True)
-    url = serve.start(override(config, {"serve.port": port}))
+    url = serve.start(override(config, {"serve.port": free_port(config.serve.host)}))
     try:
         scorer = RemoteScorer(url)
         for name, clip in _clips(config, corpus):

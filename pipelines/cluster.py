@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from robometer.configs.schema import Config
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
+
+API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Shows how far work is: (done, values)."""
@@ -37,16 +40,29 @@ def connected(config: Config) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
+        # Ray Train frees what a killed trial held once its state API says so, and that asks whichever cluster was last
+        # started on this machine by `ray start`, dead or alive, unless it is told where its own is.
+        port = free_port()
+        os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
             num_cpus=config.ray.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
             object_store_memory=config.ray.object_store_mb * 1024 * 1024,
             logging_level=logging.WARNING,
+            dashboard_port=port,
         )
     try:
         yield
     finally:
         ray.shutdown()
+        os.environ.pop(API_SERVER, None)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def warn_if_short(config: Config, runs: int = 1) -> None:

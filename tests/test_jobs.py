@@ -6,9 +6,9 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from pipelines.cluster import free_port
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,23 +71,18 @@ def test_a_model_that_does_not_fit_the_corpus_is_one_sentence(tiny_corpus: str, 
     assert "Traceback" not in done.stderr
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
     """A real head with token authentication; the environment with which one submits to it."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="head"),  # pytest's own paths are too long for Ray's sockets
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    dashboard = _free_port()
+    dashboard = free_port()
     names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
-    ports = [f"--dashboard-port={dashboard}", *(f"--{name}={_free_port()}" for name in names)]
+    ports = [f"--dashboard-port={dashboard}", *(f"--{name}={free_port()}" for name in names)]
     sizes = ["--num-cpus=4", "--object-store-memory=300000000"]
     start = ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", *ports, *sizes]
     process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
