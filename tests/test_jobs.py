@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,10 +75,11 @@ def test_a_model_that_does_not_fit_the_corpus_is_one_sentence(tiny_corpus: str, 
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
     """A real head with token authentication; the environment with which one submits to it."""
+    folder = tempfile.mkdtemp(prefix="head")  # pytest's own paths are too long for Ray's sockets
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_TMPDIR": tempfile.mkdtemp(prefix="head"),  # pytest's own paths are too long for Ray's sockets
+        "RAY_TMPDIR": folder,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     dashboard = free_port()
@@ -91,6 +93,7 @@ def head() -> Iterator[dict[str, str]]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _submit(head: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:
