@@ -55,7 +55,8 @@ def connected(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        os.environ.pop(API_SERVER, None)
+        if not os.environ.get("RAY_ADDRESS"):  # what is set beside it is the user's
+            os.environ.pop(API_SERVER, None)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
