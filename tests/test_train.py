@@ -73,14 +73,13 @@ def test_the_tiny_vision_language_model_trains_through_the_same_pipeline(tiny_co
     assert np.isfinite(score.progress).all()
 
 
-def _workers_since(moment: float) -> list[psutil.Process]:
-    """Training workers started after `moment`; the raylet that started them is no child of the driver."""
-    found = psutil.process_iter(["cmdline", "create_time"])
-    return [
-        process
-        for process in found
-        if process.info["create_time"] > moment and "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-    ]
+def _workers() -> set[psutil.Process]:
+    """Training workers on this machine; the raylet that started them is no child of the driver.
+
+    Ray rewrites a worker's title at every call, so that one look can miss it.
+    """
+    found = psutil.process_iter(["cmdline"])
+    return {process for process in found if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])}
 
 
 def _run_in_process(config_overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -89,17 +88,21 @@ def _run_in_process(config_overrides: list[str], log: Path) -> subprocess.Popen[
     return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment)
 
 
-def _wait_for(path: Path, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 240) -> None:
+def _wait_for(path: Path, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 240) -> set[psutil.Process]:
+    """Wait until `path` exists; returns the training workers that were seen meanwhile."""
     end = time.monotonic() + timeout_s
+    workers: set[psutil.Process] = set()
     while not path.exists():
+        workers |= _workers()
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.1)
+        time.sleep(0.05)
+    return workers
 
 
 def _killable(corpus: str, output: Path) -> list[str]:
     """A run long enough to be killed between its checkpoints, with dropout, whose draws must be repeated too."""
-    settings = ["train.steps=60", "train.checkpoint_every=20", "train.validate=false", "model.dropout=0.1"]
+    settings = ["train.steps=160", "train.checkpoint_every=20", "train.validate=false", "model.dropout=0.1"]
     return [*TINY, f"corpus.path={corpus}", f"train.output={output}", *settings]
 
 
@@ -114,16 +117,17 @@ def test_a_killed_worker_and_a_killed_driver_resume_to_the_same_losses(tiny_corp
     overrides = _killable(tiny_corpus, output)
 
     driver = _run_in_process(overrides, log)
-    _wait_for(output / "run/step-0000020", driver, log)
+    old_workers = _wait_for(output / "run/step-0000020", driver, log) | _workers()
     driver.send_signal(signal.SIGKILL)
     driver.wait()
+    psutil.wait_procs(old_workers, timeout=60)  # they outlive it by a moment, in which they go on training
+    last = max(int(folder.name.removeprefix("step-")) for folder in (output / "run").glob("step-*"))
 
-    started = time.time()
     driver = _run_in_process(overrides, log)
-    _wait_for(output / "run/step-0000040", driver, log)
-    workers = _workers_since(started)
-    assert workers, "no training worker found to kill"
-    workers[0].kill()
+    new_workers = _wait_for(output / f"run/step-{last + 20:07d}", driver, log) - old_workers
+    assert new_workers, "no training worker found to kill"
+    for worker in new_workers:
+        worker.kill()
     assert driver.wait(timeout=240) == 0, log.read_text()[-3000:]
     np.testing.assert_allclose(_history(output), [e["loss"] for e in whole.history], rtol=1e-6)
 
