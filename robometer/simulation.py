@@ -7,11 +7,12 @@ order, and any clip of it can be made again alone.
 How a quality is acted out (`roll_out`):
 
 * successful: Meta-World's scripted expert until the simulator's success flag rises, and a few steps longer.
-* suboptimal: the same expert for 45-75 % of the way it would need in this scene, then it hovers, drifts or backs off.
+* suboptimal: the same expert for 50-75 % of the way it would need in this scene, then it hovers, drifts or backs off.
 * failure: the expert is told that the whole scene lies 12-20 cm elsewhere, or the arm wanders without aim.
 
-A roll-out is kept only if the success flag agrees. Clips of all three qualities get lengths from the same distribution,
-since a length that tells the label would be learnt before anything on the table is.
+A roll-out is kept only if the simulator agrees: by its success flag, and by how far the episode got (`_Trace.reached`),
+so that a suboptimal clip has got farther than any failure, and less far than a success. Clips of all three qualities
+get lengths from the same distribution, since a length that tells the label would be learnt before anything else is.
 """
 
 from __future__ import annotations
@@ -133,13 +134,14 @@ MARKED_TASKS = frozenset(
 )
 
 HORIZON_STEPS = 250  # experts need 30-190 steps of 12.5 ms
-MAX_ATTEMPTS = 24
+MAX_ATTEMPTS = 100
 MIN_STEPS = 28  # a shorter expert run was all but solved at the start
-NOISY_ATTEMPTS = 3  # attempts with motor noise before an expert gets to act undisturbed
 CAMERA_POSITION = (0.75, 0.075, 0.7)  # corner2 as shipped films the whole room from afar
 CAMERA_ZOOM = 0.85  # of its field of view: the objects are small, the table is wide
 MIN_MOVE_M = 0.02
 MAX_FAILURE_MOVE = 0.25  # of the way the object goes in a success
+MAX_FAILURE_REACHED = 0.3  # of the expert's time: most of it is the way to the object
+SUBOPTIMAL_REACHED = (0.45, 0.75)
 
 _GL_HELP = "install libegl1 and libgl1-mesa-dri (Debian's names), or libosmesa6 and set MUJOCO_GL=osmesa"
 
@@ -153,13 +155,13 @@ class SimulationSettings:
 
     tasks: tuple[str, ...] = tuple(INSTRUCTIONS)
     qualities: tuple[str, ...] = QUALITIES
-    clips_per_quality: int = 12
+    clips_per_quality: int = 17
     held_out_clips_per_quality: int = 6
     seen_clips_per_quality: int = 3  # the last clips of a training task are kept for evaluation
     image_size: int = 160  # pixels, width and height
-    max_frames: int = 20
+    max_frames: int = 16
     fps: float = 10.0  # of the written video; the simulator itself runs at 80 steps a second
-    crf: int = 34  # of H.264; larger is smaller and worse
+    crf: int = 36  # of H.264; larger is smaller and worse
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -228,6 +230,22 @@ class _Trace:
         path = np.stack(self.objects)
         return float(np.linalg.norm(path - path[0], axis=1).max())
 
+    def reached(self, expert: _Trace, at_rest: _Trace) -> float:
+        """How far the episode has got at its end, as the share of its time that the `expert` needed to get there.
+
+        By the reward or by the objects' way to where the expert leaves them, whichever says more: Meta-World's rewards
+        have another scale in each task and fall when the arm lets go, the order of an expert's moments has neither.
+        `at_rest` is the same scene left alone: a lid drops into place and a door swings by itself.
+        """
+        solved = expert.success.index(True)
+        path = np.stack(expert.objects)
+        distance = np.linalg.norm(path - path[solved], axis=1)
+        left, untouched = (float(np.linalg.norm(t.objects[-1] - path[solved])) for t in (self, at_rest))
+        by_reward = np.maximum.accumulate(expert.rewards[:solved]) < self.rewards[-1]
+        by_objects = np.minimum.accumulate(distance[:solved]) > left
+        moved = untouched > MIN_MOVE_M and left < (1 - MAX_FAILURE_MOVE) * untouched
+        return float(max(by_reward.mean(), by_objects.mean() if moved else 0.0))
+
 
 def require_simulator() -> Any:
     """The `mujoco` module, ready to render. Raises RuntimeError with the way out if it or a GL driver is missing."""
@@ -283,7 +301,7 @@ def roll_out(spec: EpisodeSpec) -> Rollout | None:
     stage = _stage(spec.task, spec.image_size)
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([spec.seed, attempt])
-        noise = rng.uniform(0.0, 0.15) if attempt < NOISY_ATTEMPTS else 0.0
+        noise = 0.0 if attempt % 3 == 2 else rng.uniform(0.0, 0.15)  # some experts only work undisturbed
         trace = _act(stage, spec.quality, rng, noise)
         if trace is None:
             continue
@@ -311,7 +329,7 @@ def row(spec: EpisodeSpec, rollout: Rollout) -> dict[str, Any]:
         "partial_success": None,
         "fps": spec.fps,
         "split": spec.split,
-        "env_reward": [round(float(value), 4) for value in rollout.env_reward],
+        "env_reward": [round(float(value), 3) for value in rollout.env_reward],
         "success": [int(flag) for flag in rollout.success],
     }
 
@@ -319,17 +337,21 @@ def row(spec: EpisodeSpec, rollout: Rollout) -> dict[str, Any]:
 def encode_mp4(frames: np.ndarray, fps: float, crf: int) -> bytes:
     """Frames (uint8 [T, H, W, 3] RGB, even H and W) as the bytes of an H.264 mp4."""
     import av
+    from av.bitstream import BitStreamFilterContext
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # one thread: x264 splits its work by thread count, and bytes should not depend on the machine's cores
-        options = {"crf": str(crf), "preset": "veryslow", "threads": "1"}
+        # The same bytes on any machine: x264 splits its work by thread count, and its macroblock tree differs from run
+        # to run (and spares on the last frame, where an episode's outcome is).
+        options = {"crf": str(crf), "preset": "veryslow", "threads": "1", "x264-params": "no-mbtree=1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+        without_settings = BitStreamFilterContext("filter_units=remove_types=6", stream)  # x264's own, 0.7 KB a clip
+        pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
+        packets = [packet for picture in [*pictures, None] for packet in stream.encode(picture)]
+        for packet in [*packets, None]:
+            container.mux(without_settings.filter(packet))
     return buffer.getvalue()
 
 
@@ -346,7 +368,7 @@ def _act(stage: _Stage, quality: str, rng: np.random.Generator, noise: float) ->
         return success
     steps = max(MIN_STEPS, round(len(success) * rng.uniform(0.8, 1.2)))
     if quality == "suboptimal":
-        turn = round((len(success) - hold_steps) * rng.uniform(0.45, 0.75))
+        turn = round((len(success) - hold_steps) * rng.uniform(0.5, 0.75))
         controller = _with_noise(_lose_interest(stage.expert(), turn, rng), noise, noise_seed)
     elif rng.random() < 0.8:
         controller = _with_noise(_misled(stage.expert(), rng), noise, noise_seed)
@@ -355,11 +377,14 @@ def _act(stage: _Stage, quality: str, rng: np.random.Generator, noise: float) ->
     trace = stage.play(scene_seed, controller, steps, hold_steps=0)
     if any(trace.success) or len(trace) < steps:
         return None
-    if quality == "failure":
-        at_rest = stage.play(scene_seed, _idle, MIN_STEPS, hold_steps=0).moved()  # a lid drops into place by itself
-        if trace.moved() > at_rest + max(MIN_MOVE_M, MAX_FAILURE_MOVE * success.moved()):
-            return None
-    return trace
+    at_rest = stage.play(scene_seed, _idle, MIN_STEPS, hold_steps=0)
+    reached = trace.reached(success, at_rest)
+    if quality == "suboptimal":
+        agreed = SUBOPTIMAL_REACHED[0] <= reached <= SUBOPTIMAL_REACHED[1]
+    else:
+        may_move = at_rest.moved() + max(MIN_MOVE_M, MAX_FAILURE_MOVE * success.moved())
+        agreed = reached <= MAX_FAILURE_REACHED and trace.moved() <= may_move
+    return trace if agreed else None
 
 
 def _kept_steps(num_steps: int, max_frames: int, rng: np.random.Generator) -> list[int]:

@@ -58,7 +58,7 @@ def test_every_row_has_its_video_and_one_reward_and_success_per_frame() -> None:
             # a packet is a frame here, and needs no decoding
             num_frames = sum(1 for packet in container.demux(stream) if packet.size)
         assert num_frames == len(row["env_reward"]) == len(row["success"]), key
-        assert 15 <= num_frames <= 20, key
+        assert 12 <= num_frames <= 16, key
 
 
 def test_every_bundled_video_has_a_row() -> None:
@@ -84,14 +84,14 @@ def test_labels_agree_with_the_simulators_success_flag() -> None:
             assert not any(row["success"]), f"{key} succeeds"
 
 
-def test_suboptimal_clips_earn_more_reward_than_failures_in_nearly_every_task() -> None:
-    earned: dict[str, dict[str, list[float]]] = {}
+def test_suboptimal_clips_end_with_more_reward_than_failures_and_less_than_successes() -> None:
+    last: dict[str, dict[str, list[float]]] = {}
     for key, row in bundled_rows().items():
         task, quality, _ = key.split("/")
-        earned.setdefault(task, {name: [] for name in QUALITIES})[quality].append(max(row["env_reward"]))
-    means = [{quality: np.mean(values) for quality, values in task.items()} for task in earned.values()]
-    assert np.mean([task["suboptimal"] > task["failure"] for task in means]) >= 0.9
-    assert np.mean([task["successful"] > task["suboptimal"] for task in means]) >= 0.9
+        last.setdefault(task, {name: [] for name in QUALITIES})[quality].append(row["env_reward"][-1])
+    for better, worse in (("suboptimal", "failure"), ("successful", "suboptimal")):
+        won = [np.mean(np.greater.outer(rewards[better], rewards[worse])) for rewards in last.values()]
+        assert np.mean(won) >= 0.95, f"{better} over {worse}"
 
 
 def test_clip_length_does_not_tell_the_label() -> None:
@@ -151,6 +151,22 @@ def test_a_spec_does_not_depend_on_what_else_is_simulated() -> None:
     assert len({spec.seed for spec in everything.values()}) == len(everything)
     other = simulation.episodes(SimulationSettings(tasks=("window-open-v3",), qualities=("failure",), seed=4))
     assert all(a.seed != b.seed for a, b in zip(some, other, strict=True))
+
+
+def trace(rewards: list[float], way: list[float], solved: bool = False) -> simulation._Trace:
+    objects = [np.array([x, 0, 0, 0, 0, 0], dtype=float) for x in way]
+    success = [False] * (len(rewards) - 1) + [solved]
+    return simulation._Trace(rewards=rewards, success=success, objects=objects)
+
+
+def test_how_far_an_episode_got_is_told_in_the_experts_time() -> None:
+    expert = trace([0, 1, 2, 3, 9], [0, 0, 0, 0.2, 0.4], solved=True)
+    idle = trace([0, 0], [0, 0])
+    assert trace([0, 0.5], [0, 0]).reached(expert, idle) == 0.25  # as after the first of the expert's four steps
+    assert trace([0, 2.5, 0], [0, 0, 0]).reached(expert, idle) == 0.0  # what counts is the end
+    assert trace([0, 0], [0, 0.15]).reached(expert, idle) == 0.75  # half way with the object, though the arm let go
+    swings = trace([0, 0], [0, 0.15])
+    assert trace([0, 0], [0, 0.15]).reached(expert, swings) == 0.0  # it moves that far by itself
 
 
 @pytest.mark.parametrize(
@@ -225,4 +241,4 @@ def test_a_bundled_episode_can_be_made_again_whatever_ran_before() -> None:
     assert again.success.tolist() == [bool(flag) for flag in row["success"]]
     np.testing.assert_allclose(again.env_reward, row["env_reward"], atol=1e-3)
     bundled = decode(CORPUS / row["video"])
-    assert np.abs(bundled.astype(int) - again.frames).mean() < 6  # H.264 is lossy
+    assert np.abs(bundled.astype(int) - again.frames).mean() < 8  # H.264 is lossy

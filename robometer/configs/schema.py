@@ -291,12 +291,12 @@ class SimulateConfig:
 
     output: str = "outputs/metaworld"
     tasks: list[str] = field(default_factory=list)  # empty: all that label reliably
-    clips_per_quality: int = 12
+    clips_per_quality: int = 17
     seen_clips_per_quality: int = 3  # of these, kept for evaluation
     held_out_clips_per_quality: int = 6  # of tasks that are never trained on
     image_size: int = 160
-    max_frames: int = 20
-    crf: int = 34  # of H.264; larger is smaller and worse
+    max_frames: int = 16
+    crf: int = 36  # of H.264; larger is smaller and worse
     seed: int = 0
 
 
