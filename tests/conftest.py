@@ -62,7 +62,7 @@ def raw_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = [
         row
         for row in rows
-        if row["episode_key"].split("-v3")[0] in tasks and row["episode_key"][-3:] in ("003", "004", "009")
+        if row["episode_key"].split("-v3")[0] in tasks and row["episode_key"][-3:] in ("003", "004", "014")
     ]
     folder = tmp_path_factory.mktemp("raw")
     (folder / "videos").symlink_to(bundled / "videos")
