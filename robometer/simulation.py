@@ -341,7 +341,7 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int) -> bytes:
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # The same bytes on any machine: x264 splits its work by thread count, and its macroblock tree differs from run
+        # The same bytes on every run: x264 splits its work by thread count, and its macroblock tree differs from run
         # to run (and spares on the last frame, where an episode's outcome is).
         options = {"crf": str(crf), "preset": "veryslow", "threads": "1", "x264-params": "no-mbtree=1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
