@@ -30,7 +30,6 @@ from robometer.errors import RobometerError
 from robometer.evaluation.validation import validate
 from robometer.losses import Losses, compute_losses, counts
 from robometer.models.checkpoint import build_model, load_model, make_scorer, save_checkpoint
-from robometer.models.heads import RewardHeads
 from robometer.sampling import ManifestIndex, plan
 
 logger = logging.getLogger(__name__)
@@ -282,7 +281,6 @@ class Worker:
         if not train.validate:
             return {}
         model, config = load_model(folder)
-        assert isinstance(model, RewardHeads)
         scorer = make_scorer(model, config, "validation", folder=folder, corpus=self.corpus)
         metrics = validate(scorer, self.corpus, train.validation_splits, train.validation_clips, train.seed)
         self.history.append({"step": self.step} | metrics)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,9 +68,18 @@ class Batch:
         inputs = {name.removeprefix("inputs."): t for name, t in tensors.items() if name.startswith("inputs.")}
         return cls(**{name: tensors[name] for name in _PLAIN}, inputs=inputs, a=sides["a"], b=sides["b"])
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `change` applied to every tensor."""
+        a, b = (
+            ClipTargets(**{f.name: change(getattr(side, f.name)) for f in fields(side)}) for side in (self.a, self.b)
+        )
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        plain: dict[str, Any] = {name: change(getattr(self, name)) for name in _PLAIN}
+        return Batch(**plain, inputs=inputs, a=a, b=b)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch.from_arrays(self.to_arrays(), device)
+        return self.map(lambda tensor: tensor.to(device))
 
 
 _PLAIN = ("sample_index", "preference_label", "preference_mask", "strategy")

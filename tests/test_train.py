@@ -25,8 +25,8 @@ TOLERANCE = 2e-5
 
 
 def _config(corpus: str, output: Path, *overrides: str) -> Config:
-    base = [*TINY, f"corpus.path={corpus}", f"train.output={output}", "train.steps=6", "train.checkpoint_every=3"]
-    return load([*base, *overrides])
+    run = [f"corpus.path={corpus}", f"train.output={output}", "train.steps=6", "train.checkpoint_every=3"]
+    return load([*TINY, *run, "model.members=2", *overrides])
 
 
 def _losses(report: TrainReport) -> np.ndarray:

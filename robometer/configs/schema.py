@@ -133,6 +133,7 @@ class ModelConfig:
     attention: str = "causal"  # full | causal | state: a frame sees the text and the frames of its window only
     window: int = 1  # frames that attention=state sees: itself, and those just before it
     per_frame_progress_token: bool = True
+    members: int = 1  # transformers whose logits are averaged; each learns from its share of the samples
     standardise: bool = False  # embeddings to zero mean and unit variance over the training split
     # robometer: a vision-language backbone
     base_model: str = "Qwen/Qwen3-VL-4B-Instruct"  # a hub id, a local folder, or `tiny` (random weights)
@@ -144,6 +145,7 @@ class ModelConfig:
         _one_of("model.kind", self.kind, ("rewind", "robometer"))
         _one_of("model.attention", self.attention, ("full", "causal", "state"))
         _check(self.window >= 1, "model.window must be at least 1")
+        _check(self.members >= 1, "model.members must be at least 1")
         _one_of("model.progress_loss", self.progress_loss, ("discrete", "l1", "l2"))
 
 

@@ -16,15 +16,14 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from robometer.configs.loading import from_dict, save
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
 from robometer.models.collate import Collator
-from robometer.models.heads import RewardHeads
-from robometer.models.rewind import Rewind
+from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.models.rewind_scorer import RewindCollator, RewindScorer, feature_statistics
 from robometer.scoring import Scorer
 
@@ -33,7 +32,7 @@ class CheckpointError(RobometerError):
     """A checkpoint that cannot be loaded; the message is one sentence that says why."""
 
 
-def build_model(config: Config, corpus: Corpus) -> RewardHeads:
+def build_model(config: Config, corpus: Corpus) -> nn.Module:
     """A fresh model whose input sizes fit the corpus; weights follow from `train.seed`."""
     torch.manual_seed(config.train.seed)
     if config.model.kind == "robometer":
@@ -45,8 +44,8 @@ def build_model(config: Config, corpus: Corpus) -> RewardHeads:
     model = _rewind(config, image_dim, text_dim)
     if config.model.standardise:
         mean, std = feature_statistics(corpus, config)
-        model.feature_mean.copy_(torch.from_numpy(mean))
-        model.feature_std.copy_(torch.from_numpy(std))
+        for name, buffer in model.named_buffers():
+            buffer.copy_(torch.from_numpy(mean if name.endswith("feature_mean") else std))
     return model
 
 
@@ -85,7 +84,7 @@ def load_config(folder: str | Path) -> Config:
         raise CheckpointError(f"{folder}/config.yaml cannot be read: {error}") from error
 
 
-def load_model(folder: str | Path) -> tuple[RewardHeads, Config]:
+def load_model(folder: str | Path) -> tuple[nn.Module, Config]:
     """Model and configuration of a checkpoint folder, loaded strictly.
 
     Raises:
@@ -99,9 +98,10 @@ def load_model(folder: str | Path) -> tuple[RewardHeads, Config]:
     if config.model.kind == "robometer":
         from robometer.models.robometer import build_robometer
 
-        model: RewardHeads = build_robometer(config, folder)[0]
+        model: nn.Module = build_robometer(config, folder)[0]
     else:
-        model = _rewind(config, state["video_proj.weight"].shape[1], state["text_proj.weight"].shape[1])
+        sizes = {name.split(".")[-2]: value.shape[1] for name, value in state.items() if name.endswith("_proj.weight")}
+        model = _rewind(config, sizes.get("video_proj", 1), sizes.get("text_proj", 1))
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -124,7 +124,7 @@ def load_scorer(checkpoint: str | Path, device: str = "cpu") -> Scorer:
 
 
 def make_scorer(
-    model: RewardHeads,
+    model: nn.Module,
     config: Config,
     name: str,
     device: str = "cpu",
@@ -132,7 +132,7 @@ def make_scorer(
     corpus: Corpus | None = None,
 ) -> Scorer:
     """Scorer around a model in memory; with the corpus it will score, what that corpus has embedded is used."""
-    if isinstance(model, Rewind):
+    if isinstance(model, Rewind | RewindEnsemble):
         texts = corpus.text_embeddings(config.embed.text_encoder) if corpus else None
         return RewindScorer(model, config, name, device, texts)
     from robometer.models.robometer import Robometer, RobometerScorer, load_processor
@@ -150,20 +150,24 @@ def checkpoint_hash(folder: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _rewind(config: Config, image_dim: int, text_dim: int) -> Rewind:
+def _rewind(config: Config, image_dim: int, text_dim: int) -> Rewind | RewindEnsemble:
     m = config.model
-    return Rewind(
-        image_dim,
-        text_dim,
-        m.hidden_dim,
-        m.num_layers,
-        m.num_heads,
-        m.max_len,
-        config.sampling.progress_bins,
-        m.progress_loss,
-        m.dropout,
-        m.attention,
-        m.per_frame_progress_token,
-        m.standardise,
-        m.window,
-    )
+    members = [
+        Rewind(
+            image_dim,
+            text_dim,
+            m.hidden_dim,
+            m.num_layers,
+            m.num_heads,
+            m.max_len,
+            config.sampling.progress_bins,
+            m.progress_loss,
+            m.dropout,
+            m.attention,
+            m.per_frame_progress_token,
+            m.standardise,
+            m.window,
+        )
+        for _ in range(m.members)
+    ]
+    return members[0] if m.members == 1 else RewindEnsemble(members)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 import torch
 from torch import Tensor, nn
 
@@ -153,6 +156,42 @@ class Rewind(RewardHeads):
         side = (position > length_a).long() + (position > length_a + length_b)
         ago = frame[:, None] - frame
         return (position == 0) | (side[:, None] == side) & (ago >= 0) & (ago < self.window)
+
+
+class RewindEnsemble(nn.Module):
+    """Several `Rewind` that differ in their first weights and in the samples that they learn from.
+
+    In training each sample goes to one member, by its `sample_index` (so for any number of workers to the same one).
+    Otherwise all of them answer, and the answer is the mean of their logits.
+    """
+
+    def __init__(self, members: Sequence[Rewind]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, batch: Batch) -> RewardOutput:
+        """As `Rewind.forward`, with its errors."""
+        if not self.training:
+            answers = [member(batch) for member in self.members]
+            return RewardOutput(*(torch.stack(part).mean(0) for part in zip(*answers, strict=True)))
+        # Each member also answers for the first sample, which is dropped, so that its gradients are nowhere missing.
+        members, count = len(self.members), len(batch.sample_index)
+        sample = torch.cat([torch.arange(count), torch.zeros(members, dtype=torch.int64)]).to(batch.sample_index.device)
+        member = member_of(batch.sample_index[sample], members)
+        member[count:] = torch.arange(members)
+        rows = [(member == k).nonzero().squeeze(1) for k in range(members)]
+        answers = [net(batch.map(itemgetter(sample[own]))) for net, own in zip(self.members, rows, strict=True)]
+        place = torch.cat(rows).argsort()[:count]
+        return RewardOutput(*(torch.cat(part)[place] for part in zip(*answers, strict=True)))
+
+
+def member_of(sample_index: Tensor, members: int) -> Tensor:
+    """Which of `members` learns from a sample, int64 [B].
+
+    Multiples of the golden ratio (here in units of 2^-32) share samples out evenly, whatever the period with which
+    their kinds repeat.
+    """
+    return (sample_index * 0x9E3779B1 % 2**32 * members) >> 32
 
 
 def _clip_value(values: Tensor, frame_mask: Tensor) -> Tensor:

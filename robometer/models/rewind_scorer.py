@@ -16,7 +16,7 @@ from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.collate import collate_targets
 from robometer.models.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
-from robometer.models.rewind import Rewind
+from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip, ClipScore, PrefixSession, Session, spread, thin_positions
 
@@ -80,7 +80,7 @@ class RewindScorer:
 
     def __init__(
         self,
-        model: Rewind,
+        model: Rewind | RewindEnsemble,
         config: Config,
         name: str = "rewind",
         device: str = "cpu",

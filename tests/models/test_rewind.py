@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from robometer.batch import Batch, progress_from_logits
 from robometer.models.collate import collate_targets
-from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind
+from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind, RewindEnsemble, member_of
 from robometer.models.rewind_scorer import clip_inputs
 from robometer.sampling.types import ClipPlan, SamplePlan
 
@@ -148,3 +148,39 @@ def test_a_window_sees_the_frames_just_before() -> None:
 def test_a_clip_longer_than_max_len_is_refused() -> None:
     with pytest.raises(ValueError, match="longer than model.max_len=8"):
         _model("causal")(_batch(_random(1, 5), [_random(9, 6)], [_random(0, 6)]))
+
+
+def _ensemble() -> RewindEnsemble:
+    return RewindEnsemble(
+        [_model("state", tokens=False), Rewind(6, 5, 16, 2, 2, 8, 10, attention="state", dropout=0.0)]
+    )
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_logits() -> None:
+    ensemble, batch = _ensemble().eval(), _batch(_random(2, 5), [_random(4, 6)] * 2, [_random(3, 6), _random(0, 6)])
+    first, second = (member(batch) for member in ensemble.members)
+    for got, one, other in zip(ensemble(batch), first, second, strict=True):
+        torch.testing.assert_close(got, (one + other) / 2)
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+def test_each_sample_teaches_the_member_that_its_index_names(samples: int) -> None:
+    ensemble = _ensemble().train()
+    batch = _batch(_random(samples, 5), [_random(4, 6)] * samples, [_random(3, 6)] * samples)
+    first, second = (member(batch) for member in ensemble.members)
+    got, member = ensemble(batch), member_of(batch.sample_index, 2).tolist()
+    for part, one, other in zip(got, first, second, strict=True):
+        want = torch.stack([(one, other)[k][i] for i, k in enumerate(member)])
+        torch.testing.assert_close(part, want, atol=1e-5, rtol=1e-5)
+    sum(part.sum() for part in got).backward()
+    assert all(parameter.grad is not None for net in ensemble.members for parameter in net.success_head.parameters())
+    shifted = batch.map(lambda tensor: tensor.flip(0))  # in another place of the batch, the same member
+    again = ensemble(shifted).preference_logits.flip(0)
+    torch.testing.assert_close(again, got.preference_logits, atol=1e-5, rtol=1e-5)
+    assert samples == 1 or set(member) == {0, 1}
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5])
+def test_members_share_samples_evenly_though_kinds_repeat(period: int) -> None:
+    index = torch.arange(0, 960 * period, period)
+    assert 470 <= int(member_of(index, 2).sum()) <= 490
