@@ -191,7 +191,7 @@ def _finished(config: Config, output: Path) -> TrainReport | None:
 
 
 def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainReport:
-    """Copy the best checkpoint to `best/`, draw the plots, register the model."""
+    """Copy the best checkpoint (of equals, the last) to `best/`, draw the plots, register the model."""
     ranked = result.best_checkpoints or []
     if not ranked:
         raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
@@ -200,7 +200,7 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     if missing:
         raise ConfigError(f"train.best_metric={key} is not among the validation metrics {sorted(missing[0])}")
     sign = -1.0 if config.train.validate and config.train.best_mode == "min" else 1.0
-    checkpoint, metrics = max(ranked, key=lambda item: sign * item[1][key])
+    checkpoint, metrics = max(ranked, key=lambda item: (sign * item[1][key], item[1]["step"]))
     best = output / "best"
     staging = output / ".best.tmp"
     shutil.rmtree(staging, ignore_errors=True)
