@@ -316,7 +316,7 @@ class RayConfig:
     """The cluster: the one this process runs in or that RAY_ADDRESS names, else a local one of this size."""
 
     num_cpus: int = 0  # of a local cluster; 0: at least 4 logical CPUs
-    object_store_mb: int = 512  # of a local cluster
+    object_store_mb: int = 2048  # of a local cluster; a run may fill half of it with batches in advance
 
 
 @dataclass
