@@ -65,12 +65,12 @@ def _draw_strip(axes: Axes, frames: np.ndarray, at: np.ndarray) -> None:
     axes.spines[["left", "right", "top"]].set_visible(False)
     box = axes.get_window_extent()
     height, width = frames.shape[1:3]
-    # As wide as the narrowest gap between frames, unless that would be taller than the strip.
-    gap = float(np.diff(at).min()) if len(at) > 1 else slot
-    thumb = min(0.94 * gap, (span + slot) * 0.9 * box.height * width / height / box.width)
+    # As wide as its slot, unless that would be taller than the strip.
+    thumb = min(0.94 * slot, (span + slot) * 0.9 * box.height * width / height / box.width)
     tall = thumb / (span + slot) * box.width * height / width / box.height
-    for frame, time in zip(frames, at, strict=True):
-        axes.imshow(frame, extent=(time - thumb / 2, time + thumb / 2, 0.98 - tall, 0.98), aspect="auto")
+    for frame, time, middle in zip(frames, at, np.linspace(at[0], at[-1], len(at)), strict=True):
+        axes.imshow(frame, extent=(middle - thumb / 2, middle + thumb / 2, 0.92 - tall, 0.92), aspect="auto")
+        axes.plot([time, middle], [1, 0.92], color="0.6", linewidth=0.8)
     axes.set_xlim(at[0] - slot / 2, at[-1] + slot / 2)
     axes.set_ylim(0, 1)
 
