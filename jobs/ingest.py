@@ -31,7 +31,8 @@ def ingest(config: Config) -> None:
     report = run_ingest(config)
     print(
         f"corpus {config.corpus.path}: {report.new} new, {report.present} there before, "
-        f"{report.quarantined} in quarantine, of {report.listed} listed; {report.seconds:.1f} s"
+        f"{report.quarantined} in quarantine, of {report.listed}; {report.skipped} left out by design; "
+        f"{report.seconds:.1f} s"
     )
 
 

@@ -1,9 +1,9 @@
-"""Raw data to corpus: list, decode, thin, resize, compress and commit, a shard per task.
+"""Raw data to corpus: list its units, read each on a worker, decode, thin, resize, compress and commit, a shard a task.
 
-The shard is the unit of work: its name follows from what it holds, its frames go from the decoder to storage without
-touching the object store, and its manifest file, written last, makes it visible. So an ingest may be killed anywhere
-and run again, or run twice at once, and the corpus ends with the same rows. On a cluster the raw data and the corpus
-must lie on storage that every node sees under the same path.
+The shard is the unit of commitment: its name follows from the units it holds, its frames go from the decoder to storage
+without touching the object store, and its manifest file, written last, makes it visible and says which units it covers.
+So an ingest may be killed anywhere and run again, or run twice at once, and the corpus ends with the same rows. On a
+cluster the raw data and the corpus must lie on storage that every node sees under the same path.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from pipelines.cluster import connected, interactive, progress_bar
 from robometer.configs.schema import Config, IngestConfig
-from robometer.corpus.corpus import (
-    LISTING,
-    CorpusError,
-    Rejected,
-    Stored,
-    commit_shard,
-    read_manifest,
-    read_quarantine,
+from robometer.corpus.corpus import CorpusError
+from robometer.corpus.encode import (
+    entries,
+    isolated_entries,
+    pixel_settings,
+    quarantine_row,
+    settings_hash,
 )
-from robometer.corpus.sources import Refused, SourceError, list_episodes
+from robometer.corpus.manifest import LISTING, Counts, read_ledger, read_manifest, read_quarantine
+from robometer.corpus.sources import Refused, SourceError, Unit, list_units
 from robometer.corpus.storage import Storage
+from robometer.corpus.writer import SKIP, commit_shard
 from robometer.errors import RobometerError
-from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION, Episode, TrajectoryError
-from robometer.video import VideoError, VideoLimits, decode_video, encode_jpeg, thin, verify
+from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
 
-PIXEL_SETTINGS = ("max_frames", "short_edge", "jpeg_quality")
-"""The settings that change what is stored; one corpus is made with one choice of them."""
+ATTEMPTS = "attempts"
+"""Folder of marks of shards that were begun. One that is there when its shard is begun again says that its process
+died: then its units are read in a child process, and one that kills the child is quarantined."""
 
 
 class IngestError(RobometerError):
@@ -53,21 +55,27 @@ class IngestError(RobometerError):
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did with the entries of its input; `quarantined` counts those refused now or before."""
+    """What an ingest did with the trajectories of its input; `quarantined` counts those refused now or before.
+
+    `skipped` are cameras and cuts that a format leaves out by design; they are not counted in `listed`.
+    """
 
     listed: int
     new: int
     present: int
     quarantined: int
+    skipped: int
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """The input in its own order: trajectories without repeats, and quarantine rows of what is none."""
+@dataclass
+class _Plan:
+    """What there is to do: shards to make, quarantine rows of the listing, and what was done before."""
 
-    episodes: list[Episode]
-    refused: list[dict[str, Any]]
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    before: Counts = Counts()
+    expected: int = 0
 
 
 def run_ingest(config: Config) -> IngestReport:
@@ -76,181 +84,168 @@ def run_ingest(config: Config) -> IngestReport:
     Raises:
         SourceError: the input cannot be listed or is empty.
         CorpusError: the corpus was made with other settings.
-        IngestError: more than `ingest.max_bad_fraction` was refused (the rest is committed), or storage failed.
+        StorageError: the corpus cannot be written.
+        IngestError: more than `ingest.max_bad_fraction` was refused (the rest is committed), or a worker failed.
     """
     started = time.monotonic()
     storage = Storage(config.corpus.path)
     _check_settings(storage, config.ingest)
-    listing = _list(config.ingest)
+    plan = _plan(storage, config.ingest)
     _write_info(storage, config.ingest, "ingesting")
-    _write_refused(storage, config.ingest, listing.refused)
-    groups, present = _groups(storage, listing.episodes, config.ingest)
+    _write_refused(storage, config.ingest, plan.refused)
     _remove_stale(storage)
-    new = 0
-    if groups:
+    now = Counts()
+    if plan.groups:
         with connected(config):
-            new = _run_groups(storage, groups, config.ingest)
+            now = _run_groups(storage, plan, config.ingest)
+    _remove_stale(storage)
     _write_info(storage, config.ingest, "complete")
-    listed = len(listing.episodes) + len(listing.refused)
-    quarantined = listed - present - new
-    report = IngestReport(listed, new, present, quarantined, time.monotonic() - started)
+    bad, skipped = sum(row["stage"] != SKIP for row in plan.refused), sum(row["stage"] == SKIP for row in plan.refused)
+    quarantined = plan.before.refused + now.refused + bad
+    report = IngestReport(
+        listed=plan.before.stored + now.stored + quarantined,
+        new=now.stored,
+        present=plan.before.stored,
+        quarantined=quarantined,
+        skipped=plan.before.skipped + now.skipped + skipped,
+        seconds=time.monotonic() - started,
+    )
     logger.info("ingest: %s", json.dumps(dataclasses.asdict(report)))
     _check_bad_fraction(report, config)
     return report
 
 
-def settings_hash(config: IngestConfig) -> str:
-    """16 hex digits over the settings that change the stored pixels."""
-    return _digest(json.dumps(_pixel_settings(config)))[:16]
+def _plan(storage: Storage, config: IngestConfig) -> _Plan:
+    """Cut the listing into shards and leave out what was read before.
 
-
-def encode_episode(episode: Episode, config: IngestConfig) -> Stored:
-    """Check, decode, thin, resize and compress one trajectory.
-
-    Raises:
-        TrajectoryError: labels that are out of range or do not fit the video.
-        VideoError: a video that is corrupt, missing or beyond the limits.
+    Shards are cut from the whole listing, so that a second run names the shards of a killed one as that did.
     """
-    label = episode.validate()
-    limits = VideoLimits(config.max_source_frames, config.max_source_pixels)
-    if config.verify_video:
-        verify(episode.uri, limits)
-    video = decode_video(
-        episode.uri, lambda n, fps: thin(n, config.max_frames), short_edge=config.short_edge, limits=limits
-    )
-    frames = [encode_jpeg(frame, config.jpeg_quality) for frame in video.frames]
-    truth = {
-        name: _at_frames(getattr(episode, name), name, video.frame_index, video.num_source_frames)
-        for name in ("env_reward", "success")
-    }
-    row = {
-        "id": episode.id,
-        "source": episode.source,
-        "episode_key": episode.episode_key,
-        "view": episode.view,
-        "task": " ".join(episode.task.split()),
-        "is_robot": episode.is_robot,
-        "quality_label": label,
-        "raw_quality_label": episode.raw_quality_label,
-        "partial_success": episode.partial_success,
-        "split": episode.split,
-        "num_frames": len(frames),
-        "height": video.frames.shape[1],
-        "width": video.frames.shape[2],
-        "source_fps": episode.extra.get("fps", video.fps),
-        "source_num_frames": video.num_source_frames,
-        "size_bytes": sum(map(len, frames)),
-        "uri": episode.uri,
-        "content_hash": _file_hash(episode.uri),
-        "settings_hash": settings_hash(config),
-    }
-    return Stored({"id": episode.id, "frame_index": video.frame_index, "frames": frames, **truth}, row)
+    ledger = read_ledger(storage)
+    plan, seen = _Plan(), set[str]()
+    group: list[Unit] = []
+    size = 0
 
+    def close() -> None:
+        nonlocal group, size
+        _add_group(plan, group, ledger, storage, config)
+        group, size = [], 0
 
-def _at_frames(values: Sequence[float] | None, name: str, index: np.ndarray, num_frames: int) -> list[float] | None:
-    if values is None:
-        return None
-    if len(values) != num_frames:
-        raise TrajectoryError(f"{name} has {len(values)} values for a video of {num_frames} frames")
-    return [values[int(i)] for i in index]
-
-
-def _list(config: IngestConfig) -> _Listing:
-    seen: set[str] = set()
-    listing = _Listing([], [])
-    for entry in list_episodes(config.source, config.input):
+    for entry in list_units(config.source, config.input, config.data_source):
         if isinstance(entry, Refused):
-            row = {"id": "", "source": entry.source, "episode_key": entry.episode_key, "uri": entry.uri}
-            listing.refused.append({**row, "stage": "list", "error": entry.error})
-        elif entry.id in seen:
-            key = f"source {entry.source!r}, episode {entry.episode_key!r}, view {entry.view!r}"
-            listing.refused.append(_quarantine_row(entry, "list", f"duplicate id: {key} came before"))
-        else:
-            seen.add(entry.id)
-            listing.episodes.append(entry)
-    if not listing.episodes and not listing.refused:
+            plan.refused.append(quarantine_row(entry, "", SKIP if entry.skipped else "list", entry.error))
+            continue
+        digest = entry.digest(config.source)
+        if digest in seen:
+            names = ", ".join(filter(None, entry.key.split("\x1f")))
+            refused = Refused(entry.uri, f"duplicate: {names} of source {entry.source!r} came before", entry.source)
+            plan.refused.append(quarantine_row(refused, "", "list", refused.error))
+            continue
+        seen.add(digest)
+        group.append(entry)
+        size += entry.count
+        if size >= config.shard_size:
+            close()
+    close()
+    if not seen and not plan.refused:
         raise SourceError(f"{config.input} lists no episode: give ingest.input data of the format {config.source}")
-    return listing
+    if plan.before.refused and not config.retry_quarantined:
+        logger.info("%d were refused before; ingest.retry_quarantined=true tries them again", plan.before.refused)
+    return plan
 
 
-def _groups(storage: Storage, episodes: Sequence[Episode], config: IngestConfig) -> tuple[list[dict[str, Any]], int]:
-    """Shards to make, as {name, episodes (JSON)}, and how many episodes are there already.
+def _add_group(
+    plan: _Plan, group: list[Unit], ledger: dict[str, Counts], storage: Storage, config: IngestConfig
+) -> None:
+    todo: list[Unit] = []
+    again: list[str] = []
+    key = [settings_hash(config)]
+    for unit in group:
+        digest = unit.digest(config.source)
+        before = ledger.get(digest)
+        retried = before is not None and before.refused > 0 and config.retry_quarantined
+        if before is not None:
+            kept = before._replace(refused=0, skipped=0) if retried else before
+            plan.before = Counts(*(a + b for a, b in zip(plan.before, kept, strict=True)))
+        if before is None or retried:
+            todo.append(unit)
+            # A second try has a name of its own, or it would replace what the first one stored.
+            key.append(digest if before is None else f"{digest}+{before.stored}")
+            again += [digest] if retried else []
+    if todo:
+        have = _stored_ids(storage, set(again)) if again else []
+        payload = json.dumps({"units": [dataclasses.asdict(unit) for unit in todo], "have": have})
+        expected = sum(unit.count for unit in todo)
+        plan.groups.append(
+            {
+                "name": _digest("\n".join(key))[:20],
+                "work": zlib.compress(payload.encode()),
+                "expected": expected,
+            }
+        )
+        plan.expected += expected
 
-    Groups are cut from the whole listing, so that a second run names the shards of a killed one as that did.
-    """
-    manifest = read_manifest(storage)
-    committed = set(manifest["id"].to_pylist())
-    refused = {r["id"] for r in read_quarantine(storage).to_pylist() if r["stage"] != "list"} - committed
-    if refused and not config.retry_quarantined:
-        logger.info("ingest: %d refused before; ingest.retry_quarantined=true tries them again", len(refused))
-    done = committed if config.retry_quarantined else committed | refused
-    groups = []
-    for start in range(0, len(episodes), config.shard_size):
-        remaining = [e for e in episodes[start : start + config.shard_size] if e.id not in done]
-        if remaining:
-            name = _digest("\n".join([settings_hash(config), *(e.id for e in remaining)]))[:20]
-            encoded = json.dumps([dataclasses.asdict(e) for e in remaining])
-            groups.append({"name": name, "episodes": encoded, "count": len(remaining)})
-    return groups, sum(e.id in committed for e in episodes)
+
+def _stored_ids(storage: Storage, digests: set[str]) -> list[str]:
+    """Ids in the shards that hold these units."""
+    ids: list[str] = []
+    for name in storage.list("manifest", ".parquet"):
+        if digests & read_ledger(storage, [name]).keys():
+            ids += storage.read_parquet(name, ["id"])["id"].to_pylist()
+    return ids
 
 
-def _run_groups(storage: Storage, groups: list[dict[str, Any]], config: IngestConfig) -> int:
-    """Make the shards on the cluster; returns how many trajectories were committed."""
-    total = sum(group["count"] for group in groups)
-    show = progress_bar("ingest", total, interactive())
-    done = new = 0
+def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Counts:
+    """Make the shards on the cluster; returns what became of their trajectories."""
+    show = progress_bar("ingest", plan.expected, interactive())
+    expected, total = 0, Counts()
     work = partial(ingest_groups, path=storage.path, config=config)
-    blocks = ray.data.from_items(groups, override_num_blocks=len(groups))
+    blocks = ray.data.from_items(plan.groups, override_num_blocks=len(plan.groups))
     dataset = blocks.map_batches(work, batch_size=1, num_cpus=1)
     try:
         for result in dataset.iter_rows():
-            new += int(result["new"])
-            done += int(result["new"]) + int(result["refused"])
-            show(done, {"new": new, "refused": done - new})
-    except RayTaskError as error:
-        raise IngestError(f"a worker of the ingest failed ({error.cause}); mend it and run the same again") from error
-    return new
+            total = Counts(*(a + int(result[name]) for a, name in zip(total, Counts._fields, strict=True)))
+            expected += int(result["expected"])
+            show(expected, {"new": total.stored, "refused": total.refused})
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise IngestError(f"a worker of the ingest failed ({cause}); mend it and run the same again") from error
+    return total
 
 
-def ingest_groups(batch: dict[str, np.ndarray], path: str, config: IngestConfig) -> dict[str, np.ndarray]:
+def ingest_groups(batch: dict[str, np.ndarray], path: str, config: IngestConfig) -> dict[str, Any]:
     """One Ray task: make the shards named in `batch`; run twice, it leaves the same files once."""
     storage = Storage(path)
-    counts = []
-    for name, encoded in zip(batch["name"], batch["episodes"], strict=True):
-        episodes = [Episode(**fields) for fields in json.loads(str(encoded))]
-        counts.append(commit_shard(storage, str(name), _encode_all(episodes, config)))
-    return {"new": np.array([new for new, _ in counts]), "refused": np.array([bad for _, bad in counts])}
-
-
-def _encode_all(episodes: Sequence[Episode], config: IngestConfig) -> Iterator[Stored | Rejected]:
-    for episode in episodes:
-        try:
-            entry: Stored | Rejected = encode_episode(episode, config)
-        except (TrajectoryError, VideoError) as error:
-            stage = "video" if isinstance(error, VideoError) else "labels"
-            entry = Rejected(_quarantine_row(episode, stage, str(error)))
-        except Exception as error:  # one odd episode must not end a job of a million
-            logger.exception("episode %s failed", episode.uri)
-            entry = Rejected(_quarantine_row(episode, "video", f"{type(error).__name__}: {error}"))
-        yield entry
-
-
-def _quarantine_row(episode: Episode, stage: str, error: str) -> dict[str, Any]:
+    made = [
+        _make_shard(storage, str(name), json.loads(zlib.decompress(work)), config)
+        for name, work in zip(batch["name"], batch["work"], strict=True)
+    ]
     return {
-        "id": episode.id,
-        "source": episode.source,
-        "episode_key": episode.episode_key,
-        "uri": episode.uri,
-        "stage": stage,
-        "error": error,
+        **{name: np.array([getattr(counts, name) for counts in made]) for name in Counts._fields},
+        "expected": batch["expected"],
     }
+
+
+def _make_shard(storage: Storage, name: str, work: dict[str, Any], config: IngestConfig) -> Counts:
+    units = [Unit(**fields) for fields in work["units"]]
+    mark = f"{ATTEMPTS}/{name}"
+    read = isolated_entries if storage.exists(mark) else entries
+    storage.write_bytes(mark, b"")
+    digests = [unit.digest(config.source) for unit in units]
+    counts = commit_shard(storage, name, read(units, config, set(work["have"])), digests)
+    storage.remove(mark)
+    return counts
 
 
 def _check_settings(storage: Storage, config: IngestConfig) -> None:
     if not storage.exists("corpus.json"):
         return
-    made = json.loads(storage.read_bytes("corpus.json"))["settings"]
-    wanted = _pixel_settings(config)
+    info = json.loads(storage.read_bytes("corpus.json"))
+    if info["schema_version"] != SCHEMA_VERSION:
+        raise CorpusError(
+            f"the corpus at {storage.path} has schema version {info['schema_version']}, not {SCHEMA_VERSION}: "
+            "give another corpus.path"
+        )
+    made, wanted = info["settings"], pixel_settings(config)
     if changed := [name for name in wanted if made.get(name) != wanted[name]]:
         name = changed[0]
         raise CorpusError(
@@ -269,16 +264,16 @@ def _check_bad_fraction(report: IngestReport, config: Config) -> None:
 
 
 def _write_info(storage: Storage, config: IngestConfig, state: str) -> None:
-    manifest = read_manifest(storage)
+    sizes = read_manifest(storage, ["num_frames", "size_bytes"])
     info = {
         "schema_version": SCHEMA_VERSION,
         "state": state,
-        "settings": _pixel_settings(config),
+        "settings": pixel_settings(config),
         "counts": {
-            "trajectories": manifest.num_rows,
-            "frames": int(np.sum(manifest["num_frames"].to_numpy())),
-            "size_bytes": int(np.sum(manifest["size_bytes"].to_numpy())),
-            "quarantined": read_quarantine(storage, manifest["id"]).num_rows,
+            "trajectories": sizes.num_rows,
+            "frames": pc.sum(sizes["num_frames"]).as_py() or 0,
+            "size_bytes": pc.sum(sizes["size_bytes"]).as_py() or 0,
+            "quarantined": int(pc.sum(pc.not_equal(read_quarantine(storage)["stage"], SKIP)).as_py() or 0),
         },
     }
     storage.write_bytes("corpus.json", (json.dumps(info, indent=2) + "\n").encode())
@@ -293,19 +288,10 @@ def _write_refused(storage: Storage, config: IngestConfig, refused: list[dict[st
 
 def _remove_stale(storage: Storage) -> None:
     committed = {Path(name).stem for name in storage.list("manifest", ".parquet")}
-    removed = storage.remove_stale("shards", committed) + storage.remove_stale("manifest") + storage.remove_stale("")
-    removed += storage.remove_stale("quarantine")
+    removed = storage.remove_stale("shards", committed) + storage.remove_stale(ATTEMPTS, committed)
+    removed += sum(storage.remove_stale(folder) for folder in ("manifest", "quarantine", ""))
     if removed:
         logger.info("ingest: removed %d files that a crashed run had left", removed)
-
-
-def _pixel_settings(config: IngestConfig) -> dict[str, int]:
-    return {name: getattr(config, name) for name in PIXEL_SETTINGS}
-
-
-def _file_hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(text: str) -> str:

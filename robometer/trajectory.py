@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from robometer.errors import RobometerError
+from robometer.recording import Recording
 
 QUALITY_LABELS = ("failure", "suboptimal", "successful")
 """From worst to best: the index of a label is its rank in policy ranking."""
 
 _SYNONYMS = {"failed": "failure", "fail": "failure", "optimal": "successful", "success": "successful"}
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class TrajectoryError(RobometerError):
@@ -49,23 +49,33 @@ def normalise_task(task: str) -> str:
 
 @dataclass(frozen=True)
 class Episode:
-    """What a source knows of one trajectory before its video is decoded.
+    """One camera view of one episode as its source describes it; no frame is decoded yet.
 
-    `env_reward` and `success` are per source frame, where a simulator knows them; `partial_success` is in [0, 1].
+    Attributes:
+        source: data set; training balances and reports by it, and it names the success cut-off.
+        episode_key, view: with `source` the identity of the trajectory.
+        task: the instruction.
+        recording: its frames.
+        uri: where they came from, for whoever looks for the original.
+        partial_success: in [0, 1], how much of the task was done, where that was judged.
+        split: empty for the split that the ingest was asked for.
+        env_reward, success: per source frame, where a simulator knows them.
+        fps: frames per second, where the recording does not know or is wrong.
     """
 
     source: str
     episode_key: str
     view: str
     task: str
+    recording: Recording
     uri: str
     raw_quality_label: str = "successful"
     is_robot: bool = True
     partial_success: float | None = None
-    split: str = "train"
+    split: str = ""
     env_reward: Sequence[float] | None = None
     success: Sequence[int] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    fps: float | None = None
 
     @property
     def id(self) -> str:
@@ -115,9 +125,11 @@ MANIFEST_SCHEMA = pa.schema(
 )
 """A manifest row: everything of a trajectory but its pixels, and where the pixels lie (shard, record batch)."""
 
+_PLACE = ("shard", "row")
+
 SHARD_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
+        *(field for field in MANIFEST_SCHEMA if field.name not in _PLACE),
         ("frame_index", pa.list_(pa.int32())),
         ("env_reward", pa.list_(pa.float32())),
         ("success", pa.list_(pa.int8())),
@@ -125,15 +137,19 @@ SHARD_SCHEMA = pa.schema(
     ],
     metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
 )
-"""A shard row. One record batch holds one trajectory, so that one trajectory is one ranged read."""
+"""A shard row. One record batch holds one trajectory, so that one trajectory is one ranged read; it repeats the
+manifest row, so that shards alone are enough to make a lost manifest again."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
         ("episode_key", pa.string()),
+        ("view", pa.string()),
         ("uri", pa.string()),
+        ("unit", pa.string()),
         ("stage", pa.string()),
         ("error", pa.string()),
     ]
 )
+"""What was refused. `stage` is list (no episode could be made of it), labels, video, or skip (left out by design)."""

@@ -1,7 +1,7 @@
-"""Video in, frames out: probe, decode, verify, thin, resize and JPEG, one function each, decoders behind them.
+"""Video in, frames out: probe, decode, thin, resize and JPEG, one function each, decoders behind them.
 
 decord decodes what it can, with the pixels that upstream's pipeline saw; PyAV decodes the rest (AV1, which LeRobot
-writes) and verifies, since decord returns frames without an error from a stream that is corrupt in its middle.
+writes). Ingest, which must find corruption, reads through `robometer.recording`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from PIL import Image
 
 from robometer.errors import RobometerError
 
@@ -121,8 +122,8 @@ def probe(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
     Raises:
         VideoError: no file, no video stream, or a video beyond the limits.
     """
-    with _opened(source) as (container, stream):
-        _check_size(stream.width, stream.height, limits)
+    with opened(source) as (container, stream):
+        check_size(stream.width, stream.height, limits)
         count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         if count == 0:
             raise VideoError("the video has no frames")
@@ -135,28 +136,6 @@ def probe(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
             width=stream.width,
             codec=stream.codec_context.name,
         )
-
-
-def verify(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> int:
-    """Decode every frame strictly, keeping none; returns how many there are.
-
-    Raises:
-        VideoError: the stream is corrupt anywhere, or holds another number of frames than its container says.
-    """
-    info = probe(source, limits)
-    count = 0
-    with _opened(source) as (container, stream):
-        stream.codec_context.options = {"err_detect": "explode"}
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise VideoError(f"the video is corrupt at frame {count}")
-            _check_size(frame.width, frame.height, limits)
-            count += 1
-            if count > limits.max_frames:
-                raise VideoError(f"the video has more frames than the limit of {limits.max_frames}")
-        if count == 0 or (stream.frames and count != stream.frames):
-            raise VideoError(f"the video has {count} of the {info.num_frames} frames that its container names")
-    return count
 
 
 def decode_video(
@@ -207,7 +186,7 @@ def _read_decord(source: Source, info: VideoInfo, pick: Pick, limits: VideoLimit
             try:
                 yield list(reader.get_batch(index[start : start + step]).asnumpy())
             except errors as error:
-                raise VideoError(f"the video cannot be decoded ({_first_line(error)})") from error
+                raise VideoError(f"the video cannot be decoded ({first_line(error)})") from error
 
     return len(reader), index, chunks()
 
@@ -217,10 +196,10 @@ def _read_pyav(source: Source, info: VideoInfo, pick: Pick, limits: VideoLimits)
     wanted = {int(i) for i in index}
 
     def chunks() -> Iterator[list[np.ndarray]]:
-        with _opened(source) as (container, stream):
+        with opened(source) as (container, stream):
             for position, frame in enumerate(container.decode(stream)):
                 if position in wanted:
-                    _check_size(frame.width, frame.height, limits)
+                    check_size(frame.width, frame.height, limits)
                     yield [frame.to_ndarray(format="rgb24")]
                 if position == index[-1]:
                     return
@@ -229,7 +208,12 @@ def _read_pyav(source: Source, info: VideoInfo, pick: Pick, limits: VideoLimits)
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
+def opened(source: Source) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and first video stream of a file, strict about errors, on one thread.
+
+    Raises:
+        VideoError: no file, no video stream, or data that cannot be decoded, also while the block runs.
+    """
     try:
         with av.open(_file(source), options={"format_whitelist": _CONTAINERS, "err_detect": "explode"}) as container:
             if not container.streams.video:
@@ -247,12 +231,27 @@ def _file(source: Source) -> str | io.BytesIO:
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
-def _check_size(width: int, height: int, limits: VideoLimits) -> None:
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded image, from its header.
+
+    Raises:
+        VideoError: the bytes are no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{len(data)} bytes are not an image that can be read ({first_line(error)})") from error
+
+
+def check_size(width: int, height: int, limits: VideoLimits) -> None:
+    """Raise `VideoError` for more pixels than the limit, or none."""
     if width * height > limits.max_pixels:
         raise VideoError(f"frames of {width}x{height} pixels are more than the limit of {limits.max_pixels} pixels")
     if width * height == 0:
         raise VideoError("the video has frames without pixels")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 120 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -38,7 +38,6 @@ TINY = (
     "ingest.short_edge=32",
     "ingest.max_frames=12",
     "ingest.shard_size=16",
-    "ingest.verify_video=false",
     "sampling.max_frames=6",
     "model.hidden_dim=32",
     "model.num_layers=1",

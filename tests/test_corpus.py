@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from robometer.corpus.corpus import Corpus, CorpusError, Rejected, Stored, commit_shard
+from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.show import write_contact_sheet
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
+from robometer.corpus.writer import Rejected, Stored, commit_shard
 from robometer.trajectory import SCHEMA_VERSION, trajectory_id
 from robometer.video import encode_jpeg
 
@@ -48,14 +49,13 @@ def stored(number: int, num_frames: int = 5, **changes: Any) -> Stored:
         "settings_hash": "s",
     }
     truth = {"env_reward": [float(i) for i in range(num_frames)], "success": [0] * (num_frames - 1) + [1]}
-    record = {"id": id, "frame_index": list(range(num_frames)), "frames": frames, **truth}
-    return Stored(record, row | changes)
+    return Stored({**row, "frame_index": list(range(num_frames)), "frames": frames, **truth, **changes})
 
 
 def rejected(number: int, error: str, stage: str = "video") -> Rejected:
     key = str(number)
     row = {"id": trajectory_id("toy", key, "main"), "source": "toy", "episode_key": key, "uri": f"/raw/{key}.mp4"}
-    return Rejected({**row, "stage": stage, "error": error})
+    return Rejected({**row, "view": "main", "unit": f"u{key}", "stage": stage, "error": error})
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def corpus(storage: Storage) -> Corpus:
-    commit_shard(storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)])
-    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")])
+    commit_shard(storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)], ["u7"])
+    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")], ["u8"])
     return Corpus(storage.path)
 
 
@@ -135,7 +135,7 @@ def test_a_shard_without_manifest_is_not_seen(storage: Storage, corpus: Corpus) 
 
 
 def test_what_a_retry_committed_leaves_the_quarantine(storage: Storage, corpus: Corpus) -> None:
-    commit_shard(storage, "c", [stored(7)])
+    commit_shard(storage, "c", [Stored(stored(7).record, "u7")], ["u7"])
     assert Corpus(storage.path).quarantine()["episode_key"].to_pylist() == ["8"]
 
 

@@ -17,7 +17,8 @@ import pytest
 from pipelines.ingest import IngestError, run_ingest
 from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.corpus.sources import Refused, SourceError, list_episodes
+from robometer.corpus.sources import Refused, SourceError, Unit, list_units, read_unit
+from robometer.recording import VideoFile
 from robometer.trajectory import Episode, trajectory_id
 from robometer.video import thin
 from tests.test_video import corruptions, moving_square, video_bytes
@@ -123,7 +124,8 @@ def test_exactly_the_bad_ones_are_quarantined_with_their_reason(ray_local: None,
     assert labels[0] == "env_reward has 1 values for a video of 12 frames" and labels[1] == "no task text"
     assert labels[2].startswith("quality label 'great'")
     listed = sorted(row["error"] for row in refused if row["stage"] == "list")
-    assert listed[0].startswith("duplicate id") and listed[1].startswith("line 16 of trajectories.jsonl is malformed")
+    assert listed[0] == "duplicate: 0.mp4, main of source 'data' came before"
+    assert listed[1].startswith("line 16 of trajectories.jsonl is malformed")
     assert len(refused) == 10
 
 
@@ -226,16 +228,18 @@ def test_a_malformed_line_is_refused_with_its_number(line: str, reason: str, tmp
     good = '{"video": "a.mp4", "task": "t", "partial_success": null}'
     content = f"{good}\n\n{line}\n".encode(errors="surrogateescape")
     (tmp_path / "trajectories.jsonl").write_bytes(content)
-    first, second = list_episodes("mp4_jsonl", str(tmp_path))
-    assert isinstance(first, Episode) and isinstance(second, Refused)
+    first, second = list_units("mp4_jsonl", str(tmp_path))
+    assert isinstance(first, Unit) and isinstance(second, Refused)
     assert reason in second.error and second.uri.endswith(":3")
 
 
 def test_defaults_of_a_line(tmp_path: Path) -> None:
     (tmp_path / "trajectories.jsonl").write_text('{"video": "a/b.mp4", "task": "t"}\n')
-    (episode,) = list_episodes("mp4_jsonl", str(tmp_path / "trajectories.jsonl"))
+    (unit,) = list_units("mp4_jsonl", str(tmp_path / "trajectories.jsonl"))
+    assert isinstance(unit, Unit)
     uri = str(tmp_path.resolve() / "a" / "b.mp4")
-    assert episode == Episode(source=tmp_path.name, episode_key="a/b.mp4", view="main", task="t", uri=uri)
+    (episode,) = read_unit("mp4_jsonl", unit)
+    assert episode == Episode(tmp_path.name, "a/b.mp4", "main", "t", VideoFile(uri), uri)
 
 
 def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> No
 
 
 def test_the_packaged_corpus_is_listed_whole() -> None:
-    episodes = list(list_episodes("mp4_jsonl", "bundled"))
-    assert len(episodes) > 100
-    assert all(isinstance(entry, Episode) and Path(entry.uri).is_file() for entry in episodes)
-    assert {entry.split for entry in episodes if isinstance(entry, Episode)} == {"train", "seen", "held_out"}
+    found = list(list_units("mp4_jsonl", "bundled"))
+    assert len(found) > 100
+    assert all(isinstance(entry, Unit) and Path(entry.uri).is_file() for entry in found)
+    assert {entry.data["split"] for entry in found if isinstance(entry, Unit)} == {"train", "seen", "held_out"}

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from robometer.recording import VideoFile
 from robometer.video import (
     VideoError,
     VideoLimits,
@@ -21,7 +22,6 @@ from robometer.video import (
     probe,
     resize_short_edge,
     thin,
-    verify,
 )
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "example_videos"
@@ -126,15 +126,18 @@ def test_every_codec_gives_the_frames_that_went_in(codec: str, container: str, t
     assert video.frame_index.tolist() == [0, 5, 10, 14, 19]
     assert np.abs(video.frames.astype(int) - frames[video.frame_index]).mean() < 12
     assert np.array_equal(decode_video(data, lambda n, fps: thin(n, 5)).frames, video.frames)
-    assert verify(path) == 20
+    assert np.array_equal(VideoFile(path).read(lambda n, fps: thin(n, 5)).frames, video.frames)
+    cut = VideoFile(path, 7, 9).read(lambda n, fps: np.array([0, 3, 8]))
+    assert cut.num_source_frames == 9
+    assert np.abs(cut.frames.astype(int) - frames[[7, 10, 15]]).mean() < 12
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "text", "middle"])
-def test_verification_finds_every_kind_of_corruption(kind: str) -> None:
+def test_ingest_finds_every_kind_of_corruption(kind: str) -> None:
     good = video_bytes(moving_square(40, 96, 128))
-    assert verify(good) == 40
+    assert VideoFile(good).read(lambda n, fps: thin(n, 8)).num_source_frames == 40
     with pytest.raises(VideoError):
-        verify(corruptions(good)[kind])
+        VideoFile(corruptions(good)[kind]).read(lambda n, fps: thin(n, 8))
 
 
 def test_limits_are_checked_from_the_header() -> None:

@@ -31,15 +31,16 @@ class CorpusConfig:
 class IngestConfig:
     """Raw data to corpus. Sizes follow upstream: at most 32 frames, short edge 240 px."""
 
-    source: str = "mp4_jsonl"
+    source: str = "mp4_jsonl"  # format: a module of robometer.corpus.sources, or the dotted path of your own
     input: str = "bundled"  # a folder or file of the source's format; `bundled` is the packaged Meta-World corpus
+    data_source: str = ""  # name of the data set; empty: as the format says
+    split: str = "train"  # of trajectories whose format does not say: train, or the name of an evaluation split
     max_frames: int = 32
     short_edge: int = 240
     jpeg_quality: int = 90
-    shard_size: int = 64  # trajectories per shard
+    shard_size: int = 64  # trajectories per shard, about; 2048 for a corpus of a million
     max_source_frames: int = 100_000
     max_source_pixels: int = 8192 * 8192
-    verify_video: bool = True  # decode every frame strictly, so that corruption in the middle is found
     max_bad_fraction: float = 0.5  # more refused episodes than this end the job with status 1
     retry_quarantined: bool = False
 

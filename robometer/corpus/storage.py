@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import socket
 import time
 import uuid
 from collections.abc import Container, Iterator, Sequence
@@ -16,8 +17,17 @@ import pyarrow.fs as pafs
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from robometer.errors import RobometerError
+
+_HOST = socket.gethostname().replace(".", "-")
+
 STALE_AFTER_S = 600.0
-"""A temporary file that nobody has written to for so long is of a crashed run; younger ones may be another's work."""
+"""A temporary file that nobody has written to for so long is of a crashed run; a younger one may be another's work,
+unless its name says that it is of a process of this machine that is gone."""
+
+
+class StorageError(RobometerError):
+    """Storage that cannot be written to; the message says what failed."""
 
 
 class Storage:
@@ -47,17 +57,29 @@ class Storage:
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
     def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
-        """Delete what crashed runs left in a folder, returns how many files: temporary ones not written to for
-        `age_s` seconds and, with `keep`, as old committed ones whose stem it does not contain."""
+        """Delete what crashed runs left in a folder, returns how many files: temporary ones of processes that are gone
+        or that nobody has written to for `age_s` seconds and, with `keep`, as old committed ones whose stem it does not
+        contain."""
         stale = []
         for info in self._files(folder):
             orphan = keep is not None and info.base_name.rsplit(".", 1)[0] not in keep
             temporary = info.base_name.startswith(".") and info.base_name.endswith(".tmp")
-            if (temporary or orphan) and info.mtime is not None and time.time() - info.mtime.timestamp() > age_s:
+            old = info.mtime is not None and time.time() - info.mtime.timestamp() > age_s
+            if (temporary and (old or _owner_is_gone(info.base_name))) or (orphan and not temporary and old):
                 stale.append(info.path)
         for path in stale:
-            self.fs.delete_file(path)
+            self._delete(path)
         return len(stale)
+
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is gone already is no error."""
+        self._delete(self.full(name))
+
+    def _delete(self, path: str) -> None:
+        try:
+            self.fs.delete_file(path)
+        except FileNotFoundError:
+            pass
 
     def _files(self, folder: str) -> Sequence[pafs.FileInfo]:
         infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
@@ -65,17 +87,22 @@ class Storage:
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
-        """A stream that becomes `name` when the block ends well, and leaves nothing when it does not."""
+        """A stream that becomes `name` when the block ends well, and leaves nothing when it does not.
+
+        Raises:
+            StorageError: the disk is full, or the file cannot be written for another reason.
+        """
         folder, base = posixpath.split(self.full(name))
-        self.fs.create_dir(folder, recursive=True)
-        temporary = posixpath.join(folder, f".{base}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary = posixpath.join(folder, f".{base}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
         try:
+            self.fs.create_dir(folder, recursive=True)
             with self.fs.open_output_stream(temporary) as stream:
                 yield stream
             self.fs.move(temporary, self.full(name))
-        except BaseException:
-            if self.fs.get_file_info(temporary).type == pafs.FileType.File:
-                self.fs.delete_file(temporary)
+        except BaseException as error:
+            self._delete(temporary)
+            if isinstance(error, OSError):
+                raise StorageError(f"cannot write {self.full(name)}: {error}") from error
             raise
 
     def read_bytes(self, name: str) -> bytes:
@@ -94,13 +121,32 @@ class Storage:
         pq.write_table(table, buffer, compression="zstd")
         self.write_bytes(name, buffer.getvalue())
 
-    def read_parquet(self, name: str) -> pa.Table:
-        """Read a whole table."""
+    def read_parquet(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a table, or some of its columns."""
         with self.fs.open_input_file(self.full(name)) as source:
-            return pq.read_table(source)
+            return pq.read_table(source, columns=None if columns is None else list(columns))
+
+    def read_parquet_schema(self, name: str) -> pa.Schema:
+        """Schema and metadata of a table."""
+        with self.fs.open_input_file(self.full(name)) as source:
+            return pq.read_schema(source)
 
     def open_arrow(self, name: str) -> ipc.RecordBatchFileReader:
         """Reader of an Arrow IPC file; memory-mapped where the filesystem is local, ranged reads elsewhere."""
         local = isinstance(self.fs, pafs.LocalFileSystem)
         source = pa.memory_map(self.full(name)) if local else self.fs.open_input_file(self.full(name))
         return ipc.open_file(source)
+
+
+def _owner_is_gone(temporary: str) -> bool:
+    """Whether the process that wrote a temporary file ran on this machine and is no more."""
+    host, pid = temporary.rsplit(".", 4)[-4:-2]
+    if host != _HOST or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from robometer.corpus.corpus import Corpus, write_shard
+from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS, trajectory_id
+from robometer.corpus.writer import Stored, commit_shard
+from robometer.trajectory import QUALITY_LABELS, SCHEMA_VERSION, SHARD_SCHEMA, trajectory_id
 from robometer.video import encode_jpeg
 
 FRAMES = 9
@@ -36,38 +36,26 @@ def frames_of(task: str, quality: str, episode: int) -> np.ndarray:
 def build_corpus(path: Path, clips_per_quality: int = 2, broken: bool = False) -> Corpus:
     """Write a corpus of both splits; with `broken`, one seen clip has a frame that is no image."""
     storage = Storage(str(path))
-    rows: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     for split, tasks in TASKS.items():
         for task in tasks:
             for quality in QUALITY_LABELS:
                 for episode in range(clips_per_quality):
-                    row, record = _trajectory(split, task, quality, episode, len(records))
-                    rows.append(row)
-                    records.append(record)
+                    records.append(_trajectory(split, task, quality, episode))
     if broken:
         records[0]["frames"][3] = b"not an image"
-    with storage.write("shards/part-0.arrow") as stream:
-        write_shard(stream, records)
-    storage.write_parquet("manifest/part-0.parquet", pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-    storage.write_bytes("corpus.json", json.dumps({"schema_version": 1, "state": "complete"}).encode())
+    commit_shard(storage, "part-0", map(Stored, records))
+    storage.write_bytes("corpus.json", json.dumps({"schema_version": SCHEMA_VERSION, "state": "complete"}).encode())
     return Corpus(str(path))
 
 
-def _trajectory(split: str, task: str, quality: str, episode: int, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _trajectory(split: str, task: str, quality: str, episode: int) -> dict[str, Any]:
     key = f"{task}/{quality}/{episode}"
-    frames = frames_of(task, quality, episode)
     moved = np.linspace(0, REACH[quality], FRAMES)
-    record: dict[str, Any] = {
-        "id": trajectory_id("test", key, "front"),
-        "frame_index": list(range(FRAMES)),
-        "env_reward": (10 * moved).tolist(),
-        "success": (moved > 0.95).astype(int).tolist(),
-        "frames": [encode_jpeg(frame, 90) for frame in frames],
-    }
-    size = sum(len(data) for data in record["frames"])
-    row = dict.fromkeys(MANIFEST_SCHEMA.names) | {
-        "id": record["id"],
+    frames = [encode_jpeg(frame, 90) for frame in frames_of(task, quality, episode)]
+    id = trajectory_id("test", key, "front")
+    return dict.fromkeys(SHARD_SCHEMA.names) | {
+        "id": id,
         "source": "test",
         "episode_key": key,
         "view": "front",
@@ -81,11 +69,12 @@ def _trajectory(split: str, task: str, quality: str, episode: int, index: int) -
         "width": 64,
         "source_fps": 10.0,
         "source_num_frames": FRAMES,
-        "size_bytes": size,
+        "size_bytes": sum(map(len, frames)),
         "uri": f"test://{key}",
-        "content_hash": record["id"],
+        "content_hash": id,
         "settings_hash": "test",
-        "shard": "part-0",
-        "row": index,
+        "frame_index": list(range(FRAMES)),
+        "env_reward": (10 * moved).tolist(),
+        "success": (moved > 0.95).astype(int).tolist(),
+        "frames": frames,
     }
-    return row, record

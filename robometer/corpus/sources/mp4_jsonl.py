@@ -8,7 +8,7 @@ One JSON object per line. `video` (a path relative to the file) and `task` (the 
     view              name of the camera (default: main); another view of an episode is a line of its own
     is_robot          true (default) or false for a human
     partial_success   0 to 1, how much of the task was done, where that was judged
-    split             train (default) or the name of an evaluation split
+    split             train or the name of an evaluation split (default: ingest.split)
     fps               frames per second, where the video's own figure is wrong
     env_reward        list of numbers, one per frame of the video, where a simulator knows it
     success           list of 0 and 1, one per frame of the video, where a simulator knows it
@@ -23,7 +23,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.sources import Refused, SourceError
+from robometer.corpus.sources import Refused, SourceError, Unit
+from robometer.recording import VideoFile
 from robometer.trajectory import Episode
 
 FILE = "trajectories.jsonl"
@@ -45,8 +46,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def read(input: str) -> Iterator[Episode | Refused]:
-    """Episodes of a folder with a `trajectories.jsonl`, of such a file, or of the packaged corpus (`bundled`).
+def units(input: str, source: str) -> Iterator[Unit | Refused]:
+    """The lines of a folder's `trajectories.jsonl`, of such a file, or of the packaged corpus (`bundled`).
 
     Raises:
         SourceError: there is no such file.
@@ -55,7 +56,27 @@ def read(input: str) -> Iterator[Episode | Refused]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parse(line, path, number)
+                yield _unit(line, path, number, source)
+
+
+def episodes(unit: Unit) -> Iterator[Episode | Refused]:
+    """The one trajectory of a line."""
+    row = unit.data
+    yield Episode(
+        source=unit.source,
+        episode_key=row.get("episode_key", row["video"]),
+        view=row.get("view", "main"),
+        task=row["task"],
+        recording=VideoFile(unit.uri),
+        uri=unit.uri,
+        raw_quality_label=row.get("quality_label", "successful"),
+        is_robot=row.get("is_robot", True),
+        partial_success=row.get("partial_success"),
+        split=row.get("split", ""),
+        env_reward=row.get("env_reward"),
+        success=row.get("success"),
+        fps=row.get("fps"),
+    )
 
 
 def _listing(input: str) -> Path:
@@ -66,33 +87,18 @@ def _listing(input: str) -> Path:
     return path.resolve()
 
 
-def _parse(line: bytes, path: Path, number: int) -> Episode | Refused:
-    where = f"{path}:{number}"
+def _unit(line: bytes, path: Path, number: int, source: str) -> Unit | Refused:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
             raise ValueError("it is not an object")
-        return _episode({key: value for key, value in row.items() if value is not None}, path)
+        row = {key: value for key, value in row.items() if value is not None}
+        _check(row)
     except ValueError as error:
-        return Refused(uri=where, error=f"line {number} of {path.name} is malformed: {error}")
-
-
-def _episode(row: dict[str, Any], path: Path) -> Episode:
-    _check(row)
-    return Episode(
-        source=row.get("source", path.parent.name),
-        episode_key=row.get("episode_key", row["video"]),
-        view=row.get("view", "main"),
-        task=row["task"],
-        uri=str(path.parent / row["video"]),
-        raw_quality_label=row.get("quality_label", "successful"),
-        is_robot=row.get("is_robot", True),
-        partial_success=row.get("partial_success"),
-        split=row.get("split", "train"),
-        env_reward=row.get("env_reward"),
-        success=row.get("success"),
-        extra={"fps": row["fps"]} if "fps" in row else {},
-    )
+        return Refused(uri=f"{path}:{number}", error=f"line {number} of {path.name} is malformed: {error}")
+    name = source or row.get("source", path.parent.name)
+    key = "\x1f".join((row.get("episode_key", row["video"]), row.get("view", "main")))
+    return Unit(key, name, str(path.parent / row["video"]), data=row)
 
 
 def _check(row: dict[str, Any]) -> None:

@@ -1,0 +1,170 @@
+"""From a unit of raw data to rows of the corpus: read, check, decode, thin, resize, compress, one trajectory a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from robometer.configs.schema import IngestConfig
+from robometer.corpus.sources import Refused, Unit, read_unit
+from robometer.corpus.writer import SKIP, Rejected, Stored, content_hash
+from robometer.errors import RobometerError
+from robometer.trajectory import Episode, TrajectoryError
+from robometer.video import VideoError, VideoLimits, encode_jpeg, thin
+
+logger = logging.getLogger(__name__)
+
+PIXEL_SETTINGS = ("max_frames", "short_edge", "jpeg_quality")
+"""The settings that change what is stored; one corpus is made with one choice of them."""
+
+
+def pixel_settings(config: IngestConfig) -> dict[str, int]:
+    """The settings that change the stored pixels."""
+    return {name: getattr(config, name) for name in PIXEL_SETTINGS}
+
+
+def settings_hash(config: IngestConfig) -> str:
+    """16 hex digits over the settings that change the stored pixels."""
+    return hashlib.sha256(json.dumps(pixel_settings(config)).encode()).hexdigest()[:16]
+
+
+def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
+    """Check, decode, thin, resize and compress one trajectory; a row of `SHARD_SCHEMA`.
+
+    Raises:
+        TrajectoryError: labels that are out of range or do not fit the video.
+        VideoError: a video that is corrupt, missing or beyond the limits.
+    """
+    label = episode.validate()
+    limits = VideoLimits(config.max_source_frames, config.max_source_pixels)
+    video = episode.recording.read(
+        lambda n, fps: thin(n, config.max_frames), short_edge=config.short_edge, limits=limits
+    )
+    frames = [encode_jpeg(frame, config.jpeg_quality) for frame in video.frames]
+    index = video.frame_index.tolist()
+    truth = {
+        name: _at_frames(getattr(episode, name), name, index, video.num_source_frames)
+        for name in ("env_reward", "success")
+    }
+    return {
+        "id": episode.id,
+        "source": episode.source,
+        "episode_key": episode.episode_key,
+        "view": episode.view,
+        "task": " ".join(episode.task.split()),
+        "is_robot": episode.is_robot,
+        "quality_label": label,
+        "raw_quality_label": episode.raw_quality_label,
+        "partial_success": episode.partial_success,
+        "split": episode.split or config.split,
+        "num_frames": len(frames),
+        "height": video.frames.shape[1],
+        "width": video.frames.shape[2],
+        "source_fps": video.fps if episode.fps is None else episode.fps,
+        "source_num_frames": video.num_source_frames,
+        "size_bytes": sum(map(len, frames)),
+        "uri": episode.uri,
+        "content_hash": content_hash(index, frames),
+        "settings_hash": settings_hash(config),
+        "frame_index": index,
+        "frames": frames,
+        **truth,
+    }
+
+
+def _at_frames(values: Sequence[float] | None, name: str, index: Sequence[int], count: int) -> list[float] | None:
+    if values is None:
+        return None
+    if len(values) != count:
+        raise TrajectoryError(f"{name} has {len(values)} values for a video of {count} frames")
+    return [values[i] for i in index]
+
+
+def entries(units: Sequence[Unit], config: IngestConfig, have: Collection[str] = ()) -> Iterator[Stored | Rejected]:
+    """What becomes of the trajectories of some units, in their order, without those whose ids are in `have`."""
+    for unit in units:
+        yield from _of_unit(unit, config, have)
+
+
+def _of_unit(unit: Unit, config: IngestConfig, have: Collection[str]) -> Iterator[Stored | Rejected]:
+    digest = unit.digest(config.source)
+    found, mine = read_unit(config.source, unit), set[str]()
+    while True:
+        try:
+            episode = next(found, None)
+        except Exception as error:  # one odd file must not end a job of a million
+            yield _unreadable(unit, digest, error)
+            return
+        if episode is None:
+            return
+        if isinstance(episode, Refused):
+            yield Rejected(quarantine_row(episode, digest, SKIP if episode.skipped else "list", episode.error))
+        elif episode.id in mine:
+            message = f"duplicate: {episode.episode_key}, view {episode.view} of {episode.source!r} came before"
+            yield Rejected(quarantine_row(episode, digest, "list", message))
+        elif episode.id not in have:
+            mine.add(episode.id)
+            yield _of_episode(episode, digest, config)
+
+
+def _of_episode(episode: Episode, digest: str, config: IngestConfig) -> Stored | Rejected:
+    try:
+        return Stored(encode_episode(episode, config), digest)
+    except (TrajectoryError, VideoError) as error:
+        stage = "video" if isinstance(error, VideoError) else "labels"
+        return Rejected(quarantine_row(episode, digest, stage, str(error)))
+    except Exception as error:  # one odd episode must not end a job of a million
+        logger.exception("episode %s failed", episode.uri)
+        return Rejected(quarantine_row(episode, digest, "video", f"{type(error).__name__}: {error}"))
+
+
+def _unreadable(unit: Unit, digest: str, error: Exception) -> Rejected:
+    reason = str(error) if isinstance(error, RobometerError) else f"{type(error).__name__}: {error}"
+    logger.warning("%s: %s", unit.uri, reason)
+    return Rejected(quarantine_row(Refused(unit.uri, reason, unit.source, unit.key), digest, "list", reason))
+
+
+def isolated_entries(
+    units: Sequence[Unit], config: IngestConfig, have: Collection[str] = ()
+) -> Iterator[Stored | Rejected]:
+    """`entries` by way of a child process, for units of which one may have killed the process that read it before.
+
+    A unit that kills the child is refused. A unit's rows are held in memory together.
+    """
+    pool: ProcessPoolExecutor | None = None
+    try:
+        for unit in units:
+            pool = pool or ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            try:
+                yield from pool.submit(_list_of_unit, unit, config, set(have)).result()
+            except BrokenProcessPool:
+                pool = None
+                reason = "the process that read it was killed: it crashes a decoder, or needs more memory than there is"
+                yield _unreadable(unit, unit.digest(config.source), VideoError(reason))
+    finally:
+        if pool is not None:
+            pool.shutdown()
+
+
+def _list_of_unit(unit: Unit, config: IngestConfig, have: set[str]) -> list[Stored | Rejected]:
+    return list(_of_unit(unit, config, have))
+
+
+def quarantine_row(entry: Episode | Refused, unit: str, stage: str, error: str) -> dict[str, Any]:
+    """A row of `QUARANTINE_SCHEMA`."""
+    return {
+        "id": entry.id if isinstance(entry, Episode) else "",
+        "source": entry.source,
+        "episode_key": entry.episode_key,
+        "view": entry.view,
+        "uri": entry.uri,
+        "unit": unit,
+        "stage": stage,
+        "error": error,
+    }

@@ -1,0 +1,97 @@
+"""What several formats need: finding files, reading text and annotation files with errors that name the place."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robometer.corpus.sources import SourceError
+from robometer.trajectory import TrajectoryError
+
+
+def folder(input: str, what: str) -> Path:
+    """`input` as an absolute folder.
+
+    Raises:
+        SourceError: there is none; `what` says what it should hold.
+    """
+    path = Path(input).expanduser().resolve()
+    if not path.is_dir():
+        raise SourceError(f"no folder {input}: give ingest.input {what}")
+    return path
+
+
+def files(root: Path, *patterns: str) -> list[Path]:
+    """Files below `root` that match one of the patterns (`**/*.mp4`), sorted by path, hidden ones left out."""
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def subfolders(root: Path) -> list[Path]:
+    """Folders directly in `root`, sorted by name, hidden ones left out."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def text(value: object) -> str:
+    """Text of a string, of UTF-8 bytes, or of a scalar array of either.
+
+    Raises:
+        TrajectoryError: bytes that are not UTF-8.
+    """
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TrajectoryError(f"a text is not UTF-8 (byte {error.start})") from error
+    return str(value)
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        SourceError: it is missing or malformed.
+    """
+    return _parsed(path, json.loads)
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file; same errors as `read_json`."""
+    return _parsed(path, yaml.safe_load)
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Lines of a JSON Lines file, empty ones left out; same errors as `read_json`."""
+    return _parsed(path, lambda content: [json.loads(line) for line in content.splitlines() if line.strip()])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header; same errors as `read_json`."""
+    return _parsed(path, lambda content: list(csv.DictReader(content.splitlines())))
+
+
+def _parsed(path: Path, parse: Any) -> Any:
+    try:
+        return parse(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise SourceError(f"no file {path}") from error
+    except (ValueError, yaml.YAMLError, csv.Error) as error:
+        raise SourceError(f"{path} is malformed ({str(error).splitlines()[0]})") from error
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Names in the order of the numbers in them: demo_2 before demo_10."""
+    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+
+
+def numbered(paths: Iterable[Path]) -> list[Path]:
+    """Paths in the order of the numbers in their names: frame_2.png before frame_10.png."""
+    by_name = {path.name: path for path in paths}
+    return [by_name[name] for name in natural(by_name)]

@@ -1,0 +1,160 @@
+"""Where the frames of an episode lie, none of them decoded yet: a video, a cut of a longer one, or single images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from robometer.video import (
+    DEFAULT_LIMITS,
+    Pick,
+    Source,
+    Video,
+    VideoError,
+    VideoInfo,
+    VideoLimits,
+    check_size,
+    decode_jpeg,
+    first_line,
+    image_size,
+    opened,
+    probe,
+    resize_short_edge,
+)
+
+
+class Recording(Protocol):
+    """Frames that can be read once, on one thread, a few of them in memory at a time."""
+
+    def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
+        """Decode the frames that `pick` names, RGB, resized to `short_edge`.
+
+        Raises:
+            VideoError: what is there is missing, corrupt, or beyond the limits.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video by its path, or the bytes of one.
+
+    Every frame is decoded strictly, and those that are wanted are kept: so corruption anywhere is found, at the price
+    of one decode (decord returns frames without an error from a stream that is corrupt in its middle).
+
+    Attributes:
+        source: path, or content.
+        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to its end.
+    """
+
+    source: Source
+    first: int = 0
+    count: int | None = None
+
+    def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
+        """See `Recording.read`; the container's count of frames must be true."""
+        info = probe(self.source, VideoLimits(sys.maxsize, limits.max_pixels))
+        count = info.num_frames - self.first if self.count is None else self.count
+        if not 0 < count <= info.num_frames - self.first:
+            raise VideoError(
+                f"frames {self.first} to {self.first + count} are not in a video of {info.num_frames} frames"
+            )
+        check_count(count, limits)
+        index = pick(count, info.fps)
+        wanted = {int(i) for i in index}
+        frames: list[np.ndarray] = []
+        rgb = VideoReformatter()  # one for all frames: making one costs more than a conversion
+        for position, frame in self._decode(info, count):
+            check_size(frame.width, frame.height, limits)
+            if position in wanted:
+                pixels = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                frames.append(pixels if short_edge is None else resize_short_edge(pixels, short_edge))
+        return video_of(frames, index, info.fps, count)
+
+    def _decode(self, info: VideoInfo, count: int) -> Iterator[tuple[int, Any]]:
+        """(position in the cut, decoded frame) of all its frames, in order."""
+        whole = self.first == 0 and count == info.num_frames
+        seen = 0
+        with opened(self.source) as (container, stream):
+            stream.codec_context.options = {"err_detect": "explode"}
+            start = stream.start_time or 0
+            if self.first:
+                container.seek(start + round(self.first / info.fps / stream.time_base), stream=stream)
+            for ordinal, frame in enumerate(container.decode(stream)):
+                if frame.is_corrupt:
+                    raise VideoError(f"the video is corrupt at frame {self.first + seen}")
+                at = ordinal if whole else round(float((frame.pts - start) * stream.time_base) * info.fps) - self.first
+                if at >= count:
+                    if whole:
+                        raise VideoError(f"the video has more than the {count} frames that its container names")
+                    break
+                if at >= 0:
+                    seen += 1
+                    yield at, frame
+        if seen != count:
+            raise VideoError(f"the video has {seen} of the {count} frames that its container names")
+
+
+@dataclass(frozen=True)
+class ImageSequence:
+    """Frames that can be had one by one: images in a folder or a record, rows of an array in a file.
+
+    Attributes:
+        count: how many frames there are.
+        get: frame i, as an RGB array uint8 [H, W, 3], as an encoded image (bytes), or as the path of one.
+        fps: frames per second, 0 where nobody knows.
+        change: applied to each RGB array, e.g. to turn an upside-down picture; None leaves it.
+    """
+
+    count: int
+    get: Callable[[int], np.ndarray | bytes | str | Path]
+    fps: float = 0.0
+    change: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
+        """See `Recording.read`; only the frames that are kept are looked at."""
+        if self.count == 0:
+            raise VideoError("the recording has no frames")
+        check_count(self.count, limits)
+        index = pick(self.count, self.fps)
+        frames = [self._frame(int(i), short_edge, limits) for i in index]
+        return video_of(frames, index, self.fps, self.count)
+
+    def _frame(self, position: int, short_edge: int | None, limits: VideoLimits) -> np.ndarray:
+        try:
+            frame = self.get(position)
+            if isinstance(frame, str | Path):
+                frame = Path(frame).read_bytes()
+        except Exception as error:  # whatever the file's library raises on what it cannot read
+            raise VideoError(
+                f"frame {position} of {self.count} cannot be read ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        if isinstance(frame, bytes):
+            check_size(*image_size(frame), limits)
+            frame = decode_jpeg(frame)
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise VideoError(f"frame {position} is {frame.dtype} {list(frame.shape)}, not uint8 [H, W, 3]")
+        check_size(frame.shape[1], frame.shape[0], limits)
+        frame = frame if self.change is None else np.ascontiguousarray(self.change(frame))
+        return frame if short_edge is None else resize_short_edge(frame, short_edge)
+
+
+def check_count(count: int, limits: VideoLimits) -> None:
+    """Raise `VideoError` for more frames than the limit."""
+    if count > limits.max_frames:
+        raise VideoError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
+
+
+def video_of(frames: list[np.ndarray], index: np.ndarray, fps: float, num_source_frames: int) -> Video:
+    """The frames that were picked, as one `Video`; they must be of one size."""
+    if len(frames) != len(index) or not frames:
+        raise VideoError(f"only {len(frames)} of {len(index)} wanted frames could be decoded")
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError("the frames are not all of one size")
+    return Video(np.stack(frames), np.asarray(index, dtype=np.int32), fps, num_source_frames)
