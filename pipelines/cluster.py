@@ -14,6 +14,7 @@ import ray
 from ray.experimental import tqdm_ray
 
 from robometer.configs.schema import Config
+from robometer.errors import RobometerError
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,15 @@ def connected(config: Config) -> Iterator[None]:
         ray.shutdown()
         if not os.environ.get("RAY_ADDRESS"):  # what is set beside it is the user's
             os.environ.pop(API_SERVER, None)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What a task raised, inside all that Ray wraps around it."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+        if isinstance(error, RobometerError):
+            break
+    return error
 
 
 def free_port(host: str = "127.0.0.1") -> int:

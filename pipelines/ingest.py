@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster import connected, interactive, progress_bar
+from pipelines.cluster import cause_of, connected, interactive, progress_bar
 from robometer.configs.schema import Config, IngestConfig
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import (
@@ -207,8 +207,7 @@ def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Counts:
             expected += int(result["expected"])
             show(expected, {"new": total.stored, "refused": total.refused})
     except RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise IngestError(f"a worker of the ingest failed ({cause}); mend it and run the same again") from error
+        raise IngestError(f"a worker failed: {cause_of(error)}; mend that and run the same again") from error
     return total
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -178,35 +174,14 @@ def test_files_of_a_crashed_run_go_at_the_next_start(ray_local: None, tmp_path: 
     assert len(Corpus(str(tmp_path / "corpus"))) == 2
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from tests.test_ingest import config
-from pipelines.ingest import run_ingest
-run_ingest(config(Path(sys.argv[1]), "ray.num_cpus=2", "ray.object_store_mb=100"))
-"""
-
-
-def test_a_driver_killed_anywhere_and_run_again_ends_with_the_same_rows(ray_local: None, tmp_path: Path) -> None:
-    write_data(tmp_path / "data", 60, rows=[{"video": "none.mp4", "task": "t"}])
-    run_ingest(config(tmp_path, corpus="whole"))
-    root = Path(__file__).resolve().parents[1]
-    log = tmp_path / "driver.log"
-    with log.open("wb") as output:
-        driver = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=output, stderr=output)
-    manifest = tmp_path / "corpus" / "manifest"
-    deadline = time.monotonic() + 180
-    while not (manifest.is_dir() and any(manifest.glob("*.parquet"))):
-        assert driver.poll() is None and time.monotonic() < deadline, f"no commit: {log.read_text()[-2000:]}"
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert json.loads((tmp_path / "corpus" / "corpus.json").read_text())["state"] == "ingesting"
-    report = run_ingest(config(tmp_path))
-    assert report.new + report.present == 60 and report.present > 0 and report.quarantined == 1
-    corpus, whole = Corpus(str(tmp_path / "corpus")), Corpus(str(tmp_path / "whole"))
-    assert corpus.content_hash == whole.content_hash and len(corpus) == 60
-    assert all(np.array_equal(corpus.frames(row), whole.frames(row)) for row in range(0, 60, 7))
+def test_a_unit_that_kills_its_process_is_quarantined_and_the_others_are_in(ray_local: None, tmp_path: Path) -> None:
+    report = run_ingest(config(tmp_path, "ingest.source=tests.sources.deadly", "ingest.shard_size=4"))
+    assert (report.new, report.quarantined) == (5, 1)
+    corpus = Corpus(str(tmp_path / "corpus"))
+    assert corpus.manifest["episode_key"].to_pylist().count("deadly") == 0
+    (refused,) = corpus.quarantine().to_pylist()
+    assert refused["uri"] == "memory:deadly" and "the process that read it was killed" in refused["error"]
+    assert not list((tmp_path / "corpus" / "attempts").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,205 @@
+"""An ingest is killed again and again, and the corpus ends the same: none lost, none twice, nothing left over.
+
+The real job runs as a process of its own on a Ray cluster of three nodes. At random moments the job, one of its workers
+or a node is killed with SIGKILL, or the disk is full. The default is one of each;
+`ROBOMETER_KILLS=24 python -m pytest tests/test_ingest_kills.py -s` does it for longer and prints the log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from ray.cluster_utils import Cluster
+
+from robometer.corpus.corpus import Corpus
+from tests.sources.raw import BUNDLED
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("ROBOMETER_KILLS", "4"))
+CLIPS = 50 * KILLS
+DISK_MB = 512
+
+
+class Trial:
+    """A cluster, the job that runs on it, and the ways to kill parts of both."""
+
+    def __init__(self, folder: Path, disk: Path | None) -> None:
+        self.folder, self.disk = folder, disk
+        self.log = (folder / "driver.log").open("wb")
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    def start(self, corpus: Path) -> None:
+        if self.driver is None or self.driver.poll() is not None:
+            settings = (
+                "ingest.short_edge=64",
+                "ingest.max_frames=8",
+                "ingest.shard_size=4",
+                "ingest.max_bad_fraction=1",
+            )
+            where = (f"corpus.path={corpus}", f"ingest.input={self.folder / 'raw'}")
+            environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
+            command = [sys.executable, "-m", "jobs.ingest", *where, *settings]
+            self.driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self.log, stderr=self.log)
+
+    def wait(self, timeout_s: float = 240.0) -> int:
+        assert self.driver is not None
+        return self.driver.wait(timeout_s)
+
+    def kill_driver(self) -> str:
+        assert self.driver is not None
+        self.driver.send_signal(signal.SIGKILL)
+        self.driver.wait()
+        return f"the job, pid {self.driver.pid}"
+
+    def kill_worker(self) -> str:
+        deadline = time.monotonic() + 5
+        while not (workers := _workers()):
+            if time.monotonic() > deadline:
+                return ""
+        worker = random.choice(workers)
+        worker.send_signal(signal.SIGKILL)
+        return f"a worker, pid {worker.pid}"
+
+    def kill_node(self) -> str:
+        node = self.nodes.pop(0)
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        return f"a node, {node.node_id[:8]}"
+
+    def fill_disk(self) -> str:
+        if self.disk is None:
+            return ""
+        ballast = self.disk / "ballast"
+        try:
+            with ballast.open("wb") as file:
+                while True:
+                    file.write(bytes(2**16))
+                    file.flush()
+        except OSError:
+            pass
+        code = self.wait()
+        ballast.unlink()
+        tail = (self.folder / "driver.log").read_text(errors="replace")[-3000:]
+        assert code == 0 or (code == 2 and "No space left on device" in tail), tail
+        return f"the disk was full, the job ended with status {code}"
+
+    def close(self) -> None:
+        if self.driver is not None and self.driver.poll() is None:
+            self.kill_driver()
+        self.cluster.shutdown()
+        self.log.close()
+
+
+def _workers() -> list[psutil.Process]:
+    """Processes that make shards at this moment, as Ray titles them."""
+    found = psutil.process_iter(["cmdline"])
+    return [p for p in found if "ray::MapBatches(ingest_groups)" in " ".join(p.info["cmdline"] or ())]
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[Path | None]:
+    """A file system of its own that can be filled, where this process may mount one."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(path)]
+    mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield path if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def write_raw(folder: Path) -> None:
+    """`CLIPS` clips, of which three cannot be read."""
+    lines = (BUNDLED / "trajectories.jsonl").read_text().splitlines()[:CLIPS]
+    folder.mkdir()
+    (folder / "videos").symlink_to(BUNDLED / "videos")
+    bad = []
+    for name, content in (("empty", b""), ("text", b"no video"), ("half", b"\x00\x00\x00\x18ftypmp42")):
+        (folder / f"{name}.mp4").write_bytes(content)
+        bad.append(json.dumps({"video": f"{name}.mp4", "task": "t"}))
+    (folder / "trajectories.jsonl").write_text("\n".join([*lines[:7], *bad, *lines[7:]]))
+
+
+def state(corpus: Path) -> tuple[str, list[str]]:
+    """Content hash, and the ids as all manifest files hold them, sorted: one that is there twice shows."""
+    ids = [id for file in (corpus / "manifest").glob("*.parquet") for id in pq.read_table(file)["id"].to_pylist()]
+    return Corpus(str(corpus)).content_hash, sorted(ids)
+
+
+def leftovers(corpus: Path) -> list[str]:
+    """Files that are no part of a corpus."""
+    return [str(p) for p in corpus.rglob("*") if p.is_file() and p.suffix not in (".arrow", ".parquet", ".json")]
+
+
+def commits(corpus: Path) -> int:
+    return len(list((corpus / "manifest").glob("*.parquet"))) if (corpus / "manifest").is_dir() else 0
+
+
+@pytest.mark.timeout(120 + 60 * KILLS)
+def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_corpus(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw")
+    rng = random.Random(0)
+    with small_disk(tmp_path / "disk") as disk:
+        trial = Trial(tmp_path, disk)
+        try:
+            whole = tmp_path / "whole"
+            trial.start(whole)
+            assert trial.wait() == 0, (tmp_path / "driver.log").read_text()[-3000:]
+            expected = state(whole)
+            assert len(expected[1]) == CLIPS and not leftovers(whole)
+            kinds: list[Callable[[], str]] = [trial.kill_driver, trial.kill_worker, trial.kill_node, trial.fill_disk]
+            done, round_number = 0, 0
+            while done < KILLS:
+                corpus = (disk or tmp_path) / f"corpus{round_number}"
+                done += killed_round(trial, corpus, kinds, rng, KILLS - done, commits(whole))
+                assert state(corpus) == expected
+                assert Corpus(str(corpus)).quarantine().num_rows == 3
+                assert not leftovers(corpus)
+                round_number += 1
+            print(f"{done} kills in {round_number} corpora: the same {CLIPS} trajectories each time, no file left over")
+        finally:
+            trial.close()
+
+
+def killed_round(
+    trial: Trial, corpus: Path, kinds: list[Callable[[], str]], rng: random.Random, most: int, shards: int
+) -> int:
+    """Ingest into `corpus`, killing something after every few commits; returns how many kills it took."""
+    kills = 0
+    while True:
+        trial.start(corpus)
+        assert trial.driver is not None
+        goal = commits(corpus) + rng.randrange(1, 5)
+        deadline = time.monotonic() + 120
+        while commits(corpus) < min(goal, shards) and trial.driver.poll() is None:
+            assert time.monotonic() < deadline, (trial.folder / "driver.log").read_text()[-3000:]
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.2)
+        if kills >= most or trial.driver.poll() is not None:
+            break
+        kind = kinds.pop(0)
+        kinds.append(kind)
+        what = kind()
+        kills += bool(what)
+        print(f"  {corpus.name}: {commits(corpus)} of {shards} shards committed; killed {what or 'nothing'}")
+    code = trial.wait()
+    assert code == 0, (trial.folder / "driver.log").read_text()[-3000:]
+    for _ in range(2):  # a worker that outlived its job for a moment may have finished after the last look
+        trial.start(corpus)
+        assert trial.wait() == 0
+    return kills
