@@ -1,0 +1,120 @@
+"""Videos as they come: each is stored rightly, or refused with its reason, and the job goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from robometer.recording import ImageSequence, VideoFile
+from robometer.video import VideoError, VideoLimits, encode_jpeg, thin
+from tests.sources.raw import ingest, refusals, row_of, rows
+from tests.test_video import corruptions, moving_square, video_bytes
+
+
+def variable_rate(frames: np.ndarray) -> bytes:
+    """An mp4 whose frames last 1, 2, 3 ... twentieths of a second."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=20)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 20)
+        for i, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = i * (i + 1) // 2, Fraction(1, 20)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_odd_videos_are_stored_and_bad_ones_refused(ray_local: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    good = video_bytes(moving_square(12, 96, 128))
+    videos = {
+        "one_frame.mp4": video_bytes(moving_square(1)),
+        "odd_size.webm": video_bytes(moving_square(9, 50, 74), "libvpx-vp9", "webm"),
+        "wrong_name.txt": good,
+        "variable_rate.mp4": variable_rate(moving_square(9)),
+        "portrait.avi": video_bytes(moving_square(9, 128, 48), "mpeg4", "avi"),
+        "many_frames.mp4": video_bytes(np.zeros((301, 16, 16, 3), np.uint8)),
+        "many_pixels.mp4": video_bytes(np.zeros((1, 720, 1280, 3), np.uint8)),
+        **{f"{kind}.mp4": content for kind, content in corruptions(good).items()},
+    }
+    if "libsvtav1" in av.codecs_available:
+        videos["av1.mp4"] = video_bytes(moving_square(9, 96, 128), "libsvtav1")
+    for name, content in videos.items():
+        (raw / name).write_bytes(content)
+    lines = [json.dumps({"video": name, "task": "do it"}) for name in videos]
+    lines += [
+        '{"video": "wrong_name.txt", "task": "t", "view": "nan", "partial_success": NaN}',
+        '{"video": "wrong_name.txt", "task": "t", "view": "above", "partial_success": 1.5}',
+        '{"video": "wrong_name.txt", "task": "\\n\\t ", "view": "no text"}',
+        '{"video": "wrong_name.txt", "task": "twice"}',
+        '{"video": "../../../etc/hostname", "task": "t"}',
+    ]
+    data = "\n".join(lines).encode() + b'\n{"video": "wrong_name.txt", "task": "gr\xfc\xdf", "view": "latin"}\n'
+    (raw / "trajectories.jsonl").write_bytes(data)
+    corpus = ingest(tmp_path, "mp4_jsonl", "ingest.max_source_frames=300", f"ingest.max_source_pixels={1280 * 720 - 1}")
+    kept = {key: frames for key, frames in rows(corpus, "episode_key", "source_num_frames")}
+    assert kept == {"one_frame.mp4": 1, "odd_size.webm": 9, "wrong_name.txt": 12, "variable_rate.mp4": 9} | {
+        "portrait.avi": 9,
+        **({"av1.mp4": 9} if "av1.mp4" in videos else {}),
+    }
+    square = corpus.frames(row_of(corpus, episode_key="variable_rate.mp4"))[:, 14, :, 0].argmax(axis=1)
+    assert (np.diff(square) > 0).all()  # in order, none twice
+    assert rows(corpus, "height", "width")[list(kept).index("portrait.avi")] == (128, 48)
+    reasons = refusals(corpus)
+    assert len(reasons) == corpus.quarantine().num_rows == 13
+    assert "301 frames, more than the limit of 300" in reasons["many_frames.mp4 many_frames.mp4 main"]
+    assert "1280x720 pixels" in reasons["many_pixels.mp4 many_pixels.mp4 main"]
+    assert "nan is not in [0, 1]" in reasons["wrong_name.txt wrong_name.txt nan"]
+    assert "1.5 is not in [0, 1]" in reasons["wrong_name.txt wrong_name.txt above"]
+    assert reasons["wrong_name.txt wrong_name.txt no text"] == "no task text"
+    assert "came before" in reasons["wrong_name.txt"]
+    assert "malformed" in reasons[f"trajectories.jsonl:{len(lines) + 1}"] and "utf-8" in str(reasons)
+
+
+def test_limits_hold_before_memory_is_spent() -> None:
+    """A PNG of 400 megapixels (a kilobyte) and a video of 8K are refused by their headers."""
+    header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x4e\x20\x00\x00\x4e\x20\x08\x02\x00\x00\x00"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(VideoError):
+        ImageSequence(1, lambda i: header + bytes(1000)).read(lambda n, fps: np.arange(n))
+    big = video_bytes(np.zeros((1, 4320, 7680, 3), np.uint8), "mpeg4")
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(VideoError, match="7680x4320 pixels"):
+        VideoFile(big).read(lambda n, fps: np.arange(n), limits=VideoLimits(max_pixels=4096 * 4096))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - used < 50_000 and used - before < 1_000_000  # KB
+    assert VideoFile(big).read(lambda n, fps: np.arange(n), short_edge=240).frames.shape == (1, 240, 426, 3)
+
+
+def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> None:
+    frames = moving_square(50)
+    asked: list[int] = []
+
+    def get(i: int) -> bytes:
+        asked.append(i)
+        return encode_jpeg(frames[i], 95)
+
+    video = ImageSequence(50, get, 5.0).read(lambda n, fps: thin(n, 4), short_edge=48)
+    assert asked == video.frame_index.tolist() == [0, 16, 33, 49]
+    assert (video.num_source_frames, video.fps) == (50, 5.0)
+    flipped = ImageSequence(50, get, change=lambda frame: frame[::-1]).read(lambda n, fps: np.array([3]))
+    assert np.abs(flipped.frames[0].astype(int) - frames[3][::-1]).mean() < 12
+    for bad, reason in (
+        (lambda i: b"no image", "not an image"),
+        (lambda i: {}[i], "frame 0 of 3 cannot be read .KeyError: 0"),
+        (lambda i: np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\], not uint8 \[H, W, 3\]"),
+        (lambda i: np.zeros((4 + i, 4, 3), np.uint8), "not all of one size"),
+        (lambda i: "/nowhere/0.png", "cannot be read"),
+    ):
+        with pytest.raises(VideoError, match=reason):
+            ImageSequence(3, bad).read(lambda n, fps: np.arange(n))
