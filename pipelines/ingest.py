@@ -35,10 +35,19 @@ from robometer.corpus.encode import (
     quarantine_row,
     settings_hash,
 )
-from robometer.corpus.manifest import LISTING, Counts, read_ledger, read_manifest, read_quarantine
+from robometer.corpus.manifest import (
+    LISTING,
+    SKIP,
+    Counts,
+    ledger_in,
+    read_ledger,
+    read_manifest,
+    read_quarantine,
+    read_schemas,
+)
 from robometer.corpus.sources import Refused, SourceError, Unit, list_units
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import SKIP, commit_shard
+from robometer.corpus.writer import commit_shard
 from robometer.errors import RobometerError
 from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION
 
@@ -187,11 +196,8 @@ def _add_group(
 
 def _stored_ids(storage: Storage, digests: set[str]) -> list[str]:
     """Ids in the shards that hold these units."""
-    ids: list[str] = []
-    for name in storage.list("manifest", ".parquet"):
-        if digests & read_ledger(storage, [name]).keys():
-            ids += storage.read_parquet(name, ["id"])["id"].to_pylist()
-    return ids
+    shards = [name for name, schema in read_schemas(storage).items() if digests & ledger_in(schema).keys()]
+    return [id for name in shards for id in storage.read_parquet(f"manifest/{name}.parquet", ["id"])["id"].to_pylist()]
 
 
 def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Counts:

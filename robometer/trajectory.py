@@ -130,6 +130,7 @@ _PLACE = ("shard", "row")
 SHARD_SCHEMA = pa.schema(
     [
         *(field for field in MANIFEST_SCHEMA if field.name not in _PLACE),
+        ("unit", pa.string()),
         ("frame_index", pa.list_(pa.int32())),
         ("env_reward", pa.list_(pa.float32())),
         ("success", pa.list_(pa.int8())),
@@ -138,7 +139,7 @@ SHARD_SCHEMA = pa.schema(
     metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
 )
 """A shard row. One record batch holds one trajectory, so that one trajectory is one ranged read; it repeats the
-manifest row, so that shards alone are enough to make a lost manifest again."""
+manifest row and names the unit of raw data, so that shards alone are enough to make a lost manifest again."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [

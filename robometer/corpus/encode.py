@@ -12,8 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from robometer.configs.schema import IngestConfig
+from robometer.corpus.manifest import SKIP
 from robometer.corpus.sources import Refused, Unit, read_unit
-from robometer.corpus.writer import SKIP, Rejected, Stored, content_hash
+from robometer.corpus.writer import Rejected, Stored, content_hash
 from robometer.errors import RobometerError
 from robometer.trajectory import Episode, TrajectoryError
 from robometer.video import VideoError, VideoLimits, encode_jpeg, thin

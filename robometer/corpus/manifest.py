@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,18 @@ from robometer.trajectory import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 LISTING = "listing-"
 """Prefix of quarantine files of what was refused before any shard: malformed entries and units that came before."""
 
+SKIP = "skip"
+"""Stage in quarantine of what is left out by design."""
+
 UNITS = b"robometer_units"
 """Key of the Parquet metadata that holds a commit's `Ledger` as JSON."""
 
+REPLACES = b"robometer_replaces"
+"""Key of the Parquet metadata that names the shards which this one was made of."""
+
 _READERS = 8
+
+T = TypeVar("T")
 
 
 class Counts(NamedTuple):
@@ -46,35 +54,67 @@ def read_manifest(storage: Storage, columns: Sequence[str] | None = None) -> pa.
     needed = list(dict.fromkeys([*wanted, "id", "shard"]))
     schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in needed], MANIFEST_SCHEMA.metadata)
     names = storage.list("manifest", ".parquet")
-    tables = _read_all(storage, names, needed)
-    table = pa.concat_tables([schema.empty_table(), *(t.replace_schema_metadata().cast(schema) for t in tables)])
+    tables = dict(zip(names, _each(lambda name: storage.read_parquet(name, needed), names), strict=True))
+    hidden = _replaced(table.schema for table in tables.values())
+    parts = [t.replace_schema_metadata().cast(schema) for name, t in tables.items() if _stem(name) not in hidden]
+    table = pa.concat_tables([schema.empty_table(), *parts])
     return unique(table.sort_by([("id", "ascending"), ("shard", "ascending")]), ["id"]).select(wanted)
 
 
-def read_ledger(storage: Storage, names: Sequence[str] | None = None) -> dict[str, Counts]:
-    """What became of every unit that was read (for some manifest files: `names`); a second try of one adds to it."""
+def read_schemas(storage: Storage) -> dict[str, pa.Schema]:
+    """Schema, with the metadata, of each committed shard's manifest file, by the shard's name."""
+    names = storage.list("manifest", ".parquet")
+    schemas = dict(zip(map(_stem, names), _each(storage.read_parquet_schema, names), strict=True))
+    hidden = _replaced(schemas.values())
+    return {name: schema for name, schema in schemas.items() if name not in hidden}
+
+
+def ledger_in(schema: pa.Schema) -> dict[str, Counts]:
+    """What became of the units of one shard, from its manifest file's schema."""
+    return {digest: Counts(*values) for digest, values in _note(schema, UNITS, "{}").items()}
+
+
+def units_in(schema: pa.Schema) -> list[str]:
+    """Digests of the units that were read for a shard, from the shard's own schema."""
+    return list(_note(schema, UNITS, "[]"))
+
+
+def replaced_in(storage: Storage) -> list[str]:
+    """Shards that others have replaced, whether their files are still there or not."""
+    schemas = read_schemas(storage).values()
+    return sorted({name for schema in schemas for name in _note(schema, REPLACES, "[]")})
+
+
+def read_ledger(storage: Storage) -> dict[str, Counts]:
+    """What became of every unit that was read; a second try of one for what it was refused adds to the first."""
     found: dict[str, Counts] = {}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for schema in pool.map(storage.read_parquet_schema, names or storage.list("manifest", ".parquet")):
-            for digest, values in json.loads((schema.metadata or {}).get(UNITS, b"{}")).items():
-                new, old = Counts(*values), found.get(digest)
-                found[digest] = new if old is None else Counts(old.stored + new.stored, *map(min, old[1:], new[1:]))
+    for schema in read_schemas(storage).values():
+        merge_ledger(found, ledger_in(schema))
     return found
 
 
-def read_quarantine(storage: Storage, ledger: Ledger | None = None) -> pa.Table:
+def merge_ledger(found: dict[str, Counts], more: Ledger) -> None:
+    """Add the counts of other shards to `found`: what was stored adds up, what the last try refused is what is left."""
+    for digest, new in more.items():
+        old = found.get(digest)
+        found[digest] = new if old is None else Counts(old.stored + new.stored, *map(min, old[1:], new[1:]))
+
+
+def read_quarantine(storage: Storage) -> pa.Table:
     """All that was refused, sorted by uri; without what a later try of the same unit has mended."""
-    ledger = read_ledger(storage) if ledger is None else ledger
+    schemas, ledger = read_schemas(storage), dict[str, Counts]()
+    for schema in schemas.values():
+        merge_ledger(ledger, ledger_in(schema))
+    # The manifest file is the commit: what a killed run refused before it does not count.
     names = [
         name
         for name in storage.list("quarantine", ".parquet")
-        # The manifest file is the commit: what a killed run refused before it does not count.
-        if name.startswith(f"quarantine/{LISTING}") or storage.exists(name.replace("quarantine/", "manifest/", 1))
+        if _stem(name) in schemas or _stem(name).startswith(LISTING)
     ]
-    tables = _read_all(storage, names, None)
+    tables = _each(storage.read_parquet, names)
     table = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(t.cast(QUARANTINE_SCHEMA) for t in tables)])
     mended = pa.array([digest for digest, counts in ledger.items() if not counts.refused], pa.string())
-    again = pc.and_(pc.is_in(table["unit"], mended), pc.not_equal(table["stage"], "skip"))
+    again = pc.and_(pc.is_in(table["unit"], mended), pc.not_equal(table["stage"], SKIP))
     keys = ["uri", "id", "stage", "error"]
     return unique(table.filter(pc.invert(again)).sort_by([(key, "ascending") for key in keys]), keys)
 
@@ -96,6 +136,18 @@ def unique(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     return table if first.all() else table.filter(pa.array(first))
 
 
-def _read_all(storage: Storage, names: Iterable[str], columns: Sequence[str] | None) -> list[pa.Table]:
+def _each(read: Callable[[str], T], names: Sequence[str]) -> list[T]:
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda name: storage.read_parquet(name, columns), names))
+        return list(pool.map(read, names))
+
+
+def _replaced(schemas: Iterable[pa.Schema]) -> set[str]:
+    return {name for schema in schemas for name in _note(schema, REPLACES, "[]")}
+
+
+def _note(schema: pa.Schema, key: bytes, default: str) -> Any:
+    return json.loads((schema.metadata or {}).get(key, default))
+
+
+def _stem(name: str) -> str:
+    return name.rsplit("/", 1)[-1].removesuffix(".parquet")

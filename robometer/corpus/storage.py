@@ -56,6 +56,11 @@ class Storage:
         names = [info.base_name for info in self._files(folder)]
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
+    def folders(self, folder: str) -> Sequence[str]:
+        """Sorted names (relative to the root) of the folders in a folder."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
+        return sorted(f"{folder}/{info.base_name}" for info in infos if info.type == pafs.FileType.Directory)
+
     def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
         """Delete what crashed runs left in a folder, returns how many files: temporary ones of processes that are gone
         or that nobody has written to for `age_s` seconds and, with `keep`, as old committed ones whose stem it does not

@@ -1,0 +1,212 @@
+"""Looking after a corpus: re-read and mend it (`check_shard`), and join small shards (`join_shards`).
+
+Both work on one shard, or on the shards that become one, so that a cluster can do many at a time; both may be killed
+and run again. No job may be writing to the corpus meanwhile, or reading while shards are joined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from robometer.corpus.manifest import (
+    Ledger,
+    ledger_in,
+    merge_ledger,
+    read_manifest,
+    read_schemas,
+    units_in,
+)
+from robometer.corpus.storage import Storage
+from robometer.corpus.writer import content_hash, ledger_of, write_manifest, write_shard
+from robometer.trajectory import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, trajectory_id
+
+
+@dataclass
+class ShardReport:
+    """What a look at one shard found.
+
+    Attributes:
+        shard: its name.
+        rows: trajectories that are whole.
+        problems: sentences; empty for a shard that is in order.
+        repair: what was done about them: empty for nothing, `rebuilt` (its manifest, from its frames), or `dropped` (it
+            is no longer part of the corpus, and the next ingest makes it again).
+    """
+
+    shard: str
+    rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    repair: str = ""
+
+
+def check_shard(storage: Storage, shard: str, repair: bool = False) -> ShardReport:
+    """Re-read one shard: every record batch, its counts and hashes, and whether the manifest says the same.
+
+    Args:
+        storage: the corpus.
+        shard: name of a shard, committed or not.
+        repair: make a lost or false manifest file again from the shard; drop a shard that is itself corrupt.
+    """
+    report = ShardReport(shard)
+    rows, stored, corrupt = _read_shard(storage, shard, report)
+    problem = _compare(storage, shard, rows)
+    if corrupt or problem:
+        report.problems += [problem] if problem and not corrupt else []
+        if repair and corrupt:
+            _drop(storage, shard)
+            report.repair = "dropped"
+        elif repair:
+            write_manifest(storage, shard, pa.Table.from_pylist(rows, MANIFEST_SCHEMA), _ledger(storage, shard, stored))
+            report.repair = "rebuilt"
+    return report
+
+
+def _read_shard(storage: Storage, shard: str, report: ShardReport) -> tuple[list[dict[str, Any]], Counter[str], bool]:
+    """Manifest rows of a shard and its trajectories by unit, from the shard alone; and whether something is wrong."""
+    rows: list[dict[str, Any]] = []
+    stored: Counter[str] = Counter()
+    try:
+        reader = storage.open_arrow(f"shards/{shard}.arrow")
+        for number in range(reader.num_record_batches):
+            record = reader.get_batch(number).to_pylist()[0]
+            if reason := _wrong(record):
+                report.problems.append(f"row {number}: {reason}")
+                continue
+            stored[record["unit"] or ""] += 1
+            rows.append({**{k: record[k] for k in SHARD_SCHEMA.names if k in _NAMES}, "shard": shard, "row": number})
+    except (OSError, pa.ArrowException, IndexError, KeyError) as error:
+        report.problems.append(f"the shard cannot be read ({error})")
+    report.rows = len(rows)
+    return rows, stored, bool(report.problems)
+
+
+def _wrong(record: dict[str, Any]) -> str:
+    """What contradicts itself in a shard row."""
+    frames, index = record["frames"] or [], record["frame_index"] or []
+    if record["id"] != trajectory_id(record["source"], record["episode_key"], record["view"]):
+        return "its id does not follow from source, episode key and view"
+    if not len(frames) == len(index) == record["num_frames"]:
+        return f"it has {len(frames)} frames and {len(index)} indices instead of {record['num_frames']}"
+    if sum(map(len, frames)) != record["size_bytes"] or content_hash(index, frames) != record["content_hash"]:
+        return "its frames are not those that were written"
+    return ""
+
+
+def _compare(storage: Storage, shard: str, rows: Sequence[dict[str, Any]]) -> str:
+    """How the manifest file of a shard differs from `rows`, which are the shard's own."""
+    name = f"manifest/{shard}.parquet"
+    if not storage.exists(name):
+        return "its manifest file is missing"
+    try:
+        table = storage.read_parquet(name).cast(MANIFEST_SCHEMA)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        return f"its manifest file cannot be read ({str(error).splitlines()[0]})"
+    return (
+        "" if table.equals(pa.Table.from_pylist(list(rows), MANIFEST_SCHEMA)) else "its manifest file differs from it"
+    )
+
+
+def _ledger(storage: Storage, shard: str, stored: Counter[str]) -> Ledger:
+    """Units of a shard whose manifest is lost; one of which nothing is known is left out, to be read again."""
+    units = units_in(storage.open_arrow(f"shards/{shard}.arrow").schema)
+    name = f"quarantine/{shard}.parquet"
+    refused = storage.read_parquet(name).to_pylist() if storage.exists(name) else []
+    known = ledger_of(units, stored, refused)
+    return {unit: counts for unit, counts in known.items() if any(counts)}
+
+
+def _drop(storage: Storage, shard: str) -> None:
+    """Take a shard out of the corpus: first what makes it visible."""
+    for name in (f"manifest/{shard}.parquet", f"quarantine/{shard}.parquet", f"shards/{shard}.arrow"):
+        storage.remove(name)
+    for folder in storage.folders("embeddings"):
+        storage.remove(f"{folder}/{shard}.arrow")
+
+
+def plan_joins(storage: Storage, target_bytes: int) -> list[list[str]]:
+    """Groups of shards, each to become one of about `target_bytes`; shards of that size stay as they are."""
+    manifest = read_manifest(storage, ["shard", "size_bytes"])
+    sizes = dict.fromkeys(read_schemas(storage), 0)
+    for row in manifest.group_by("shard").aggregate([("size_bytes", "sum")]).to_pylist():
+        sizes[row["shard"]] = row["size_bytes_sum"]
+    groups: list[list[str]] = [[]]
+    total = 0
+    for shard, size in sorted(sizes.items()):
+        if size >= target_bytes:
+            continue
+        if groups[-1] and total + size > target_bytes:
+            groups.append([])
+            total = 0
+        groups[-1].append(shard)
+        total += size
+    return [group for group in groups if len(group) > 1]
+
+
+def join_shards(storage: Storage, shards: Sequence[str]) -> str:
+    """Make one shard of several, in order, with their quarantine and embeddings; one record is held at a time.
+
+    The new manifest file names the shards that it replaces: from its commit on, readers see it instead of them, and a
+    join that is killed before or after can be run again.
+
+    Returns:
+        The new shard's name.
+    """
+    name = hashlib.sha256("\n".join(shards).encode()).hexdigest()[:20]
+    kept = _kept(storage, shards)
+    ledger: dict[str, Any] = {}
+    schemas = read_schemas(storage)
+    for shard in shards:
+        merge_ledger(ledger, ledger_in(schemas[shard]))
+    write_shard(storage, name, _batches(storage, "shards", kept), list(ledger))
+    for folder in storage.folders("embeddings"):
+        if all(storage.exists(f"{folder}/{shard}.arrow") for shard in shards):
+            _join_embeddings(storage, folder, name, kept)
+    refused = [storage.read_parquet(n) for s in shards if storage.exists(n := f"quarantine/{s}.parquet")]
+    if refused:
+        storage.write_parquet(f"quarantine/{name}.parquet", pa.concat_tables(refused).cast(QUARANTINE_SCHEMA))
+    rows = [row for rows in kept.values() for row in rows]
+    placed = [{**row, "shard": name, "row": number} for number, row in enumerate(rows)]
+    write_manifest(storage, name, pa.Table.from_pylist(placed, MANIFEST_SCHEMA), ledger, shards)
+    remove_replaced(storage, shards)
+    return name
+
+
+def remove_replaced(storage: Storage, shards: Sequence[str]) -> None:
+    """Delete the files of shards that another one has replaced."""
+    for shard in shards:
+        _drop(storage, shard)
+
+
+def _kept(storage: Storage, shards: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Manifest rows of each shard that are in use, in its order: not those whose id an earlier shard has."""
+    table = read_manifest(storage)
+    table = table.filter(pa.array(np.isin(table["shard"].to_numpy(zero_copy_only=False), list(shards))))
+    kept: dict[str, list[dict[str, Any]]] = {shard: [] for shard in shards}
+    for row in table.sort_by([("shard", "ascending"), ("row", "ascending")]).to_pylist():
+        kept[row["shard"]].append(row)
+    return kept
+
+
+def _batches(storage: Storage, folder: str, kept: dict[str, list[dict[str, Any]]]) -> Iterator[pa.RecordBatch]:
+    for shard, rows in kept.items():
+        reader = storage.open_arrow(f"{folder}/{shard}.arrow")
+        for row in rows:
+            yield reader.get_batch(row["row"])
+
+
+def _join_embeddings(storage: Storage, folder: str, name: str, kept: dict[str, list[dict[str, Any]]]) -> None:
+    schema: ipc.Schema = storage.open_arrow(f"{folder}/{next(iter(kept))}.arrow").schema
+    with storage.write(f"{folder}/{name}.arrow") as stream, pa.ipc.new_file(stream, schema) as writer:
+        for batch in _batches(storage, folder, kept):
+            writer.write_batch(batch)
+
+
+_NAMES = frozenset(MANIFEST_SCHEMA.names)
