@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.corpus import main
 from robometer.configs.schema import SamplingConfig
 from robometer.corpus.cards import Card, cards, spread
 from robometer.corpus.corpus import Corpus
@@ -53,6 +54,22 @@ def test_a_page_is_self_contained_and_says_what_it_left_out(storage: Storage, tm
     assert page.count("<article") == page.count("data:image/jpeg") == 3
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|https?:", page)
     assert [file.name for file in path.parent.iterdir()] == ["corpus.html"]
+
+
+def test_a_page_that_fails_leaves_the_last_one(storage: Storage, tmp_path: Path) -> None:
+    corpus, _ = made(storage, stored(0))
+    write_page(corpus, tmp_path / "corpus.html")
+    before = (tmp_path / "corpus.html").read_text()
+    Path(storage.path, "shards", "a.arrow").unlink()
+    with pytest.raises(OSError):
+        write_page(Corpus(storage.path), tmp_path / "corpus.html")
+    assert (tmp_path / "corpus.html").read_text() == before and not list(tmp_path.glob("*.part"))
+
+
+def test_the_command_writes_a_page_where_it_is_told(storage: Storage, tmp_path: Path) -> None:
+    made(storage, stored(0))
+    assert main([f"--show={tmp_path}/look.html", f"corpus.path={storage.path}"]) == 0
+    assert (tmp_path / "look.html").is_file()
 
 
 def test_a_page_of_one_split_counts_the_whole_corpus(storage: Storage, tmp_path: Path) -> None:
@@ -115,7 +132,7 @@ def test_a_chart_is_what_is_trained(storage: Storage) -> None:
     assert made_card.chart.target.split()[0] == "0.0,100.0" and made_card.chart.target.split()[-1] == "100.0,0.0"
     assert made_card.chart.cutoff == pytest.approx(100 * 18 / 19, abs=0.01)
     assert made_card.chart.success[0].left == pytest.approx(100 * 17.5 / 19, abs=0.01)
-    assert made_card.note == "progress, cut-off 0.95"
+    assert made_card.note == "progress supervised, cut-off 0.95"
     assert len(made_card.says) == 16 and (made_card.across, made_card.down) == (8, 2)
     assert made_card.says[0].splitlines() == ["1 of 20 · 0.0 s", "target 0.00 · reward 0.00"]
     assert "success · done" in made_card.says[-1]
@@ -126,7 +143,7 @@ def test_a_chart_is_what_is_trained(storage: Storage) -> None:
     [
         ({"source": "epic"}, "preference only"),
         ({"quality_label": "failure"}, "progress not supervised"),
-        ({"partial_success": 0.4}, "progress up to partial success"),
+        ({"partial_success": 0.4}, "progress supervised up to partial success"),
     ],
 )
 def test_what_is_not_trained_is_not_drawn(storage: Storage, changes: dict[str, Any], note: str) -> None:

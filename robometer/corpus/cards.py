@@ -148,7 +148,7 @@ def _chart(
     subject: Subject, target: np.ndarray | None, labels: np.ndarray, reward: Sequence[float], done: Sequence[int]
 ) -> Chart:
     low, high = (min(reward), max(reward)) if reward else (0.0, 0.0)
-    scaled = [(value - low) / (high - low) for value in reward] if high > low else []
+    scaled = [(value - low) / ((high - low) or 1.0) for value in reward]
     cut = target is not None and not is_partial(subject.partial_success)
     return Chart(
         target="" if target is None else _points(target.tolist()),
@@ -166,8 +166,8 @@ def _note(subject: Subject) -> str:
     if not subject.supervised:
         return "progress not supervised"
     if is_partial(subject.partial_success):
-        return "progress up to partial success"
-    return f"progress, cut-off {subject.cutoff:.2f}"
+        return "progress supervised up to partial success"
+    return f"progress supervised, cut-off {subject.cutoff:.2f}"
 
 
 def _says(

@@ -69,8 +69,11 @@ def write_page(
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(f"{path}.part")
-    page.dump(str(unfinished), encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        page.dump(str(unfinished), encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return len(chosen)
 
 

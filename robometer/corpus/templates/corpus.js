@@ -19,7 +19,7 @@ function makeClip(card) {
   clip.go = (index) => {
     clip.frame = Math.min(Math.max(index, 0), last);
     card.style.setProperty("--column", clip.frame % card.dataset.across);
-    card.style.setProperty("--line", Math.floor(clip.frame / card.dataset.across));
+    card.style.setProperty("--row", Math.floor(clip.frame / card.dataset.across));
     card.style.setProperty("--at", `${at[clip.frame]}%`);
     range.value = clip.frame;
     range.setAttribute("aria-valuetext", says[clip.frame]);
