@@ -129,7 +129,7 @@ def test_clips_are_spread_over_sources_tasks_and_qualities() -> None:
 
 def test_a_chart_is_what_is_trained(storage: Storage) -> None:
     made_card = card(storage, 20, source="oxe_droid")  # its demonstrations are done at 0.95
-    assert made_card.chart.target.split()[0] == "0.0,100.0" and made_card.chart.target.split()[-1] == "100.0,0.0"
+    assert made_card.chart.target.split()[0] == "0.00,100.00" and made_card.chart.target.split()[-1] == "100.00,0.00"
     assert made_card.chart.cutoff == pytest.approx(100 * 18 / 19, abs=0.01)
     assert made_card.chart.success[0].left == pytest.approx(100 * 17.5 / 19, abs=0.01)
     assert made_card.note == "progress supervised, cut-off 0.95"
@@ -150,7 +150,7 @@ def test_what_is_not_trained_is_not_drawn(storage: Storage, changes: dict[str, A
     made_card = card(storage, **changes)
     assert made_card.note == note and made_card.chart.cutoff is None
     assert bool(made_card.chart.target) == ("partial_success" in changes)
-    assert not made_card.chart.target or made_card.chart.target.endswith("100.0,60.0")
+    assert not made_card.chart.target or made_card.chart.target.endswith("100.00,60.00")
 
 
 def browse(page: Path, fragment: str = "") -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import cv2
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
+from robometer.drawing import Span, place, points, spans
 from robometer.sampling.columns import SUCCESSFUL, Columns
 from robometer.sampling.strategies import Subject
 from robometer.sampling.targets import is_partial, progress_targets, success_labels
@@ -25,14 +25,6 @@ FRAME_HEIGHT, FRAME_WIDTH = 120, 240
 JPEG_QUALITY = 75
 FRAMES_PER_LINE = 8
 TARGET = "absolute_first_frame"
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch of the chart, in percent of its width."""
-
-    left: float
-    width: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +121,7 @@ def _card(corpus: Corpus, subject: Subject, row: int, compat: str) -> Card:
         across=across,
         down=-(-len(positions) // across),
         ratio=ratio,
-        at=[_x(int(p), subject.num_frames) for p in positions],
+        at=[round(place(int(p), subject.num_frames), 2) for p in positions],
         says=[_says(int(p), subject.num_frames, seconds, target, labels, reward, done) for p in positions],
         note=_note(subject),
         chart=_chart(subject, target, labels, reward, done),
@@ -151,11 +143,13 @@ def _chart(
     scaled = [(value - low) / ((high - low) or 1.0) for value in reward]
     cut = target is not None and not is_partial(subject.partial_success)
     return Chart(
-        target="" if target is None else _points(target.tolist()),
-        reward=_points(scaled),
-        cutoff=_x(max(1, int(subject.cutoff * subject.num_frames)) - 1, subject.num_frames) if cut else None,
-        success=_spans(labels.tolist()),
-        done=_spans(done),
+        target="" if target is None else points(target),
+        reward=points(scaled),
+        cutoff=round(place(max(1, int(subject.cutoff * subject.num_frames)) - 1, subject.num_frames), 2)
+        if cut
+        else None,
+        success=spans(labels),
+        done=spans(done),
     )
 
 
@@ -192,26 +186,6 @@ def _says(
     if reward:
         second.append(f"reward {reward[position]:.2f}")
     return f"{' · '.join(first)}\n{' · '.join(second)}"
-
-
-def _x(position: int, count: int) -> float:
-    return round(100 * position / max(1, count - 1), 2)
-
-
-def _points(values: Sequence[float]) -> str:
-    return " ".join(f"{_x(i, len(values))},{100 - 100 * value:.1f}" for i, value in enumerate(values))
-
-
-def _spans(flags: Sequence[float]) -> list[Span]:
-    """Where a flag is up; a frame reaches half way to its neighbours."""
-    spans, start, last = [], 0, max(1, len(flags) - 1)
-    for up, run in groupby(flags, key=bool):
-        stop = start + len(list(run))
-        left, right = (100 * min(max(edge - 0.5, 0), last) / last for edge in (start, stop))
-        if up:
-            spans.append(Span(round(left, 2), round(right - left, 2)))
-        start = stop
-    return spans
 
 
 def _sprite(frames: np.ndarray) -> tuple[str, int, float]:
