@@ -26,7 +26,7 @@ from pipelines.train import run_train
 from robometer.client import RemoteScorer
 from robometer.configs import Config, override
 from robometer.corpus.corpus import Corpus
-from robometer.corpus.show import write_contact_sheet
+from robometer.corpus.page import write_page
 from robometer.corpus.summary import render, summarise
 from robometer.plots import plot_curve
 from robometer.scoring import Clip
@@ -71,8 +71,8 @@ def quickstart(config: Config) -> None:
             run_embed(config)
         corpus = Corpus(config.corpus.path)
         print(render(summarise(corpus)))
-        sheet = Path(config.corpus.path, "contact_sheet.html")
-        write_contact_sheet(corpus, sheet)
+        page = Path(config.corpus.path, "corpus.html")
+        write_page(corpus, page, sampling=config.sampling)
         with _step("train"):
             trained = run_train(config)
         with _step("sweep"):
@@ -86,7 +86,7 @@ def quickstart(config: Config) -> None:
     print(swept.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     lies = {
         "report": Path(config.evaluate.output, "report.html"),
-        "contact sheet": sheet,
+        "corpus": page,
         "training plot": Path(config.train.output, "training.png"),
         "sweep plot": swept.plot,
         "scores": scores,

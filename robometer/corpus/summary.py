@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.writer import SKIP
 from robometer.trajectory import QUALITY_LABELS
 
 MAX_TASKS = 60
@@ -19,7 +20,8 @@ MAX_TASKS = 60
 class Summary:
     """Counts of trajectories, but for `frames` and `size_bytes` (JPEG).
 
-    `by_task` is task -> quality label -> count; `refused` is (stage, reason) -> count, numbers in it masked.
+    `by_task` is task -> quality label -> count; `refused` and `left_out` (by design) are (stage, reason) -> count,
+    numbers in the reason masked.
     """
 
     path: str
@@ -30,29 +32,33 @@ class Summary:
     by_source: dict[str, int]
     by_split: dict[str, int]
     by_quality: dict[str, int]
+    by_agent: dict[str, int]
     by_task: dict[str, dict[str, int]]
     refused: dict[tuple[str, str], int]
+    left_out: dict[tuple[str, str], int]
 
 
 def summarise(corpus: Corpus) -> Summary:
-    """Count a corpus; reads the manifest and the quarantine, no frames."""
+    """Count a corpus; reads the manifest and the quarantine, no frames. Only distinct values pass through Python."""
     manifest = corpus.manifest
-    columns = {name: manifest[name].to_pylist() for name in ("source", "split", "quality_label", "task")}
     by_task: dict[str, dict[str, int]] = {}
-    for task, quality in zip(columns["task"], columns["quality_label"], strict=True):
-        by_task.setdefault(task, dict.fromkeys(QUALITY_LABELS, 0))[quality] += 1
-    refused = Counter((row["stage"], _reason(row["error"])) for row in corpus.quarantine().to_pylist())
+    for (task, quality), count in _counts(manifest, "task", "quality_label").items():
+        by_task.setdefault(task, dict.fromkeys(QUALITY_LABELS, 0))[quality] += count
+    by_quality = _counts(manifest, "quality_label")
+    refused = _reasons(corpus.quarantine())
     return Summary(
         path=corpus.storage.path,
         content_hash=corpus.content_hash,
         trajectories=len(corpus),
         frames=pc.sum(manifest["num_frames"]).as_py() or 0,
         size_bytes=pc.sum(manifest["size_bytes"]).as_py() or 0,
-        by_source=dict(Counter(columns["source"]).most_common()),
-        by_split=dict(Counter(columns["split"]).most_common()),
-        by_quality={label: columns["quality_label"].count(label) for label in QUALITY_LABELS},
+        by_source={name: count for (name,), count in _counts(manifest, "source").items()},
+        by_split={name: count for (name,), count in _counts(manifest, "split").items()},
+        by_quality={label: by_quality.get((label,), 0) for label in QUALITY_LABELS},
+        by_agent={"robot" if robot else "human": n for (robot,), n in _counts(manifest, "is_robot").items()},
         by_task=dict(sorted(by_task.items())),
-        refused=dict(refused.most_common()),
+        refused={(stage, reason): n for (stage, reason), n in refused.items() if stage != SKIP},
+        left_out={(stage, reason): n for (stage, reason), n in refused.items() if stage == SKIP},
     )
 
 
@@ -77,6 +83,9 @@ def render(summary: Summary, max_tasks: int = MAX_TASKS) -> str:
     if summary.refused:
         rows = [(stage, reason, str(n)) for (stage, reason), n in summary.refused.items()]
         parts.append(table(("refused at", "reason", "episodes"), rows))
+    if summary.left_out:
+        skipped = [(reason, str(n)) for (_, reason), n in summary.left_out.items()]
+        parts.append(table(("left out by design", "episodes"), skipped))
     return "\n\n".join(parts)
 
 
@@ -93,11 +102,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])
 
 
-def _reason(error: str) -> str:
-    """The reason without what differs from one episode to the next."""
-    first = error.splitlines()[0] if error else "unknown"
-    if first.startswith("duplicate id"):
-        return "duplicate id"
-    if first.startswith("there is no file"):
-        return "there is no file"
-    return re.sub(r"\d+", "#", first)[:120]
+def _counts(table: pa.Table, *names: str) -> dict[tuple[Any, ...], int]:
+    """Rows per distinct value of some columns, most frequent first, equal counts by value."""
+    found = table.select(names).group_by(list(names)).aggregate([([], "count_all")])
+    found = found.sort_by([("count_all", "descending"), *((name, "ascending") for name in names)])
+    values = zip(*(found[name].to_pylist() for name in names), strict=True)
+    return dict(zip(values, found["count_all"].to_pylist(), strict=True))
+
+
+def _reasons(quarantine: pa.Table) -> dict[tuple[str, str], int]:
+    """(stage, reason) -> count; the reason is the error without what differs from one episode to the next."""
+    text = pc.replace_substring_regex(pc.fill_null(quarantine["error"], ""), r"(?s)\n.*", "")
+    text = pc.if_else(pc.equal(text, ""), "unknown", text)
+    masked = pc.utf8_slice_codeunits(pc.replace_substring_regex(text, r"\d+", "#"), 0, 120)
+    for start in ("duplicate id", "there is no file"):
+        masked = pc.if_else(pc.starts_with(text, start), start, masked)
+    return _counts(pa.table({"stage": quarantine["stage"], "reason": masked}), "stage", "reason")

@@ -6,13 +6,13 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import cv2
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
+from robometer.drawing import points, spans
 from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import FORWARD, ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
@@ -172,7 +172,7 @@ def _card(choice: _Choice, corpus: Corpus, reward_range: tuple[float, float]) ->
         "cells": len(cells),
         "thumbs": [round(i) for i in np.linspace(0, len(cells) - 1, min(len(cells), THUMBNAILS))],
         "curves": _curves(clip, target, reward_range),
-        "done": _spans(clip.success_label if len(clip.success_label) == count else np.zeros(0)),
+        "done": spans(clip.success_label if len(clip.success_label) == count else np.zeros(0)),
         "data": {
             "progress": _rounded(clip.progress),
             "success": _rounded(clip.success),
@@ -191,32 +191,11 @@ def _curves(clip: ClipPrediction, target: np.ndarray | None, reward_range: tuple
         known["target"] = target
     if len(clip.env_reward) == len(clip.progress) and high > low:
         known["reward"] = (clip.env_reward - low) / (high - low)
-    return [{"name": name, "points": _points(values)} for name, values in known.items()]
+    return [{"name": name, "points": points(values)} for name, values in known.items()]
 
 
 def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(v), 3) for v in values]
-
-
-def _x(index: float, count: int) -> float:
-    return 100 * index / max(1, count - 1)
-
-
-def _points(values: np.ndarray) -> str:
-    """Points of an SVG polyline in a box of 100 x 100, y down."""
-    return " ".join(f"{_x(i, len(values)):.2f},{100 - 100 * float(v):.2f}" for i, v in enumerate(values))
-
-
-def _spans(flags: np.ndarray) -> list[dict[str, float]]:
-    """Where the simulator's flag is up, as left and width in percent of the chart."""
-    spans, start = [], 0
-    for up, run in groupby(flags > 0.5):
-        stop = start + len(list(run))
-        if up:
-            left, right = _x(max(start - 0.5, 0), len(flags)), _x(min(stop - 0.5, len(flags) - 1), len(flags))
-            spans.append({"left": round(left, 2), "width": round(right - left, 2)})
-        start = stop
-    return spans
 
 
 def _sprite(frames: np.ndarray) -> tuple[str, float]:

@@ -1,0 +1,110 @@
+"""The corpus as one self-contained HTML file, to look at before anything is trained on it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from robometer.configs.schema import SamplingConfig
+from robometer.corpus.cards import cards, spread
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.overview import overview
+from robometer.sampling.columns import Columns
+from robometer.trajectory import QUALITY_LABELS
+
+MAX_CLIPS = 200
+FILTERS = {"source": "Source", "quality_label": "Quality", "split": "Split", "view": "View"}
+"""Manifest columns that the page filters by their value, and what they are called there."""
+
+
+def write_page(
+    corpus: Corpus,
+    path: str | Path,
+    max_clips: int = MAX_CLIPS,
+    split: str | None = None,
+    sampling: SamplingConfig | None = None,
+) -> int:
+    """Write a page of at most `max_clips` trajectories, spread over sources, tasks and qualities.
+
+    The head counts the whole corpus. Of the frames only those that are shown are read, and one clip is held at a time.
+
+    Args:
+        corpus: what to show.
+        path: HTML file to write, about 40 KB per clip.
+        max_clips: cap; the page says how many of how many it shows.
+        split: show clips of this split only.
+        sampling: how targets are made (default: as by default).
+
+    Returns:
+        How many trajectories it shows.
+    """
+    sampling = sampling or SamplingConfig()
+    columns = Columns.from_table(corpus.manifest, sampling)
+    rows = corpus.rows(split)
+    chosen = spread(columns, rows, max_clips)
+    style, script = (_text(name) for name in ("corpus.css", "corpus.js"))
+    page = (
+        _environment()
+        .get_template("corpus.html.jinja2")
+        .stream(
+            style=Markup(style),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            head=overview(corpus, columns),
+            qualities=list(reversed(QUALITY_LABELS)),
+            filters=_filters(corpus, chosen),
+            tasks=sorted({columns.text_of(row) for row in chosen}),
+            cards=cards(corpus, columns, chosen, sampling.compat),
+            shown=len(chosen),
+            of=len(rows),
+            split=split,
+        )
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(f"{path}.part")
+    try:
+        page.dump(str(unfinished), encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return len(chosen)
+
+
+def _filters(corpus: Corpus, rows: Sequence[int]) -> list[tuple[str, str, list[tuple[str, int]]]]:
+    """Name, title and values of each filter; a value comes with how many of the shown clips have it."""
+    shown = corpus.manifest.take(list(rows)) if len(rows) else corpus.manifest.slice(0, 0)
+    found = [(name, title, shown[name].to_pylist()) for name, title in FILTERS.items()]
+    found.append(("agent", "By", ["robot" if robot else "human" for robot in shown["is_robot"].to_pylist()]))
+    made = []
+    for name, title, values in found:
+        best_first = [label for label in reversed(QUALITY_LABELS) if label in values]
+        distinct = best_first if name == "quality_label" else sorted(set(values))
+        made.append((name.removesuffix("_label"), title, [(value, values.count(value)) for value in distinct]))
+    return made
+
+
+def _text(name: str) -> str:
+    return resources.files("robometer.corpus").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("robometer.corpus"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["count"] = "{:,}".format
+    environment.filters["size"] = _size
+    return environment
+
+
+def _size(size_bytes: int) -> str:
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
+        if size_bytes >= 10**power:
+            return f"{size_bytes / 10**power:.1f} {unit}"
+    return f"{size_bytes / 1e3:.1f} KB"
