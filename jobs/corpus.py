@@ -1,10 +1,13 @@
-"""Job: what a corpus holds (`robometer corpus`, `python -m jobs.corpus`)."""
+"""Job: what a corpus holds, and looking after it (`robometer corpus`, `python -m jobs.corpus`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import sys
+from collections.abc import Callable, Sequence
 
 from jobs import common
+from pipelines.maintain import MaintenanceError, run_compact, run_verify
 from robometer.configs import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.page import write_page
@@ -17,28 +20,66 @@ Reads   the corpus at corpus.path
 Writes  with --show, the corpus viewer as one HTML file (--show=PAGE; default corpus.html in the working folder): counts
         of the whole corpus, and clips to play and to filter, each with what is trained on it; it needs no network
 
+robometer corpus verify     re-read every shard, on the cluster: counts, hashes, and whether the manifest says the same.
+        --repair            make lost or false manifest files again from the shards; take corrupt shards out, which the
+                            next `robometer ingest` of the same data makes again
+robometer corpus compact    join small shards, with their embeddings, while no job uses the corpus
+        --shard-mb=512      size of the shards that come out
+
 Examples
   robometer corpus corpus.path=outputs/corpus
-  robometer corpus --show corpus.path=outputs/corpus
   robometer corpus --show=/data/corpus.html corpus.path=/data/corpus
+  robometer corpus verify --repair corpus.path=/data/corpus
 """
+
+
+def look(options: argparse.Namespace, config: Config) -> None:
+    """Print the summary, and write the page where one is asked for."""
+    corpus = Corpus(config.corpus.path)
+    print(render(summarise(corpus)))
+    if options.show:
+        print(f"page of {write_page(corpus, options.show, sampling=config.sampling)} trajectories: {options.show}")
+
+
+def verify(options: argparse.Namespace, config: Config) -> None:
+    """Say what is not in order, and what was done about it."""
+    report = run_verify(config, options.repair)
+    for shard in report.wrong:
+        print(f"shard {shard.shard}: {'; '.join(shard.problems[:3])}{f' -> {shard.repair}' if shard.repair else ''}")
+    print(
+        f"{report.trajectories} trajectories in {report.shards} shards re-read: {len(report.wrong)} shards not in order, "
+        f"{report.duplicates} rows twice"
+    )
+    if report.wrong and not options.repair:
+        raise MaintenanceError(
+            "the corpus is not in order: `robometer corpus verify --repair` mends what can be mended"
+        )
+    if any(shard.repair == "dropped" for shard in report.wrong):
+        print("run `robometer ingest` of the same data again to make the dropped shards anew")
+
+
+def compact(options: argparse.Namespace, config: Config) -> None:
+    """Join small shards and say how many there are now."""
+    before, after = run_compact(config, options.shard_mb)
+    print(f"{before} shards before, {after} now")
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace, Config], None]] = {"verify": verify, "compact": compact}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    import sys
-
     arguments = list(sys.argv[1:] if argv is None else argv)
-    shows = [argument for argument in arguments if argument == "--show" or argument.startswith("--show=")]
-    page = (shows[-1].partition("=")[2] or "corpus.html") if shows else ""
-
-    def look(config: Config) -> None:
-        corpus = Corpus(config.corpus.path)
-        print(render(summarise(corpus)))
-        if page:
-            print(f"page of {write_page(corpus, page, sampling=config.sampling)} trajectories: {page}")
-
-    return common.main(HELP, ("corpus",), look, [argument for argument in arguments if argument not in shows])
+    action = ACTIONS.get(arguments[0], look) if arguments else look
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    if action is look:
+        parser.add_argument("--show", nargs="?", const="corpus.html", default="")
+    elif action is verify:
+        parser.add_argument("--repair", action="store_true")
+    else:
+        parser.add_argument("--shard-mb", type=int, default=512)
+    options, rest = parser.parse_known_args(arguments if action is look else arguments[1:])
+    return common.main(HELP, ("corpus", "ray"), lambda config: action(options, config), rest)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robometer.corpus.corpus import Corpus
-from robometer.corpus.writer import SKIP
+from robometer.corpus.manifest import SKIP
 from robometer.trajectory import QUALITY_LABELS
 
 MAX_TASKS = 60

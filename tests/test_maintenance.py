@@ -1,0 +1,119 @@
+"""Verify finds and mends what a disk or a person did to a corpus; compact changes how it lies, not what it holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import corpus as job
+from pipelines.embed import run_embed
+from pipelines.ingest import run_ingest
+from pipelines.maintain import run_compact, run_verify
+from robometer.configs import Config, load
+from robometer.corpus.corpus import Corpus
+from tests.test_ingest import config, write_data
+
+BAD = {"video": "none.mp4", "task": "t"}
+
+
+@pytest.fixture
+def made(ray_local: None, tmp_path: Path) -> Config:
+    """A corpus of 10 trajectories in 4 shards, with one refused."""
+    write_data(tmp_path / "data", 10, rows=[BAD])
+    settings = config(tmp_path)
+    run_ingest(settings)
+    return settings
+
+
+def content(settings: Config) -> tuple[str, list[str]]:
+    corpus = Corpus(settings.corpus.path)
+    return corpus.content_hash, corpus.quarantine()["uri"].to_pylist()
+
+
+def shards(settings: Config) -> list[Path]:
+    return sorted(Path(settings.corpus.path, "shards").glob("*.arrow"))
+
+
+def test_a_corpus_in_order_is_said_to_be(made: Config) -> None:
+    report = run_verify(made)
+    assert (report.shards, report.trajectories, report.duplicates, report.wrong) == (4, 10, 0, [])
+
+
+def test_a_lost_manifest_is_made_again_from_the_shards(made: Config) -> None:
+    before = content(made)
+    manifest = Path(made.corpus.path, "manifest")
+    files = {path.name: path.read_bytes() for path in manifest.iterdir()}
+    shutil.rmtree(manifest)
+    assert [r.problems for r in run_verify(made).wrong] == [["its manifest file is missing"]] * 4
+    assert [r.repair for r in run_verify(made, repair=True).wrong] == ["rebuilt"] * 4
+    assert content(made) == before and not run_verify(made).wrong
+    assert {path.name: path.read_bytes() for path in manifest.iterdir()} == files
+    report = run_ingest(made)
+    assert (report.new, report.present, report.quarantined) == (0, 10, 1)
+
+
+def test_a_damaged_shard_is_found_dropped_and_made_again(made: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(made)
+    damaged, missing = shards(made)[0], shards(made)[1]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    missing.unlink()
+    wrong = {report.shard: report.problems[0] for report in run_verify(made).wrong}
+    assert wrong.keys() == {damaged.stem, missing.stem} and "cannot be read" in wrong[missing.stem]
+    assert "not those that were written" in wrong[damaged.stem]
+    where = f"corpus.path={made.corpus.path}"
+    assert job.main(["verify", where]) == 2
+    assert "verify --repair" in capsys.readouterr().err
+    assert job.main(["verify", "--repair", where]) == 0
+    assert "dropped" in capsys.readouterr().out and len(Corpus(made.corpus.path)) < 10
+    run_ingest(made)
+    assert content(made) == before and not run_verify(made).wrong
+
+
+def test_compact_keeps_rows_frames_embeddings_and_quarantine(made: Config, tmp_path: Path) -> None:
+    settings = load(
+        [f"corpus.path={made.corpus.path}", "embed.image_encoder=random_image", "embed.text_encoder=random_text"]
+    )
+    run_embed(settings)
+    corpus, before = Corpus(made.corpus.path), content(made)
+    frames = [corpus.frames(row) for row in range(10)]
+    vectors = [corpus.embeddings("random_image", row) for row in range(10)]
+    old = tmp_path / "old"
+    shutil.copytree(made.corpus.path, old)
+    assert run_compact(made, target_mb=1) == (4, 1)
+    assert content(made) == before and not run_verify(made).wrong
+    joined = Corpus(made.corpus.path)
+    assert all(np.array_equal(joined.frames(row), frames[row]) for row in range(10))
+    assert all(np.array_equal(joined.embeddings("random_image", row), vectors[row]) for row in range(10))
+    assert run_embed(settings).shards == 0
+    report = run_ingest(made)
+    assert (report.new, report.present, report.quarantined) == (0, 10, 1)
+    assert len(shards(made)) == len(list(Path(made.corpus.path, "manifest").iterdir())) == 1
+
+    shutil.copytree(old, made.corpus.path, dirs_exist_ok=True)  # as if it had been killed before it deleted anything
+    assert content(made) == before and len(Corpus(made.corpus.path)) == 10
+    assert run_ingest(made).present == 10
+    assert run_compact(made, target_mb=1) == (1, 1)
+    assert len(shards(made)) == 1 and content(made) == before
+
+
+def test_new_data_and_a_mended_video_enter_a_compacted_corpus(made: Config, tmp_path: Path) -> None:
+    run_compact(made, target_mb=1)
+    write_data(tmp_path / "data", 12, rows=[BAD])
+    shutil.copy(tmp_path / "data" / "0.mp4", tmp_path / "data" / "none.mp4")
+    report = run_ingest(config(tmp_path, "ingest.retry_quarantined=true"))
+    assert (report.new, report.present, report.quarantined) == (3, 10, 0)
+    assert run_compact(made, target_mb=1)[1] == 1
+    assert len(Corpus(made.corpus.path)) == 13 and run_ingest(made).present == 13
+    assert json.loads(Path(made.corpus.path, "corpus.json").read_text())["counts"]["trajectories"] == 13
+
+
+def test_a_missing_corpus_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("verify", "compact"):
+        assert job.main([action, f"corpus.path={tmp_path / 'none'}"]) == 2
+        assert "no corpus at" in capsys.readouterr().err
