@@ -104,7 +104,7 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     return data.tobytes()
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
+def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
     """RGB frame uint8 [H, W, 3] of an encoded image.
 
     Raises:

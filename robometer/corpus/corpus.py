@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,19 @@ class Corpus:
         batch = self._batch(row)
         return {name: batch.column(name)[0].as_py() for name in batch.schema.names}
 
+    def encoded_frames(self, row: int) -> Sequence[memoryview]:
+        """JPEG bytes of all frames of a row, as views of the shard: nothing is copied, or read before it is looked at."""
+        values = self._batch(row).column("frames").values  # a batch holds one trajectory
+        _, offsets, data = values.buffers()
+        ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
+        whole = memoryview(data)
+        return [whole[first:last] for first, last in pairwise(ends)]
+
     def frames(self, row: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Decoded frames uint8 [T, H, W, 3] RGB at `positions` (all without), in that order; each is decoded once."""
-        encoded = self._batch(row).column("frames")[0]
+        encoded = self.encoded_frames(row)
         wanted = np.arange(len(encoded)) if positions is None else np.asarray(positions)
-        decoded = {int(p): decode_jpeg(encoded[int(p)].as_py()) for p in np.unique(wanted)}
+        decoded = {int(p): decode_jpeg(encoded[int(p)]) for p in np.unique(wanted)}
         return np.stack([decoded[int(p)] for p in wanted])
 
     def embeddings(self, encoder: str, row: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:

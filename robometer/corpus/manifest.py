@@ -31,6 +31,9 @@ UNITS = b"robometer_units"
 REPLACES = b"robometer_replaces"
 """Key of the Parquet metadata that names the shards which this one was made of."""
 
+_REPEATED = ("source", "view", "task", "quality_label", "raw_quality_label", "split", "uri", "settings_hash", "shard")
+"""Columns whose values repeat: they are held as dictionaries while a manifest is read."""
+
 _READERS = 8
 
 T = TypeVar("T")
@@ -49,16 +52,28 @@ Ledger = Mapping[str, Counts]
 
 
 def read_manifest(storage: Storage, columns: Sequence[str] | None = None) -> pa.Table:
-    """All committed rows sorted by id, or some of their columns; of rows with one id, the first shard's is kept."""
+    """All committed rows sorted by id, or some of their columns; of rows with one id, the first shard's is kept.
+
+    Built column by column, each freed before the next is made, so that a large manifest is never in memory twice.
+    """
     wanted = list(MANIFEST_SCHEMA.names if columns is None else columns)
-    needed = list(dict.fromkeys([*wanted, "id", "shard"]))
-    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in needed], MANIFEST_SCHEMA.metadata)
     names = storage.list("manifest", ".parquet")
-    tables = dict(zip(names, _each(lambda name: storage.read_parquet(name, needed), names), strict=True))
-    hidden = _replaced(table.schema for table in tables.values())
-    parts = [t.replace_schema_metadata().cast(schema) for name, t in tables.items() if _stem(name) not in hidden]
-    table = pa.concat_tables([schema.empty_table(), *parts])
-    return unique(table.sort_by([("id", "ascending"), ("shard", "ascending")]), ["id"]).select(wanted)
+    parts = _each(lambda name: storage.read_parquet(name, {*wanted, "id"}, _REPEATED), names)
+    hidden = _replaced(part.schema for part in parts)
+    parts = [p.replace_schema_metadata() for p, name in zip(parts, names, strict=True) if _stem(name) not in hidden]
+    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in wanted], MANIFEST_SCHEMA.metadata)
+    if not parts:
+        return schema.empty_table()
+    table = pa.concat_tables(parts).unify_dictionaries()
+    order = pc.sort_indices(table["id"])  # stable: of equal ids, the first shard's comes first
+    order = order.filter(_first(table["id"].take(order)))
+    found = dict(zip(table.column_names, table.columns, strict=True))
+    del table, parts
+    done = []
+    for field in schema:
+        done.append(found.pop(field.name).take(order).cast(field.type).combine_chunks())
+        pa.default_memory_pool().release_unused()
+    return pa.table(done, schema)
 
 
 def read_schemas(storage: Storage) -> dict[str, pa.Schema]:
@@ -116,7 +131,8 @@ def read_quarantine(storage: Storage) -> pa.Table:
     mended = pa.array([digest for digest, counts in ledger.items() if not counts.refused], pa.string())
     again = pc.and_(pc.is_in(table["unit"], mended), pc.not_equal(table["stage"], SKIP))
     keys = ["uri", "id", "stage", "error"]
-    return unique(table.filter(pc.invert(again)).sort_by([(key, "ascending") for key in keys]), keys)
+    table = table.filter(pc.invert(again)).sort_by([(key, "ascending") for key in keys])
+    return table.filter(_first(*(table[key] for key in keys)))
 
 
 def manifest_hash(manifest: pa.Table) -> str:
@@ -127,13 +143,13 @@ def manifest_hash(manifest: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def unique(table: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The first row of each run of equal `keys` in a sorted table."""
-    first = np.ones(table.num_rows, dtype=bool)
-    if table.num_rows > 1:
-        later = [pc.not_equal(table[key][1:], table[key][:-1]).to_numpy() for key in keys]
+def _first(*columns: pa.ChunkedArray) -> pa.Array:
+    """Mask of the first row of each run of equal values, in sorted columns."""
+    first = np.ones(len(columns[0]), dtype=bool)
+    if len(first) > 1:
+        later = [pc.not_equal(column[1:], column[:-1]).to_numpy() for column in columns]
         first[1:] = np.logical_or.reduce(later)
-    return table if first.all() else table.filter(pa.array(first))
+    return pa.array(first)
 
 
 def _each(read: Callable[[str], T], names: Sequence[str]) -> list[T]:

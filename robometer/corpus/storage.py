@@ -8,7 +8,7 @@ import posixpath
 import socket
 import time
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,10 +126,13 @@ class Storage:
         pq.write_table(table, buffer, compression="zstd")
         self.write_bytes(name, buffer.getvalue())
 
-    def read_parquet(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read a table, or some of its columns."""
+    def read_parquet(
+        self, name: str, columns: Iterable[str] | None = None, dictionaries: Sequence[str] = ()
+    ) -> pa.Table:
+        """Read a table, or some of its columns; `dictionaries` names those to be kept as dictionaries."""
         with self.fs.open_input_file(self.full(name)) as source:
-            return pq.read_table(source, columns=None if columns is None else list(columns))
+            wanted = None if columns is None else list(columns)
+            return pq.read_table(source, columns=wanted, read_dictionary=list(dictionaries))
 
     def read_parquet_schema(self, name: str) -> pa.Schema:
         """Schema and metadata of a table."""

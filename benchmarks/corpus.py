@@ -1,0 +1,298 @@
+"""Speed and memory of the corpus, as ratios within one run: `python -m benchmarks.corpus [--clips N] [--gb G]`.
+
+Ingest     the real job on copies of the bundled clips, against the same decode, resize and JPEG in as many plain processes
+           without Ray, and against a pipeline like upstream's (decord, npz with deflate); peak memory at 1x and 10x
+Manifest   opening one of a million rows
+Read       random trajectories of a corpus larger than caches, against plain reads of as many bytes at as many places
+
+Machines are noisy: what is compared runs by turns, and medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from pipelines.cluster import connected
+from pipelines.ingest import run_ingest
+from robometer.configs import load
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.encode import entries
+from robometer.corpus.sources import Unit, list_units
+from robometer.corpus.storage import Storage
+from robometer.corpus.writer import Stored, commit_shard, write_manifest
+from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
+from robometer.video import decode_video, resize_short_edge, thin
+
+CORES = os.cpu_count() or 1
+ROUNDS = 3
+
+
+def main() -> None:
+    """Run all three and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=2000, help="clips of the larger ingest")
+    parser.add_argument("--gb", type=float, default=10.0, help="size of the corpus that is read at random")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest that is opened")
+    parser.add_argument("--only", choices=("ingest", "manifest", "read"), help="one of the three")
+    options = parser.parse_args()
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory(prefix="robometer-benchmark-") as folder:
+        parts: dict[str, Callable[[], None]] = {
+            "ingest": lambda: ingest(Path(folder), options.clips),
+            "manifest": lambda: manifest(Path(folder), options.rows),
+            "read": lambda: read(Path(folder), options.gb),
+        }
+        for name, run in parts.items():
+            if options.only in (None, name):
+                run()
+
+
+# Ingest
+
+
+def ingest(folder: Path, clips: int) -> None:
+    """Throughput and memory of the job and of what it is compared with."""
+    raw = write_raw(folder / "raw", clips)
+    small = write_raw(folder / "small", clips // 10)
+    units = [unit for unit in list_units("mp4_jsonl", str(raw)) if isinstance(unit, Unit)]
+    times: dict[str, list[float]] = {"ingest": [], "bare": [], "npz": []}
+    peaks: dict[str, list[float]] = {"1x": [], "10x": []}
+    config = load([f"ray.num_cpus={CORES}"])
+    with connected(config):
+        run_job(small, folder / "warm", CORES)  # starts the workers
+        for number in range(ROUNDS):
+            with peak_memory() as peak:
+                run_job(small, folder / f"small{number}", CORES)
+            peaks["1x"].append(peak[0])
+            with peak_memory() as peak:
+                times["ingest"].append(run_job(raw, folder / f"large{number}", CORES))
+            peaks["10x"].append(peak[0])
+            times["bare"].append(in_processes(bare, units))
+            times["npz"].append(in_processes(deflate, units[: clips // 10]) * 10)
+    frames = Corpus(str(folder / "large0")).info["counts"]["frames"]
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    print(f"\ningest of {clips} clips ({frames} frames at 240 px) on {CORES} cores, median of {ROUNDS} rounds")
+    print(f"{'':28}{'trajectories/s':>16}{'frames/s/core':>16}{'ratio to ingest':>18}")
+    for name, label in (
+        ("ingest", "robometer ingest"),
+        ("bare", "bare, no Ray, not stored"),
+        ("npz", "decord, npz deflate"),
+    ):
+        rate = clips / seconds[name]
+        print(f"{label:28}{rate:16.1f}{frames / seconds[name] / CORES:16.0f}{rate * seconds['ingest'] / clips:18.2f}")
+    print(f"ingest reaches {seconds['bare'] / seconds['ingest']:.0%} of the bare limit (target 90 %), "
+          f"{seconds['npz'] / seconds['ingest']:.1f} times the npz pipeline (target 5)")  # fmt: skip
+    low, high = (statistics.median(peaks[name]) / 2**20 for name in ("1x", "10x"))
+    print(
+        f"peak memory of all processes (PSS, with Ray's own): {low:.0f} MiB for {clips // 10} clips, {high:.0f} MiB for {clips}"
+    )
+
+
+def write_raw(folder: Path, clips: int) -> Path:
+    """`clips` lines over the bundled videos, each line a trajectory of its own."""
+    bundled = Path(__file__).resolve().parents[1] / "robometer/data/metaworld"
+    lines = [json.loads(line) for line in (bundled / "trajectories.jsonl").read_text().splitlines()]
+    folder.mkdir()
+    (folder / "videos").symlink_to(bundled / "videos")
+    with (folder / "trajectories.jsonl").open("w") as file:
+        for i in range(clips):
+            file.write(json.dumps({**lines[i % len(lines)], "episode_key": f"{i:07d}"}) + "\n")
+    return folder
+
+
+def run_job(raw: Path, corpus: Path, cores: int) -> float:
+    """Seconds of the real job, in a Ray that is up."""
+    started = time.perf_counter()
+    run_ingest(load([f"ingest.input={raw}", f"corpus.path={corpus}", "ingest.shard_size=64"]))
+    return time.perf_counter() - started
+
+
+def in_processes(work: Callable[[list[Unit]], int], units: list[Unit]) -> float:
+    """Seconds that as many plain processes as there are cores need for all units, without their start."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(CORES) as pool:
+        pool.map(work, [units[:1]] * CORES, chunksize=1)  # imports
+        started = time.perf_counter()
+        parts = [units[i : i + 64] for i in range(0, len(units), 64)]
+        done = sum(pool.map(work, parts, chunksize=1))
+        assert done == len(units)
+        return time.perf_counter() - started
+
+
+def bare(units: list[Unit]) -> int:
+    """Decode, thin, resize and compress to JPEG, and drop the result."""
+    return sum(isinstance(entry, Stored) for entry in entries(units, load().ingest))
+
+
+def deflate(units: list[Unit]) -> int:
+    """Decode with decord, resize, and write an npz with deflate, as upstream's preprocessing does."""
+    for unit in units:
+        video = decode_video(unit.uri, lambda n, fps: thin(n, 32))
+        frames = np.stack([resize_short_edge(frame, 240) for frame in video.frames])
+        np.savez_compressed(io.BytesIO(), frames=frames, shape=frames.shape, num_frames=len(frames))
+    return len(units)
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """The largest sum of the proportional set sizes of this process and all below it, in bytes, once the block ends."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            total = 0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+# Manifest
+
+
+def manifest(folder: Path, rows: int) -> None:
+    """Time and memory of opening a large manifest, in a process of its own."""
+    path = folder / "million"
+    storage = corpus_folder(path)
+    per_shard = 2048
+    for start in range(0, rows, per_shard):
+        count = min(per_shard, rows - start)
+        write_manifest(storage, f"{start:020x}", manifest_table(start, count), {})
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        seconds, before, after = pool.apply(open_corpus, (str(path),))
+    size = sum(file.stat().st_size for file in (path / "manifest").iterdir()) / 2**20
+    print(f"\nmanifest of {rows} rows, {size:.0f} MiB in {-(-rows // per_shard)} files: opened in {seconds:.1f} s (target 5), "
+          f"peak memory {before} -> {after} MiB (target 1024)")  # fmt: skip
+    shutil.rmtree(path)
+
+
+def open_corpus(path: str) -> tuple[float, int, int]:
+    """(seconds, peak MiB before, peak MiB after) of opening a corpus."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    corpus = Corpus(path)
+    seconds = time.perf_counter() - started
+    assert len(corpus) > 0
+    return seconds, before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def corpus_folder(path: Path) -> Storage:
+    """An empty corpus."""
+    storage = Storage(str(path))
+    info = {"schema_version": SCHEMA_VERSION, "state": "complete", "settings": {}}
+    storage.write_bytes("corpus.json", json.dumps(info).encode())
+    return storage
+
+
+def manifest_table(start: int, count: int) -> pa.Table:
+    """Rows as a corpus of 50 sources and 20,000 tasks has them."""
+    rng = np.random.default_rng(start)
+    numbers = range(start, start + count)
+    words: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA.names)
+    rows = [
+        words
+        | {
+            "id": rng.bytes(16).hex(),
+            "source": f"oxe_data_set_{i % 50}",
+            "episode_key": f"data-{i // 100:05d}-of-10000/record_{i % 100}",
+            "view": "image_0",
+            "task": f"put the object number {i % 20_000} on the shelf beside the door",
+            "is_robot": True,
+            "quality_label": "successful",
+            "raw_quality_label": "successful",
+            "split": "train",
+            "num_frames": 32,
+            "height": 240,
+            "width": 320,
+            "source_fps": 10.0,
+            "source_num_frames": 100,
+            "size_bytes": 300_000,
+            "uri": f"/data/raw/oxe_data_set_{i % 50}/1.0.0/data-train.tfrecord-{i // 100:05d}-of-10000",
+            "content_hash": rng.bytes(16).hex(),
+            "settings_hash": "0123456789abcdef",
+            "shard": f"{start:020x}",
+            "row": i - start,
+        }
+        for i in numbers
+    ]
+    return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+
+
+# Read
+
+
+def read(folder: Path, gigabytes: float, reads: int = 2000) -> None:
+    """Random trajectories through `Corpus`, and plain reads of as many bytes from the same files, by turns."""
+    path = folder / "large"
+    storage = corpus_folder(path)
+    rng = np.random.default_rng(0)
+    frame_bytes, num_frames, per_shard = 10_000, 32, 1600
+    count = max(1, round(gigabytes * 1e9 / (frame_bytes * num_frames * per_shard)))
+    pool = rng.bytes(50_000_000)
+    for shard in range(count):
+        table = manifest_table(shard * per_shard, per_shard).to_pylist()
+        records = (record_of(row, pool, rng, num_frames, frame_bytes) for row in table)
+        commit_shard(storage, f"{shard:020x}", map(Stored, records))
+    corpus = Corpus(str(path))
+    files = sorted((path / "shards").iterdir())
+    times: dict[str, list[float]] = {"corpus": [], "plain": []}
+    for _ in range(5):
+        order = rng.integers(0, len(corpus), reads)
+        started = time.perf_counter()
+        for row in order:
+            assert sum(len(bytes(frame)) for frame in corpus.encoded_frames(int(row))) == num_frames * frame_bytes
+        times["corpus"].append((time.perf_counter() - started) / reads)
+        size = frame_bytes * num_frames
+        places = [
+            (files[int(rng.integers(len(files)))], int(rng.integers(files[0].stat().st_size - size))) for _ in order
+        ]
+        started = time.perf_counter()
+        for file, offset in places:
+            with file.open("rb", buffering=0) as stream:
+                assert len(os.pread(stream.fileno(), size, offset)) == size
+        times["plain"].append((time.perf_counter() - started) / reads)
+    ours, plain = (statistics.median(times[name]) * 1e6 for name in ("corpus", "plain"))
+    total = sum(file.stat().st_size for file in files) / 1e9
+    print(f"\nrandom read of a trajectory ({num_frames} frames, {frame_bytes * num_frames // 1000} kB) of a corpus of {total:.1f} GB: "
+          f"{ours:.0f} us, plain read of as many bytes {plain:.0f} us, ratio {ours / plain:.2f} (target 2)")  # fmt: skip
+
+
+def record_of(row: dict[str, Any], pool: bytes, rng: np.random.Generator, num_frames: int, size: int) -> dict[str, Any]:
+    """A shard row whose frames are noise of the size of a JPEG."""
+    starts = rng.integers(0, len(pool) - size, num_frames)
+    blank = dict.fromkeys(SHARD_SCHEMA.names)
+    return blank | row | {"frame_index": list(range(num_frames)), "frames": [pool[s : s + size] for s in starts]}
+
+
+if __name__ == "__main__":
+    main()
