@@ -1,7 +1,7 @@
 """Speed and memory of the corpus, as ratios within one run: `python -m benchmarks.corpus [--clips N] [--gb G]`.
 
-Ingest     the real job on copies of the bundled clips, against the same decode, resize and JPEG in as many plain processes
-           without Ray, and against a pipeline like upstream's (decord, npz with deflate); peak memory at 1x and 10x
+Ingest     the real job on copies of the bundled clips, against the same decode, resize and JPEG in as many plain
+           processes without Ray, and against a pipeline like upstream's (npz with deflate); memory at 1x and 10x
 Manifest   opening one of a million rows
 Read       random trajectories of a corpus larger than caches, against plain reads of as many bytes at as many places
 
@@ -92,18 +92,17 @@ def ingest(folder: Path, clips: int) -> None:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     print(f"\ningest of {clips} clips ({frames} frames at 240 px) on {CORES} cores, median of {ROUNDS} rounds")
     print(f"{'':28}{'trajectories/s':>16}{'frames/s/core':>16}{'ratio to ingest':>18}")
-    for name, label in (
-        ("ingest", "robometer ingest"),
-        ("bare", "bare, no Ray, not stored"),
-        ("npz", "decord, npz deflate"),
-    ):
+    labels = {"ingest": "robometer ingest", "bare": "bare, no Ray, not stored", "npz": "decord, npz with deflate"}
+    for name, label in labels.items():
         rate = clips / seconds[name]
         print(f"{label:28}{rate:16.1f}{frames / seconds[name] / CORES:16.0f}{rate * seconds['ingest'] / clips:18.2f}")
-    print(f"ingest reaches {seconds['bare'] / seconds['ingest']:.0%} of the bare limit (target 90 %), "
-          f"{seconds['npz'] / seconds['ingest']:.1f} times the npz pipeline (target 5)")  # fmt: skip
+    print(
+        f"ingest reaches {seconds['bare'] / seconds['ingest']:.0%} of the bare limit (target 90 %), "
+        f"{seconds['npz'] / seconds['ingest']:.1f} times the npz pipeline (target 5)"
+    )
     low, high = (statistics.median(peaks[name]) / 2**20 for name in ("1x", "10x"))
     print(
-        f"peak memory of all processes (PSS, with Ray's own): {low:.0f} MiB for {clips // 10} clips, {high:.0f} MiB for {clips}"
+        f"peak memory of all processes (PSS, with Ray's): {low:.0f} MiB at {clips // 10} clips, {high:.0f} at {clips}"
     )
 
 
@@ -191,8 +190,10 @@ def manifest(folder: Path, rows: int) -> None:
     with context.Pool(1) as pool:
         seconds, before, after = pool.apply(open_corpus, (str(path),))
     size = sum(file.stat().st_size for file in (path / "manifest").iterdir()) / 2**20
-    print(f"\nmanifest of {rows} rows, {size:.0f} MiB in {-(-rows // per_shard)} files: opened in {seconds:.1f} s (target 5), "
-          f"peak memory {before} -> {after} MiB (target 1024)")  # fmt: skip
+    print(
+        f"\nmanifest of {rows} rows, {size:.0f} MiB in {-(-rows // per_shard)} files: opened in {seconds:.1f} s "
+        f"(target 5), peak memory of the process {before} -> {after} MiB (target 1024)"
+    )
     shutil.rmtree(path)
 
 
@@ -266,25 +267,26 @@ def read(folder: Path, gigabytes: float, reads: int = 2000) -> None:
     corpus = Corpus(str(path))
     files = sorted((path / "shards").iterdir())
     times: dict[str, list[float]] = {"corpus": [], "plain": []}
+    size = frame_bytes * num_frames
     for _ in range(5):
         order = rng.integers(0, len(corpus), reads)
         started = time.perf_counter()
         for row in order:
-            assert sum(len(bytes(frame)) for frame in corpus.encoded_frames(int(row))) == num_frames * frame_bytes
+            assert len(b"".join(corpus.encoded_frames(int(row)))) == size
         times["corpus"].append((time.perf_counter() - started) / reads)
-        size = frame_bytes * num_frames
-        places = [
-            (files[int(rng.integers(len(files)))], int(rng.integers(files[0].stat().st_size - size))) for _ in order
-        ]
+        last = files[0].stat().st_size - size
+        places = list(zip(rng.integers(len(files), size=reads), rng.integers(last, size=reads), strict=True))
         started = time.perf_counter()
         for file, offset in places:
-            with file.open("rb", buffering=0) as stream:
-                assert len(os.pread(stream.fileno(), size, offset)) == size
+            with files[file].open("rb", buffering=0) as stream:
+                assert len(os.pread(stream.fileno(), size, int(offset))) == size
         times["plain"].append((time.perf_counter() - started) / reads)
     ours, plain = (statistics.median(times[name]) * 1e6 for name in ("corpus", "plain"))
     total = sum(file.stat().st_size for file in files) / 1e9
-    print(f"\nrandom read of a trajectory ({num_frames} frames, {frame_bytes * num_frames // 1000} kB) of a corpus of {total:.1f} GB: "
-          f"{ours:.0f} us, plain read of as many bytes {plain:.0f} us, ratio {ours / plain:.2f} (target 2)")  # fmt: skip
+    print(
+        f"\nrandom read of a trajectory ({num_frames} frames, {size // 1000} kB) of a corpus of {total:.1f} GB: "
+        f"{ours:.0f} us, plain read of as many bytes {plain:.0f} us, ratio {ours / plain:.2f} (target 2)"
+    )
 
 
 def record_of(row: dict[str, Any], pool: bytes, rng: np.random.Generator, num_frames: int, size: int) -> dict[str, Any]:

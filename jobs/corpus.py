@@ -46,10 +46,8 @@ def verify(options: argparse.Namespace, config: Config) -> None:
     report = run_verify(config, options.repair)
     for shard in report.wrong:
         print(f"shard {shard.shard}: {'; '.join(shard.problems[:3])}{f' -> {shard.repair}' if shard.repair else ''}")
-    print(
-        f"{report.trajectories} trajectories in {report.shards} shards re-read: {len(report.wrong)} shards not in order, "
-        f"{report.duplicates} rows twice"
-    )
+    found = f"{len(report.wrong)} shards not in order, {report.duplicates} rows twice"
+    print(f"{report.trajectories} trajectories in {report.shards} shards re-read: {found}")
     if report.wrong and not options.repair:
         raise MaintenanceError(
             "the corpus is not in order: `robometer corpus verify --repair` mends what can be mended"

@@ -74,7 +74,7 @@ class Corpus:
         return {name: batch.column(name)[0].as_py() for name in batch.schema.names}
 
     def encoded_frames(self, row: int) -> Sequence[memoryview]:
-        """JPEG bytes of all frames of a row, as views of the shard: nothing is copied, or read before it is looked at."""
+        """JPEG bytes of all frames of a row, as views of the shard: nothing is copied, or read before it is used."""
         values = self._batch(row).column("frames").values  # a batch holds one trajectory
         _, offsets, data = values.buffers()
         ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
