@@ -109,7 +109,14 @@ def features(folder: Path) -> dict[str, Any]:
     Raises:
         SourceError: the file is missing or malformed.
     """
-    return dict(_leaves(common.read_json(folder / "features.json"), ""))
+    path = folder / "features.json"
+    try:
+        found = dict(_leaves(common.read_json(path), ""))
+        for leaf in found.values():
+            shape(leaf)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SourceError(f"{path} is no description of features ({type(error).__name__}: {error})") from error
+    return found
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:

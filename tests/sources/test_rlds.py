@@ -189,6 +189,14 @@ def test_folders_that_are_no_data_set_say_what_to_do(tmp_path: Path) -> None:
         list(list_units("rlds", str(tmp_path / "soar")))
 
 
+@pytest.mark.parametrize("content", ["{", '{"featuresDict": {"features": []}}', '{"sequence": 1}'])
+def test_a_malformed_description_is_named(tmp_path: Path, content: str) -> None:
+    data_set(tmp_path, "toto", {"observation/image": IMAGE}, {"train": [[b""]]})
+    (tmp_path / "features.json").write_text(content)
+    with pytest.raises(SourceError, match=r"features.json is (malformed|no description)"):
+        list(list_units("rlds", str(tmp_path)))
+
+
 def test_the_reading_order_is_that_of_tensorflow_datasets() -> None:
     assert reading_order([3, 2]) == [[0, 1, 2], [3, 4]]
     assert reading_order([20, 17, 1]) == [[*range(16), 34 - 1, 34, 35, 36], [*range(16, 32), 37], [32]]

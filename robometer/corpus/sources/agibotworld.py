@@ -47,7 +47,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     places = sorted(videos.union(common.files(root, "**/*.tar")))
     if not places:
         raise SourceError(f"neither archives (*.tar) nor videos in {input}: give ingest.input {_WHAT}")
-    named = (root / "cameras.txt").read_text("utf-8").split() if (root / "cameras.txt").is_file() else []
+    named = common.read_words(root / "cameras.txt")
     for place in places:
         for view in dict.fromkeys([VIEW, *named]):
             key = place.relative_to(root).as_posix() + ("" if view == VIEW else f"@{view}")

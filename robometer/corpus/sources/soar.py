@@ -97,5 +97,4 @@ def _labels(*folders: Path) -> tuple[dict[str, Any], set[str]]:
     labels = labels.get("label_corrections", labels) if isinstance(labels, dict) else None
     if not isinstance(labels, dict):
         raise SourceError(f"{found[0]} is no object of labels by number")
-    lists = [path for folder in folders if (path := folder / "blacklist.txt").is_file()]
-    return labels, {word for path in lists for word in path.read_text("utf-8").split()}
+    return labels, {word for folder in folders for word in common.read_words(folder / "blacklist.txt")}
