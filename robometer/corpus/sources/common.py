@@ -77,6 +77,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return _parsed(path, lambda content: list(csv.DictReader(content.splitlines())))
 
 
+def read_words(path: Path) -> list[str]:
+    """Words of an optional text file; none where it is missing. Malformed text raises as in `read_json`."""
+    return _parsed(path, str.split) if path.is_file() else []
+
+
 def _parsed(path: Path, parse: Any) -> Any:
     try:
         return parse(path.read_bytes().decode("utf-8"))

@@ -1,0 +1,242 @@
+"""RLDS episodes as TensorFlow Datasets writes them: Open X-Embodiment, DROID, Bridge and others; no TensorFlow needed.
+
+    <input>/.../<data set>/<version>/          the input may also be one data set, or one version of it
+        dataset_info.json                      name, number of records per file
+        features.json                          which features are images, and their shapes
+        <data set>-<split>.tfrecord-00000-of-01024
+
+One record is one episode. `steps/observation/<key>` holds the encoded images (or plain uint8 tensors) of all steps.
+
+    task      of the first step, in its observation or beside it: natural_language_instruction, language_instruction,
+              instruction, language_instruction1 to 3 (DROID: _2, _3); rows of zero-padded character codes are text too
+    quality   successful: these are demonstrations
+    views     each camera is a trajectory. Of data sets in `VIEWS` those named there; of others all but those on a wrist
+              or in a hand. A camera whose first frame is black was not connected, and is left out
+    source    oxe_<data set> for the split train, oxe_<data set>_eval for any other; the split of these is their own
+    caps      of language_table the first 50,000 episodes, in the order of the files
+
+A checksum that is wrong costs its record; a file that breaks off costs what would follow.
+
+Unlike upstream (B8), data sets whose only camera is on the wrist (berkeley_mvp, berkeley_rpt) keep it: upstream's code
+makes nothing of them, although it trains on them.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robometer.corpus import tfds
+from robometer.corpus.sources import Refused, SourceError, Unit, common
+from robometer.recording import ImageSequence
+from robometer.tfrecord import Example, RecordError, read_records
+from robometer.trajectory import Episode, TrajectoryError
+from robometer.video import VideoError
+
+ALIASES = {"bridge_dataset": "bridge_v2", "bridge_orig": "bridge_v2", "droid_100": "droid"}
+"""Data sets that upstream names otherwise."""
+
+VIEWS = {
+    "aloha_mobile": ("cam_high",),
+    "berkeley_cable_routing": ("image",),
+    "bridge_v2": ("image_0", "image_1", "image_2"),
+    "droid": ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"),
+    "robo_set": ("image_right", "image_left"),
+}
+"""Cameras that upstream takes, where those are not all external ones (spec data.md, appendix D)."""
+
+READ_BY = {"soar_dataset": "soar", "merge_dataset_large_r1_lite": "galaxea"}
+"""Data sets whose labels or tasks another format of ours knows how to read."""
+
+BGR = ("nyu_rot_dataset_converted_externally_to_rlds",)
+CAPS = {"language_table": 50_000}
+
+_TASKS = (
+    "natural_language_instruction",
+    "language_instruction",
+    "instruction",
+    *(f"language_instruction{i}" for i in ("1", "2", "3", "_1", "_2", "_3")),
+)
+_WRIST = re.compile(r"wrist|hand(?!le)|gripper")
+
+
+def units(input: str, source: str) -> Iterator[Unit | Refused]:
+    """The record files of all data sets below a folder.
+
+    Raises:
+        SourceError: there is none, two versions of one, or one that another format reads.
+    """
+    seen: dict[str, Path] = {}
+    for builder in tfds.builders(input):
+        name = ALIASES.get(builder.name, builder.name)
+        if name in READ_BY:
+            raise SourceError(f"{builder.folder} is {name}: ingest.source={READ_BY[name]} knows its labels")
+        if name in seen:
+            raise SourceError(f"{seen[name]} and {builder.folder} are both {name}: give ingest.input one of them")
+        seen[name] = builder.folder
+        of = source or f"oxe_{name}"
+        views, others = _chosen(name, builder.cameras())
+        for view in others:
+            reason = (
+                "a wrist camera" if _WRIST.search(view) else "not among the cameras that are taken of this data set"
+            )
+            yield Refused(str(builder.folder), reason, of, view=view, skipped=True)
+        for reason in builder.absent():
+            yield Refused(str(builder.folder), reason, of, skipped=True)
+        if not (views and builder.files()):
+            yield Refused(str(builder.folder), "it has no *.tfrecord files, or none of its observations is RGB", of)
+            continue
+        yield from _units(builder, name, source, views)
+
+
+def _chosen(name: str, cameras: list[str]) -> tuple[list[str], list[str]]:
+    """The cameras to take of a data set, and those that it has besides."""
+    views = [view for view in VIEWS.get(name, ()) if view in cameras]
+    views = views or [view for view in cameras if not _WRIST.search(view)] or cameras
+    return views, [view for view in cameras if view not in views]
+
+
+def _units(builder: tfds.Builder, name: str, source: str, views: list[str]) -> Iterator[Unit | Refused]:
+    left = CAPS.get(name)
+    for file in builder.files():
+        training = file.split == "train"
+        of = source or f"oxe_{name}" + ("" if training else "_eval")
+        most = left
+        if left is not None:
+            if file.length is None:
+                raise SourceError(f"{builder.folder}/dataset_info.json has no shardLengths, by which {name} is capped")
+            left -= min(left, file.length)
+        if most == 0:
+            reason = f"{file.length} episodes above the cap of {CAPS[name]}"
+            yield Refused(str(file.path), reason, of, skipped=True)
+            continue
+        data = {"most": most, "split": "" if training else file.split, "bgr": name in BGR}
+        yield builder.unit(file, name, of, views, **data)
+
+
+def episodes(unit: Unit) -> Iterator[Episode | Refused]:
+    """The views of the episodes of a record file."""
+    for record in read(unit):
+        yield from [record] if isinstance(record, Refused) else record.episodes()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One episode of a file: its number in it, and the task of its first step."""
+
+    unit: Unit
+    number: int
+    task: str
+    example: Example
+
+    def episodes(self, task: str | None = None, quality: str = "successful") -> Iterator[Episode | Refused]:
+        """A trajectory per camera that was connected."""
+        for view in self.unit.data["views"]:
+            try:
+                frames = self.frames(view)
+            except RecordError as error:
+                yield self.refused(str(error), view, skipped=False)
+                continue
+            if _is_black(frames):
+                yield self.refused("the first frame is black: the camera was not connected", view)
+                continue
+            yield Episode(
+                source=self.unit.source,
+                episode_key=_key(self.unit, self.number),
+                view=view,
+                task=self.task if task is None else task,
+                recording=frames,
+                uri=f"{self.unit.uri}#{self.number}",
+                raw_quality_label=quality,
+                split=self.unit.data.get("split", ""),
+            )
+
+    def frames(self, view: str) -> ImageSequence:
+        """The images of a camera: encoded ones are looked at one by one, plain ones unpacked when the first is.
+
+        Raises:
+            RecordError: the record is malformed.
+        """
+        path = tfds.OBSERVATION + view
+        blobs, leaf = self.example.blobs(path), tfds.features(Path(self.unit.uri).parent)[path]
+        change = _swapped if self.unit.data.get("bgr") else None
+        if "image" in leaf:
+            return ImageSequence(len(blobs), lambda i: bytes(blobs[i]), change=change)
+        shape = tfds.shape(leaf)
+        if blobs:
+            unpacked = zlib.decompress if leaf["tensor"].get("encoding") == "zlib" else bytes
+            plain = lambda i: np.frombuffer(unpacked(blobs[i]), np.uint8).reshape(shape)  # noqa: E731
+            return ImageSequence(len(blobs), plain, change=change)
+        count = len(self.example.octets("steps/is_first"))
+        array = cache(lambda: self.example.octets(path).reshape(count, *shape))
+        return ImageSequence(count, lambda i: array()[i], change=change)
+
+    def refused(self, reason: str, view: str = "", skipped: bool = True) -> Refused:
+        """The record, or a view of it, as something left out."""
+        key = _key(self.unit, self.number)
+        return Refused(f"{self.unit.uri}#{self.number}", reason, self.unit.source, key, view, skipped)
+
+
+def read(unit: Unit) -> Iterator[Record | Refused]:
+    """The episodes of a record file, one record in memory at a time.
+
+    Raises:
+        SourceError: the file ends before its last record; those before it have been given.
+    """
+    expected, most, done = unit.data["records"], unit.data.get("most"), 0
+    try:
+        for number, content in enumerate(read_records(Path(unit.uri))):
+            if number == most:
+                yield Refused(unit.uri, f"{expected - most} episodes above the cap", unit.source, skipped=True)
+                return
+            try:
+                yield _record(unit, number, content)
+            except (RecordError, TrajectoryError) as error:
+                yield Refused(f"{unit.uri}#{number}", str(error), unit.source, _key(unit, number))
+            done = number + 1
+    except RecordError as error:
+        raise SourceError(f"{error}; {done} records were read before") from error
+    if expected is not None and done < expected:
+        raise SourceError(f"the file ends after {done} of the {expected} records that it should have")
+
+
+def _record(unit: Unit, number: int, content: bytes | RecordError) -> Record:
+    if isinstance(content, RecordError):
+        raise content
+    example = Example(content)
+    return Record(unit, number, _task(example, tfds.features(Path(unit.uri).parent)), example)
+
+
+def _key(unit: Unit, number: int) -> str:
+    return f"{unit.key}#{number}"
+
+
+def _task(example: Example, features: dict[str, Any]) -> str:
+    for path in (place + name for place in (tfds.OBSERVATION, "steps/") for name in _TASKS):
+        texts, length = example.blobs(path), tfds.shape(features.get(path, {}))
+        if texts:
+            found = common.text(bytes(texts[0]))
+        else:  # language_table: codes of the characters, one row per step
+            codes = example.octets(path)[: length[0]] if len(length) == 1 else np.zeros(0, np.uint8)
+            found = common.text(codes[codes > 0].tobytes())
+        if found.strip():
+            return found
+    return ""
+
+
+def _swapped(frame: np.ndarray) -> np.ndarray:
+    return frame[..., ::-1]
+
+
+def _is_black(frames: ImageSequence) -> bool:
+    try:
+        return not replace(frames, count=min(1, frames.count)).read(lambda count, fps: np.zeros(1, int)).frames.any()
+    except VideoError:
+        return False  # it is refused for that
