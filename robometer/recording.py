@@ -17,7 +17,6 @@ from robometer.video import (
     Source,
     Video,
     VideoError,
-    VideoInfo,
     VideoLimits,
     check_size,
     decode_jpeg,
@@ -27,6 +26,9 @@ from robometer.video import (
     probe,
     resize_short_edge,
 )
+
+MAX_REORDER = 16
+"""By how many frames a video's order of decoding and its order of showing may differ (H.264, HEVC)."""
 
 
 class Recording(Protocol):
@@ -50,55 +52,97 @@ class VideoFile:
 
     Attributes:
         source: path, or content.
-        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to its end.
+        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to its end. A cut
+            that was timed by a clock may begin between two frames: the nearest is taken, and those that follow it.
+        fps: frames per second by which frames of a cut are counted; 0 for the container's own figure, which is an
+            average, and wrong by whole frames late in a long video of which one frame lasts longer.
     """
 
     source: Source
-    first: int = 0
+    first: float = 0
     count: int | None = None
+    fps: float = 0.0
 
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
         """See `Recording.read`; the container's count of frames must be true."""
         info = probe(self.source, VideoLimits(sys.maxsize, limits.max_pixels))
-        count = info.num_frames - self.first if self.count is None else self.count
-        if not 0 < count <= info.num_frames - self.first:
-            raise VideoError(
-                f"frames {self.first} to {self.first + count} are not in a video of {info.num_frames} frames"
-            )
+        first, fps = round(self.first), self.fps or info.fps
+        count = info.num_frames - first if self.count is None else self.count
+        if first < 0 or not 0 < count <= info.num_frames - first:
+            raise VideoError(f"frames {first} to {first + count} are not in a video of {info.num_frames} frames")
         check_count(count, limits)
-        index = pick(count, info.fps)
+        index = pick(count, fps)
         wanted = {int(i) for i in index}
         frames: list[np.ndarray] = []
         rgb = VideoReformatter()  # one for all frames: making one costs more than a conversion
-        for position, frame in self._decode(info, count):
+        whole = self.first == 0 and count == info.num_frames
+        for position, frame in self._whole(count) if whole else self._cut(count, fps):
             check_size(frame.width, frame.height, limits)
             if position in wanted:
                 pixels = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 frames.append(pixels if short_edge is None else resize_short_edge(pixels, short_edge))
-        return video_of(frames, index, info.fps, count)
+        return video_of(frames, index, fps, count)
 
-    def _decode(self, info: VideoInfo, count: int) -> Iterator[tuple[int, Any]]:
-        """(position in the cut, decoded frame) of all its frames, in order."""
-        whole = self.first == 0 and count == info.num_frames
+    def _whole(self, count: int) -> Iterator[tuple[int, Any]]:
+        """(position, decoded frame) of all frames, in order."""
         seen = 0
         with opened(self.source) as (container, stream):
             stream.codec_context.options = {"err_detect": "explode"}
-            start = stream.start_time or 0
-            if self.first:
-                container.seek(start + round(self.first / info.fps / stream.time_base), stream=stream)
-            for ordinal, frame in enumerate(container.decode(stream)):
+            for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise VideoError(f"the video is corrupt at frame {self.first + seen}")
-                at = ordinal if whole else round(float((frame.pts - start) * stream.time_base) * info.fps) - self.first
-                if at >= count:
-                    if whole:
-                        raise VideoError(f"the video has more than the {count} frames that its container names")
-                    break
-                if at >= 0:
-                    seen += 1
-                    yield at, frame
+                    raise VideoError(f"the video is corrupt at frame {seen}")
+                if seen == count:
+                    raise VideoError(f"the video has more than the {count} frames that its container names")
+                yield seen, frame
+                seen += 1
         if seen != count:
             raise VideoError(f"the video has {seen} of the {count} frames that its container names")
+
+    def _cut(self, count: int, fps: float) -> Iterator[tuple[int, Any]]:
+        """(position in the cut, decoded frame) of its frames, in order; what is decoded on the way is dropped."""
+        if fps <= 0:
+            raise VideoError("a cut needs to know the video's frames per second")
+        seen = 0
+        # Containers are sought by time of decoding, which is up to MAX_REORDER frames before that of showing.
+        for lead in (self.first - MAX_REORDER - 1, 0.0):
+            try:
+                for at, frame in self._from(lead / fps, fps):
+                    if at != seen or frame.is_corrupt:
+                        problem = "corrupt" if frame.is_corrupt else "not evenly timed"
+                        raise VideoError(f"the video is {problem} at frame {round(self.first) + seen}")
+                    yield at, frame
+                    seen += 1
+                    if seen == count:
+                        return
+                raise VideoError(f"the video has {seen} of the {count} frames from frame {round(self.first)} on")
+            except VideoError:
+                # Some streams (H.264 of open GOPs) cannot be entered at every key frame, but all at their start.
+                if seen or lead <= 0:
+                    raise
+
+    def _from(self, seconds: float, fps: float) -> Iterator[tuple[int, Any]]:
+        """(position in the cut, decoded frame) of the frames that the cut begins with, read from `seconds` on."""
+        with opened(self.source) as (container, stream):
+            stream.codec_context.options = {"err_detect": "explode"}
+            start, unit = stream.start_time or 0, stream.time_base
+            if seconds > 0:
+                container.seek(start + int(seconds / unit), stream=stream)
+            for frame in _from_key_frame(container, stream):
+                if frame.pts is None:
+                    raise VideoError("the video has frames without a time, so that no part of it can be found")
+                at = round(float((frame.pts - start) * unit) * fps - self.first)
+                if at >= 0:
+                    yield at, frame
+
+
+def _from_key_frame(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames from where the container stands; it stands at a key frame."""
+    key: int | None = None
+    for packet in container.demux(stream):
+        key = packet.pts if key is None else key
+        # What is shown before the key frame but coded after it refers to frames that were not read ("open GOP").
+        if packet.pts is None or key is None or packet.pts >= key:
+            yield from packet.decode()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -130,6 +131,62 @@ def test_every_codec_gives_the_frames_that_went_in(codec: str, container: str, t
     cut = VideoFile(path, 7, 9).read(lambda n, fps: np.array([0, 3, 8]))
     assert cut.num_source_frames == 9
     assert np.abs(cut.frames.astype(int) - frames[[7, 10, 15]]).mean() < 12
+
+
+def numbered_video(codec: str, options: dict[str, str], container: str = "mp4", longer_frame: int = -1) -> bytes:
+    """120 frames at 30 per second that show their own number, bit by bit; one of them may last a second longer."""
+    buffer = io.BytesIO()
+    mux = {"use_editlist": "0"} if container == "mp4" else {}
+    with av.open(buffer, "w", format=container, options=mux) as output:
+        stream = output.add_stream(codec, rate=30, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 30)
+        for i in range(120):
+            bits = np.array([235 if i >> bit & 1 else 20 for bit in range(8)], np.uint8)
+            pixels = np.broadcast_to(np.repeat(bits, 8)[None, :, None], (48, 64, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = i + 30 * (i > longer_frame >= 0), Fraction(1, 30)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """What the frames of a `numbered_video` show."""
+    return [sum(int(frame[:, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in range(8)) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "container"),
+    [
+        ("libx264", {"x264-params": "keyint=12:scenecut=0:bframes=3:b-adapt=0"}, "mp4"),
+        ("libx264", {"x264-params": "keyint=40:scenecut=0:bframes=16:b-adapt=0"}, "matroska"),
+        ("libx264", {"x264-params": "keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=1"}, "mp4"),
+        ("libx265", {"x265-params": "keyint=12:scenecut=0:bframes=3:open-gop=1:log-level=none"}, "mp4"),
+        ("libsvtav1", {"g": "2", "preset": "12"}, "mp4"),
+        ("libsvtav1", {"g": "30", "preset": "12"}, "mp4"),
+    ],
+)
+def test_a_cut_is_exact_wherever_it_begins(codec: str, options: dict[str, str], container: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    data = numbered_video(codec, options, container)
+    for first in range(1, 117, 3):
+        cut = VideoFile(data, first, 4).read(lambda n, fps: np.arange(n))
+        assert numbers(cut.frames) == list(range(first, first + 4))
+    assert numbers(VideoFile(data, 100).read(lambda n, fps: np.arange(n)).frames) == list(range(100, 120))
+    for first, count in ((117, 4), (120, 1), (3, 0), (-1, 2)):
+        with pytest.raises(VideoError, match="are not in a video of 120 frames"):
+            VideoFile(data, first, count).read(lambda n, fps: np.arange(n))
+
+
+def test_frames_of_a_cut_are_counted_by_the_rate_that_is_given() -> None:
+    data = numbered_video("libx264", {}, longer_frame=9)
+    assert probe(data).fps != 30
+    cut = VideoFile(data, 30 + 50.4, 5, 30.0).read(lambda n, fps: np.arange(n))  # timed by a clock: 30 frames late
+    assert (numbers(cut.frames), cut.fps) == ([50, 51, 52, 53, 54], 30.0)
+    with pytest.raises(VideoError, match="not evenly timed at frame 10"):
+        VideoFile(data, 5, 20, 30.0).read(lambda n, fps: np.arange(n))
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "text", "middle"])
