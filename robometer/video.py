@@ -219,6 +219,8 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise VideoError("the file has no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError("the header of the video is incomplete, or of a codec that cannot be decoded")
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.error.FileNotFoundError as error:

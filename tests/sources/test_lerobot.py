@@ -1,0 +1,241 @@
+"""LeRobot v2.1 and v3.0: episodes, cuts, embedded images, labels and what is refused, through the real job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from robometer.corpus.sources import SourceError
+from robometer.video import encode_jpeg
+from tests.conftest import SHARED
+from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows
+from tests.test_video import numbered_video, numbers
+
+V21 = {
+    "codebase_version": "v2.1",
+    "fps": 10,
+    "chunks_size": 2,
+    "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+}
+V30 = {
+    "codebase_version": "v3.0",
+    "fps": 30,
+    "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+FRONT, TOP = "observation.images.front", "observation.images.top"
+
+
+def write_info(root: Path, info: dict[str, Any], features: dict[str, Any]) -> None:
+    """meta/info.json with features of these dtypes."""
+    described = {key: value if isinstance(value, dict) else {"dtype": value} for key, value in features.items()}
+    (root / "meta").mkdir(parents=True, exist_ok=True)
+    (root / "meta/info.json").write_text(json.dumps({**info, "features": described}))
+
+
+def write_rows(path: Path, columns: dict[str, Any], **options: Any) -> None:
+    """A parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+
+
+def image_column(frames: np.ndarray) -> list[dict[str, Any]]:
+    """Frames as the Hugging Face type of images."""
+    return [{"bytes": encode_jpeg(frame, 95), "path": None} for frame in frames]
+
+
+def write_v21(root: Path, lines: list[dict[str, Any]], **extra: Any) -> None:
+    """A v2.1 dataset: episode n is roll-out n, by a video `front` and images `top` that are its mirror."""
+    write_info(root, V21, {FRONT: "video", TOP: "image", "next.reward": "float32", "next.success": "bool", **extra})
+    for line in lines:
+        n = line["episode_index"]
+        clip = roll_out(n)
+        line.setdefault("tasks", [clip.task])
+        line.setdefault("length", len(clip.frames))
+        name = f"chunk-{n // 2:03d}"
+        count = len(clip.frames)
+        columns = {
+            "episode_index": [n] * count,
+            "frame_index": range(count),
+            "next.reward": np.linspace(0, 1, count, dtype=np.float32),
+            "next.success": [i == count - 1 for i in range(count)],
+            TOP: image_column(clip.frames[:, :, ::-1]),
+        }
+        write_rows(root / f"data/{name}/episode_{n:06d}.parquet", columns, row_group_size=7)
+        video = root / f"videos/{name}/{FRONT}/episode_{n:06d}.mp4"
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.write_bytes(clip.mp4)
+    (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_v21_episodes_with_videos_images_labels_and_rewards(ray_local: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw" / "my_arm"
+    lines: list[dict[str, Any]] = [{"episode_index": 0}, {"episode_index": 1, "success": False, "partial_success": 0.5}]
+    depth = {"observation.images.depth": {"dtype": "video", "info": {"video.is_depth_map": True}}}
+    write_v21(raw, lines, **depth)
+    corpus = ingest(tmp_path, "lerobot", input=raw)
+    assert rows(corpus, "source", "episode_key", "view", "task", "quality_label", "partial_success", "is_robot") == [
+        ("my_arm", "episode_000000", "front", roll_out(0).task, "successful", None, True),
+        ("my_arm", "episode_000000", "top", roll_out(0).task, "successful", None, True),
+        ("my_arm", "episode_000001", "front", roll_out(1).task, "failure", 0.5, True),
+        ("my_arm", "episode_000001", "top", roll_out(1).task, "failure", 0.5, True),
+    ]
+    front, top = (row_of(corpus, episode_key="episode_000001", view=view) for view in ("front", "top"))
+    assert shows(corpus, front, roll_out(1).frames) and not shows(corpus, front, roll_out(1).frames[..., ::-1])
+    assert shows(corpus, top, roll_out(1).frames[:, :, ::-1]) and not shows(corpus, top, roll_out(1).frames)
+    record = corpus.record(front)
+    count = len(roll_out(1).frames)
+    assert record["env_reward"] == pytest.approx([i / (count - 1) for i in record["frame_index"]], abs=1e-6)
+    assert record["success"] == [0, 0, 0, 0, 0, 1]
+    assert refusals(corpus) == {"my_arm depth": "a depth map, which is no picture"}
+
+    write_v21(raw, [*lines, {"episode_index": 2}], **depth)  # in the second chunk
+    more = ingest(tmp_path, "lerobot", input=raw.parent)  # the same dataset, found in a folder
+    assert set(more.manifest["id"].to_pylist()) > set(corpus.manifest["id"].to_pylist())
+    assert rows(more, "episode_key", "view")[4:] == [("episode_000002", "front"), ("episode_000002", "top")]
+
+
+def test_v21_refuses_what_is_broken_and_keeps_the_rest(ray_local: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_v21(raw, [{"episode_index": n} for n in range(6)])
+    video, data = raw / f"videos/chunk-000/{FRONT}", raw / "data"
+    (video / "episode_000000.mp4").unlink()
+    (video / "episode_000001.mp4").write_bytes(roll_out(1).mp4[:4000])
+    (data / "chunk-001/episode_000002.parquet").write_bytes(b"PAR1")
+    (data / "chunk-001/episode_000003.parquet").unlink()
+    lines = (raw / "meta/episodes.jsonl").read_text().splitlines()
+    lines[4] = json.dumps({"episode_index": 4, "tasks": [], "length": len(roll_out(4).frames)})
+    lines += ["{", json.dumps({"episode_index": 7, "length": 5, "success": 0.7}), json.dumps({"length": 3})]
+    lines.append(json.dumps({"episode_index": 5, "length": len(roll_out(5).frames)}))
+    (raw / "meta/episodes.jsonl").write_text("\n".join(lines))
+    corpus = ingest(tmp_path, "lerobot", "ingest.data_source=given")
+    assert rows(corpus, "source", "episode_key", "view") == [
+        ("given", "episode_000000", "top"),
+        ("given", "episode_000001", "top"),
+        ("given", "episode_000005", "front"),
+        ("given", "episode_000005", "top"),
+    ]
+    found = refusals(corpus)
+    assert "there is no file" in found["episode_000000.mp4 episode_000000 front"]
+    assert "decoded" in found["episode_000001.mp4 episode_000001 front"]
+    assert "episode_000002.parquet cannot be read" in found["raw episode_000002"]
+    assert "there is no file" in found["raw episode_000003"]
+    assert found["episode_000004.mp4 episode_000004 front"] == "no task text"
+    assert "line 7 of episodes.jsonl is malformed" in found["episodes.jsonl:7"]
+    assert "label 0.7 is neither" in found["episodes.jsonl:8"]
+    assert "KeyError: 'episode_index'" in found["episodes.jsonl:9"]
+    assert "duplicate: episode_000005" in found["raw"]
+
+
+def test_a_length_that_is_not_the_files_is_refused(ray_local: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_v21(raw, [{"episode_index": 0}, {"episode_index": 1, "length": 10}])
+    corpus = ingest(tmp_path, "lerobot")
+    assert rows(corpus, "episode_key") == [("episode_000000",)] * 2
+    assert refusals(corpus)["raw episode_000001"].endswith(f"{len(roll_out(1).frames)} rows of episode 1, not 10")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+def test_v3_gives_exactly_the_frames_of_every_episode_of_a_file(ray_local: None, tmp_path: Path, codec: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    raw, lengths, starts = tmp_path / "raw", (50, 33, 37), (0, 50, 83)
+    options = {"g": "2", "preset": "12"} if codec == "libsvtav1" else {"x264-params": "keyint=25:bframes=3:b-adapt=0"}
+    for file in (0, 1):
+        path = raw / f"videos/{FRONT}/chunk-000/file-{file:03d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(numbered_video(codec, options))
+    clip = roll_out(3).frames
+    episodes = []
+    for n in range(4):
+        file, k = (0, n) if n < 3 else (1, 1)
+        place = {"chunk_index": 0, "file_index": file}
+        front = {**place, "from_timestamp": starts[k] / 30, "to_timestamp": (starts[k] + lengths[k]) / 30}
+        row = {"episode_index": n, "tasks": [f"task {n}"], "length": lengths[k], "stats/action/mean": [0.0]}
+        row |= {f"data/{name}": value for name, value in place.items()}
+        episodes.append(row | {f"videos/{FRONT}/{name}": value for name, value in front.items()})
+    table = {name: [row[name] for row in episodes] for name in episodes[0]}
+    write_rows(raw / "meta/episodes/chunk-000/file-000.parquet", table)
+    # The rows of a file's episodes: images too, which show a roll-out from its first frame on.
+    for file, held in ((0, (0, 1, 2)), (1, (3,))):
+        counts = [episodes[n]["length"] for n in held]
+        columns = {
+            "episode_index": [n for n, count in zip(held, counts, strict=True) for _ in range(count)],
+            "frame_index": [i for count in counts for i in range(count)],
+            TOP: [image for count in counts for image in image_column(clip[np.arange(count) % len(clip)])],
+        }
+        write_rows(raw / f"data/chunk-000/file-{file:03d}.parquet", columns, row_group_size=40)
+    write_info(raw, V30, {FRONT: "video", TOP: "image"})
+    corpus = ingest(tmp_path, "lerobot")
+    assert rows(corpus, "episode_key", "view", "task", "source_num_frames")[::2] == [
+        (f"episode_{n:06d}", "front", f"task {n}", episodes[n]["length"]) for n in range(4)
+    ]
+    for n, start in enumerate((0, 50, 83, 50)):
+        row = row_of(corpus, episode_key=f"episode_{n:06d}", view="front")
+        assert numbers(corpus.frames(row)) == [start + i for i in corpus.record(row)["frame_index"]]
+        images = row_of(corpus, episode_key=f"episode_{n:06d}", view="top")
+        assert shows(corpus, images, clip[np.arange(episodes[n]["length"]) % len(clip)])
+    assert not refusals(corpus)
+
+
+def test_labels_come_from_the_folders_name_and_datasets_of_one_source_do_not_collide(
+    ray_local: None, tmp_path: Path
+) -> None:
+    for name in ("push_suboptimal", "push_failure", "push_good", "broken", "old"):
+        write_v21(tmp_path / "raw" / name, [{"episode_index": 0}])
+    (tmp_path / "raw/broken/meta/info.json").write_text("{")
+    write_info(tmp_path / "raw/old", {**V21, "codebase_version": "v1.6"}, {FRONT: "video"})
+    corpus = ingest(tmp_path, "lerobot", "ingest.data_source=usc_koch_p_ranking_all")
+    assert rows(corpus, "source", "episode_key", "quality_label")[::2] == [
+        ("usc_koch_p_ranking_all", "push_failure/episode_000000", "failure"),
+        ("usc_koch_p_ranking_all", "push_good/episode_000000", "successful"),
+        ("usc_koch_p_ranking_all", "push_suboptimal/episode_000000", "suboptimal"),
+    ]
+    assert "info.json is malformed" in refusals(corpus)["broken"]
+    assert "version v1.6: convert it" in refusals(corpus)["old"]
+
+
+def test_what_is_no_dataset_ends_in_one_sentence(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    (raw / "meta").mkdir(parents=True)
+    for content, message in (
+        (None, "no meta/info.json in"),
+        ("{", "info.json is malformed"),
+        (json.dumps({**V21, "features": {}}), "has no camera"),
+        (json.dumps({**V21, "features": {FRONT: {"dtype": "video"}}}), "no file .*episodes.jsonl"),
+    ):
+        if content is not None:
+            (raw / "meta/info.json").write_text(content)
+        with pytest.raises(SourceError, match=message):
+            ingest(tmp_path, "lerobot")
+
+
+def test_a_path_template_cannot_leave_the_dataset(ray_local: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_v21(raw, [{"episode_index": 0}])
+    info = json.loads((raw / "meta/info.json").read_text())
+    (raw / "meta/info.json").write_text(json.dumps({**info, "video_path": "../{video_key}.mp4"}))
+    corpus = ingest(tmp_path, "lerobot")
+    assert "leaves the dataset's folder" in refusals(corpus)["episodes.jsonl:1"]
+    assert len(corpus) == 0
+
+
+def test_real_episodes_of_av1_are_in_and_missing_ones_are_refused(ray_local: None, tmp_path: Path) -> None:
+    real = SHARED / "data/lerobot_v21_g1"
+    if not real.is_dir():
+        pytest.skip("../shared/data is absent: real data are not part of the project")
+    corpus = ingest(tmp_path, "lerobot", input=real)
+    assert rows(corpus, "source", "episode_key", "view", "task", "source_num_frames", "source_fps") == [
+        ("lerobot_v21_g1", f"episode_{n:06d}", "cam_high", "Pick up the yellow bottle on the table.", count, 30.0)
+        for n, count in ((2, 343), (4, 357))
+    ]
+    reasons = refusals(corpus)
+    assert len(reasons) == 98 and all("there is no file at" in reason for reason in reasons.values())
