@@ -205,7 +205,6 @@ def _of_tar(name: str, parts: list[Path], source: str) -> Iterator[Unit | Refuse
                 while member := tar.next():
                     if member.isreg():
                         members[str(PurePosixPath(member.name))] = _Place(paths, member.offset_data, member.size)
-                    tar.members = []  # the library keeps every header that it has read
         except (tarfile.TarError, OSError, EOFError) as error:
             broken = f"the tar is broken after {len(members)} files ({first_line(error)}): is a part missing?"
     if broken:
