@@ -39,7 +39,7 @@ def quality_label(raw: str | None) -> str:
 
 def trajectory_id(source: str, episode_key: str, view: str) -> str:
     """Content key of a trajectory: 32 hex digits of SHA-256 over (source, episode key, view)."""
-    return hashlib.sha256("\x1f".join((source, episode_key, view)).encode()).hexdigest()[:32]
+    return hashlib.sha256("\x1f".join((source, episode_key, view)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def normalise_task(task: str) -> str:

@@ -1,53 +1,51 @@
-"""The pages in docs/ run: their own source, their lines of JSON."""
+"""The pages in docs/ run: their own source by its own command, their lines of JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from robometer.corpus.sources.mp4_jsonl import _check
-from tests.sources.raw import ingest, roll_out, rows, shows
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.sources import Unit, list_units
+from tests.sources.raw import roll_out, row_of, rows, shows
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def blocks(page: str, language: str) -> list[str]:
     """Fenced code of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
-def test_the_example_of_an_own_source_reads_arrays(
-    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_of_an_own_source_runs_by_its_command(tmp_path: Path) -> None:
     (code,) = blocks("bring_your_own_data.md", "python")
+    (command,) = [block for block in blocks("bring_your_own_data.md", "bash") if "my_source" in block]
     (tmp_path / "my_source.py").write_text(code)
-    (tmp_path / "raw").mkdir()
+    (tmp_path / "arrays").mkdir()
     for i, quality in enumerate(("successful", "failure")):
-        np.save(tmp_path / "raw" / f"do_it_{i}.{quality}.npy", roll_out(i, quality).frames)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    import ray
-
-    ray.get(ray.remote(lambda path: sys.path.insert(0, path)).remote(str(tmp_path)))
-    corpus = ingest(tmp_path, "my_source")
+        np.save(tmp_path / "arrays" / f"do_it_{i}.{quality}.npy", roll_out(i, quality).frames)
+    paths = os.pathsep.join((".", str(ROOT)))
+    line = command.replace("PYTHONPATH=. robometer ingest", f"{sys.executable} -m jobs.ingest")
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    corpus = Corpus(str(tmp_path / "outputs" / "corpus"))
     assert rows(corpus, "source", "task", "quality_label", "view") == [
         ("my_robot", "do it 0", "successful", "front"),
         ("my_robot", "do it 1", "failure", "front"),
     ]
-    assert all(shows(corpus, row, roll_out(i, q).frames) for row, i, q in order(corpus))
+    assert shows(corpus, row_of(corpus, task="do it 0"), roll_out(0).frames)
 
 
-def order(corpus) -> list[tuple[int, int, str]]:  # type: ignore[no-untyped-def]
-    found = corpus.manifest.to_pylist()
-    return [(row, int(record["task"][-1]), record["quality_label"]) for row, record in enumerate(found)]
-
-
-def test_the_lines_of_json_are_valid() -> None:
+def test_the_lines_of_json_are_valid(tmp_path: Path) -> None:
     for block in blocks("bring_your_own_data.md", "json"):
-        for line in block.splitlines():
-            _check(json.loads(line))
+        (tmp_path / "trajectories.jsonl").write_text(block)
+        found = list(list_units("mp4_jsonl", str(tmp_path)))
+        assert len(found) == len(json.loads(f"[{','.join(block.splitlines())}]"))
+        assert all(isinstance(entry, Unit) for entry in found)

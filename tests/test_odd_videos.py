@@ -58,6 +58,8 @@ def test_odd_videos_are_stored_and_bad_ones_refused(ray_local: None, tmp_path: P
         '{"video": "wrong_name.txt", "task": "\\n\\t ", "view": "no text"}',
         '{"video": "wrong_name.txt", "task": "twice"}',
         '{"video": "../../../etc/hostname", "task": "t"}',
+        '{"video": "wrong_name.txt", "task": "half a letter \\ud800", "view": "surrogate"}',
+        '{"video": "wrong_name.txt", "task": "t", "view": "half \\ud800"}',
     ]
     data = "\n".join(lines).encode() + b'\n{"video": "wrong_name.txt", "task": "gr\xfc\xdf", "view": "latin"}\n'
     (raw / "trajectories.jsonl").write_bytes(data)
@@ -71,12 +73,14 @@ def test_odd_videos_are_stored_and_bad_ones_refused(ray_local: None, tmp_path: P
     assert (np.diff(square) > 0).all()  # in order, none twice
     assert rows(corpus, "height", "width")[list(kept).index("portrait.avi")] == (128, 48)
     reasons = refusals(corpus)
-    assert len(reasons) == corpus.quarantine().num_rows == 13
+    assert len(reasons) == corpus.quarantine().num_rows == 15
     assert "301 frames, more than the limit of 300" in reasons["many_frames.mp4 many_frames.mp4 main"]
     assert "1280x720 pixels" in reasons["many_pixels.mp4 many_pixels.mp4 main"]
     assert "nan is not in [0, 1]" in reasons["wrong_name.txt wrong_name.txt nan"]
     assert "1.5 is not in [0, 1]" in reasons["wrong_name.txt wrong_name.txt above"]
     assert reasons["wrong_name.txt wrong_name.txt no text"] == "no task text"
+    assert "not UTF-8" in reasons["wrong_name.txt wrong_name.txt surrogate"]
+    assert "not UTF-8" in reasons["wrong_name.txt wrong_name.txt half ?"]
     assert "came before" in reasons["wrong_name.txt"]
     assert "malformed" in reasons[f"trajectories.jsonl:{len(lines) + 1}"] and "utf-8" in str(reasons)
 

@@ -11,13 +11,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import pyarrow as pa
+
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.manifest import SKIP
 from robometer.corpus.sources import Refused, Unit, read_unit
 from robometer.corpus.writer import Rejected, Stored, content_hash
 from robometer.errors import RobometerError
-from robometer.trajectory import Episode, TrajectoryError
-from robometer.video import VideoError, VideoLimits, encode_jpeg, thin
+from robometer.trajectory import SHARD_SCHEMA, Episode, TrajectoryError
+from robometer.video import VideoError, VideoLimits, encode_jpeg, first_line, thin
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
         name: _at_frames(getattr(episode, name), name, index, video.num_source_frames)
         for name in ("env_reward", "success")
     }
-    return {
+    facts = {
         "id": episode.id,
         "source": episode.source,
         "episode_key": episode.episode_key,
@@ -74,9 +76,13 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
         "content_hash": content_hash(index, frames),
         "settings_hash": settings_hash(config),
         "frame_index": index,
-        "frames": frames,
         **truth,
     }
+    try:
+        pa.RecordBatch.from_pylist([facts], schema=SHARD_SCHEMA)
+    except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError) as error:
+        raise TrajectoryError(f"a label is of the wrong type, or a text is not UTF-8 ({first_line(error)})") from error
+    return {**facts, "frames": frames}
 
 
 def _at_frames(values: Sequence[float] | None, name: str, index: Sequence[int], count: int) -> list[float] | None:
@@ -159,7 +165,7 @@ def _list_of_unit(unit: Unit, config: IngestConfig, have: set[str]) -> list[Stor
 
 def quarantine_row(entry: Episode | Refused, unit: str, stage: str, error: str) -> dict[str, Any]:
     """A row of `QUARANTINE_SCHEMA`."""
-    return {
+    row = {
         "id": entry.id if isinstance(entry, Episode) else "",
         "source": entry.source,
         "episode_key": entry.episode_key,
@@ -169,3 +175,5 @@ def quarantine_row(entry: Episode | Refused, unit: str, stage: str, error: str) 
         "stage": stage,
         "error": error,
     }
+    # What is refused may well be text that is none: a file name, or a label, that is not UTF-8.
+    return {key: str(value).encode("utf-8", "replace").decode() for key, value in row.items()}

@@ -51,7 +51,8 @@ class Unit:
 
     def digest(self, format: str) -> str:
         """24 hex digits that name the unit in the corpus."""
-        return hashlib.sha256("\x1f".join((format, self.source, self.key)).encode()).hexdigest()[:24]
+        name = "\x1f".join((format, self.source, self.key))
+        return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
