@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from robometer.corpus.sources import SourceError
-from robometer.corpus.sources.common import text
+from robometer.corpus.sources.common import natural, text
 from robometer.recording import ImageSequence
 from robometer.trajectory import TrajectoryError
 from robometer.video import DEFAULT_LIMITS, Pick, Video, VideoError, VideoLimits, check_size, first_line
@@ -33,6 +33,18 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
         raise SourceError(f"{Path(path).name} is not an HDF5 file that can be read ({first_line(error)})") from error
     with file:
         yield file
+
+
+def members(group: h5py.Group) -> list[str]:
+    """Names in a group, demo_2 before demo_10.
+
+    Raises:
+        SourceError: the list is damaged.
+    """
+    try:
+        return natural(text(name) for name in group)
+    except (RuntimeError, TrajectoryError) as error:  # h5py raises RuntimeError, and gives bytes that are not UTF-8
+        raise SourceError(f"the names in {group.name} cannot be read ({first_line(error)})") from error
 
 
 def dataset(parent: h5py.Group, name: str) -> h5py.Dataset | None:

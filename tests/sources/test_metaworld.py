@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -85,6 +86,8 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
     write(raw / "a.h5", {f"push-v2/{key}": bad[name][0] for key, name in keys.items()} | {"push-v2/12": frames})
     write(raw / "b.h5", {"reach-v2": frames, "juggle-v2/0": frames, "dial-turn-v2/0/frames": frames})
     cut_off(write(raw / "c.h5", {"push-v2/0": frames}))
+    with h5py.File(write(raw / "d.h5", {"push-v2/0": frames}), "a") as file:
+        file[b"push-\xff"] = frames
     _mp4(raw / "soccer-v2" / "so_so" / "0.mp4", 0, "suboptimal")
     _mp4(raw / "soccer-v2" / "GT" / "cut.mp4", 0, "successful")
     (raw / "soccer-v2" / "GT" / "cut.mp4").write_bytes(roll_out(0).mp4[:2000])
@@ -97,6 +100,7 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
         "b.h5 b.h5/juggle-v2": "no task of Meta-World",
         "b.h5 b.h5/dial-turn-v2/0 main": "no array of frames",
         "c.h5": "truncated file",
+        "d.h5": "the names in / cannot be read (a text is not UTF-8",
         "0.mp4": "'so_so' is none of GT, success, close_succ, all_fail",
         "cut.mp4 soccer-v2/GT/cut.mp4 main": "not a video",
     }

@@ -33,7 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robometer.corpus.hdf5 import Frames, attribute, dataset, opened
+from robometer.corpus.hdf5 import Frames, attribute, dataset, members, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
 from robometer.trajectory import Episode, TrajectoryError
 
@@ -75,7 +75,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         if not isinstance(data, h5py.Group):
             raise SourceError(f"{Path(unit.uri).name} has no group `data`: it is no LIBERO file")
         task = _task(data, Path(unit.uri).stem)
-        for name in common.natural(data):
+        for name in members(data):
             yield from _of_demo(unit, data.get(name), f"{unit.key}/{name}", task)
 
 

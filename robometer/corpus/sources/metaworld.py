@@ -30,7 +30,7 @@ from pathlib import Path
 
 import h5py
 
-from robometer.corpus.hdf5 import Frames, dataset, opened
+from robometer.corpus.hdf5 import Frames, dataset, members, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
 from robometer.recording import Recording, VideoFile
 from robometer.simulation import INSTRUCTIONS
@@ -81,7 +81,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     for path in files:
         try:
             with opened(path) as file:
-                names = common.natural(file)
+                names = members(file)
         except SourceError as error:
             yield Refused(str(path), str(error))
             continue
@@ -106,7 +106,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         group = file.get(unit.data["group"])
         if not isinstance(group, h5py.Group):
             raise SourceError(f"{unit.data['group']} is no group of demonstrations")
-        for name in common.natural(group):
+        for name in members(group):
             key = f"{unit.key}/{name}"
             if name not in KEYS:
                 reason = f"upstream takes the demonstrations {', '.join(KEYS)} of a task"
