@@ -77,7 +77,9 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     files = common.files(root, "*.h5", "*.hdf5")
     videos = common.files(root, "*/*/*.mp4", "*/*/*.gif")
     if not files and not videos:
-        raise SourceError(f"neither an *.h5 file nor <task>/<quality>/*.mp4 in {input}: it is no folder of Meta-World")
+        raise SourceError(
+            f"no *.h5 file and no <task>/<quality>/*.mp4 in {input}: give ingest.input a folder of Meta-World roll-outs"
+        )
     for path in files:
         try:
             with opened(path) as file:

@@ -34,6 +34,8 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         SourceError: no folder, no listing in it, or one that is malformed.
     """
     root = common.folder(input, f"the folder of PH2D's {LISTING}")
+    if not (root / LISTING).is_file():
+        raise SourceError(f"no {LISTING} in {input}: give ingest.input the folder that PH2D was downloaded to, with it")
     listing = common.read_json(root / LISTING)
     tasks = listing.get("per_task_attributes") if isinstance(listing, dict) else None
     if not isinstance(tasks, dict):
