@@ -130,7 +130,7 @@ def read_quarantine(storage: Storage) -> pa.Table:
     table = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *(t.cast(QUARANTINE_SCHEMA) for t in tables)])
     mended = pa.array([digest for digest, counts in ledger.items() if not counts.refused], pa.string())
     again = pc.and_(pc.is_in(table["unit"], mended), pc.not_equal(table["stage"], SKIP))
-    keys = ["uri", "id", "stage", "error"]
+    keys = ["uri", "episode_key", "view", "id", "stage", "error"]
     table = table.filter(pc.invert(again)).sort_by([(key, "ascending") for key in keys])
     return table.filter(_first(*(table[key] for key in keys)))
 

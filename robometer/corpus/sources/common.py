@@ -91,9 +91,22 @@ def _parsed(path: Path, parse: Any) -> Any:
         raise SourceError(f"{path} is malformed ({str(error).splitlines()[0]})") from error
 
 
+def task_texts(root: Path) -> dict[str, str]:
+    """The instructions in a `tasks.json` of the user, by a folder's or a task's name; none if there is no such file.
+
+    Raises:
+        SourceError: it is no object of texts.
+    """
+    path = root / "tasks.json"
+    texts = read_json(path) if path.is_file() else {}
+    if not isinstance(texts, dict) or not all(isinstance(value, str) and value.strip() for value in texts.values()):
+        raise SourceError(f"{path} is no JSON object of names and instructions")
+    return texts
+
+
 def natural(names: Iterable[str]) -> list[str]:
     """Names in the order of the numbers in them: demo_2 before demo_10."""
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
 
 
 def numbered(paths: Iterable[Path]) -> list[Path]:
