@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 
 from jobs import common
 from pipelines.maintain import MaintenanceError, run_compact, run_verify
-from robometer.configs import Config
+from robometer.configs import Config, ConfigError
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.export import export_lerobot
 from robometer.corpus.page import write_page
+from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
+from robometer.evaluation.predictions import FORWARD, Predictions
 
 HELP = """
 robometer corpus: print what a corpus holds: trajectories by source, split, task and quality, bytes, quarantine.
@@ -25,11 +28,16 @@ robometer corpus verify     re-read every shard, on the cluster: counts, hashes,
                             next `robometer ingest` of the same data makes again
 robometer corpus compact    join small shards, with their embeddings, while no job uses the corpus
         --shard-mb=512      size of the shards that come out
+robometer corpus export     write it as a LeRobot v3.0 dataset, an episode per trajectory
+        --to=FOLDER         where to; it must not exist
+        --split=NAME        of one split only
+        --scores=FOLDER     with the progress and success per frame that `robometer evaluate` wrote into that folder
 
 Examples
   robometer corpus corpus.path=outputs/corpus
   robometer corpus --show=/data/corpus.html corpus.path=/data/corpus
   robometer corpus verify --repair corpus.path=/data/corpus
+  robometer corpus export --to=/data/lerobot --split=seen --scores=outputs/evaluation corpus.path=/data/corpus
 """
 
 
@@ -62,7 +70,27 @@ def compact(options: argparse.Namespace, config: Config) -> None:
     print(f"{before} shards before, {after} now")
 
 
-ACTIONS: dict[str, Callable[[argparse.Namespace, Config], None]] = {"verify": verify, "compact": compact}
+def export(options: argparse.Namespace, config: Config) -> None:
+    """Write a LeRobot dataset, and say of how many episodes."""
+    if not options.to:
+        raise ConfigError("give the folder to write to, --to=FOLDER")
+    corpus = Corpus(config.corpus.path)
+    scores = None
+    if options.scores:
+        predicted = Storage(options.scores)
+        if not predicted.exists("predictions.parquet"):
+            raise ConfigError(f"no predictions in {options.scores}: run `robometer evaluate` first")
+        clips = Predictions.load(predicted).clips
+        scores = {c.id: (c.progress, c.success) for c in clips if c.direction == FORWARD and not c.error}
+    count = export_lerobot(corpus, options.to, corpus.rows(options.split), scores=scores)
+    print(f"{count} episodes: {options.to}")
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace, Config], None]] = {
+    "verify": verify,
+    "compact": compact,
+    "export": export,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--show", nargs="?", const="corpus.html", default="")
     elif action is verify:
         parser.add_argument("--repair", action="store_true")
+    elif action is export:
+        for name in ("--to", "--split", "--scores"):
+            parser.add_argument(name)
     else:
         parser.add_argument("--shard-mb", type=int, default=512)
     options, rest = parser.parse_known_args(arguments if action is look else arguments[1:])

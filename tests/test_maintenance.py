@@ -113,6 +113,25 @@ def test_new_data_and_a_mended_video_enter_a_compacted_corpus(made: Config, tmp_
     assert json.loads(Path(made.corpus.path, "corpus.json").read_text())["counts"]["trajectories"] == 13
 
 
+def test_export_writes_a_dataset_that_ingest_reads(made: Config, tmp_path: Path) -> None:
+    where = f"corpus.path={made.corpus.path}"
+    assert job.main(["export", f"--to={tmp_path / 'lerobot'}", where]) == 0
+    back = config(tmp_path, "ingest.source=lerobot", data="lerobot", corpus="back")
+    assert run_ingest(back).new == 10
+    tasks = [sorted(Corpus(c.corpus.path).manifest["task"].to_pylist()) for c in (made, back)]
+    assert tasks[0] == tasks[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [([], "--to=FOLDER"), (["--to=x", "--scores=nowhere"], "no predictions in nowhere")]
+)
+def test_an_export_that_cannot_be_is_one_sentence(
+    made: Config, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main(["export", *arguments, f"corpus.path={made.corpus.path}"]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_a_missing_corpus_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for action in ("verify", "compact"):
         assert job.main([action, f"corpus.path={tmp_path / 'none'}"]) == 2
