@@ -68,7 +68,7 @@ def _check(data: bytes) -> None:
         if opcode.name.startswith("EXT") or "PERSID" in opcode.name or "BUFFER" in opcode.name:
             raise SourceError(f"it has the opcode {opcode.name}, which plain data does not need")
         # The unpickler makes a table as long as the largest number of its memo: 16 GB for a pickle of 10 bytes.
-        if "PUT" in opcode.name and argument > len(data):
+        if "PUT" in opcode.name and int(argument or 0) > len(data):
             raise SourceError(f"its memo goes to {argument} in a file of {len(data)} bytes")
 
 

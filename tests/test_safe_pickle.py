@@ -103,6 +103,7 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
     touch = f"open({str(mark)!r}, 'w')"
     nested = np.array([Call(eval, touch)], dtype=object)
     flags = Call(np.dtype, "V8", False, True, state=(3, "|", None, None, None, 8, 1, 4))
+    pointers = Call(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), flags, False, b"A" * 8))
     array = glob("numpy.core.multiarray", "_reconstruct") + glob("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
     byte = glob("numpy", "dtype") + b"(X\x02\x00\x00\x00u1\x89\x88tR"
     doubled = b"\x80\x04(" + b"K\x00" * 1000 + b"l\x94" + b"0"
@@ -123,7 +124,7 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
         ),
         "uninitialised memory": (pickle.dumps(Call(RECONSTRUCT, np.ndarray, (10**10,), b"b")), "else than numpy's"),
         "ndarray called": (glob("numpy", "ndarray") + b"J\xff\xff\xff\x7f\x85\x85R.", "does not need"),
-        "pointers": (pickle.dumps(Call(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), flags, False, b"A" * 8))), "V8"),
+        "pointers": (pickle.dumps(pointers), "V8"),
         "object scalar": (pickle.dumps(Call(np.float64(1).__reduce__()[0], np.dtype("O"), b"A" * 8)), "not numpy's"),
         "huge array of objects": (array + b"(K\x01J\xff\xff\xff\x7f\x85" + glob("numpy", "dtype")
                                   + b"(X\x01\x00\x00\x00O\x89\x88tR\x89(ltb.", "not numpy's"),

@@ -93,7 +93,7 @@ def _parsed(path: Path, parse: Any) -> Any:
 
 def natural(names: Iterable[str]) -> list[str]:
     """Names in the order of the numbers in them: demo_2 before demo_10."""
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
 
 
 def numbered(paths: Iterable[Path]) -> list[Path]:
