@@ -76,6 +76,10 @@ def test_images_of_other_kinds_are_converted_and_bad_ones_refused(ray_local: Non
     (raw / "odd_view/task.txt").write_text("Do it")
     write(Path(os.fsdecode(os.fsencode(raw) + b"/odd_view/c\xf4te")), frames)
 
+    write(raw, frames[:1], "preview.png")
+    (raw / "rate").mkdir()
+    (raw / "rate/episode.json").write_text('{"fps": 0}')
+
     corpus = ingest(tmp_path, "image_folders")
     assert corpus.manifest.sort_by("episode_key")["episode_key"].to_pylist() == [
         "alpha", "deep", "gap", "grey", "odd_view",
@@ -85,10 +89,11 @@ def test_images_of_other_kinds_are_converted_and_bad_ones_refused(ray_local: Non
     why = refusals(corpus)
     assert set(why) == {
         "truncated truncated main", "mixed mixed main", "text", "unknown", "blank", "empty", "no_images no_images",
-        "caf\\xe9", "c\\xf4te",
+        "caf\\xe9", "c\\xf4te", "raw", "rate",
     }  # fmt: skip
     assert "not an image" in why["truncated truncated main"]
     assert "one size" in why["mixed mixed main"]
     assert "UTF-8" in why["text"] and "UTF-8" in why["caf\\xe9"] and "UTF-8" in why["c\\xf4te"]
+    assert "beside folders" in why["raw"] and "fps" in why["rate"]
     assert "qualty_label" in why["unknown"] and "no task text" in why["blank"]
     assert "no images" in why["empty"] and "no images" in why["no_images no_images"]

@@ -10,7 +10,7 @@
         front/*.png               with episode.json or task.txt in the folder, subfolders are the episode's views
         wrist/*.png
 
-A folder with images in it is an episode, its view is `main`. Fields:
+A folder with images and no folders in it is an episode, its view is `main`. Fields:
 
     task              the instruction; required, here or in one of the other places
     quality_label     successful (default), suboptimal or failure
@@ -25,6 +25,7 @@ Modules of known data sets list their folders, with `unit_of`; all are read by t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,10 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         here = Path(path)
         dirs[:] = natural(name for name in dirs if not name.startswith("."))
         marked = any(mark in names for mark in MARKS)
-        if not marked and not any(_is_image(name) for name in names):
+        pictures = any(_is_image(name) for name in names)
+        if pictures and dirs and not marked:
+            yield refused(here, f"images lie beside folders: if it is one episode, mark it with {' or '.join(MARKS)}")
+        if not marked and (dirs or not pictures):
             if not dirs and here != root:
                 yield refused(here, "the folder has no images, and no folders with any")
             continue
@@ -89,7 +93,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         "partial_success": data.get("partial_success"),
         "split": data.get("split", ""),
     }
-    found = False
+    drop, found = data.get("drop", 0), False
     for view, place, paths in _views(base, data):
         found = True
         try:
@@ -99,10 +103,12 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
             continue
         if paths is None:
             yield _of(unit, view, place, f"there is no folder {place.name}: this camera was not recorded", skipped=True)
-        elif len(paths) <= data.get("drop", 0):
-            yield _of(unit, view, place, f"{len(paths)} images, of which the first {data.get('drop', 0)} are left out")
+        elif not paths:
+            yield _of(unit, view, place, "the folder has no images")
+        elif len(paths) <= drop:
+            yield _of(unit, view, place, f"{len(paths)} images, of which the first {drop} are left out")
         else:
-            frames = sequence(paths[data.get("drop", 0) :], data.get("fps", 0.0), bool(data.get("clockwise")))
+            frames = sequence(paths[drop:], data.get("fps", 0.0), bool(data.get("clockwise")))
             yield Episode(**shared, view=view, recording=frames, uri=str(place))
     if not found:
         yield _of(unit, "", base, "the folder has no images, nor subfolders with any")
@@ -153,6 +159,26 @@ def refused(path: Path, error: str) -> Refused:
     return Refused(os.fsencode(path).decode("utf-8", "backslashreplace"), error)
 
 
+def fields_of(value: Any, place: str) -> dict[str, Any]:
+    """The fields above of a text (the task alone) or an object; `place` says where it stands.
+
+    Raises:
+        SourceError: it is neither, or has an unknown field or a field of another type.
+    """
+    value = {"task": value} if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        raise SourceError(f"{place} is no object of fields")
+    for key, field in value.items():
+        # A misspelt key would silently leave its default, and a failure would be learnt as a success.
+        if key not in _TYPES:
+            raise SourceError(f"{place} has the unknown field {key!r}; the fields are {', '.join(_TYPES)}")
+        if not isinstance(field, _TYPES[key]) or (isinstance(field, bool) and key != "is_robot"):
+            raise SourceError(f"{place}: {key} is {type(field).__name__}")
+    if not 0 < value.get("fps", 1) < math.inf:
+        raise SourceError(f"{place}: fps is not above 0")
+    return value
+
+
 def _views(base: Path, data: Mapping[str, Any]) -> Iterator[tuple[str, Path, list[Path] | None]]:
     """(view, where it lies, its images or None) of a unit's folder."""
     if "files" in data:
@@ -175,27 +201,14 @@ def _unit(here: Path, root: Path, tasks: Mapping[str, Any], source: str) -> Unit
     fields: dict[str, Any] = {}
     for name in reversed([key, *map(str, Path(key).parents)]):
         if name in tasks:
-            fields |= _fields(tasks[name], f"tasks.json: {name}")
+            fields |= fields_of(tasks[name], f"tasks.json: {name}")
     if (here / "task.txt").exists():
         fields["task"] = text((here / "task.txt").read_bytes())
     if (here / "episode.json").exists():
-        fields |= _fields(read_json(here / "episode.json"), "episode.json")
+        fields |= fields_of(read_json(here / "episode.json"), "episode.json")
     if not str(fields.get("task", "")).strip():
         raise SourceError("no task text: give it in task.txt or episode.json, or for the folder in <input>/tasks.json")
     return Unit(key, source or fields.get("source", utf8(Path(root.name))), str(here), data=fields)
-
-
-def _fields(value: Any, place: str) -> dict[str, Any]:
-    value = {"task": value} if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        raise SourceError(f"{place} is no object of fields")
-    for key, field in value.items():
-        # A misspelt key would silently leave its default, and a failure would be learnt as a success.
-        if key not in _TYPES:
-            raise SourceError(f"{place} has the unknown field {key!r}; the fields are {', '.join(_TYPES)}")
-        if not isinstance(field, _TYPES[key]) or (isinstance(field, bool) and key != "is_robot"):
-            raise SourceError(f"{place}: {key} is {type(field).__name__}")
-    return value
 
 
 def _is_image(name: str) -> bool:
