@@ -154,7 +154,7 @@ class _Function:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes, records: Collection[str]) -> None:
-        super().__init__(io.BytesIO(data))
+        super().__init__(io.BytesIO(data), encoding="latin-1")  # the bytes of Python 2
         self._records = records
         self._left = len(data)
         self._known = self._table()

@@ -58,6 +58,13 @@ def test_numpy_1_names_its_functions_elsewhere(protocol: int) -> None:
     assert (np.asarray(loads(data)) == ARRAYS[0]).all()
 
 
+def test_an_array_of_python_2() -> None:
+    array = glob("numpy.core.multiarray", "_reconstruct") + glob("numpy", "ndarray") + b"K\x00\x85U\x01b\x87R"
+    dtype = glob("numpy", "dtype") + b"(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    read = np.asarray(loads(b"\x80\x02" + array + b"(K\x01K\x03\x85" + dtype + b"\x89U\x03\xff\x00\x07tb."))
+    assert read.tolist() == [255, 0, 7]
+
+
 @pytest.fixture
 def eval_log() -> Iterator[types.ModuleType]:
     """A package with a class, gone again when its pickles are read."""

@@ -54,6 +54,7 @@ def test_autoeval(ray_local: None, tmp_path: Path, traj_data: type) -> None:
     write(raw / "eval_data/2/steps.pkl", [*steps[:-1], {**steps[-1], "success": True}], 2)
     write(raw / "eval_data/3/short.pkl", {**episode, "obs": {"image_primary": clips[0][:5]}})
     write(raw / "eval_data/3/no_flag.pkl", {**episode, "success": None})
+    write(raw / "eval_data/3/odd_flag.pkl", {**episode, "success": "False"})
     write(raw / "eval_data/3/no_task.pkl", {**episode, "language_command": None})
     write(raw / "eval_data/3/no_frames.pkl", {**episode, "obs": {}})
     write(raw / "eval_data/3/hostile.pkl", {**episode, "policy": Touch(tmp_path / "ran")})
@@ -70,8 +71,9 @@ def test_autoeval(ray_local: None, tmp_path: Path, traj_data: type) -> None:
     assert not (tmp_path / "ran").exists()
     why = {key.split()[0]: error for key, error in refusals(corpus).items()}
     assert "fewer than 6" in why["short.pkl"] and "no flag" in why["no_flag.pkl"]
-    assert "no task text" in why["no_task.pkl"] and "no obs.image_primary" in why["no_frames.pkl"]
-    assert "builtins.eval" in why["hostile.pkl"] and "no pickle" in why["cut.pkl"] and len(why) == 6
+    assert "'False'" in why["odd_flag.pkl"] and "no task text" in why["no_task.pkl"]
+    assert "no obs.image_primary" in why["no_frames.pkl"]
+    assert "builtins.eval" in why["hostile.pkl"] and "no pickle" in why["cut.pkl"] and len(why) == 7
     stages = {Path(row["uri"]).name: row["stage"] for row in corpus.quarantine().to_pylist()}
     assert stages["short.pkl"] == "skip" and stages["no_flag.pkl"] == "list"
 

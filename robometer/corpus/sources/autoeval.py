@@ -97,7 +97,10 @@ def _image(frame: Any) -> np.ndarray | bytes:
 
 def _success(flag: Any, path: Path) -> bool:
     if flag is not None:
-        return bool(np.asarray(flag).item())
+        value = np.asarray(flag).item()
+        if not isinstance(value, bool | int | float):
+            raise SourceError(f"its flag `success` is {str(value)[:40]!r}")
+        return bool(value)
     for word, success in (("success", True), ("fail", False), ("failure", False)):
         if path.stem.lower().endswith(f"_{word}"):
             return success
