@@ -115,8 +115,8 @@ class Record:
     def __setstate__(self, state: Any) -> None:
         parts = state if type(state) is tuple else (state,)
         for part in parts:
-            if type(part) is dict:
-                self.fields |= part
+            if type(part) is dict:  # not copied: one large dict may be the state of many records
+                self.fields = self.fields | part if self.fields else part
 
 
 class _DType:
