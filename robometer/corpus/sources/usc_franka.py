@@ -1,0 +1,60 @@
+"""USC Franka policy ranking: PNG frames of one camera, which hangs turned by 90 degrees.
+
+    <input>/
+      fold_towel_success_3/                     <task>_<quality>_<id>
+        images/camera_south_color_0.png ...     turned clockwise here
+
+Quality: success(ful), subopt(imal), fail(ure). Four tasks have their sentence; another's is its words, as upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from robometer.corpus.sources import Refused, SourceError, Unit
+from robometer.corpus.sources.common import folder, numbered, subfolders
+from robometer.corpus.sources.image_folders import episodes, refused, unit_of
+from robometer.errors import RobometerError
+from robometer.trajectory import quality_label
+
+__all__ = ["episodes", "units"]
+
+NAME = "usc_franka_policy_ranking"
+TASKS = {
+    "plate_in_sink": "Put the yellow plate in the sink",
+    "fold_towel": "Fold the towel in half",
+    "red_cube_on_gray_cube": "Stack the red cube on the gray cube",
+    "put_banana_on_red_plate": "Put the banana on the red plate",
+}
+VIEWS = {"south": "images/camera_south_color*.png"}
+
+
+def units(input: str, source: str) -> Iterator[Unit | Refused]:
+    """The episode folders.
+
+    Raises:
+        SourceError: there is none.
+    """
+    root = folder(input, "with folders <task>_<quality>_<id>")
+    if not (paths := numbered(subfolders(root))):
+        raise SourceError(f"{input} has no folders <task>_<quality>_<id>")
+    for path in paths:
+        try:
+            task, quality = ranked(path.name, TASKS)
+        except RobometerError as error:
+            yield refused(path, str(error))
+            continue
+        yield unit_of(path, root, source or NAME, task=task, quality_label=quality, clockwise=True, views=VIEWS)
+
+
+def ranked(name: str, tasks: Mapping[str, str]) -> tuple[str, str]:
+    """Task text and quality label of a folder `<task>_<quality>_<id>`.
+
+    Raises:
+        SourceError, TrajectoryError: the name is none such.
+    """
+    task, *rest = name.rsplit("_", 2)
+    if len(rest) != 2:
+        raise SourceError(f"the folder's name {name} is not <task>_<quality>_<id>")
+    label = quality_label({"subopt": "suboptimal"}.get(rest[0].lower(), rest[0]))
+    return tasks.get(task, task.replace("_", " ").capitalize()), label
