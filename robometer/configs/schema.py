@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from robometer.errors import RobometerError
@@ -70,6 +71,7 @@ class PreferenceStrategies:
     suboptimal: float = 1.0
     different_task: float = 1.0
     reverse: float = 1.0
+    paired: float = 0.0  # a robot's success before a rewind of a human's at the same task, or the other way around
 
 
 @dataclass
@@ -87,6 +89,9 @@ class SamplingConfig:
     """What the plan draws. Names follow upstream's `data` group."""
 
     max_frames: int = 16
+    mode: str = "rbm"  # rbm: walk over the trajectories | strategy_first: strategy, source, then trajectory (spec 3.4)
+    sources: list[str] = field(default_factory=list)  # sources and groups (sampling/groups.yaml); empty: all
+    source_weights: dict[str, float] = field(default_factory=dict)  # +...={lab:2}, by source or group; else 1
     preference: float = 1.0  # weight of preference samples (upstream trains on these only)
     progress: float = 1.0  # weight of progress samples
     preference_strategies: PreferenceStrategies = field(default_factory=PreferenceStrategies)
@@ -106,6 +111,7 @@ class SamplingConfig:
     split: str = "train"
 
     def __post_init__(self) -> None:
+        _one_of("sampling.mode", self.mode, ("rbm", "strategy_first"))
         _one_of("sampling.compat", self.compat, ("fixed", "upstream"))
         _one_of(
             "sampling.progress_target",
@@ -115,6 +121,10 @@ class SamplingConfig:
         _check(self.max_frames >= 1, "sampling.max_frames must be at least 1")
         _check(self.preference >= 0 and self.progress >= 0, "sampling ratios must not be negative")
         _check(self.preference + self.progress > 0, "sampling.preference and sampling.progress are both 0")
+        _check(
+            all(0 <= weight < math.inf for weight in self.source_weights.values()),
+            "sampling.source_weights must be numbers that are not negative",
+        )
         _check(0 <= self.graded_pairs <= 1, "sampling.graded_pairs must be in [0, 1]")
         _check(min(self.feature_noise, self.clip_noise) >= 0, "sampling noise must not be negative")
         _check(self.progress_bins >= 2, "sampling.progress_bins must be at least 2")

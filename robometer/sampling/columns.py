@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +29,11 @@ class Columns:
         num_frames: int32 [R].
         quality: int8 [R], index into `QUALITY_LABELS`.
         partial_success: float64 [R], NaN for none, rounded to 6 digits since the manifest holds float32.
+        is_robot: bool [R], False for a human.
         supervised: rows whose progress is trained, bool [R].
     """
 
-    task_texts: list[str]
+    task_texts: pa.StringArray
     task_text: np.ndarray
     task: np.ndarray
     sources: list[str]
@@ -40,15 +42,18 @@ class Columns:
     num_frames: np.ndarray
     quality: np.ndarray
     partial_success: np.ndarray
+    is_robot: np.ndarray
     supervised: np.ndarray
 
     @classmethod
     def from_table(cls, table: pa.Table, config: SamplingConfig) -> Columns:
         """Read a manifest; only the distinct tasks and sources pass through Python."""
         task_text, task_texts = _encode(table["task"])
-        keys = [normalise_task(text) if config.compat == "fixed" else text for text in task_texts]
+        texts = task_texts.to_pylist()
+        keys = [normalise_task(text) if config.compat == "fixed" else text for text in texts]
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        source, sources = _encode(table["source"])
+        source, names = _encode(table["source"])
+        sources = names.to_pylist()
         facts = [source_facts(name, config.max_success, config.compat) for name in sources]
         quality = pc.index_in(table["quality_label"], value_set=pa.array(QUALITY_LABELS)).to_numpy().astype(np.int8)
         partial = pc.fill_null(pc.cast(table["partial_success"], pa.float64()), float("nan")).to_numpy().round(6)
@@ -62,6 +67,7 @@ class Columns:
             num_frames=table["num_frames"].to_numpy().astype(np.int32),
             quality=quality,
             partial_success=partial,
+            is_robot=pc.fill_null(table["is_robot"], True).to_numpy(),
             supervised=_supervised(sources, facts, source, quality, ~np.isnan(partial)),
         )
 
@@ -73,6 +79,15 @@ class Columns:
         """Rows whose quality label is `successful`, bool [R]."""
         return np.asarray(self.quality == SUCCESSFUL)
 
+    @property
+    def embodied_task(self) -> np.ndarray:
+        """2 x task of a row, + 1 where a robot does it, int32 [R]."""
+        return np.asarray(2 * self.task + self.is_robot)
+
+    def of_sources(self, wanted: Callable[[str], bool]) -> np.ndarray:
+        """Rows of the sources whose name is `wanted`, bool [R]."""
+        return np.array([wanted(name) for name in self.sources], dtype=bool)[self.source]
+
     def successful_row(self, row: int) -> bool:
         """Whether a row's quality label is `successful`."""
         return bool(self.quality[row] == SUCCESSFUL)
@@ -81,9 +96,13 @@ class Columns:
         """Source name of a row."""
         return self.sources[int(self.source[row])]
 
+    def embodied_task_of(self, row: int) -> int:
+        """2 x task of a row, + 1 where a robot does it."""
+        return 2 * int(self.task[row]) + int(self.is_robot[row])
+
     def text_of(self, row: int) -> str:
         """The instruction of a row as its source wrote it."""
-        return self.task_texts[int(self.task_text[row])]
+        return str(self.task_texts[int(self.task_text[row])].as_py())
 
     def partial_of(self, row: int) -> float | None:
         """Partial success of a row, or None."""
@@ -103,10 +122,10 @@ class Columns:
         )
 
 
-def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
     encoded = pc.dictionary_encode(column.combine_chunks())
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    return encoded.indices.to_numpy().astype(np.int32), encoded.dictionary.to_pylist()
+    return encoded.indices.to_numpy().astype(np.int32), encoded.dictionary
 
 
 def _supervised(

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
 
 import numpy as np
 
 from robometer.configs.schema import SamplingConfig
-from robometer.sampling.index import (
-    GAP_TOLERANCE,
-    PREFERENCE_KINDS,
-    PROGRESS_KINDS,
-    Groups,
-    ManifestIndex,
-    SamplingError,
-)
+from robometer.sampling.eligible import PREFERENCE_KINDS, PROGRESS_KINDS, UPSTREAM_PREFERENCE_ONLY
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.partners import GAP_TOLERANCE, Groups
 from robometer.sampling.segments import Draws, Triple, draw_triple
 from robometer.sampling.strategies import clip_plan, pair_plan
-from robometer.sampling.types import SamplePlan
+from robometer.sampling.types import SamplePlan, SamplingError
 from robometer.trajectory import QUALITY_LABELS
-
-_UPSTREAM_PREFERENCE_ONLY = "auto_eval_rfm"
-"""Upstream routes by a table of the wrong names, of which only this one matches (spec B9)."""
-
-_WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: int) -> SamplePlan:
     """Which rows, frames and targets make sample `sample_index` of the stream `seed`.
 
-    The same arguments give the same plan in any process and order. In compat fixed, preference and progress samples
-    alternate in their exact ratio, and each kind walks through all its rows before it starts again, in a new order.
-    In compat upstream the walk is over all rows, unsuccessful ones become pairs, and a coin decides the others.
+    The same arguments give the same plan in any process and order.
+
+    Mode rbm, compat fixed: preference and progress samples alternate in their exact ratio, and each kind walks through
+    all its rows before it starts again, in a new order; with source weights, through each source's rows.
+    Mode rbm, compat upstream: the walk is over all rows, unsuccessful ones become pairs, a coin decides the others.
+    Mode strategy_first: see `StrategyFirst`; kinds alternate in their exact ratio too (upstream: by a coin).
 
     Raises:
         SamplingError: `sample_index` is negative, or `index` was built with other settings.
@@ -43,63 +35,50 @@ def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: 
     if config is not index.config and config != index.config:
         raise SamplingError("the index was built with other sampling settings: build it again with these")
     draws = Draws(seed, sample_index)
-    kind, row = _item(index, config, seed, sample_index, draws)
+    kind, strategy, row = _item(index, config, seed, sample_index, draws)
     if kind == "progress":
-        return _progress_sample(index, config, sample_index, row, draws)
-    return _preference_sample(index, config, sample_index, row, draws)
+        return _progress_sample(index, config, sample_index, row, strategy, draws)
+    return _preference_sample(index, config, sample_index, row, strategy, draws)
 
 
-def _item(index: ManifestIndex, config: SamplingConfig, seed: int, i: int, draws: Draws) -> tuple[str, int]:
+def _item(index: ManifestIndex, config: SamplingConfig, seed: int, i: int, draws: Draws) -> tuple[str, str | None, int]:
+    """Kind of sample, strategy (None: drawn from what the row can serve) and row of sample `i`."""
     share = config.preference / (config.preference + config.progress)
     if config.compat == "upstream":
-        row = _walk(index.preference_rows if share > 0 else index.progress_rows, seed, i)
-        routed = not index.columns.successful_row(row) or index.columns.source_of(row) == _UPSTREAM_PREFERENCE_ONLY
-        pair = share > 0 and (routed or draws.uniform() < share)
-        return ("preference" if pair else "progress"), row
+        return _upstream_item(index, share, seed, i, draws)
     before = int(i * share)
-    if int((i + 1) * share) > before:
-        return "preference", _walk(index.preference_rows, seed, before)
-    return "progress", _walk(index.progress_rows, ~seed, i - before)
+    pair = int((i + 1) * share) > before
+    kind = "preference" if pair else "progress"
+    if index.strategy_first is not None:
+        return kind, *index.strategy_first.draw(kind, draws)
+    if pair:
+        return kind, None, index.preference_walk.row(seed, before)
+    return kind, None, index.progress_walk.row(~seed, i - before)
 
 
-def _walk(rows: np.ndarray, seed: int, step: int) -> int:
-    epoch, position = divmod(step, len(rows))
-    return int(rows[permuted(position, len(rows), seed, epoch)])
+def _upstream_item(index: ManifestIndex, share: float, seed: int, i: int, draws: Draws) -> tuple[str, str | None, int]:
+    """As `_item`, in upstream's order: rows that its routing sends to the preference sampler are always pairs."""
+    if index.strategy_first is not None:
+        kind = "preference" if draws.uniform() < share else "progress"
+        strategy, row = index.strategy_first.draw(kind, draws)
+        return (
+            ("preference", None, row)
+            if kind == "progress" and share > 0 and _routed(index, row)
+            else (kind, strategy, row)
+        )
+    row = (index.preference_walk if share > 0 else index.progress_walk).row(seed, i)
+    pair = share > 0 and (_routed(index, row) or draws.uniform() < share)
+    return ("preference" if pair else "progress"), None, row
 
 
-def permuted(position: int, count: int, seed: int, epoch: int) -> int:
-    """Where `position` in [0, count) goes in the epoch's shuffle: a bijection, in constant time and memory.
-
-    A four-round Feistel network over the next power of two; results outside [0, count) are fed back (cycle walking).
-    """
-    bits = max(2, (count - 1).bit_length())
-    low_bits = bits // 2
-    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
-    key = _epoch_key(seed, epoch)
-    while True:
-        high, low = position >> low_bits, position & low_mask
-        for r in (1, 3):
-            high ^= _mix(key + r ^ low << 8) & high_mask
-            low ^= _mix(key + r + 1 ^ high << 8) & low_mask
-        position = high << low_bits | low
-        if position < count:
-            return position
+def _routed(index: ManifestIndex, row: int) -> bool:
+    return not index.columns.successful_row(row) or index.columns.source_of(row) == UPSTREAM_PREFERENCE_ONLY
 
 
-@lru_cache(maxsize=64)
-def _epoch_key(seed: int, epoch: int) -> int:
-    return _mix((seed & _WORD) ^ _mix(epoch + 1))
-
-
-def _mix(value: int) -> int:
-    """SplitMix64's finaliser: every bit of the input turns about half of the output's."""
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & _WORD
-    return value ^ value >> 31
-
-
-def _progress_sample(index: ManifestIndex, config: SamplingConfig, i: int, row: int, draws: Draws) -> SamplePlan:
-    strategy = PROGRESS_KINDS[draws.choose(index.progress_weights[index.has_other_task(row)])]
+def _progress_sample(
+    index: ManifestIndex, config: SamplingConfig, i: int, row: int, strategy: str | None, draws: Draws
+) -> SamplePlan:
+    strategy = strategy or PROGRESS_KINDS[draws.choose(index.progress_weights[index.has_other_task(row)])]
     shown = row
     if strategy == "different_instruction" and config.compat == "fixed":
         # Upstream shows the item under its own text and still labels it 0 (spec B1).
@@ -110,23 +89,26 @@ def _progress_sample(index: ManifestIndex, config: SamplingConfig, i: int, row: 
     return SamplePlan(i, "progress", strategy, index.columns.text_of(row), clip, None, 0.0)
 
 
-def _preference_sample(index: ManifestIndex, config: SamplingConfig, i: int, row: int, draws: Draws) -> SamplePlan:
+def _preference_sample(
+    index: ManifestIndex, config: SamplingConfig, i: int, row: int, strategy: str | None, draws: Draws
+) -> SamplePlan:
     columns = index.columns
     whole = not columns.successful_row(row) and columns.partial_of(row) is None
     if whole:
         chosen, rejected = _graded(index, config, row, draws)
         strategy = "suboptimal"
     else:
-        strategy = PREFERENCE_KINDS[draws.choose(index.preference_weights[index.options[row]])]
+        strategy = strategy or PREFERENCE_KINDS[draws.choose(index.preference_weights[index.options[row]])]
         chosen, rejected, strategy = _pair(index, config, strategy, row, draws)
     subjects = columns.subject(chosen), columns.subject(rejected)
+    direction = "rewind" if strategy == "paired" else strategy
     triples: tuple[Triple | None, Triple | None] = (None, None)
     if not whole:
         triples = (
             draw_triple(draws, subjects[0].num_frames, "forward", config.max_frames),
-            draw_triple(draws, subjects[1].num_frames, strategy, config.max_frames),
+            draw_triple(draws, subjects[1].num_frames, direction, config.max_frames),
         )
-    better, worse = pair_plan((chosen, rejected), subjects, index.rules, strategy, triples)
+    better, worse = pair_plan((chosen, rejected), subjects, index.rules, direction, triples)
     chosen_first = draws.uniform() < 0.5
     a, b = (better, worse) if chosen_first else (worse, better)
     return SamplePlan(i, "preference", strategy, columns.text_of(row), a, b, float(chosen_first))
@@ -140,7 +122,7 @@ def _graded(index: ManifestIndex, config: SamplingConfig, row: int, draws: Draws
     if config.compat == "fixed" and config.graded_pairs > 0 and draws.uniform() < config.graded_pairs:
         failed = QUALITY_LABELS[index.columns.quality[row]] == "failure"
         others = index.partners.grades["suboptimal" if failed else "failure"]
-        if others.sizes[index.columns.task[row]]:
+        if others.size(int(index.columns.task[row])):
             other = _of_task(others, index, row, draws)
             return (other, row) if failed else (row, other)
     return _of_task(index.partners.successes, index, row, draws), row
@@ -150,6 +132,8 @@ def _pair(index: ManifestIndex, config: SamplingConfig, strategy: str, row: int,
     """Chosen row, rejected row and the name of the strategy."""
     if strategy == "different_task":
         return row, _other_task_row(index, config, row, draws), strategy
+    if strategy == "paired":
+        return row, index.partners.embodied.member(index.columns.embodied_task_of(row) ^ 1, draws), strategy
     if strategy != "suboptimal":
         return row, row, strategy
     value = index.columns.partial_of(row)

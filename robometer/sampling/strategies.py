@@ -69,7 +69,7 @@ def needed_frames(strategy: str, compat: str) -> int:
 
     Fixed: a reversal needs 2 frames and a rewind 3; upstream shows a shorter one as if it were a forward clip.
     """
-    return {"reverse": 2, "rewind": 3}.get(strategy, 1) if compat == "fixed" else 1
+    return {"reverse": 2, "rewind": 3, "paired": 3}.get(strategy, 1) if compat == "fixed" else 1
 
 
 def clip_plan(row: int, subject: Subject, rules: Rules, strategy: str, triple: Triple | None) -> ClipPlan:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robometer.errors import RobometerError
+
 STRATEGIES = (
     "forward",
     "reverse",
@@ -14,8 +16,13 @@ STRATEGIES = (
     "suboptimal",
     "different_task",
     "partial_success",
+    "paired",
 )
-"""Every way to make a sample, of both kinds; batches carry the index."""
+"""Every way to make a sample, of both kinds; batches carry the index, so that new ones go to the end."""
+
+
+class SamplingError(RobometerError):
+    """Nothing to sample; the message is one sentence that says what is missing and what to change."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,163 @@
+"""Which rows can serve which strategy (spec 3.3, 3.4, 3.8, 3.9), as masks over the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import accumulate
+
+import numpy as np
+
+from robometer.configs.schema import PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.sampling.columns import Columns
+from robometer.sampling.partners import GAP_TOLERANCE, Partners
+from robometer.sampling.strategies import needed_frames
+
+PROGRESS_KINDS = tuple(f.name for f in fields(ProgressStrategies))
+PREFERENCE_KINDS = tuple(f.name for f in fields(PreferenceStrategies))
+
+DIFFERENT_TASK = PREFERENCE_KINDS.index("different_task")
+
+UPSTREAM_PREFERENCE_ONLY = "auto_eval_rfm"
+"""Upstream routes by a table of the wrong names, of which only this one matches (spec B9)."""
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """Masks bool [R] over the manifest; needed only while an index is built.
+
+    Attributes:
+        usable: rows of the split and of the chosen sources with enough frames.
+        whole: unsuccessful rows without partial success, which are shown whole and only as the rejected of a pair.
+        rejected: the usable ones of them that have a success of their task to be rejected against.
+        options: preference strategies that a row can serve, bit k for `PREFERENCE_KINDS[k]`, uint8 [R].
+        preference_weights: running sums of the strategies' weights for each value of `options`.
+        progress_weights: running sums of the strategies' weights, without and with another task to be had.
+    """
+
+    columns: Columns
+    partners: Partners
+    config: SamplingConfig
+    usable: np.ndarray
+    whole: np.ndarray
+    rejected: np.ndarray
+    options: np.ndarray
+    preference_weights: list[tuple[float, ...]]
+    progress_weights: list[tuple[float, ...]]
+
+    @classmethod
+    def of(cls, columns: Columns, partners: Partners, usable: np.ndarray, config: SamplingConfig) -> Eligible:
+        """Sort out the `usable` rows."""
+        whole = np.isnan(columns.partial_success) & ~columns.successful
+        return cls(
+            columns=columns,
+            partners=partners,
+            config=config,
+            usable=usable,
+            whole=whole,
+            rejected=usable & whole & (partners.successes.sizes[columns.task] > 0),
+            options=_options(columns, partners, config),
+            preference_weights=_preference_weights(config),
+            progress_weights=_progress_weights(config),
+        )
+
+    @property
+    def upstream(self) -> bool:
+        """Whether the numbers are to be upstream's."""
+        return self.config.compat == "upstream"
+
+    def preference(self) -> np.ndarray:
+        """Rows that make a pair in mode rbm. An ungraded unsuccessful one needs a success to be rejected against.
+
+        Fixed: such rows count as `suboptimal`, so that a weight of 0 leaves them out (upstream always uses them).
+        """
+        wanted = self.config.preference_strategies.suboptimal > 0 or self.upstream
+        drawn = ~self.whole & (np.array([w[-1] for w in self.preference_weights]) > 0)[self.options]
+        return np.asarray(self.usable & (self.rejected & wanted | drawn))
+
+    def progress(self) -> np.ndarray:
+        """Rows that make a progress sample (fixed: those whose progress is trained; upstream: successes)."""
+        asked = self.columns.successful if self.upstream else self.columns.supervised
+        return np.asarray(self.usable & asked & (np.array([w[-1] for w in self.progress_weights]) > 0)[self._other])
+
+    def serving(self, kind: str, strategy: str) -> np.ndarray:
+        """Rows that make a sample of `kind` when `strategy` is asked of them (mode strategy_first).
+
+        Fixed: the rows to which mode rbm may give that strategy. Upstream: those of `offered` that can serve; among
+        them unsuccessful rows without partial success, which become a `suboptimal` pair whatever was asked, and rows
+        that its routing sends to the preference sampler, which become a pair by that sampler's own choice.
+        """
+        if kind == "preference":
+            drawn = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
+            rejected = self.rejected & (self.upstream or strategy == "suboptimal")
+            return np.asarray(self.offered(strategy) & (rejected | drawn))
+        possible = (self._other > 0) | (strategy != "different_instruction")
+        possible &= self.config.max_frames >= needed_frames(strategy, self.config.compat)
+        able = possible & (self.columns.successful if self.upstream else self.columns.supervised)
+        if self.upstream and self.config.preference > 0:
+            able = np.where(routed(self.columns), self.preference(), able)
+        return np.asarray(self.offered(strategy) & able)
+
+    def offered(self, strategy: str) -> np.ndarray:
+        """Rows that upstream's index filter leaves to a strategy (spec 3.4); it draws again if they cannot serve it.
+
+        Rewind, reverse, forward and paired: successes. Suboptimal: tasks with successes and others, and all rows of
+        graded sources. The rest, and everything in compat fixed: all usable rows.
+        """
+        if not self.upstream or strategy in ("different_task", "different_instruction"):
+            return self.usable
+        if strategy != "suboptimal":
+            return np.asarray(self.usable & self.columns.successful)
+        mixed = (self.partners.successes.sizes > 0) & (self.partners.others.sizes > 0)
+        return np.asarray(self.usable & (mixed[self.columns.task] | self.columns.of_sources(_is_graded)))
+
+    @property
+    def _other(self) -> np.ndarray:
+        """Whether another task than a row's has a success, uint8 [R], 0 or 1."""
+        return np.asarray(self.options >> DIFFERENT_TASK & 1)
+
+
+def _is_graded(source: str) -> bool:
+    """Whether upstream asks no pair of qualities of a source's tasks, since its rows are graded (spec 3.4)."""
+    return "roboarena" in source or "roboreward" in source
+
+
+def routed(columns: Columns) -> np.ndarray:
+    """Rows that upstream gives to the preference sampler whatever was drawn, bool [R] (spec 3.3, 3.4)."""
+    return np.asarray(~columns.successful | columns.of_sources(UPSTREAM_PREFERENCE_ONLY.__eq__))
+
+
+def _options(columns: Columns, partners: Partners, config: SamplingConfig) -> np.ndarray:
+    task, partial = columns.task, columns.partial_success
+    has_others = partners.others.sizes[task] > 0
+    first, last = partners.partial.offsets[:-1], partners.partial.offsets[1:] - 1
+    graded = partners.partial.sizes > 0
+    low, high = np.full(len(graded), np.nan), np.full(len(graded), np.nan)
+    low[graded], high[graded] = partners.partial_values[first[graded]], partners.partial_values[last[graded]]
+    gap = config.partial_success_threshold - GAP_TOLERANCE
+    has_gap = (partial - low[task] >= gap) | (high[task] - partial >= gap)
+    possible = {
+        "rewind": True,
+        "reverse": True,
+        "suboptimal": np.where(np.isnan(partial), has_others, has_gap),
+        "different_task": len(partners.tasks) - (partners.successes.sizes[task] > 0) > 0,
+        "paired": columns.successful & (partners.embodied.sizes[columns.embodied_task ^ 1] > 0),
+    }
+    options = np.zeros(len(columns), dtype=np.uint8)
+    for bit, kind in enumerate(PREFERENCE_KINDS):
+        shown = config.max_frames >= needed_frames(kind, config.compat)
+        options |= np.asarray(possible[kind] & np.bool_(shown), dtype=np.uint8) << np.uint8(bit)
+    return options
+
+
+def _preference_weights(config: SamplingConfig) -> list[tuple[float, ...]]:
+    ratios = [float(getattr(config.preference_strategies, kind)) for kind in PREFERENCE_KINDS]
+    masks = range(1 << len(ratios))
+    return [tuple(accumulate(r * (mask >> bit & 1) for bit, r in enumerate(ratios))) for mask in masks]
+
+
+def _progress_weights(config: SamplingConfig) -> list[tuple[float, ...]]:
+    shown = [config.max_frames >= needed_frames(kind, config.compat) for kind in PROGRESS_KINDS]
+    ratios = [float(getattr(config.progress_strategies, kind)) for kind in PROGRESS_KINDS]
+    can = [[ok and (other or kind != "different_instruction") for ok, kind in zip(shown, PROGRESS_KINDS, strict=True)]
+           for other in (False, True)]  # fmt: skip
+    return [tuple(accumulate(r * ok for r, ok in zip(ratios, oks, strict=True))) for oks in can]
