@@ -61,11 +61,9 @@ def _upstream_item(index: ManifestIndex, share: float, seed: int, i: int, draws:
     if index.strategy_first is not None:
         kind = "preference" if draws.uniform() < share else "progress"
         strategy, row = index.strategy_first.draw(kind, draws)
-        return (
-            ("preference", None, row)
-            if kind == "progress" and share > 0 and _routed(index, row)
-            else (kind, strategy, row)
-        )
+        if kind == "progress" and share > 0 and _routed(index, row):
+            return "preference", None, row
+        return kind, strategy, row
     row = (index.preference_walk if share > 0 else index.progress_walk).row(seed, i)
     pair = share > 0 and (_routed(index, row) or draws.uniform() < share)
     return ("preference" if pair else "progress"), None, row
