@@ -3,6 +3,8 @@
 The stream starts as one row per micro-batch, its number; each row is a block of its own, which an actor pool turns into
 a batch. With `preserve_order`, Ray Data hands block k to worker k mod W, so that worker r's step s is block s * W + r.
 
+The manifest and its index are made once and lie in the object store: all actors of a node read the same memory.
+
 The numbers cost no CPU: a source that takes one for as long as the run lasts (as `range(...).repartition(...)` does)
 starves on a small or shared cluster, where a run's share is just its data actors.
 """
@@ -45,19 +47,28 @@ class MicroBatchNumbers(Datasource):
         return [ReadTask(lambda: (pa.table({"id": [i]}) for i in range(count)), metadata)]
 
 
+Shared = tuple[pa.Table, ManifestIndex]
+"""A manifest and its index."""
+
+
+def share(config: Config) -> ray.ObjectRef[Shared]:
+    """Read the manifest, index it, and put both into the object store, whose readers copy neither."""
+    manifest = Corpus(config.corpus.path).manifest
+    return ray.put((manifest, ManifestIndex.from_table(manifest, config.sampling)))
+
+
 class Collate:
     """Data stage: the number of a micro-batch in, one row out that holds the batch's tensors."""
 
-    def __init__(self, values: dict[str, Any], first: int) -> None:
+    def __init__(self, values: dict[str, Any], first: int, shared: ray.ObjectRef[Shared]) -> None:
         import torch
 
         from robometer.models.checkpoint import build_collator
 
         torch.set_num_threads(1)
         self.config = from_dict(values)
-        corpus = Corpus(self.config.corpus.path)
-        self.index = ManifestIndex.from_table(corpus.manifest, self.config.sampling)
-        self.collate = build_collator(self.config, corpus)
+        manifest, self.index = ray.get(shared)
+        self.collate = build_collator(self.config, Corpus(self.config.corpus.path, manifest))
         self.size = self.config.train.micro_batch_size
         self.first = first
 
@@ -77,7 +88,7 @@ def stream(config: Config, start_step: int) -> Dataset:
     numbers.context.target_max_block_size = 1  # byte: every row is a block
     return numbers.map_batches(
         Collate,
-        fn_constructor_args=(to_dict(config), start_step * per_step),
+        fn_constructor_args=(to_dict(config), start_step * per_step, share(config)),
         batch_size=None,
         num_cpus=train.data_cpus,
         compute=ActorPoolStrategy(size=train.data_actors),

@@ -32,11 +32,12 @@ from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator
-from robometer.sampling import ManifestIndex
+from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "run"
+MIX = "sampling.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -63,7 +64,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         TrainingError: the loss stopped being a number, or workers failed more often than `train.max_failures`.
     """
     corpus = Corpus(config.corpus.path)
-    _check_inputs(config, corpus)
+    mix = _mix(config, _check_inputs(config, corpus))
     output = Path(config.train.output).absolute()
     places = {
         "train.output": str(output),
@@ -71,7 +72,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         "tracking.uri": tracking.absolute_uri(config.tracking.uri),
     }
     config = override(config, places)
-    run_id = _open_run(config, output, corpus, parent_run_id)
+    run_id = _open_run(config, output, corpus, mix, parent_run_id)
     if finished := _finished(config, output):
         return finished
     with connected(config):
@@ -89,12 +90,20 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     return _finish(config, output, result, run_id)
 
 
-def _check_inputs(config: Config, corpus: Corpus) -> None:
-    """Fail in the driver, in one sentence, where every worker would fail in a hundred lines."""
-    ManifestIndex.from_table(corpus.manifest, config.sampling)
+def _check_inputs(config: Config, corpus: Corpus) -> ManifestIndex:
+    """Fail in the driver, in one sentence, where every worker would fail in a hundred lines; returns the index."""
+    index = ManifestIndex.from_table(corpus.manifest, config.sampling)
     build_collator(config, corpus)
     if config.model.kind == "rewind":
         corpus.embeddings(config.embed.image_encoder, 0)
+    return index
+
+
+def _mix(config: Config, index: ManifestIndex) -> Histograms:
+    """What the first samples are, logged: ratios say what is asked for, the corpus decides what comes of them."""
+    mix = effective_mix(index, config.train.seed)
+    logger.info("the first samples: %s", in_words(mix))
+    return mix
 
 
 _FREE = {"train": {"steps", "max_failures", "log_every", "output", "data_actors", "data_cpus", "cpus_per_worker"}}
@@ -108,8 +117,11 @@ def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
     return kept | {"corpus": {"content_hash": corpus.content_hash}}
 
 
-def _open_run(config: Config, output: Path, corpus: Corpus, parent_run_id: str) -> str:
-    """Create or check `run.json`, which ties the folder to its settings and to its tracked run."""
+def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, parent_run_id: str) -> str:
+    """Create or check `run.json`, which ties the folder to its settings and to its tracked run.
+
+    A new run keeps its `mix` as `sampling.json`, in the folder and in the tracker.
+    """
     fingerprint, path = _fingerprint(config, corpus), output / "run.json"
     if path.is_file():
         known = json.loads(path.read_text())
@@ -122,7 +134,9 @@ def _open_run(config: Config, output: Path, corpus: Corpus, parent_run_id: str) 
                     )
         return str(known["run_id"])
     output.mkdir(parents=True, exist_ok=True)
+    (output / MIX).write_text(json.dumps(mix, indent=1))
     with tracking.start(config, "train", parent_run_id=parent_run_id) as run:
+        run.artifact(output / MIX)
         path.write_text(json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
         return run.run_id
 

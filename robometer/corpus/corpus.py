@@ -36,7 +36,16 @@ class Corpus:
         manifest: one row per trajectory, sorted by id, in the columns of `MANIFEST_SCHEMA`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, manifest: pa.Table | None = None) -> None:
+        """Open a corpus.
+
+        Args:
+            manifest: what `manifest` is to be, where another process has read it; it is pickled with the corpus, so
+                that row numbers mean the same in both, and its buffers can be shared.
+
+        Raises:
+            CorpusError: there is none, or one of another schema version.
+        """
         self.storage = Storage(path)
         if not self.storage.exists("corpus.json"):
             raise CorpusError(f"no corpus at {path}: run `robometer ingest corpus.path={path}` first")
@@ -48,11 +57,12 @@ class Corpus:
             )
         if self.info.get("state") != "complete":
             logger.warning("corpus at %s: its last ingest did not end; run it again to complete it", path)
-        self.manifest = read_manifest(self.storage)
+        self._given = manifest
+        self.manifest = read_manifest(self.storage) if manifest is None else manifest
         self._shard = lru_cache(maxsize=MAX_OPEN_SHARDS)(self.storage.open_arrow)
 
-    def __reduce__(self) -> tuple[type[Corpus], tuple[str]]:
-        return Corpus, (self.storage.path,)
+    def __reduce__(self) -> tuple[type[Corpus], tuple[str, pa.Table | None]]:
+        return Corpus, (self.storage.path, self._given)
 
     def __len__(self) -> int:
         return int(self.manifest.num_rows)

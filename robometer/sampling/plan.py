@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 import numpy as np
 
 from robometer.configs.schema import SamplingConfig
@@ -179,12 +176,3 @@ def _another(tasks: np.ndarray, task: int, draws: Draws) -> int | None:
         return None
     pick = draws.below(count)
     return pick + (present and pick >= own)
-
-
-def describe(index: ManifestIndex, plans: Iterable[SamplePlan]) -> dict[str, dict[str, int]]:
-    """Histograms of plans: samples by `kind/strategy`, and trajectories shown by source."""
-    strategies, sources = Counter[str](), Counter[str]()
-    for sample in plans:
-        strategies[f"{sample.kind}/{sample.strategy}"] += 1
-        sources.update(index.columns.source_of(clip.row) for clip in (sample.a, sample.b) if clip is not None)
-    return {"strategies": dict(sorted(strategies.items())), "sources": dict(sorted(sources.items()))}

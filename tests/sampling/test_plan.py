@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from robometer.configs.schema import PreferenceStrategies, ProgressStrategies, SamplingConfig
-from robometer.sampling import STRATEGIES, ManifestIndex, SamplePlan, SamplingError, describe, plan
+from robometer.sampling import (
+    STRATEGIES,
+    ManifestIndex,
+    SamplePlan,
+    SamplingError,
+    describe,
+    effective_mix,
+    in_words,
+    plan,
+)
 from robometer.trajectory import normalise_task
 from tests.sampling.manifest import manifest, mixed_manifest
 
@@ -292,3 +301,13 @@ def test_describe_counts_strategies_and_sources() -> None:
     assert sum(counts["strategies"].values()) == 400
     assert sum(counts["sources"].values()) == sum(1 + (s.b is not None) for s in drawn)
     assert set(counts["sources"]) == {"a", "b", "roboreward_x"}
+
+
+def test_the_mix_of_a_stream_is_one_line() -> None:
+    rows = [{"source": f"lab {i % 12}", "task": f"task {i % 3}"} for i in range(60)]
+    index = ManifestIndex.from_table(manifest(rows), SamplingConfig(progress=0.0))
+    mix = effective_mix(index, 3)
+    assert sum(mix["strategies"].values()) == 4096 and sum(mix["sources"].values()) == 2 * 4096
+    words = in_words(mix)
+    assert "preference/rewind 33." in words and words.endswith("and 2 more sources") and "\n" not in words
+    assert mix == effective_mix(index, 3) != effective_mix(index, 4)
