@@ -45,6 +45,7 @@ def test_a_run_leaves_a_checkpoint_a_plot_and_falling_losses(reference: TrainRep
     assert losses[-1] < losses[0]
     assert {"seen/voc", "seen/voc_reversed", "seen/preference_accuracy"} <= set(reference.metrics)
     assert (reference.best.parent / "training.png").stat().st_size > 10_000
+    assert "preference/rewind" in json.loads((reference.best.parent / "sampling.json").read_text())["strategies"]
     validations = [entry for entry in reference.history if "seen/preference_accuracy" in entry]
     best = max(validations, key=lambda entry: (entry["seen/preference_accuracy"], entry["step"]))
     assert len(validations) == 2

@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from robometer.sampling import (
     in_words,
     plan,
 )
+from robometer.sampling.segments import Draws, draw_triple
 from robometer.trajectory import normalise_task
 from tests.sampling.manifest import manifest, mixed_manifest
 
@@ -57,6 +59,25 @@ def test_same_plan_in_any_order_and_process() -> None:
         again = plan(other, SamplingConfig(), 9, i)
         assert repr(again) == repr(forward[i])
     assert any(repr(plan(index, config, 10, i)) != repr(forward[i]) for i in range(5))
+
+
+_TABLE_CONFIG = SamplingConfig(source_weights={"a": 2.0})
+
+
+def _planned(samples: range) -> list[str]:
+    index = ManifestIndex.from_table(TABLE, _TABLE_CONFIG)
+    return [repr(plan(index, _TABLE_CONFIG, 9, i)) for i in samples]
+
+
+def test_one_process_and_eight_plan_the_same_stream() -> None:
+    """Item 10: and a run that resumes at sample 300 draws what the uninterrupted one drew."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["robometer.sampling"])
+    with context.Pool(8) as pool:
+        parts = pool.map(_planned, [range(worker, 600, 8) for worker in range(8)], chunksize=1)
+    whole = _planned(range(600))
+    assert [parts[i % 8][i // 8] for i in range(600)] == whole
+    assert _planned(range(300, 600)) == whole[300:]
 
 
 def test_every_strategy_is_reached(samples: list[SamplePlan]) -> None:
@@ -107,18 +128,26 @@ def test_forward_segments_are_spread_as_three_points_are() -> None:
     np.testing.assert_allclose(ends.mean(axis=0), [7.25, 23.75], atol=0.3)  # k * 33 / 4 - 1, k = 1, 3
 
 
+def test_segments_of_a_hundred_thousand_draws() -> None:
+    """Item 2, of the draw itself."""
+    triples = [draw_triple(Draws(1, i), 32, "forward", 8) for i in range(100_000)]
+    starts, ends = (np.array([triple[side] for triple in triples if triple]) for side in (0, 2))
+    assert len(starts) == 100_000 and (ends - starts >= 2).all() and starts.min() == 0 and ends.max() == 31
+    np.testing.assert_allclose([starts.mean(), ends.mean()], [7.25, 23.75], atol=0.06)
+
+
 def test_strategies_share_equally_among_those_possible() -> None:
     """Item 3: a third each without unsuccessful rows of the task, a quarter each with them."""
     config = SamplingConfig(progress=0.0)
     plain = manifest([{"task": "one"}, {"task": "two"}])
     index = ManifestIndex.from_table(plain, config)
-    shares = Counter(plan(index, config, 0, i).strategy for i in range(10_000))
+    shares = Counter(plan(index, config, 0, i).strategy for i in range(20_000))
     assert set(shares) == {"rewind", "reverse", "different_task"}
-    np.testing.assert_allclose([n / 10_000 for n in shares.values()], 1 / 3, atol=0.02)
+    np.testing.assert_allclose([n / 20_000 for n in shares.values()], 1 / 3, atol=0.01)
     full = manifest([{"task": "one"}, {"task": "two"}, {"task": "one", "quality_label": "failure"}])
     index = ManifestIndex.from_table(full, config)
-    shares = Counter(s.strategy for s in (plan(index, config, 0, i) for i in range(24_000)) if index_item(s) == 0)
-    np.testing.assert_allclose([n / shares.total() for n in shares.values()], 1 / 4, atol=0.02)
+    shares = Counter(s.strategy for s in (plan(index, config, 0, i) for i in range(30_000)) if index_item(s) == 0)
+    np.testing.assert_allclose([n / shares.total() for n in shares.values()], 1 / 4, atol=0.01)
     assert len(shares) == 4
 
 
