@@ -106,3 +106,27 @@ def test_plan_draws_the_recorded_pairs(number: int) -> None:
             graded = strategy == "suboptimal" and sample["chosen"]["partial_success"] is not None
             pair = ("partial_success" if graded else strategy, sample["chosen"]["id"], sample["rejected"]["id"])
             assert pair in drawn
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_evaluation_samples(number: int) -> None:
+    """Prefixes and whole clips of upstream's evaluation samplers, of the rows and frames that it lists."""
+    block = blocks()[number]
+    checked = 0
+    for name, recorded in block["eval_samplers"].items():
+        listed, samples = recorded["value"]["sample_indices"], recorded["value"]["first_samples"]
+        assert len(listed) >= len(samples) > 0, name
+        for entry, sample in zip(listed, samples, strict=False):
+            for prefix in ("", "chosen_", "rejected_"):
+                if f"{prefix}traj_idx" in entry:
+                    clip = shown(block, entry[f"{prefix}traj_idx"], entry.get("frame_indices"))
+                    check(block, clip, sample[prefix.rstrip("_") or "trajectory"])
+                    checked += 1
+    assert checked >= 60
+
+
+def shown(block: dict[str, Any], row: int, frames: list[int] | None) -> ClipPlan:
+    """A clip from its first frame to the last of `frames`, or whole."""
+    triple = None if frames is None else (0, None, frames[-1])
+    assert frames is None or frames == list(range(frames[-1] + 1))
+    return clip_plan(row, subject_of(block, block["rows"][row]), rules_of(block), "forward", triple)
