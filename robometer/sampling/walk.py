@@ -45,8 +45,8 @@ class Walk:
     def row(self, seed: int, step: int) -> int:
         """Row of a step.
 
-        With weights, every source has its exact share of each block of `slots[-1]` steps, whose order is shuffled, and
-        over whole blocks none of its rows is visited twice more often than another.
+        With weights, every source has its exact share of each block of `slots[-1]` steps, whose order is shuffled;
+        over whole blocks, numbers of visits to the rows of a source differ by one at most.
         """
         group, rank = (0, step) if len(self.slots) == 2 else self._visit(seed, step)
         first, last = self.rows.span(group)
