@@ -1,0 +1,139 @@
+"""Tables of annotations (CSV, JSON, JSON Lines, YAML), row by row, so that a broken row spoils no other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from robometer.corpus.sources import SourceError
+
+
+class Entry(NamedTuple):
+    """A row as it stands in its table.
+
+    Attributes:
+        place: "line 3" of a CSV or JSON Lines file, "entry 2" or "entry 'a.mp4'" of another.
+        number: of the line or the entry.
+        fields: its object, or why there is none.
+    """
+
+    place: str
+    number: int
+    fields: dict[str, Any] | ValueError
+
+
+def read_table(path: Path) -> Iterator[Entry]:
+    """The rows of a table; what is no UTF-8 stays in it as lone surrogates, for the one row's check to find.
+
+    A JSON or YAML table is a list of objects, or an object of objects, whose keys become their `video`.
+
+    Raises:
+        SourceError: the table is missing, of no known kind, or malformed as a whole.
+    """
+    if not path.is_file() or path.suffix not in KINDS:
+        raise SourceError(f"{path} is no table of the kinds {', '.join(KINDS)}")
+    content = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    try:
+        yield from KINDS[path.suffix](content)
+    except (ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
+        raise SourceError(f"{path} is malformed ({' '.join(str(error).split())})") from error
+
+
+def header(path: Path) -> list[str] | None:
+    """Names of the columns where the whole table has the same (a CSV); None for other kinds."""
+    if path.suffix != ".csv":
+        return None
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
+        return _header(csv.reader(content))
+
+
+def _header(reader: Iterator[list[str]]) -> list[str]:
+    return [name.strip() for name in next(reader, [])]
+
+
+def _csv(content: str) -> Iterator[Entry]:
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    names = _header(reader)
+    if len(set(names)) < len(names):
+        raise ValueError("two columns have the same name")
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Entry(f"line {line}", line, ValueError(str(error)))
+            continue
+        if cells:
+            fits = len(cells) == len(names)
+            problem = ValueError(f"it has {len(cells)} cells, the header has {len(names)}")
+            yield Entry(f"line {line}", line, dict(zip(names, cells, strict=True)) if fits else problem)
+
+
+def _jsonl(content: str) -> Iterator[Entry]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            try:
+                fields = _object(json.loads(line, object_pairs_hook=_Pairs))
+            except (ValueError, RecursionError) as error:
+                fields = ValueError(str(error))
+            yield Entry(f"line {number}", number, fields)
+
+
+def _json(content: str) -> Iterator[Entry]:
+    yield from _entries(json.loads(content, object_pairs_hook=_Pairs))
+
+
+def _yaml(content: str) -> Iterator[Entry]:
+    yield from _entries(yaml.load(content, _UniqueLoader))
+
+
+def _entries(table: Any) -> Iterator[Entry]:
+    if isinstance(table, list):
+        for number, value in enumerate(table, start=1):
+            yield Entry(f"entry {number}", number, _object(value))
+    elif isinstance(table, dict):
+        pairs = table.pairs if isinstance(table, _Pairs) else list(table.items())
+        for number, (video, value) in enumerate(pairs, start=1):
+            fields = _object(value)
+            fields = {"video": video, **fields} if isinstance(fields, dict) else fields
+            yield Entry(f"entry {video!r}", number, fields)
+    else:
+        raise ValueError("it is neither a list of objects nor an object of objects")
+
+
+def _object(value: Any) -> dict[str, Any] | ValueError:
+    if not isinstance(value, dict):
+        return ValueError("it is not an object")
+    if isinstance(value, _Pairs) and len(value.pairs) > len(value):
+        return ValueError("it has two values of one name")
+    return dict(value)
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that still knows the keys that it has twice: the second one is refused, not lost."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """YAML that has no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if len({str(name) for name in names}) < len(names):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice in one mapping", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+KINDS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".yaml": _yaml, ".yml": _yaml}
+"""Reader of a table's content by its file's ending."""
