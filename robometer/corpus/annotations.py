@@ -82,7 +82,8 @@ def episode_key(row: Mapping[str, Any]) -> str:
 
 
 def video_unit(row: Mapping[str, Any], root: Path, source: str) -> Unit:
-    """The unit of one row, whose video lies below `root`."""
+    """The unit of one row, whose video lies below `root`; raises `ValueError` as `check` does."""
+    check(row)
     key = "\x1f".join((episode_key(row), row.get("view", "main")))
     return Unit(key, source, str(root / row["video"]), data=row)
 
@@ -116,10 +117,9 @@ def from_row(
     """
     try:
         row = {key: value for key, value in read(raw).items() if value is not None}
-        check(row)
+        return video_unit(row, root, source or row.get("source", root.name))
     except (ValueError, RecursionError) as error:
         return Refused(uri, f"{place} is malformed: {error}", source)
-    return video_unit(row, root, source or row.get("source", root.name))
 
 
 def task_table(root: Path) -> dict[str, str]:
