@@ -57,6 +57,7 @@ def test_archives_and_folders(ray_local: None, tmp_path: Path) -> None:
     for name, content in (_episode("wipe_table/episode_0", 3) | _episode("push_a_button/episode_0", 0)).items():
         (raw / name).parent.mkdir(parents=True, exist_ok=True)
         (raw / name).write_bytes(content)
+    _zip(raw / "odd\udcff.zip", _episode("episode_0", 4))
     (raw / "tasks.json").write_text('{"wipe_table": "Wipe the table clean"}')
     corpus = ingest(tmp_path, "humanoid_everyday")
     columns = ("source", "episode_key", "view", "task", "quality_label", "is_robot", "source_fps", "source_num_frames")
@@ -75,11 +76,12 @@ def test_archives_and_folders(ray_local: None, tmp_path: Path) -> None:
     assert "secret.png lies outside of the episode's folder" in reasons["outside"]
     assert "cannot be read (Expecting value" in reasons["malformed"] and "no list of frames" in reasons["no_image"]
     assert "There is no item named" in reasons["gone"]
-    text = "\n".join(reasons.values())
+    text = "\n".join(row["error"] for row in corpus.quarantine().to_pylist())
     for reason in ("the archive cannot be opened", "the archive holds no data.json", "known to be wrong"):
         assert reason in text, reason
     stages = [row["stage"] for row in corpus.quarantine().to_pylist()]
-    assert stages.count("skip") == 2 and len(stages) == 8
+    assert stages.count("skip") == 2 and len(stages) == 9
+    assert "a text is not UTF-8" in text
     _zip(raw / "wave.zip", _episode("episode_0", 4))
     assert len(ingest(tmp_path, "humanoid_everyday")) == 5
 

@@ -36,6 +36,15 @@ def test_folders(ray_local: None, tmp_path: Path) -> None:
     assert len(ingest(tmp_path, "robofail")) == 4
 
 
+def test_a_name_that_is_no_text_is_refused(ray_local: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    _episode(raw, "cutCarrot1", 0)
+    _episode(raw, "cut\udcff1", 1)
+    corpus = ingest(tmp_path, "robofail")
+    assert rows(corpus, "task") == [("cut carrot",)]
+    assert refusals(corpus) == {"cut?1 cut?1": "'video' is not UTF-8"}
+
+
 def test_what_is_no_robofail_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no folders in .*real_data"):
         list(list_units("robofail", str(tmp_path)))

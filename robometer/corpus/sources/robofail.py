@@ -41,4 +41,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
             yield Refused(str(path), f"the folder has no {VIDEO}", name, path.name)
             continue
         task = tasks.get(path.name) or tasks.get(kind) or spaced(kind)
-        yield video_unit({"video": video, "task": task, "quality_label": "failure"}, root, name)
+        try:
+            yield video_unit({"video": video, "task": task, "quality_label": "failure"}, root, name)
+        except ValueError as error:
+            yield Refused(str(path), str(error), name, path.name)
