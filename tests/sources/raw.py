@@ -83,6 +83,13 @@ def shows(corpus: Corpus, row: int, frames: np.ndarray, tolerance: float = 12.0)
     return all(_distance(a, frames[i]) < tolerance for a, i in zip(stored, index, strict=True))
 
 
+def nearest(corpus: Corpus, row: int, frames: np.ndarray) -> list[int]:
+    """For each stored frame, which one of `frames` (uint8 [T, H, W, 3]) it looks most like."""
+    stored = corpus.frames(row)
+    small = [cv2.resize(x, stored[0].shape[1::-1], interpolation=cv2.INTER_AREA).astype(float) for x in frames]
+    return [int(np.argmin([np.abs(x - frame).mean() for x in small])) for frame in stored]
+
+
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
     small = [cv2.resize(x, (8, 8), interpolation=cv2.INTER_AREA).astype(float) for x in (a, b)]
     return float(np.abs(small[0] - small[1]).mean())

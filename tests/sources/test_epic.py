@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robometer.corpus.sources import SourceError, epic, list_units
-from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows
+from tests.sources.raw import ingest, nearest, refusals, roll_out, row_of, rows, shows
 
 COLUMNS = "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame"
 HEADER = f"{COLUMNS},stop_frame,narration\n"
@@ -36,8 +36,8 @@ def test_clips_and_cuts(ray_local: None, tmp_path: Path) -> None:
         ("epic", "P01_01_1", "ego", "turn on, light", "successful", False, 9),
         ("epic", "P02_01_7", "ego", "close drawer", "successful", False, len(clip.frames)),
     ]
-    assert shows(corpus, row_of(corpus, episode_key="P01_01_0"), long.frames[3:9])
-    assert shows(corpus, row_of(corpus, episode_key="P01_01_1"), long.frames[2:11])
+    assert nearest(corpus, row_of(corpus, episode_key="P01_01_0"), long.frames) == [3, 4, 5, 6, 7, 8]
+    assert nearest(corpus, row_of(corpus, episode_key="P01_01_1"), long.frames) == [2, 4, 5, 7, 8, 10]
     assert shows(corpus, row_of(corpus, episode_key="P02_01_7"), clip.frames)
     stages = {row["error"]: row["stage"] for row in corpus.quarantine().to_pylist()}
     assert stages["the clip has 5000 frames, more than 1000"] == "skip"
