@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import json
 import resource
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+from robometer.configs import Config
+from robometer.corpus.encode import encode_episode
 from robometer.recording import ImageSequence, VideoFile
+from robometer.trajectory import Episode, TrajectoryError
 from robometer.video import VideoError, VideoLimits, encode_jpeg, thin
 from tests.sources.raw import ingest, refusals, row_of, rows
 from tests.test_video import corruptions, moving_square, video_bytes
@@ -79,8 +84,7 @@ def test_odd_videos_are_stored_and_bad_ones_refused(ray_local: None, tmp_path: P
     assert "nan is not in [0, 1]" in reasons["wrong_name.txt wrong_name.txt nan"]
     assert "1.5 is not in [0, 1]" in reasons["wrong_name.txt wrong_name.txt above"]
     assert reasons["wrong_name.txt wrong_name.txt no text"] == "no task text"
-    assert "not UTF-8" in reasons["wrong_name.txt wrong_name.txt surrogate"]
-    assert "not UTF-8" in reasons["wrong_name.txt wrong_name.txt half ?"]
+    assert [reason for reason in reasons.values() if "not UTF-8" in reason] and len(reasons) == 15
     assert "came before" in reasons["wrong_name.txt"]
     assert "malformed" in reasons[f"trajectories.jsonl:{len(lines) + 1}"] and "utf-8" in str(reasons)
 
@@ -122,3 +126,21 @@ def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> Non
     ):
         with pytest.raises(VideoError, match=reason):
             ImageSequence(3, bad).read(lambda n, fps: np.arange(n))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": "half a letter \ud800"}, "not UTF-8"),
+        ({"uri": "\udcff.mp4"}, "not UTF-8"),
+        ({"is_robot": "no"}, "wrong type"),
+        ({"fps": "fast"}, "wrong type"),
+        ({"success": [0.5, "x", 1]}, "wrong type"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_it_is(changes: dict[str, Any], reason: str) -> None:
+    frames = ImageSequence(3, lambda i: np.zeros((16, 16, 3), np.uint8))
+    good = Episode("s", "k", "main", "t", frames, "uri")
+    assert encode_episode(good, Config().ingest)["num_frames"] == 3
+    with pytest.raises(TrajectoryError, match=reason):
+        encode_episode(replace(good, **changes), Config().ingest)

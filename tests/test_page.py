@@ -113,6 +113,7 @@ def test_bins_are_one_per_length_or_grow_with_it() -> None:
 def table(sources: list[str], tasks: list[str], qualities: list[str]) -> Columns:
     count = len(sources)
     columns = {"source": sources, "task": tasks, "quality_label": qualities, "num_frames": [5] * count}
+    columns["is_robot"] = [True] * count
     return Columns.from_table(pa.table({**columns, "partial_success": pa.nulls(count, pa.float32())}), SamplingConfig())
 
 
