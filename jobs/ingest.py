@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from jobs import common
 from pipelines.ingest import run_ingest
 from robometer.configs import Config
+from robometer.corpus.sources import names
 
 HELP = """
 robometer ingest: decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.
 
 Reads   ingest.input in the format ingest.source. mp4_jsonl is a folder with trajectories.jsonl, one line per video:
           {"video": "clips/1.mp4", "task": "open the drawer", "quality_label": "successful"}
-        quality_label is successful, suboptimal or failure. Optional: source, episode_key, view, is_robot,
-        partial_success (0..1), split (train, seen, held_out, ...), env_reward and success (one value per frame).
-        `bundled` is the Meta-World corpus that comes with the package.
+        quality_label is successful, suboptimal or failure; docs/bring_your_own_data.md lists the other keys.
+        `bundled` is the Meta-World corpus that comes with the package. The other formats:
+        @FORMATS@,
+        or the dotted path of a module of your own. docs/sources.md says what each reads.
 Writes  corpus.path: shards/*.arrow, manifest/*.parquet, quarantine/*.parquet (what was refused, and why), corpus.json
 Re-run  goes on where it was killed, adds what is new, and leaves the rest as it is.
 
 Examples
   robometer ingest corpus.path=outputs/corpus
-  robometer ingest ingest.input=/data/my_robot corpus.path=/data/corpus
+  robometer ingest ingest.source=lerobot ingest.input=/data/my_dataset corpus.path=/data/corpus
   ray job submit --working-dir . -- python -m jobs.ingest ingest.input=/data/my_robot corpus.path=/data/corpus
 """
+
+
+def _formats() -> str:
+    return textwrap.fill(", ".join(names()), 110, subsequent_indent=" " * 8)
 
 
 def ingest(config: Config) -> None:
@@ -38,7 +45,7 @@ def ingest(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return common.main(HELP, ("ingest", "corpus"), ingest, argv)
+    return common.main(HELP.replace("@FORMATS@", _formats()), ("ingest", "corpus"), ingest, argv)
 
 
 if __name__ == "__main__":

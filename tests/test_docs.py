@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
-from robometer.corpus.sources import Unit, list_units
+from robometer.corpus.sources import Unit, list_units, names
+from robometer.sampling.groups import members
+from robometer.sampling.targets import source_facts
 from tests.sources.raw import roll_out, row_of, rows, shows
 
 ROOT = Path(__file__).resolve().parents[1]
+RBM_1M = ("rbm-1m-id", "rbm-1m-id-eval", "rbm-1m-ood")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -49,3 +52,22 @@ def test_the_lines_of_json_are_valid(tmp_path: Path) -> None:
         found = list(list_units("mp4_jsonl", str(tmp_path)))
         assert len(found) == len(json.loads(f"[{','.join(block.splitlines())}]"))
         assert all(isinstance(entry, Unit) for entry in found)
+
+
+def test_the_table_of_sources_says_what_the_code_does() -> None:
+    """Formats exist, cut-offs are those in use, and every member of a group of RBM-1M has its line."""
+    lines = (ROOT / "docs" / "sources.md").read_text().splitlines()
+    table = [
+        [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        for line in lines
+        if re.match(r"\| `(?!ingest)", line)
+    ]
+    data_sets = {row[0]: row for row in table if len(row) == 6}
+    formats = {format for row in table if len(row) == 2 for format in re.findall(r"\w+", row[0])}
+    assert {row[1] for row in data_sets.values()} | formats == set(names())
+    for name, (_, _, labels, cutoff, group, _) in data_sets.items():
+        if not name.endswith("*"):
+            facts = source_facts(name, 1.0)
+            assert (f"{facts.cutoff:.2f}", facts.preference_only) == (cutoff, "preference only" in labels), name
+        assert group == (", ".join(key for key in RBM_1M if name in members(key)) or "-"), name
+    assert {member for key in RBM_1M for member in members(key)} <= data_sets.keys()
