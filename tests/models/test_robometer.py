@@ -4,21 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import Config, ConfigError, LossConfig, ModelConfig, SamplingConfig, TrainConfig
-from robometer.corpus.corpus import Corpus, write_shard
+from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
+from robometer.corpus.writer import Stored, commit_shard
 from robometer.losses import compute_losses
 from robometer.models.checkpoint import CheckpointError, load_model, load_scorer, save_checkpoint
 from robometer.models.processing import RobometerCollator, RobometerProcessor
 from robometer.models.robometer import Robometer, RobometerScorer, build_robometer, load_processor
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip, Scorer
-from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION
+from robometer.trajectory import SCHEMA_VERSION, SHARD_SCHEMA
 from tests.models.images import jpeg, noise_clip
 
 
@@ -64,10 +64,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         }
         for i, size in enumerate(sizes)
     ]
-    with storage.write("shards/s.arrow") as stream:
-        write_shard(stream, records)
-    rows = [{"id": key, "task": "open the drawer", "shard": "s", "row": i} for i, key in enumerate(ids)]
-    storage.write_parquet("manifest/s.parquet", pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    blank = dict.fromkeys(SHARD_SCHEMA.names) | {"task": "open the drawer"}
+    commit_shard(storage, "s", [Stored(blank | record) for record in records])
     storage.write_bytes("corpus.json", f'{{"schema_version": {SCHEMA_VERSION}}}'.encode())
     return Corpus(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,8 +55,16 @@ def roll_out(number: int, quality: str = "successful") -> RollOut:
 
 
 def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None) -> Corpus:
-    """Run the real job on `folder / "raw"` (or `input`), and open the corpus it made at `folder / "corpus"`."""
+    """Run the real job on `folder / "raw"` (or `input`), and open the corpus it made at `folder / "corpus"`.
+
+    The command that would do it is added to the file that `ROBOMETER_COMMANDS` names: with `--basetemp` it can be given
+    to a user's corpus, to look at what the fixtures are.
+    """
     raw = folder / "raw" if input is None else input
+    if commands := os.environ.get("ROBOMETER_COMMANDS"):
+        given = [o for o in overrides if o.startswith(("ingest.data_source", "ingest.split"))]
+        with Path(commands).open("a") as file:
+            print("robometer ingest", f"ingest.source={source}", f"ingest.input={raw}", *given, file=file)
     where = (f"corpus.path={folder / 'corpus'}", f"ingest.source={source}", f"ingest.input={raw}")
     run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
     return Corpus(str(folder / "corpus"))
