@@ -106,8 +106,14 @@ class Trial:
 
 def _workers() -> list[psutil.Process]:
     """Processes that make shards at this moment, as Ray titles them."""
-    found = psutil.process_iter(["cmdline"])
-    return [p for p in found if "ray::MapBatches(ingest_groups)" in " ".join(p.info["cmdline"] or ())]
+    title = "ray::MapBatches(ingest_groups)"
+    found = []
+    for process in psutil.Process().children(recursive=True):  # of this cluster, and no other on the machine
+        try:
+            found += [process] if title in " ".join(process.cmdline()) else []
+        except psutil.Error:
+            continue
+    return found
 
 
 @contextmanager
