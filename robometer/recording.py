@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +21,10 @@ from robometer.video import (
     VideoLimits,
     check_size,
     decode_jpeg,
+    describe,
     first_line,
     image_size,
     opened,
-    probe,
     resize_short_edge,
 )
 
@@ -65,38 +66,22 @@ class VideoFile:
 
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
         """See `Recording.read`; the container's count of frames must be true."""
-        info = probe(self.source, VideoLimits(sys.maxsize, limits.max_pixels))
-        first, fps = round(self.first), self.fps or info.fps
-        count = info.num_frames - first if self.count is None else self.count
-        if first < 0 or not 0 < count <= info.num_frames - first:
-            raise VideoError(f"frames {first} to {first + count} are not in a video of {info.num_frames} frames")
-        check_count(count, limits)
-        index = pick(count, fps)
-        wanted = {int(i) for i in index}
-        frames: list[np.ndarray] = []
-        rgb = VideoReformatter()  # one for all frames: making one costs more than a conversion
-        whole = self.first == 0 and count == info.num_frames
-        for position, frame in self._whole(count) if whole else self._cut(count, fps):
-            check_size(frame.width, frame.height, limits)
-            if position in wanted:
-                pixels = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                frames.append(pixels if short_edge is None else resize_short_edge(pixels, short_edge))
-        return video_of(frames, index, fps, count)
-
-    def _whole(self, count: int) -> Iterator[tuple[int, Any]]:
-        """(position, decoded frame) of all frames, in order."""
-        seen = 0
-        with opened(self.source) as (container, stream):
-            stream.codec_context.options = {"err_detect": "explode"}
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise VideoError(f"the video is corrupt at frame {seen}")
-                if seen == count:
-                    raise VideoError(f"the video has more than the {count} frames that its container names")
-                yield seen, frame
-                seen += 1
-        if seen != count:
-            raise VideoError(f"the video has {seen} of the {count} frames that its container names")
+        with ExitStack() as stack:
+            container, stream = stack.enter_context(opened(self.source))
+            info = describe(container, stream, VideoLimits(sys.maxsize, limits.max_pixels))
+            first, fps = round(self.first), self.fps or info.fps
+            count = info.num_frames - first if self.count is None else self.count
+            if first < 0 or not 0 < count <= info.num_frames - first:
+                raise VideoError(f"frames {first} to {first + count} are not in a video of {info.num_frames} frames")
+            check_count(count, limits)
+            index = pick(count, fps)
+            if self.first or count != info.num_frames:
+                decoded = self._cut(count, fps)
+            elif stream.frames:
+                decoded = _whole(container, stream, count)
+            else:  # its packets were read, to count them
+                decoded = _whole(*stack.enter_context(opened(self.source)), count)
+            return video_of(_kept(decoded, index, short_edge, limits), index, fps, count)
 
     def _cut(self, count: int, fps: float) -> Iterator[tuple[int, Any]]:
         """(position in the cut, decoded frame) of its frames, in order; what is decoded on the way is dropped."""
@@ -133,6 +118,36 @@ class VideoFile:
                 at = round(float((frame.pts - start) * unit) * fps - self.first)
                 if at >= 0:
                     yield at, frame
+
+
+def _whole(container: Any, stream: Any, count: int) -> Iterator[tuple[int, Any]]:
+    """(position, decoded frame) of all frames, in order."""
+    seen = 0
+    stream.codec_context.options = {"err_detect": "explode"}
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise VideoError(f"the video is corrupt at frame {seen}")
+        if seen == count:
+            raise VideoError(f"the video has more than the {count} frames that its container names")
+        yield seen, frame
+        seen += 1
+    if seen != count:
+        raise VideoError(f"the video has {seen} of the {count} frames that its container names")
+
+
+def _kept(
+    decoded: Iterator[tuple[int, Any]], index: np.ndarray, short_edge: int | None, limits: VideoLimits
+) -> list[np.ndarray]:
+    """Those frames whose positions are in `index`, as RGB, resized; all are decoded."""
+    wanted = {int(i) for i in index}
+    frames = []
+    rgb = VideoReformatter()  # one for all frames: making one costs more than a conversion
+    for position, frame in decoded:
+        check_size(frame.width, frame.height, limits)
+        if position in wanted:
+            pixels = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            frames.append(pixels if short_edge is None else resize_short_edge(pixels, short_edge))
+    return frames
 
 
 def _from_key_frame(container: Any, stream: Any) -> Iterator[Any]:

@@ -123,19 +123,28 @@ def probe(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
         VideoError: no file, no video stream, or a video beyond the limits.
     """
     with opened(source) as (container, stream):
-        check_size(stream.width, stream.height, limits)
-        count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-        if count == 0:
-            raise VideoError("the video has no frames")
-        if count > limits.max_frames:
-            raise VideoError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
-        return VideoInfo(
-            num_frames=count,
-            fps=float(stream.average_rate or stream.guessed_rate or 0.0),
-            height=stream.height,
-            width=stream.width,
-            codec=stream.codec_context.name,
-        )
+        return describe(container, stream, limits)
+
+
+def describe(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
+    """`probe` of a video that is open; where the header has no count of frames, this reads all packets to count them.
+
+    Raises:
+        VideoError: a video without frames, or beyond the limits.
+    """
+    check_size(stream.width, stream.height, limits)
+    count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+    if count == 0:
+        raise VideoError("the video has no frames")
+    if count > limits.max_frames:
+        raise VideoError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
+    return VideoInfo(
+        num_frames=count,
+        fps=float(stream.average_rate or stream.guessed_rate or 0.0),
+        height=stream.height,
+        width=stream.width,
+        codec=stream.codec_context.name,
+    )
 
 
 def decode_video(

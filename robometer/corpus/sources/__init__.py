@@ -19,6 +19,7 @@ import hashlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -75,6 +76,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "common")
 
 
+@lru_cache(maxsize=16)
 def find(name: str) -> ModuleType:
     """The module of a format.
 
