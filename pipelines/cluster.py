@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray.data import DataContext
 from ray.experimental import tqdm_ray
 
 from robometer.configs.schema import Config
@@ -32,6 +33,7 @@ MIN_LOCAL_CPUS = 4
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
     """A Ray session for the duration of the block; one that was there before is left as it is."""
+    DataContext.get_current().raise_original_map_exception = True  # else only its traceback says what a task raised
     if ray.is_initialized():
         yield
         return
@@ -60,13 +62,12 @@ def connected(config: Config) -> Iterator[None]:
             os.environ.pop(API_SERVER, None)
 
 
-def cause_of(error: BaseException) -> BaseException:
-    """What a task raised, inside all that Ray wraps around it."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+def cause_of(error: BaseException) -> str:
+    """What a task raised, inside all that Ray wraps around it, in one line."""
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner
-        if isinstance(error, RobometerError):
-            break
-    return error
+    name = "" if isinstance(error, RobometerError) else f"{type(error).__name__}: "
+    return f"{name}{next(iter(str(error).splitlines()), '')}"
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -19,7 +19,7 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 
-from pipelines.cluster import connected, interactive, progress_bar
+from pipelines.cluster import cause_of, connected, interactive, progress_bar
 from robometer.configs.schema import Config, EmbedConfig
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
@@ -151,14 +151,8 @@ def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedCon
             frames += int(result["frames"])
             show(frames, {})
     except RayTaskError as error:
-        raise EmbedError(f"an embedding worker failed ({_root(error)}); mend it and run the same again") from error
+        raise EmbedError(f"an embedding worker failed ({cause_of(error)}); mend it and run the same again") from error
     return frames
-
-
-def _root(error: BaseException) -> BaseException:
-    """What Ray Data and Ray wrapped."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    return _root(inner) if isinstance(inner, BaseException) and inner is not error else error
 
 
 def _missing_shards(corpus: Corpus, encoder: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,19 @@ def test_the_packaged_corpus_is_listed_whole() -> None:
     assert len(found) > 100
     assert all(isinstance(entry, Unit) and Path(entry.uri).is_file() for entry in found)
     assert {entry.data["split"] for entry in found if isinstance(entry, Unit)} == {"train", "seen", "held_out"}
+
+
+def test_storage_that_cannot_be_written_is_one_sentence(ray_local: None, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", 2)
+    run_ingest(config(tmp_path))
+    for path in (tmp_path / "corpus" / "manifest").iterdir():
+        path.unlink()
+    (shard,) = (tmp_path / "corpus" / "shards").iterdir()
+    shard.unlink()
+    shard.mkdir()  # no file can be moved there
+    with pytest.raises(IngestError) as failed:
+        run_ingest(config(tmp_path))
+    message = str(failed.value)
+    assert re.fullmatch(r"a worker failed: cannot write .*shards/.*; mend that and run the same again", message)
+    shard.rmdir()
+    assert run_ingest(config(tmp_path)).new == 2
