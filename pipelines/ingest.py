@@ -14,6 +14,7 @@ import json
 import logging
 import time
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,8 +40,9 @@ from robometer.corpus.manifest import (
     LISTING,
     SKIP,
     Counts,
+    Ledger,
     ledger_in,
-    read_ledger,
+    merge_ledger,
     read_manifest,
     read_quarantine,
     read_schemas,
@@ -129,14 +131,19 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
 
     Shards are cut from the whole listing, so that a second run names the shards of a killed one as that did.
     """
-    ledger = read_ledger(storage)
+    shards = {name: ledger_in(schema) for name, schema in read_schemas(storage).items()}
+    ledger: dict[str, Counts] = {}
+    for counts in shards.values():
+        merge_ledger(ledger, counts)
+    again = _Again(storage, ledger, shards) if config.retry_quarantined else None
+    del shards
     plan, seen = _Plan(), set[str]()
     group: list[Unit] = []
     size = 0
 
     def close() -> None:
         nonlocal group, size
-        _add_group(plan, group, ledger, storage, config)
+        _add_group(plan, group, ledger, again, config)
         group, size = [], 0
 
     for entry in list_units(config.source, config.input, config.data_source):
@@ -162,42 +169,46 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
     return plan
 
 
-def _add_group(
-    plan: _Plan, group: list[Unit], ledger: dict[str, Counts], storage: Storage, config: IngestConfig
-) -> None:
-    todo: list[Unit] = []
-    again: list[str] = []
+class _Again:
+    """Units that are tried again for what they were refused, and which of their trajectories are there already."""
+
+    def __init__(self, storage: Storage, ledger: Ledger, shards: Mapping[str, Ledger]) -> None:
+        self._storage = storage
+        self._places: dict[str, list[str]] = {digest: [] for digest, counts in ledger.items() if counts.refused}
+        for shard, counts in shards.items():
+            for digest in counts.keys() & self._places.keys():
+                self._places[digest].append(shard)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._places
+
+    def stored(self, digests: Iterable[str]) -> list[str]:
+        """Ids in the shards that these units were read for."""
+        names = sorted({shard for digest in digests for shard in self._places.get(digest, ())})
+        tables = (self._storage.read_parquet(f"manifest/{name}.parquet", ["id"]) for name in names)
+        return [id for table in tables for id in table["id"].to_pylist()]
+
+
+def _add_group(plan: _Plan, group: list[Unit], ledger: Ledger, again: _Again | None, config: IngestConfig) -> None:
+    todo: dict[str, Unit] = {}
     key = [settings_hash(config)]
     for unit in group:
         digest = unit.digest(config.source)
-        before = ledger.get(digest)
-        retried = before is not None and before.refused > 0 and config.retry_quarantined
+        before, retried = ledger.get(digest), again is not None and digest in again
         if before is not None:
             kept = before._replace(refused=0, skipped=0) if retried else before
             plan.before = Counts(*(a + b for a, b in zip(plan.before, kept, strict=True)))
         if before is None or retried:
-            todo.append(unit)
+            todo[digest] = unit
             # A second try has a name of its own, or it would replace what the first one stored.
             key.append(digest if before is None else f"{digest}+{before.stored}")
-            again += [digest] if retried else []
     if todo:
-        have = _stored_ids(storage, set(again)) if again else []
-        payload = json.dumps({"units": [dataclasses.asdict(unit) for unit in todo], "have": have})
-        expected = sum(unit.count for unit in todo)
-        plan.groups.append(
-            {
-                "name": _digest("\n".join(key))[:20],
-                "work": zlib.compress(payload.encode()),
-                "expected": expected,
-            }
-        )
+        have = again.stored(todo) if again is not None else []
+        payload = json.dumps({"units": [dataclasses.asdict(unit) for unit in todo.values()], "have": have})
+        expected = sum(unit.count for unit in todo.values())
+        name = _digest("\n".join(key))[:20]
+        plan.groups.append({"name": name, "work": zlib.compress(payload.encode()), "expected": expected})
         plan.expected += expected
-
-
-def _stored_ids(storage: Storage, digests: set[str]) -> list[str]:
-    """Ids in the shards that hold these units."""
-    shards = [name for name, schema in read_schemas(storage).items() if digests & ledger_in(schema).keys()]
-    return [id for name in shards for id in storage.read_parquet(f"manifest/{name}.parquet", ["id"])["id"].to_pylist()]
 
 
 def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Counts:

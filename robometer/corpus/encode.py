@@ -23,6 +23,9 @@ from robometer.video import VideoError, VideoLimits, encode_jpeg, first_line, th
 
 logger = logging.getLogger(__name__)
 
+MAX_TEXT = 2000
+"""Characters of a text in quarantine, which may be an error that quotes a whole file."""
+
 PIXEL_SETTINGS = ("max_frames", "short_edge", "jpeg_quality")
 """The settings that change what is stored; one corpus is made with one choice of them."""
 
@@ -176,4 +179,4 @@ def quarantine_row(entry: Episode | Refused, unit: str, stage: str, error: str) 
         "error": error,
     }
     # What is refused may well be text that is none: a file name, or a label, that is not UTF-8.
-    return {key: str(value).encode("utf-8", "replace").decode() for key, value in row.items()}
+    return {key: str(value)[:MAX_TEXT].encode("utf-8", "replace").decode() for key, value in row.items()}

@@ -100,16 +100,8 @@ def replaced_in(storage: Storage) -> list[str]:
     return sorted({name for schema in schemas for name in _note(schema, REPLACES, "[]")})
 
 
-def read_ledger(storage: Storage) -> dict[str, Counts]:
-    """What became of every unit that was read; a second try of one for what it was refused adds to the first."""
-    found: dict[str, Counts] = {}
-    for schema in read_schemas(storage).values():
-        merge_ledger(found, ledger_in(schema))
-    return found
-
-
 def merge_ledger(found: dict[str, Counts], more: Ledger) -> None:
-    """Add the counts of other shards to `found`: what was stored adds up, what the last try refused is what is left."""
+    """Add the counts of another shard to `found`: what was stored adds up, what the last try refused is what is left."""
     for digest, new in more.items():
         old = found.get(digest)
         found[digest] = new if old is None else Counts(old.stored + new.stored, *map(min, old[1:], new[1:]))
