@@ -101,7 +101,7 @@ def replaced_in(storage: Storage) -> list[str]:
 
 
 def merge_ledger(found: dict[str, Counts], more: Ledger) -> None:
-    """Add the counts of another shard to `found`: what was stored adds up, what the last try refused is what is left."""
+    """Add the counts of another shard to `found`: stored ones add up, and what the last try refused is what is left."""
     for digest, new in more.items():
         old = found.get(digest)
         found[digest] = new if old is None else Counts(old.stored + new.stored, *map(min, old[1:], new[1:]))
