@@ -39,7 +39,7 @@ class IngestConfig:
     max_frames: int = 32
     short_edge: int = 240
     jpeg_quality: int = 90
-    shard_size: int = 64  # trajectories per shard, about; 2048 for a corpus of a million
+    shard_size: int = 256  # trajectories per shard, about; 2048 for a corpus of a million
     max_source_frames: int = 100_000
     max_source_pixels: int = 8192 * 8192
     max_bad_fraction: float = 0.5  # more refused episodes than this end the job with status 1
