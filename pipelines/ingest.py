@@ -110,6 +110,7 @@ def run_ingest(config: Config) -> IngestReport:
         with connected(config):
             now = _run_groups(storage, plan, config.ingest)
     _remove_stale(storage)
+    _remove_marks(storage)
     _write_info(storage, config.ingest, "complete")
     bad, skipped = sum(row["stage"] != SKIP for row in plan.refused), sum(row["stage"] == SKIP for row in plan.refused)
     quarantined = plan.before.refused + now.refused + bad
@@ -303,11 +304,26 @@ def _write_refused(storage: Storage, config: IngestConfig, refused: list[dict[st
 
 
 def _remove_stale(storage: Storage) -> None:
-    committed = {Path(name).stem for name in storage.list("manifest", ".parquet")}
-    removed = storage.remove_stale("shards", committed) + storage.remove_stale(ATTEMPTS, committed)
-    removed += sum(storage.remove_stale(folder) for folder in ("manifest", "quarantine", ""))
+    removed = storage.remove_stale("shards", _committed(storage))
+    removed += sum(storage.remove_stale(folder) for folder in ("manifest", "quarantine", ATTEMPTS, ""))
     if removed:
         logger.info("ingest: removed %d files that a crashed run had left", removed)
+
+
+def _remove_marks(storage: Storage) -> None:
+    """Marks of shards that were committed all the same, and old ones of shards that nobody wants any more.
+
+    Only once all is done: until then a mark says that its shard must be made with care.
+    """
+    committed = _committed(storage)
+    for name in storage.list(ATTEMPTS, ""):
+        if Path(name).name in committed:
+            storage.remove(name)
+    storage.remove_stale(ATTEMPTS, keep=())
+
+
+def _committed(storage: Storage) -> set[str]:
+    return {Path(name).stem for name in storage.list("manifest", ".parquet")}
 
 
 def _digest(text: str) -> str:

@@ -175,6 +175,18 @@ def test_files_of_a_crashed_run_go_at_the_next_start(ray_local: None, tmp_path: 
     assert len(Corpus(str(tmp_path / "corpus"))) == 2
 
 
+def test_marks_of_shards_that_were_begun_go_when_all_is_done(ray_local: None, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", 2)
+    run_ingest(config(tmp_path))
+    (shard,) = (tmp_path / "corpus" / "manifest").iterdir()
+    marks = [tmp_path / "corpus" / "attempts" / name for name in (shard.stem, "unwanted", "new")]
+    for mark in marks:
+        mark.write_bytes(b"")
+    os.utime(marks[1], (0, 0))
+    run_ingest(config(tmp_path))
+    assert [mark.exists() for mark in marks] == [False, False, True]
+
+
 def test_a_unit_that_kills_its_process_is_quarantined_and_the_others_are_in(ray_local: None, tmp_path: Path) -> None:
     report = run_ingest(config(tmp_path, "ingest.source=tests.sources.deadly", "ingest.shard_size=4"))
     assert (report.new, report.quarantined) == (5, 1)

@@ -75,6 +75,13 @@ def test_a_damaged_shard_is_found_dropped_and_made_again(made: Config, capsys: p
     assert content(made) == before and not run_verify(made).wrong
 
 
+def test_damaged_text_in_a_shard_is_found(made: Config) -> None:
+    shard = shards(made)[0]
+    shard.write_bytes(shard.read_bytes().replace(b"do task", b"do\xfftask"))
+    (report,) = run_verify(made).wrong
+    assert report.shard == shard.stem and "cannot be read" in report.problems[0]
+
+
 def test_compact_keeps_rows_frames_embeddings_and_quarantine(made: Config, tmp_path: Path) -> None:
     settings = load(
         [f"corpus.path={made.corpus.path}", "embed.image_encoder=random_image", "embed.text_encoder=random_text"]

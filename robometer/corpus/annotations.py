@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import read_json
+from robometer.corpus.sources import Refused, Unit
 from robometer.recording import VideoFile
 from robometer.trajectory import Episode
 
@@ -34,9 +33,6 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "success": (list,),
 }
 """The fields of a row and their types; their meaning stands in `sources.mp4_jsonl`."""
-
-TASKS = "tasks.json"
-"""A file beside the data of formats whose folders name their tasks: {"name of the folder": "its instruction"}."""
 
 
 def check(row: Mapping[str, Any]) -> None:
@@ -120,21 +116,6 @@ def from_row(
         return video_unit(row, root, source or row.get("source", root.name))
     except (ValueError, RecursionError) as error:
         return Refused(uri, f"{place} is malformed: {error}", source)
-
-
-def task_table(root: Path) -> dict[str, str]:
-    """Content of `tasks.json` in `root`, empty where there is none.
-
-    Raises:
-        SourceError: it is not a mapping of names to sentences.
-    """
-    path = root / TASKS
-    if not path.exists():
-        return {}
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(task, str) and task.strip() for task in table.values()):
-        raise SourceError(f'{path} is not of the form {{"name of a folder": "instruction"}}')
-    return table
 
 
 def spaced(name: str) -> str:

@@ -31,19 +31,16 @@ class EpisodeRows:
     """
 
     def __init__(self, paths: Sequence[Path], episode: int) -> None:
-        self._stack = ExitStack()
         self._files: list[tuple[pq.ParquetFile, list[int]]] = []
         self._rows = np.zeros(0, np.int64)
         found: list[np.ndarray] = []
-        try:
+        with ExitStack() as stack:
             for path in paths:
-                file = self._stack.enter_context(open_parquet(path))
+                file = stack.enter_context(open_parquet(path))
                 self._files.append((file, [i for i, (lo, hi) in enumerate(ranges(file)) if lo <= episode <= hi]))
             if paths:
                 found = [np.asarray(self._column(name)) for name in ("episode_index", "frame_index")]
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = stack.pop_all()
         if found:
             mine = np.flatnonzero(found[0] == episode)
             self._rows = mine[np.argsort(found[1][mine], kind="stable")]

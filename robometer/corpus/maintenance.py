@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
@@ -82,7 +81,7 @@ def _read_shard(storage: Storage, shard: str, report: ShardReport) -> tuple[list
                 continue
             stored[record["unit"] or ""] += 1
             rows.append({**{k: record[k] for k in SHARD_SCHEMA.names if k in _NAMES}, "shard": shard, "row": number})
-    except (OSError, pa.ArrowException, IndexError, KeyError) as error:
+    except (OSError, pa.ArrowException, IndexError, KeyError, ValueError) as error:  # damaged text is a ValueError
         report.problems.append(f"the shard cannot be read ({error})")
     report.rows = len(rows)
     return rows, stored, bool(report.problems)
@@ -162,9 +161,8 @@ def join_shards(storage: Storage, shards: Sequence[str]) -> str:
     name = hashlib.sha256("\n".join(shards).encode()).hexdigest()[:20]
     kept = _kept(storage, shards)
     ledger: dict[str, Any] = {}
-    schemas = read_schemas(storage)
     for shard in shards:
-        merge_ledger(ledger, ledger_in(schemas[shard]))
+        merge_ledger(ledger, ledger_in(storage.read_parquet_schema(f"manifest/{shard}.parquet")))
     write_shard(storage, name, _batches(storage, "shards", kept), list(ledger))
     for folder in storage.folders("embeddings"):
         if all(storage.exists(f"{folder}/{shard}.arrow") for shard in shards):
@@ -186,12 +184,13 @@ def remove_replaced(storage: Storage, shards: Sequence[str]) -> None:
 
 
 def _kept(storage: Storage, shards: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Manifest rows of each shard that are in use, in its order: not those whose id an earlier shard has."""
-    table = read_manifest(storage)
-    table = table.filter(pa.array(np.isin(table["shard"].to_numpy(zero_copy_only=False), list(shards))))
-    kept: dict[str, list[dict[str, Any]]] = {shard: [] for shard in shards}
-    for row in table.sort_by([("shard", "ascending"), ("row", "ascending")]).to_pylist():
-        kept[row["shard"]].append(row)
+    """Manifest rows of each shard, in its order; of rows with one id, the first shard's."""
+    seen: set[str] = set()
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for shard in shards:
+        rows = storage.read_parquet(f"manifest/{shard}.parquet").cast(MANIFEST_SCHEMA).to_pylist()
+        kept[shard] = [row for row in rows if row["id"] not in seen]
+        seen.update(row["id"] for row in rows)
     return kept
 
 

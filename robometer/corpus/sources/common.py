@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable
@@ -67,16 +66,6 @@ def read_yaml(path: Path) -> Any:
     return _parsed(path, yaml.safe_load)
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """Lines of a JSON Lines file, empty ones left out; same errors as `read_json`."""
-    return _parsed(path, lambda content: [json.loads(line) for line in content.splitlines() if line.strip()])
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header; same errors as `read_json`."""
-    return _parsed(path, lambda content: list(csv.DictReader(content.splitlines())))
-
-
 def read_words(path: Path) -> list[str]:
     """Words of an optional text file; none where it is missing. Malformed text raises as in `read_json`."""
     return _parsed(path, str.split) if path.is_file() else []
@@ -87,7 +76,7 @@ def _parsed(path: Path, parse: Any) -> Any:
         return parse(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise SourceError(f"no file {path}") from error
-    except (ValueError, yaml.YAMLError, csv.Error) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise SourceError(f"{path} is malformed ({str(error).splitlines()[0]})") from error
 
 

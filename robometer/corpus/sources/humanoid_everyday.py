@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import spaced, task_table
+from robometer.corpus.annotations import spaced
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder
+from robometer.corpus.sources.common import files, folder, task_texts
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
@@ -51,7 +51,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     folders = [path.parent for path in files(root, *(f"{'*/' * depth}{DATA}" for depth in range(1, 5)))]
     if not archives and not folders:
         raise SourceError(f"no zip and no {DATA} in {root}: give ingest.input a copy of Humanoid Everyday")
-    tasks, name = task_table(root), source or "humanoid_everyday_rfm"
+    tasks, name = task_texts(root), source or "humanoid_everyday_rfm"
     for archive in archives:
         key = archive.relative_to(root).as_posix()
         if archive.stem in WRONG:

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import spaced, task_table, video_episodes, video_unit
+from robometer.corpus.annotations import spaced, video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder, read_json
+from robometer.corpus.sources.common import files, folder, read_json, task_texts
 
 _QUALITY = (
     ("suboptimal", re.compile(r"(?<![a-z])(clos[se]_?succ|subopt)")),
@@ -114,7 +114,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     fitting = next((name for name in names if any(_fits(LAYOUTS[name], *place) for place in _videos(root, name))), None)
     if fitting is None:
         raise SourceError(f"no video in {root} is called as those of {', '.join(names)}: see ranking_videos' layouts")
-    layout, tasks, name = LAYOUTS[fitting], task_table(root), source or fitting
+    layout, tasks, name = LAYOUTS[fitting], task_texts(root), source or fitting
     for base, video in _videos(root, fitting):
         try:
             yield _unit(video, layout, tasks, base, name)

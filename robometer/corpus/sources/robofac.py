@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from robometer.corpus.annotations import spaced, task_table, video_episodes, video_unit
+from robometer.corpus.annotations import spaced, video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder, read_json
+from robometer.corpus.sources.common import files, folder, read_json, task_texts
 
 REAL, SIMULATED = "realworld_data", "simulation_data"
 QUALITY = {"success_data": "successful", "failure_data": "failure"}
@@ -47,7 +47,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     videos = [path.relative_to(root) for path in files(root, f"{REAL}/**/*.mp4", f"{SIMULATED}/**/*.mp4")]
     if not videos:
         raise SourceError(f"no mp4 in {REAL} or {SIMULATED} of {root}: give ingest.input a copy of RoboFAC")
-    answers, tasks, name = _answers(root), task_table(root), source or "robofac"
+    answers, tasks, name = _answers(root), task_texts(root), source or "robofac"
     for video in videos:
         try:
             yield video_unit(_row(video, answers, tasks), root, name)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from robometer.corpus.annotations import spaced, task_table, video_episodes, video_unit
+from robometer.corpus.annotations import spaced, video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import folder, subfolders
+from robometer.corpus.sources.common import folder, subfolders, task_texts
 
 VIDEO = "videos/color.mp4"
 
@@ -33,7 +33,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     found = subfolders(root / "real_data") if (root / "real_data").is_dir() else []
     if not found:
         raise SourceError(f"no folders in {root / 'real_data'}: give ingest.input a copy of RoboFail")
-    tasks, name = task_table(root), source or "robofail"
+    tasks, name = task_texts(root), source or "robofail"
     for path in found:
         kind = re.sub(r"_?\d+$", "", path.name)
         video = f"real_data/{path.name}/{VIDEO}"

@@ -10,6 +10,8 @@ Quality: success(ful), subopt(imal), fail(ure). Four tasks have their sentence; 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import folder, numbered, subfolders
@@ -36,15 +38,24 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         SourceError: there is none.
     """
     root = folder(input, "with folders <task>_<quality>_<id>")
+    yield from ranked_units(root, source or NAME, TASKS, clockwise=True, views=VIEWS)
+
+
+def ranked_units(root: Path, source: str, tasks: Mapping[str, str], **data: Any) -> Iterator[Unit | Refused]:
+    """The folders `<task>_<quality>_<id>` below `root` as units with `data`, in the order of their numbers.
+
+    Raises:
+        SourceError: there is none.
+    """
     if not (paths := numbered(subfolders(root))):
-        raise SourceError(f"{input} has no folders <task>_<quality>_<id>")
+        raise SourceError(f"{root} has no folders <task>_<quality>_<id>")
     for path in paths:
         try:
-            task, quality = ranked(path.name, TASKS)
+            task, quality = ranked(path.name, tasks)
         except RobometerError as error:
             yield refused(path, str(error))
             continue
-        yield unit_of(path, root, source or NAME, task=task, quality_label=quality, clockwise=True, views=VIEWS)
+        yield unit_of(path, root, source, task=task, quality_label=quality, **data)
 
 
 def ranked(name: str, tasks: Mapping[str, str]) -> tuple[str, str]:

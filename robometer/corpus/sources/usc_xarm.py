@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import folder, numbered, subfolders
-from robometer.corpus.sources.image_folders import refused, unit_of
-from robometer.corpus.sources.usc_franka import ranked
-from robometer.errors import RobometerError
+from robometer.corpus.sources.common import folder, numbered
+from robometer.corpus.sources.usc_franka import ranked_units
 from robometer.recording import ImageSequence
 from robometer.safe_pickle import load
 from robometer.trajectory import Episode
@@ -45,15 +43,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """
     root = folder(input, "with folders <task>_<quality>_<id> of pickles")
     root = root / "xarm_policy_ranking" if (root / "xarm_policy_ranking").is_dir() else root
-    if not (paths := numbered(subfolders(root))):
-        raise SourceError(f"{input} has no folders <task>_<quality>_<id>")
-    for path in paths:
-        try:
-            task, quality = ranked(path.name, TASKS)
-        except RobometerError as error:
-            yield refused(path, str(error))
-            continue
-        yield unit_of(path, root, source or NAME, task=task, quality_label=quality)
+    yield from ranked_units(root, source or NAME, TASKS)
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
