@@ -1,0 +1,1 @@
+"""Parity with upstream: every recorded case computed by our code; see `robometer parity --help`."""
