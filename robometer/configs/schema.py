@@ -143,18 +143,27 @@ class ModelConfig:
     max_len: int = 32
     attention: str = "causal"  # full | causal | state: a frame sees the text and the frames of its window only
     window: int = 1  # frames that attention=state sees: itself, and those just before it
-    per_frame_progress_token: bool = True
     members: int = 1  # transformers whose logits are averaged; each learns from its share of the samples
     standardise: bool = False  # embeddings to zero mean and unit variance over the training split
     # robometer: a vision-language backbone
-    base_model: str = "Qwen/Qwen3-VL-4B-Instruct"  # a hub id, a local folder, or `tiny` (random weights)
+    base_model: str = "Qwen/Qwen3-VL-4B-Instruct"  # a hub id, a local folder, or `tiny...` (models/tiny.py)
+    revision: str = ""  # of a hub id; empty: the newest
     train_vision_encoder: bool = False
+    train_language_model: bool = True
+    ask_progress: bool = True  # pairs are also asked for the progress of A (upstream's predict_pref_progress)
+    frame_pooling: str = "mean"  # without per_frame_progress_token: mean | boundary | attention over a frame's tokens
+    frame_pooling_temperature: float = 1.0  # of attention
+    attn_implementation: str = "sdpa"  # sdpa | flash_attention_2 | eager, all without padding
     # both
+    per_frame_progress_token: bool = True  # a token after each frame, where the heads read
     progress_loss: str = "discrete"  # discrete (two-hot over sampling.progress_bins) | l1 | l2
 
     def __post_init__(self) -> None:
         _one_of("model.kind", self.kind, ("rewind", "robometer"))
         _one_of("model.attention", self.attention, ("full", "causal", "state"))
+        _one_of("model.frame_pooling", self.frame_pooling, ("mean", "boundary", "attention"))
+        _one_of("model.attn_implementation", self.attn_implementation, ("sdpa", "flash_attention_2", "eager"))
+        _check(self.frame_pooling_temperature > 0, "model.frame_pooling_temperature must be above 0")
         _check(self.window >= 1, "model.window must be at least 1")
         _check(self.members >= 1, "model.members must be at least 1")
         _one_of("model.progress_loss", self.progress_loss, ("discrete", "l1", "l2"))

@@ -178,7 +178,8 @@ def make_scorer(
     if isinstance(model, Rewind | RewindEnsemble):
         texts = corpus.text_embeddings(config.embed.text_encoder) if corpus else None
         return RewindScorer(model, config, name, device, texts)
-    from robometer.models.robometer import Robometer, RobometerScorer, load_processor
+    from robometer.models.robometer import Robometer, load_processor
+    from robometer.models.robometer_scorer import RobometerScorer
 
     assert isinstance(model, Robometer)
     return RobometerScorer(model, load_processor(config, folder), config, name, device)

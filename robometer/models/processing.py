@@ -1,101 +1,62 @@
-"""What the vision-language model is fed: patches of frames and token ids, for training and for inference alike."""
+"""What the vision-language model is fed: patches of frames and token ids, for training and for inference alike.
+
+A batch is packed: the tokens of all samples one after another without padding, and every distinct frame once, however
+often the samples show it. All positions that the model reads are computed here, none is searched for on the device.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from robometer.batch import Batch
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
-from robometer.errors import RobometerError
+from robometer.models.backbones import Backbone, backbone_of
 from robometer.models.collate import collate_targets
-from robometer.models.prompts import (
-    CONTROL_TOKENS,
-    IMAGE,
-    PREFERENCE,
-    PROGRESS,
-    SPECIAL_TOKENS,
-    preference_prompt,
-    progress_prompt,
-)
+from robometer.models.images import Cutter
+from robometer.models.prompts import PREFERENCE, SPECIAL_TOKENS, Control, preference_prompt, progress_prompt
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip
 
-PATCH, MERGE, TEMPORAL = 16, 2, 2
-"""Qwen3-VL: patch edge in px, patches per token along an edge, frames per patch (an image is shown twice)."""
 
-_FACTOR = PATCH * MERGE
-_MIN_PIXELS, _MAX_PIXELS = 4 * _FACTOR**2, 16384 * _FACTOR**2
-_MAX_ASPECT_RATIO = 200
+@dataclass(frozen=True)
+class Sample:
+    """What is asked of the model: a task, and the names of the frames of one or two trajectories."""
 
+    task: str
+    a: Sequence[Hashable]
+    b: Sequence[Hashable] | None = None
 
-def smart_size(height: int, width: int) -> tuple[int, int]:
-    """Size in px that the model sees: multiples of 32, between 4 and 16384 tokens, aspect ratio nearly kept.
-
-    Follows qwen_vl_utils 0.0.14, down to Python's rounding of halves to even.
-
-    Raises:
-        RobometerError: one edge is more than 200 times the other.
-    """
-    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-        raise RobometerError(
-            f"a frame of {height}x{width} px is too long: one edge may be at most {_MAX_ASPECT_RATIO} times the other"
-        )
-    edges = [max(_FACTOR, round(edge / _FACTOR) * _FACTOR) for edge in (height, width)]
-    if math.prod(edges) > _MAX_PIXELS:
-        scale = math.sqrt(height * width / _MAX_PIXELS)
-        edges = [max(_FACTOR, math.floor(edge / scale / _FACTOR) * _FACTOR) for edge in (height, width)]
-    elif math.prod(edges) < _MIN_PIXELS:
-        scale = math.sqrt(_MIN_PIXELS / (height * width))
-        edges = [math.ceil(edge * scale / _FACTOR) * _FACTOR for edge in (height, width)]
-    return edges[0], edges[1]
-
-
-def patchify(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Resize frames and cut them into patches in the order of Qwen3-VL: each token's 2x2 patches lie together.
-
-    Args:
-        frames: uint8 [T, H, W, 3] RGB.
-
-    Returns:
-        Patches uint8 [N, 3 * 16 * 16] (channel, row, column), and the patch grid (1, rows, columns) of each frame,
-        int64 [T, 3]. They stay uint8 and single, an eighth of the size of pixel values: see `pixel_values`.
-    """
-    height, width = smart_size(*frames.shape[1:3])
-    if (height, width) != frames.shape[1:3]:
-        resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
-        frames = np.stack([np.asarray(image) for image in resized])
-    rows, columns = height // _FACTOR, width // _FACTOR
-    blocks = frames.reshape(len(frames), rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
-    patches = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * PATCH**2)
-    grid = np.tile(np.array([1, rows * MERGE, columns * MERGE], dtype=np.int64), (len(frames), 1))
-    return np.ascontiguousarray(patches), grid
-
-
-def pixel_values(patches: Tensor) -> Tensor:
-    """What the vision tower takes, float32 [N, 3 * 2 * 16 * 16] in [-1, 1], from patches uint8 [N, 3 * 16 * 16]."""
-    scaled = (patches.float() / 255.0 - 0.5) / 0.5
-    return scaled.view(-1, 3, 1, PATCH**2).expand(-1, -1, TEMPORAL, -1).reshape(len(patches), -1)
+    @property
+    def frames(self) -> list[Hashable]:
+        """The names in the order in which the prompt shows them."""
+        return [*self.a, *(self.b or [])]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One sample: ids int64 [L], patches and grid of A's frames and then B's, and the number of frames of each."""
+class Prompted:
+    """One sample as tokens.
 
-    input_ids: np.ndarray
-    patches: np.ndarray
-    grid: np.ndarray
-    num_frames: tuple[int, int]
+    Attributes:
+        ids: int64 [L].
+        positions: int64 [3, L] for the rotary embedding: time, row and column.
+        frame_tokens: for each frame the indices of the tokens that stand for it (read-outs: see `Robometer`).
+        preference: index of `PREFERENCE`, or 0.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    frame_tokens: list[np.ndarray]
+    preference: int
 
 
 class RobometerProcessor:
@@ -103,63 +64,107 @@ class RobometerProcessor:
 
     Args:
         tokenizer: of the base model; the reward model's tokens are added where they are missing.
+        base: configuration of the base model.
         ask_progress: see `robometer.models.prompts.preference_prompt`.
+        tokens: whether a progress token follows each frame, as in the public weights.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ask_progress: bool = True) -> None:
-        self.tokenizer, self.ask_progress = tokenizer, ask_progress
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        base: PretrainedConfig,
+        ask_progress: bool = True,
+        tokens: bool = True,
+    ) -> None:
+        self.tokenizer, self.base, self.ask_progress, self.tokens = tokenizer, base, ask_progress, tokens
+        self.family: Backbone = backbone_of(base)
+        self.cutter: Cutter = self.family.cutter(base)
         # One by one: their order is that of the embedding rows in every checkpoint.
         for token in SPECIAL_TOKENS:
-            tokenizer.add_tokens([token], special_tokens=True)
-        names = sorted(CONTROL_TOKENS)
+            tokenizer.add_tokens([str(token)], special_tokens=True)
+        names = [str(name) for name in self.family.chat.controls]
         self._ids = dict(zip(names, cast(list[int], tokenizer.convert_tokens_to_ids(names)), strict=True))
-        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        self._text_ids = lru_cache(maxsize=1 << 16)(self._tokenize)
 
-    def encode(self, task: str, a: np.ndarray, b: np.ndarray | None = None) -> Encoded:
-        """One sample from frames uint8 [T, H, W, 3]; with `b` a pair, without it a progress sample."""
-        clips = [a] if b is None else [a, b]
-        cut = [patchify(clip) for clip in clips]
-        patches, grid = (np.concatenate(parts) for parts in zip(*cut, strict=True))
-        if b is None:
-            prompt = progress_prompt(task, len(a))
-        else:
-            prompt = preference_prompt(task, len(a), len(b), self.ask_progress)
-        ids = self.token_ids(prompt, (grid.prod(1) // MERGE**2).tolist())
-        return Encoded(ids, patches, grid, (len(a), 0 if b is None else len(b)))
+    def prompt(self, task: str, num_frames_a: int, num_frames_b: int | None = None) -> list[str]:
+        """Parts of the prompt of a clip, or of a pair."""
+        if num_frames_b is None:
+            return progress_prompt(task, num_frames_a, self.family.chat, self.tokens)
+        return preference_prompt(task, num_frames_a, num_frames_b, self.ask_progress, self.family.chat, self.tokens)
 
-    def token_ids(self, prompt: Sequence[str], tokens_per_frame: Sequence[int]) -> np.ndarray:
-        """Ids int64 [L] of the parts of a prompt, with as many image tokens per frame as the frame has."""
-        texts = [part for part in prompt if part not in CONTROL_TOKENS]
-        # Without split_special_tokens a task that spells <|prog_token|> would become one.
-        encoded = iter(self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        frames = iter(tokens_per_frame)
-        ids: list[int] = []
+    def tokenise(self, prompt: Sequence[str], features: np.ndarray) -> Prompted:
+        """Ids and positions of the parts of a prompt whose frames have `features` int64 [T, 2] (rows, columns)."""
+        chat, frames = self.family.chat, iter(features.tolist())
+        ids: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        frame_tokens: list[np.ndarray] = []
+        index = at = preference = 0
         for part in prompt:
-            if part == IMAGE:
-                ids += [self._ids[IMAGE]] * next(frames)
+            rows = columns = 0
+            if part is chat.image:
+                rows, columns = next(frames)
+                own = np.full(rows * columns, self._ids[part], dtype=np.int64)
+                after = index + len(own) + len(chat.after)
+                # Without a progress token, a frame is all between its first and last mark (some families have more).
+                span = (after, after + 1) if self.tokens else (index + 1 - len(chat.before), after - 1)
+                frame_tokens.append(np.arange(*span))
+            elif isinstance(part, Control):
+                own = np.array([self._ids[part]], dtype=np.int64)
+                preference = index if part is PREFERENCE else preference
             else:
-                ids += [self._ids[part]] if part in CONTROL_TOKENS else next(encoded)
-        return np.array(ids, dtype=np.int64)
+                own = self._text_ids(part)
+            places, reach = self.family.positions(len(own), rows, columns, at)
+            ids.append(own)
+            positions.append(places)
+            index, at = index + len(own), at + reach
+        return Prompted(np.concatenate(ids), np.concatenate(positions, 1), frame_tokens, preference)
 
-    def collate(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """Inputs of `Robometer.forward`: ids padded on the right, patches of all samples one after another."""
-        ids = [torch.from_numpy(sample.input_ids) for sample in samples]
-        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)  # [B, L]
-        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_id)
-        progress = [np.flatnonzero(sample.input_ids == self._ids[PROGRESS]) for sample in samples]
-        preference = [np.flatnonzero(sample.input_ids == self._ids[PREFERENCE]) for sample in samples]
-        a = [at[: sample.num_frames[0]] for at, sample in zip(progress, samples, strict=True)]
-        b = [at[sample.num_frames[0] :] for at, sample in zip(progress, samples, strict=True)]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "mm_token_type_ids": (input_ids == self._ids[IMAGE]).long() * mask,
-            "patches": torch.from_numpy(np.concatenate([sample.patches for sample in samples])),
-            "image_grid_thw": torch.from_numpy(np.concatenate([sample.grid for sample in samples])),
-            "progress_index_a": _padded(a),  # [B, Ta]
-            "progress_index_b": _padded(b),  # [B, Tb]
-            "preference_index": torch.tensor([int(at[0]) if len(at) else 0 for at in preference]),  # [B]
+    def _tokenize(self, text: str) -> np.ndarray:
+        # Without split_special_tokens a task that spells <|prog_token|> would become one.
+        ids = self.tokenizer([text], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return np.array(cast(list[list[int]], ids)[0], dtype=np.int64)
+
+    def collate(self, samples: Sequence[Sample], frames: Mapping[Hashable, np.ndarray]) -> dict[str, Tensor]:
+        """Inputs of `Robometer.forward` (see there) from samples and the frames uint8 [H, W, 3] that they name."""
+        names = list(dict.fromkeys(name for sample in samples for name in sample.frames))
+        place = {name: i for i, name in enumerate(names)}
+        patches, grid = self._cut([frames[name] for name in names])
+        features = self.cutter.features(grid)  # [D, 2]
+        shown = [np.array([place[name] for name in sample.frames], dtype=np.int64) for sample in samples]
+        prompted = [
+            self.tokenise(self.prompt(s.task, len(s.a), None if s.b is None else len(s.b)), features[at])
+            for s, at in zip(samples, shown, strict=True)
+        ]
+        lengths = np.array([len(p.ids) for p in prompted], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        first = np.cumsum([len(at) for at in shown]) - [len(at) for at in shown]
+        a = [np.arange(len(s.a)) + f for s, f in zip(samples, first, strict=True)]
+        b = [np.arange(len(s.b or [])) + f + len(s.a) for s, f in zip(samples, first, strict=True)]
+        text = [np.arange(n) for n in lengths]
+        packed = {
+            "input_ids": np.concatenate([p.ids for p in prompted]),
+            "position_ids": np.concatenate(
+                [np.concatenate([t[None], p.positions]) for t, p in zip(text, prompted, strict=True)], 1
+            ),
+            "sequence_length": lengths,
+            "patches": patches,
+            "grid": grid,
+            "image": np.concatenate(shown),
+            "preference_token": np.array([p.preference for p in prompted]) + starts,
         }
+        inputs = {name: torch.from_numpy(value) for name, value in packed.items()}
+        frame_tokens = [at + start for p, start in zip(prompted, starts, strict=True) for at in p.frame_tokens]
+        return inputs | {"frame_tokens": _padded(frame_tokens, -1), "frames_a": _padded(a), "frames_b": _padded(b)}
+
+    def _cut(self, frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Patches and grids of frames of any sizes; neighbours of one size are cut together."""
+        cut, start = [], 0
+        for end in range(1, len(frames) + 1):
+            if end == len(frames) or frames[end].shape != frames[start].shape:
+                cut.append(self.cutter.cut(np.stack(frames[start:end])))
+                start = end
+        patches, grid = (np.concatenate(parts) for parts in zip(*cut, strict=True))
+        return patches, grid
 
     def collate_clips(self, clips: Sequence[Clip]) -> Batch:
         """Batch of progress samples without targets."""
@@ -170,7 +175,14 @@ class RobometerProcessor:
         return self._unlabelled(pairs)
 
     def _unlabelled(self, pairs: Sequence[tuple[Clip, Clip | None]]) -> Batch:
-        samples = [self.encode(a.task, a.frames, None if b is None else b.frames) for a, b in pairs]
+        frames: dict[Hashable, np.ndarray] = {}
+
+        def named(clip: Clip) -> list[Hashable]:
+            names: list[Hashable] = [(frame.shape, frame.tobytes()) for frame in clip.frames]
+            frames.update(zip(names, clip.frames, strict=True))
+            return names
+
+        samples = [Sample(a.task, named(a), None if b is None else named(b)) for a, b in pairs]
         plans = [
             SamplePlan(
                 i,
@@ -183,11 +195,14 @@ class RobometerProcessor:
             )
             for i, (a, b) in enumerate(pairs)
         ]
-        return collate_targets(plans, self.collate(samples))
+        return collate_targets(plans, self.collate(samples, frames))
 
 
 class RobometerCollator:
-    """Plans to batches: frames from the corpus, patches and token ids by the processor (see `Collator`)."""
+    """Plans to batches: frames from the corpus, patches and token ids by the processor (see `Collator`).
+
+    Each distinct frame of a batch is decoded, cut and later encoded once.
+    """
 
     def __init__(self, corpus: Corpus, processor: RobometerProcessor) -> None:
         self.corpus, self.processor = corpus, processor
@@ -201,17 +216,26 @@ class RobometerCollator:
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
         samples = [
-            self.processor.encode(plan.task, self._frames(plan.a), None if plan.b is None else self._frames(plan.b))
-            for plan in plans
+            Sample(plan.task, self._names(plan.a), None if plan.b is None else self._names(plan.b)) for plan in plans
         ]
-        return collate_targets(plans, self.processor.collate(samples))
+        return collate_targets(plans, self.processor.collate(samples, self._frames(samples)))
 
-    def _frames(self, clip: ClipPlan) -> np.ndarray:
-        return self.corpus.frames(clip.row, clip.positions)
+    def _names(self, clip: ClipPlan) -> list[Hashable]:
+        return [(clip.row, int(position)) for position in clip.positions]
+
+    def _frames(self, samples: Sequence[Sample]) -> dict[Hashable, np.ndarray]:
+        """Every frame that the samples name, each trajectory fetched once."""
+        wanted: dict[int, dict[Any, int]] = {}
+        for name in cast(Any, [name for sample in samples for name in sample.frames]):
+            wanted.setdefault(name[0], {})[name] = name[1]
+        found: dict[Hashable, np.ndarray] = {}
+        for row, names in wanted.items():
+            found.update(zip(names, self.corpus.frames(row, np.array(list(names.values()))), strict=True))
+        return found
 
 
-def _padded(positions: Sequence[np.ndarray]) -> Tensor:
-    return pad_sequence([torch.from_numpy(at) for at in positions], batch_first=True)
+def _padded(positions: Sequence[np.ndarray], value: int = 0) -> Tensor:
+    return pad_sequence([torch.from_numpy(at) for at in positions], batch_first=True, padding_value=value)
 
 
 def _unlabelled(clip: Clip) -> ClipPlan:

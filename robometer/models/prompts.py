@@ -1,21 +1,70 @@
 """The conversation that the vision-language model reads: public weights depend on every byte of it.
 
-The text is upstream's (its collator, and Qwen3-VL's chat template with `add_vision_id`): one user turn, no system
-turn, no generation prompt, pictures numbered through the whole conversation, pieces joined without separators.
+The text is upstream's (its collator, and the base model's chat template with `add_vision_id`): one user turn, no
+generation prompt, pictures numbered through the whole conversation where the family numbers them, pieces joined
+without separators. What differs from family to family of backbones is a `Chat`.
 """
 
 from __future__ import annotations
 
-SPLIT, PREFERENCE, PROGRESS = "<|split_token|>", "<|pref_token|>", "<|prog_token|>"
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-SPECIAL_TOKENS = (SPLIT, "<|reward_token|>", PREFERENCE, "<|sim_token|>", PROGRESS)
+
+class Control(str):
+    """A token of its own in a prompt. A text is never one, not even where a task spells it, so none can be forged."""
+
+    __slots__ = ()
+
+
+SPLIT, PREFERENCE, PROGRESS = Control("<|split_token|>"), Control("<|pref_token|>"), Control("<|prog_token|>")
+
+SPECIAL_TOKENS = (SPLIT, Control("<|reward_token|>"), PREFERENCE, Control("<|sim_token|>"), PROGRESS)
 """Added to the tokenizer in this order, which the embedding rows of checkpoints follow; reward and sim are unused."""
 
-IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
-CONTROL_TOKENS = frozenset((*SPECIAL_TOKENS, IMAGE, VISION_START, VISION_END, TURN_START, TURN_END))
-"""Every token of a prompt that is one id; a part of a prompt that equals one of them stands for that id."""
+@dataclass(frozen=True)
+class Chat:
+    """How one family of models writes a user turn with pictures.
+
+    Attributes:
+        opening, closing: before and after the content of the turn.
+        before, image, after: what a picture is put between, and the token that each of its features replaces.
+        caption: text before each picture, with `{number}`.
+    """
+
+    opening: tuple[str, ...]
+    closing: tuple[str, ...]
+    before: tuple[Control, ...]
+    image: Control
+    after: tuple[Control, ...]
+    caption: str = ""
+
+    @property
+    def controls(self) -> list[Control]:
+        """Every control token that a prompt of this family can hold."""
+        own = (*self.opening, *self.closing, *self.before, self.image, *self.after)
+        return sorted({*SPECIAL_TOKENS, *(part for part in own if isinstance(part, Control))})
+
+
+_TURN, _END = Control("<|im_start|>"), Control("<|im_end|>")
+_QWEN_PICTURE = (Control("<|vision_start|>"),), Control("<|image_pad|>"), (Control("<|vision_end|>"),)
+
+QWEN3_CHAT = Chat((_TURN, "user\n"), (_END, "\n"), *_QWEN_PICTURE, "Picture {number}: ")
+QWEN2_5_CHAT = Chat(
+    (_TURN, "system\nYou are a helpful assistant.", _END, "\n", _TURN, "user\n"),
+    (_END, "\n"),
+    *_QWEN_PICTURE,
+    "Picture {number}: ",
+)
+_FAKE = Control("<fake_token_around_image>")
+SMOLVLM_CHAT = Chat(
+    (_TURN, "User: "),
+    (Control("<end_of_utterance>"), "\n"),
+    (_FAKE, Control("<global-img>")),
+    Control("<image>"),
+    (_FAKE,),
+)
 
 _SCALE = (
     ", how far along the robot is towards completing the task, a float between 0 and 1, where 0 is the starting state "
@@ -32,15 +81,23 @@ _PAIR_PROGRESS_TEXT = " Also predict the task progress at each frame of the firs
 _QUESTION = "Now predict the preference between the two trajectories."
 
 
-def progress_prompt(task: str, num_frames: int) -> list[str]:
-    """Parts of the prompt of one trajectory: control tokens (one `IMAGE` per frame), and the text between them.
+def progress_prompt(task: str, num_frames: int, chat: Chat = QWEN3_CHAT, tokens: bool = True) -> list[str]:
+    """Parts of the prompt of one trajectory: control tokens (one `chat.image` per frame), and the text between them.
 
-    A text never equals a control token, not even where the task spells one, so a task cannot forge a read-out.
+    Args:
+        tokens: with a `PROGRESS` after each frame, where progress and success are read.
     """
-    return _turn([_PROGRESS_TEXT.replace("{task}", task), *_frames(1, num_frames)])
+    return _turn([_PROGRESS_TEXT.replace("{task}", task), *_frames(1, num_frames, chat, tokens)], chat)
 
 
-def preference_prompt(task: str, num_frames_a: int, num_frames_b: int, ask_progress: bool = True) -> list[str]:
+def preference_prompt(
+    task: str,
+    num_frames_a: int,
+    num_frames_b: int,
+    ask_progress: bool = True,
+    chat: Chat = QWEN3_CHAT,
+    tokens: bool = True,
+) -> list[str]:
     """Parts of the prompt of a pair, as in `progress_prompt`.
 
     Args:
@@ -48,31 +105,31 @@ def preference_prompt(task: str, num_frames_a: int, num_frames_b: int, ask_progr
             (upstream's `predict_pref_progress`, on in its public weights).
     """
     opening = _PREFERENCE_TEXT.replace("{task}", task) + (_PAIR_PROGRESS_TEXT if ask_progress else "")
-    return _turn(
-        [
-            opening + "This is Trajectory A. ",
-            *_frames(1, num_frames_a),
-            SPLIT,
-            "This is Trajectory B. ",
-            *_frames(1 + num_frames_a, num_frames_b),
-            _QUESTION,
-            PREFERENCE,
-        ]
-    )
-
-
-def _frames(first: int, count: int) -> list[str]:
-    pictures = [
-        (f"Picture {number}: ", VISION_START, IMAGE, VISION_END, PROGRESS) for number in range(first, first + count)
+    content = [
+        opening + "This is Trajectory A. ",
+        *_frames(1, num_frames_a, chat, tokens),
+        SPLIT,
+        "This is Trajectory B. ",
+        *_frames(1 + num_frames_a, num_frames_b, chat, tokens),
+        _QUESTION,
+        PREFERENCE,
     ]
-    return [part for picture in pictures for part in picture]
+    return _turn(content, chat)
 
 
-def _turn(content: list[str]) -> list[str]:
+def _frames(first: int, count: int, chat: Chat, tokens: bool) -> list[str]:
+    parts: list[str] = []
+    for number in range(first, first + count):
+        caption = [chat.caption.format(number=number)] if chat.caption else []
+        parts += [*caption, *chat.before, chat.image, *chat.after, *([PROGRESS] if tokens else [])]
+    return parts
+
+
+def _turn(content: Sequence[str], chat: Chat) -> list[str]:
     """One user turn, with neighbouring texts merged: a tokenizer may join bytes across their border."""
-    parts = [TURN_START, "user\n"]
-    for part in (*content, TURN_END, "\n"):
-        if part in CONTROL_TOKENS or parts[-1] in CONTROL_TOKENS:
+    parts: list[str] = []
+    for part in (*chat.opening, *content, *chat.closing):
+        if not parts or isinstance(part, Control) or isinstance(parts[-1], Control):
             parts.append(part)
         else:
             parts[-1] += part

@@ -1,39 +1,46 @@
-"""A random Qwen3-VL of some 300 thousand parameters and a tokenizer to match: no download, seconds on a CPU."""
+"""Random vision-language models of some 300 thousand parameters, one per family, and a tokenizer to match: no download,
+seconds on a CPU."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3VLConfig
+from transformers import (
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+    SmolVLMConfig,
+)
 
 from robometer.models.prompts import (
-    CONTROL_TOKENS,
-    IMAGE,
-    TURN_END,
-    TURN_START,
-    VISION_END,
-    VISION_START,
+    QWEN2_5_CHAT,
+    QWEN3_CHAT,
+    SMOLVLM_CHAT,
+    SPECIAL_TOKENS,
+    Control,
     preference_prompt,
     progress_prompt,
 )
 
-TINY = "tiny"
-"""The `model.base_model` that names this model."""
+TINY = {"tiny": "qwen3_vl", "tiny_qwen2_5_vl": "qwen2_5_vl", "tiny_smolvlm": "smolvlm"}
+"""The values of `model.base_model` that name these models, and their families."""
 
 _END_OF_TEXT = "<|endoftext|>"
-_QWEN_TOKENS = (_END_OF_TEXT, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE)
+_CHATS = (QWEN3_CHAT, QWEN2_5_CHAT, SMOLVLM_CHAT)
 _TASKS = ("pick up the red block", "open the drawer", "close the window and push the green button slowly")
 _VOCABULARY = 512
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level BPE with Qwen's control tokens and without the reward model's own, as a base model has it."""
+    """Byte-level BPE with the families' control tokens and without the reward model's own, as a base model has it."""
     texts = [
         part
         for task in _TASKS
         for part in (*progress_prompt(task, 32), *preference_prompt(task, 2, 2))
-        if part not in CONTROL_TOKENS
+        if not isinstance(part, Control)
     ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -43,14 +50,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=_VOCABULARY, initial_alphabet=sorted(alphabet), show_progress=False)
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _QWEN_TOKENS])
-    fast = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, pad_token=_END_OF_TEXT, eos_token=TURN_END)
+    own = {str(token) for chat in _CHATS for token in chat.controls} - set(SPECIAL_TOKENS)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (_END_OF_TEXT, *sorted(own))])
+    fast = cast(Any, PreTrainedTokenizerFast)(
+        tokenizer_object=tokenizer, pad_token=_END_OF_TEXT, eos_token=str(QWEN3_CHAT.closing[0])
+    )
     return cast(PreTrainedTokenizerBase, fast)
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
-    """Qwen3-VL with every part of the real one (deepstack, grouped queries, interleaved 3-D rotary) and small sizes."""
-    image, start, end = cast(list[int], tokenizer.convert_tokens_to_ids([IMAGE, VISION_START, VISION_END]))
+def tiny_config(name: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Configuration of one of `TINY`, with every part of the real one and small sizes."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -60,13 +69,21 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
         "num_key_value_heads": 2,
         "head_dim": 16,
         "max_position_embeddings": 32768,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5_000_000.0,
-            "mrope_section": [4, 2, 2],
-            "mrope_interleaved": True,
-        },
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
+    make = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl, "smolvlm": _smolvlm}[TINY[name]]
+    return make(text, tokenizer)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, *tokens: str) -> list[int]:
+    return cast(list[int], tokenizer.convert_tokens_to_ids([str(token) for token in tokens]))
+
+
+def _qwen3_vl(text: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    image, start, end = _ids(tokenizer, QWEN3_CHAT.image, *QWEN3_CHAT.before, *QWEN3_CHAT.after)
+    rotary = {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     vision = {
         "depth": 3,
         "hidden_size": 32,
@@ -77,11 +94,50 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
         "deepstack_visual_indexes": [0, 1],
     }
     return Qwen3VLConfig(
-        text_config=text,
+        text_config=text | {"rope_parameters": rotary},
         vision_config=vision,
         image_token_id=image,
         video_token_id=len(tokenizer),  # videos go in as images, so that no token may mean a video
         vision_start_token_id=start,
         vision_end_token_id=end,
         tie_word_embeddings=True,
+    )
+
+
+def _qwen2_5_vl(text: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    image, start, end = _ids(tokenizer, QWEN2_5_CHAT.image, *QWEN2_5_CHAT.before, *QWEN2_5_CHAT.after)
+    rotary = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 3, 3]}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text | {"rope_parameters": rotary},
+        vision_config=vision,
+        image_token_id=image,
+        video_token_id=len(tokenizer),
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=True,
+    )
+
+
+def _smolvlm(text: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 8,
+    }
+    return SmolVLMConfig(
+        text_config=text | {"model_type": "llama"},
+        vision_config=vision,
+        image_token_id=_ids(tokenizer, SMOLVLM_CHAT.image)[0],
+        scale_factor=2,
     )

@@ -1,66 +1,45 @@
+"""Prompts, tokens and positions of a packed batch."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import Qwen2VLImageProcessorPil
 
+from robometer.batch import Batch
 from robometer.configs.schema import Config, ModelConfig
-from robometer.errors import RobometerError
-from robometer.models.processing import RobometerProcessor, patchify, pixel_values, smart_size
-from robometer.models.prompts import CONTROL_TOKENS, SPECIAL_TOKENS, preference_prompt, progress_prompt
-from robometer.models.robometer import load_processor
+from robometer.models.processing import RobometerProcessor
+from robometer.models.prompts import QWEN3_CHAT, SPECIAL_TOKENS, Control, preference_prompt, progress_prompt
+from robometer.models.robometer import build_robometer, load_processor
+from robometer.models.tiny import TINY
 from tests.models.images import noise_clip
+
+CONTROLS = QWEN3_CHAT.controls
+
+
+def _processor(name: str = "tiny", tokens: bool = True) -> RobometerProcessor:
+    model = ModelConfig(kind="robometer", base_model=name, per_frame_progress_token=tokens)
+    return load_processor(Config(model=model))
 
 
 @pytest.fixture(scope="module")
 def processor() -> RobometerProcessor:
-    return load_processor(Config(model=ModelConfig(kind="robometer", base_model="tiny")))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (50, 75), (240, 320), (130, 61), (30, 90), (16, 16)])
-def test_pixel_values_equal_transformers_image_processor(size: tuple[int, int]) -> None:
-    frames = noise_clip(0, 2, *size).frames
-    patches, grid = patchify(frames)
-    reference = Qwen2VLImageProcessorPil(
-        patch_size=16,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        size={"shortest_edge": 4096, "longest_edge": 16777216},
-    )([Image.fromarray(frame) for frame in frames], return_tensors="pt")
-    assert np.array_equal(grid, reference["image_grid_thw"].numpy())
-    assert torch.allclose(pixel_values(torch.from_numpy(patches)), reference["pixel_values"], atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (48, 48), (80, 112), (1080, 1920), (9000, 9000), (40, 8000)])
-def test_sizes_are_multiples_of_32_within_the_limits(size: tuple[int, int]) -> None:
-    height, width = smart_size(*size)
-    assert height % 32 == 0 and width % 32 == 0
-    assert 4096 <= height * width <= 16777216
-
-
-def test_a_frame_that_is_far_too_long_is_refused() -> None:
-    with pytest.raises(RobometerError, match="10x2001 px is too long"):
-        smart_size(10, 2001)
+    return _processor()
 
 
 def test_special_tokens_follow_the_base_vocabulary_in_the_contracts_order(processor: RobometerProcessor) -> None:
     ids = processor.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     assert ids == list(range(len(processor.tokenizer) - 5, len(processor.tokenizer)))
-    again = RobometerProcessor(processor.tokenizer)
+    again = RobometerProcessor(processor.tokenizer, processor.base)
     assert again.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == ids
 
 
-@pytest.mark.parametrize("token", sorted(CONTROL_TOKENS))
+@pytest.mark.parametrize("token", CONTROLS)
 def test_a_task_that_spells_a_control_token_is_only_text(processor: RobometerProcessor, token: str) -> None:
-    plain, forged = noise_clip(0, 2, task="stack"), noise_clip(0, 2, task=token)
-    control = [processor.tokenizer.convert_tokens_to_ids(name) for name in CONTROL_TOKENS]
-    counts = [
-        np.isin(processor.encode(clip.task, clip.frames, clip.frames).input_ids, control).sum()
-        for clip in (plain, forged)
-    ]
-    assert counts[0] == counts[1]
+    clips = noise_clip(0, 2, task="stack"), noise_clip(0, 2, task=str(token))
+    control = [processor.tokenizer.convert_tokens_to_ids(str(name)) for name in CONTROLS]
+    ids = [processor.collate_pairs([(clip, clip)]).inputs["input_ids"].numpy() for clip in clips]
+    assert np.isin(ids[0], control).sum() == np.isin(ids[1], control).sum()
 
 
 def test_braces_in_a_task_stay_as_they_are() -> None:
@@ -73,25 +52,75 @@ def test_pictures_are_numbered_through_both_trajectories() -> None:
     assert text.index("<|split_token|>") < text.index("Picture 3: ")
 
 
-def test_whole_prompt_and_its_parts_give_the_same_ids(processor: RobometerProcessor) -> None:
-    parts = preference_prompt("pick up the red block", 2, 3)
+@pytest.mark.parametrize("name", TINY)
+def test_whole_prompt_and_its_parts_give_the_same_ids(name: str) -> None:
+    processor = _processor(name)
+    parts = processor.prompt("pick up the red block", 2, 3)
     whole = processor.tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
-    assert processor.token_ids(parts, [1] * 5).tolist() == whole
+    assert processor.tokenise(parts, np.ones((5, 2), dtype=np.int64)).ids.tolist() == whole
 
 
-def test_read_out_positions_point_at_their_tokens(processor: RobometerProcessor) -> None:
-    batch = processor.collate_pairs([(noise_clip(0, 2), noise_clip(1, 3)), (noise_clip(2, 1), noise_clip(3, 1))])
-    inputs, name = batch.inputs, processor.tokenizer.convert_ids_to_tokens
-    for side, targets in (("a", batch.a), ("b", batch.b)):
-        ids = inputs["input_ids"].gather(1, inputs[f"progress_index_{side}"])
-        assert set(name(ids[targets.frame_mask].tolist())) == {"<|prog_token|>"}
-    assert (inputs["progress_index_a"][0, -1] < inputs["progress_index_b"][0, 0]).item()
-    ids = inputs["input_ids"].gather(1, inputs["preference_index"][:, None])
-    assert name(ids.flatten().tolist()) == ["<|pref_token|>"] * 2
+def test_each_family_writes_its_own_turn() -> None:
+    qwen3, qwen2_5, smolvlm = ("".join(_processor(name).prompt("stack", 1)) for name in TINY)
+    picture = "<|vision_start|><|image_pad|><|vision_end|><|prog_token|><|im_end|>\n"
+    assert qwen3.startswith("<|im_start|>user\nThe task for") and qwen3.endswith("Picture 1: " + picture)
+    assert qwen2_5 == "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + qwen3
+    square = "<fake_token_around_image><global-img><image><fake_token_around_image><|prog_token|><end_of_utterance>\n"
+    assert smolvlm.startswith("<|im_start|>User: The task for") and smolvlm.endswith("0 progress." + square)
+
+
+def _names(processor: RobometerProcessor, batch: Batch, at: torch.Tensor) -> set[str]:
+    return set(processor.tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"][at].flatten().tolist()))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_read_out_positions_point_at_their_tokens(name: str) -> None:
+    pairs = [(noise_clip(0, 2), noise_clip(1, 3, 64, 96)), (noise_clip(2, 1), noise_clip(3, 1))]
+    processor = _processor(name)
+    batch = processor.collate_pairs(pairs)
+    inputs = batch.inputs
+    assert _names(processor, batch, inputs["frame_tokens"]) == {"<|prog_token|>"}
+    assert _names(processor, batch, inputs["preference_token"]) == {"<|pref_token|>"}
+    shown = [inputs[f"frames_{side}"][mask] for side, mask in (("a", batch.a.frame_mask), ("b", batch.b.frame_mask))]
+    assert [row.tolist() for row in shown] == [[0, 1, 5], [2, 3, 4, 6]]
+    pooled = _processor(name, tokens=False)
+    batch = pooled.collate_pairs(pairs)
+    tokens = batch.inputs["frame_tokens"]
+    seen = _names(pooled, batch, tokens[tokens >= 0])
+    assert seen == {str(processor.family.chat.image)} | ({"<global-img>"} if name == "tiny_smolvlm" else set())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_positions_are_those_that_the_backbone_would_search_for(name: str) -> None:
+    processor = _processor(name)
+    config = Config(model=ModelConfig(kind="robometer", base_model=name))
+    backbone = build_robometer(config)[0].model
+    batch = processor.collate_clips([noise_clip(0, 3, 64, 96), noise_clip(1, 1, 96, 64)])
+    inputs, start = batch.inputs, 0
+    grids = inputs["grid"][inputs["image"]].split([3, 1])
+    for length, grid in zip(inputs["sequence_length"].tolist(), grids, strict=True):
+        ids, places = (inputs[key][..., start : start + length] for key in ("input_ids", "position_ids"))
+        assert places[0].tolist() == list(range(length))
+        if processor.family.spatial_positions:
+            kinds = (ids == backbone.config.image_token_id).long()[None]
+            expected, _ = backbone.get_rope_index(ids[None], kinds, image_grid_thw=grid)
+            assert torch.equal(places[1:], expected[:, 0])
+        start += length
+
+
+def test_each_distinct_frame_is_cut_once(processor: RobometerProcessor) -> None:
+    clip = noise_clip(0, 4)
+    batch = processor.collate_pairs([(clip, clip.take([0, 1, 3, 2, 1])), (clip.take([1, 2]), noise_clip(1, 1))])
+    assert batch.inputs["image"].tolist() == [0, 1, 2, 3, 0, 1, 3, 2, 1, 1, 2, 4]
+    assert len(batch.inputs["grid"]) == 5
 
 
 def test_the_tiny_tokenizer_is_the_same_every_time(processor: RobometerProcessor) -> None:
-    other = load_processor(Config(model=ModelConfig(kind="robometer", base_model="tiny")))
-    clip = noise_clip(0, 2)
-    ids = [p.encode("open the drawer", clip.frames).input_ids for p in (processor, other)]
-    assert np.array_equal(ids[0], ids[1])
+    clip = noise_clip(0, 2, task="open the drawer")
+    ids = [p.collate_clips([clip]).inputs["input_ids"] for p in (processor, _processor())]
+    assert torch.equal(ids[0], ids[1])
+
+
+def test_a_prompt_holds_no_text_twice_in_a_row(processor: RobometerProcessor) -> None:
+    parts = processor.prompt("stack", 2, 2)
+    assert all(isinstance(a, Control) or isinstance(b, Control) for a, b in zip(parts, parts[1:], strict=False))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard
 from robometer.losses import compute_losses
+from robometer.models.attention import packed_attention
 from robometer.models.checkpoint import CheckpointError, load_model, load_scorer, save_checkpoint
 from robometer.models.processing import RobometerCollator, RobometerProcessor
-from robometer.models.robometer import Robometer, RobometerScorer, build_robometer, load_processor
+from robometer.models.robometer import Robometer, build_robometer, load_processor
+from robometer.models.robometer_scorer import RobometerScorer
+from robometer.models.tiny import TINY
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip, Scorer
 from robometer.trajectory import SCHEMA_VERSION, SHARD_SCHEMA
@@ -167,6 +171,58 @@ def test_a_mixed_ragged_batch_equals_its_samples_one_by_one(model: Robometer, co
         assert alone.progress_logits_b is not None and alone.preference_logits is not None
         assert torch.allclose(alone.progress_logits_b[0], together.progress_logits_b[i, : len(plan.b)], atol=1e-5)
         assert torch.allclose(alone.preference_logits[0], together.preference_logits[i], atol=1e-5)
+
+
+def _padded(model: Robometer, batch: Batch) -> torch.Tensor:
+    """States [N, H] by the backbone's own forward: samples padded and masked, every shown frame encoded anew."""
+    inputs, lengths = batch.inputs, batch.inputs["sequence_length"].tolist()
+    patches, grid = inputs["patches"], inputs["grid"]
+    pixels = model.cutter.pixels(patches).split([len(patches) * g // grid.prod(1).sum() for g in grid.prod(1)])
+    shown = [pixels[i] for i in inputs["image"]]
+    ids = [part for part in inputs["input_ids"].split(lengths)]
+    rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(part) for part in ids], batch_first=True)
+    backbone: Any = model.model
+    if model.family.spatial_positions:
+        kinds = (rows == backbone.config.image_token_id).long() * mask
+        images = {"pixel_values": torch.cat(shown), "image_grid_thw": grid[inputs["image"]], "mm_token_type_ids": kinds}
+    else:
+        images = {"pixel_values": torch.cat(shown)[None]}
+    backbone.set_attn_implementation("sdpa")
+    states = backbone(input_ids=rows, attention_mask=mask, use_cache=False, **images).last_hidden_state
+    return states[mask.bool()]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("base", TINY)
+def test_packed_states_with_shared_frames_equal_the_backbones_own_forward(base: str, implementation: str) -> None:
+    model = _model(_config(model=ModelConfig(kind="robometer", base_model=base, attn_implementation=implementation)))
+    clip = noise_clip(0, 4, 96, 64)
+    processor = load_processor(_config(model=ModelConfig(kind="robometer", base_model=base)))
+    batch = processor.collate_pairs([(clip, clip.take([3, 2, 1, 0])), (noise_clip(1, 1), clip.take([0, 1, 0]))])
+    with torch.no_grad():
+        ours = model.hidden_states(batch.inputs)
+        assert torch.allclose(ours, _padded(model, batch), atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "boundary", "attention"])
+@pytest.mark.parametrize("base", TINY)
+def test_every_backbone_trains_with_pooled_frames(base: str, pooling: str, corpus: Corpus) -> None:
+    pooled = ModelConfig(kind="robometer", base_model=base, frame_pooling=pooling, per_frame_progress_token=False)
+    config = _config(model=pooled)
+    model, batch = _model(config), RobometerCollator.from_config(config, corpus)(_plans())
+    output = model(batch)
+    assert output.progress_logits.shape == (3, 4, 10)
+    compute_losses(output, batch, LossConfig(), "discrete").total.backward()
+    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
+
+
+def test_attention_continues_from_a_cache() -> None:
+    query, key, value = torch.randn(3, 1, 2, 7, 4, generator=torch.Generator().manual_seed(0))
+    whole, _ = packed_attention(torch.nn.Module(), query, key, value, None)
+    last, _ = packed_attention(torch.nn.Module(), query[:, :, 4:], key, value, None)
+    assert torch.allclose(whole[:, 4:], last, atol=1e-6)
 
 
 def test_later_frames_do_not_change_earlier_progress(model: Robometer, processor: RobometerProcessor) -> None:

@@ -1,0 +1,139 @@
+"""Frames as the families of vision-language models want them: resized, cut into patches, scaled on the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from robometer.errors import RobometerError
+
+_MIN_TOKENS, _MAX_TOKENS = 4, 16384
+_MAX_ASPECT_RATIO = 200
+
+
+class Cutter(Protocol):
+    """How frames become the input of a vision tower."""
+
+    def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches uint8 of frames uint8 [T, H, W, 3], and the grid (frames, rows, columns) of each, int64 [T, 3].
+
+        They stay uint8 and single, an eighth of the size of what the tower takes: see `pixels`.
+        """
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """What the vision tower takes, float32, from patches."""
+
+    def features(self, grid: np.ndarray) -> np.ndarray:
+        """Rows and columns of features int64 [T, 2] that the language model sees of frames with that grid."""
+
+
+@dataclass(frozen=True)
+class QwenCutter:
+    """Qwen's vision towers: any size, in multiples of `patch * merge` px.
+
+    Attributes:
+        patch, merge, temporal: patch edge in px, patches per feature along an edge, frames per patch (an image is
+            shown that often).
+        mean, std: of the three channels, in units of 255.
+    """
+
+    patch: int
+    merge: int
+    temporal: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Size in px that the model sees: between 4 and 16384 features, aspect ratio nearly kept.
+
+        Follows qwen_vl_utils 0.0.14, down to Python's rounding of halves to even.
+
+        Raises:
+            RobometerError: one edge is more than 200 times the other.
+        """
+        if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
+            raise RobometerError(
+                f"a frame of {height}x{width} px is too long: one edge may be at most {_MAX_ASPECT_RATIO} times the "
+                "other"
+            )
+        factor = self.patch * self.merge
+        least, most = _MIN_TOKENS * factor**2, _MAX_TOKENS * factor**2
+        edges = [max(factor, round(edge / factor) * factor) for edge in (height, width)]
+        if math.prod(edges) > most:
+            scale = math.sqrt(height * width / most)
+            edges = [max(factor, math.floor(edge / scale / factor) * factor) for edge in (height, width)]
+        elif math.prod(edges) < least:
+            scale = math.sqrt(least / (height * width))
+            edges = [math.ceil(edge * scale / factor) * factor for edge in (height, width)]
+        return edges[0], edges[1]
+
+    def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches [N, 3 * patch * patch] (channel, row, column), those of one feature together; see `Cutter.cut`."""
+        patch, merge = self.patch, self.merge
+        frames = resize(frames, *self.size(*frames.shape[1:3]), Image.Resampling.BICUBIC)
+        rows, columns = (edge // (patch * merge) for edge in frames.shape[1:3])
+        blocks = frames.reshape(len(frames), rows, merge, patch, columns, merge, patch, 3)
+        patches = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * patch**2)
+        grid = np.tile(np.array([1, rows * merge, columns * merge], dtype=np.int64), (len(frames), 1))
+        return np.ascontiguousarray(patches), grid
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """float32 [N, 3 * temporal * patch * patch] from patches uint8 [N, 3 * patch * patch]."""
+        mean, std = (torch.tensor(values, device=patches.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        scaled = (patches.float().view(-1, 3, 1, self.patch**2) / 255.0 - mean) / std
+        return scaled.expand(-1, -1, self.temporal, -1).reshape(len(patches), -1)
+
+    def features(self, grid: np.ndarray) -> np.ndarray:
+        """See `Cutter.features`."""
+        return grid[:, 1:] // self.merge
+
+
+@dataclass(frozen=True)
+class SquareCutter:
+    """SmolVLM's vision tower: every frame a square of `size` px, and as many features whatever it shows.
+
+    Follows SmolVLM's image processor with `longest_edge` = the tower's size, where upstream sets it: no frame is
+    split; the first resize keeps the aspect ratio, the second one does not.
+    """
+
+    size: int
+    patch: int
+    merge: int
+
+    def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames [T, 3, size, size]; see `Cutter.cut`."""
+        height, width = frames.shape[1:3]
+        ratio = width / height
+        fitted_size = (_even(self.size / ratio), self.size) if ratio >= 1 else (self.size, _even(self.size * ratio))
+        fitted = resize(frames, *fitted_size, Image.Resampling.LANCZOS)
+        squares = resize(fitted, self.size, self.size, Image.Resampling.LANCZOS)
+        side = self.size // self.patch
+        grid = np.tile(np.array([1, side, side], dtype=np.int64), (len(frames), 1))
+        return np.ascontiguousarray(squares.transpose(0, 3, 1, 2)), grid
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """float32 [T, 3, size, size] in [-1, 1]."""
+        return (patches.float() / 255.0 - 0.5) / 0.5
+
+    def features(self, grid: np.ndarray) -> np.ndarray:
+        """See `Cutter.features`."""
+        return grid[:, 1:] // self.merge
+
+
+def _even(edge: float) -> int:
+    """The image processor makes a short edge even, and at least 1 px."""
+    whole = int(edge)
+    return max(1, whole + whole % 2)
+
+
+def resize(frames: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] at another size; those that have it already are returned as they are."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), method)) for frame in frames])

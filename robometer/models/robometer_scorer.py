@@ -1,0 +1,80 @@
+"""How a trained Robometer is asked: its Scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from robometer.batch import Batch, RewardOutput, progress_from_logits
+from robometer.configs.schema import Config
+from robometer.models.heads import RewardHeads
+from robometer.models.processing import RobometerProcessor
+from robometer.scoring import Clip, ClipScore, PrefixSession, Session, spread, thin_positions
+
+
+class RobometerScorer:
+    """Scorer of a trained Robometer.
+
+    A clip that is longer than the model was trained on (`sampling.max_frames`) is thinned to that many frames, evenly
+    with first and last kept; predictions are interpolated linearly back to every frame of the clip.
+    """
+
+    image_encoder: str | None = None  # it reads frames
+
+    def __init__(
+        self,
+        model: RewardHeads,
+        processor: RobometerProcessor,
+        config: Config,
+        name: str = "robometer",
+        device: str = "cpu",
+    ) -> None:
+        self.name, self.processor = name, processor
+        self.provenance: dict[str, Any] = {}
+        self._device, self._batch_size = device, config.evaluate.batch_size
+        self._max_frames = config.sampling.max_frames
+        self._model = model.to(device).eval()
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`."""
+        return [score for chunk in self._chunks(len(clips)) for score in self._score(clips[chunk])]
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        """See `Scorer.compare`; the first clip is shown as trajectory A."""
+        parts = [self._compare(pairs[chunk]) for chunk in self._chunks(len(pairs))]
+        return np.concatenate([np.zeros(0, dtype=np.float32), *parts])
+
+    def open_session(self, task: str) -> Session:
+        """See `Scorer.open_session`."""
+        return PrefixSession(self, task)
+
+    def _score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        positions = [thin_positions(len(clip), self._max_frames) for clip in clips]
+        thinned = [clip.take(at) for clip, at in zip(clips, positions, strict=True)]
+        output = self._forward(self.processor.collate_clips(thinned))
+        progress = progress_from_logits(output.progress_logits).cpu().numpy()
+        success = output.success_logits.float().sigmoid().cpu().numpy()
+        return [
+            ClipScore(spread(progress[i, : len(at)], at, len(clip)), spread(success[i, : len(at)], at, len(clip)))
+            for i, (clip, at) in enumerate(zip(clips, positions, strict=True))
+        ]
+
+    def _compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        thinned = [(self._thin(a), self._thin(b)) for a, b in pairs]
+        output = self._forward(self.processor.collate_pairs(thinned))
+        assert output.preference_logits is not None
+        return np.asarray(output.preference_logits.float().sigmoid().cpu().numpy())
+
+    def _thin(self, clip: Clip) -> Clip:
+        return clip.take(thin_positions(len(clip), self._max_frames))
+
+    def _chunks(self, count: int) -> list[slice]:
+        return [slice(start, start + self._batch_size) for start in range(0, count, self._batch_size)]
+
+    @torch.no_grad()
+    def _forward(self, batch: Batch) -> RewardOutput:
+        output: RewardOutput = self._model(batch.to(self._device))
+        return output
