@@ -38,9 +38,6 @@ CONFIG = "config.yaml"
 BACKBONE = "config.json"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
-BACKBONES = ("qwen3_vl", "qwen2_5_vl", "smolvlm")
-"""`model_type` of the vision-language models that a checkpoint may be built on."""
-
 Values = Mapping[str, Any]
 
 
@@ -128,6 +125,8 @@ def _backbone(path: Path, layout: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no {BACKBONE}, which describes the vision-language backbone")
     values = _read_json(path / BACKBONE)
     backbone: dict[str, Any] = values["vlm_config"] if layout == "lerobot" else values
+    from robometer.models.backbones import BACKBONES
+
     if backbone.get("model_type") not in BACKBONES:
         raise CheckpointError(
             f"{path} is built on {backbone.get('model_type')!r}, which is none of {', '.join(BACKBONES)}"
@@ -151,8 +150,7 @@ def from_upstream(values: Values) -> Config:
     sampling = _sampling(data, merged)
     if model.get("rewind") or "rewind" in str(model["base_model_id"]).lower():
         return _rewind(dict(model.get("rewind") or {}), merged, sampling)
-    _refuse(training.get("predict_pref_progress", True), "predict_pref_progress", False, "a prompt for pairs we lack")
-    return _robometer(merged, sampling)
+    return _robometer(merged | training, sampling)
 
 
 def from_lerobot(values: Values) -> Config:
@@ -166,7 +164,6 @@ def from_lerobot(values: Values) -> Config:
 
 def _robometer(values: Values, sampling: SamplingConfig) -> Config:
     _refuse(values.get("use_multi_image", True), "use_multi_image", False, "frames as a video")
-    _refuse(values.get("use_per_frame_progress_token", True), "use_per_frame_progress_token", False, "pooled frames")
     precisions = {"bfloat16": "bf16", "float32": "fp32"}
     dtype = str(values.get("torch_dtype", "bfloat16"))
     if dtype not in precisions:
@@ -175,6 +172,11 @@ def _robometer(values: Values, sampling: SamplingConfig) -> Config:
         kind="robometer",
         base_model=str(values["base_model_id"]),
         train_vision_encoder=bool(values.get("train_vision_encoder", False)),
+        train_language_model=bool(values.get("train_language_model", True)),
+        ask_progress=bool(values.get("predict_pref_progress", True)),
+        per_frame_progress_token=bool(values.get("use_per_frame_progress_token", True)),
+        frame_pooling=str(values.get("frame_pooling", "mean")),
+        frame_pooling_temperature=float(values.get("frame_pooling_attn_temperature", 1.0)),
         progress_loss=str(values["progress_loss_type"]),
     )
     return Config(model=model, sampling=sampling, train=TrainConfig(precision=precisions[dtype]))

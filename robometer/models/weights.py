@@ -1,7 +1,7 @@
 """Weights on disk: one safetensors file or several with an index, under the names of the public checkpoints.
 
-Everything here works shard by shard: names and shapes come from the files' headers, and a tensor is read (mapped from
-its file, not copied) where it is put. So a model never exists twice, and a sharded one can be filled piece by piece.
+Everything here works tensor by tensor: names and shapes come from the files' headers, and a tensor is read when it is
+put in its place. So a model never exists twice, and one that is spread over workers can be filled piece by piece.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ EMBEDDING = re.compile(r"(^|\.)embed_tokens\.weight$")
 _HEADS = r"(?:progress_head|preference_head|success_head|similarity_head|frame_pool_attn)\."
 _ONE_LEVEL_DEEPER = re.compile(rf"^model\.(?={_HEADS}|model\.|lm_head\.)")
 _IGNORED = re.compile(r"^(?:similarity_head|lm_head)\.")
-_OPTIONAL = re.compile(r"^frame_pool_attn\.")
+_POOLING = "frame_pool_attn.weight"
 _SHOWN = 6
 
 
@@ -82,13 +82,12 @@ def our_name(key: str) -> str:
     return key
 
 
-def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Match:
-    """Compare shapes by name.
-
-    `frame_pool_attn` may be missing, since only frame pooling reads it; heads that no longer exist are passed over.
-    """
+def match(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
+) -> Match:
+    """Compare shapes by name; heads that no model of ours has are passed over."""
     unknown = tuple(name for name in found if name not in expected and not _IGNORED.match(name))
-    missing = tuple(name for name in expected if name not in found and not _OPTIONAL.match(name))
+    missing = tuple(name for name in expected if name not in found and name not in optional)
     shapes = [(name, tuple(shape), tuple(found[name])) for name, shape in expected.items() if name in found]
     return Match(missing, unknown, tuple(entry for entry in shapes if entry[1] != entry[2]))
 
@@ -166,6 +165,11 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def optional_of(model: nn.Module) -> set[str]:
+    """What a checkpoint of `model` may lack: the attention over a frame's tokens, where the model does not read it."""
+    return {name for name, p in model.named_parameters() if name == _POOLING and not p.requires_grad}
+
+
 def check(model: nn.Module, folder: str | Path) -> None:
     """Compare the headers of a checkpoint folder with the model.
 
@@ -173,7 +177,7 @@ def check(model: nn.Module, folder: str | Path) -> None:
         CheckpointError: tensors are missing, unexpected or misshaped; it names them.
     """
     found = {name: slot.shape for name, slot in slots(folder).items()}
-    if problems := match(shapes_of(model), found).problems:
+    if problems := match(shapes_of(model), found, optional_of(model)).problems:
         raise CheckpointError(f"{folder} does not fit the model that its configuration describes: {problems}")
 
 
@@ -189,10 +193,11 @@ def fill(model: nn.Module, folder: str | Path) -> None:
     check(model, folder)
     ours, filled = model.state_dict(), set()
     for name, tensor in iter_weights(folder):
-        _assign(model, name, tensor.to(ours[name].dtype))
+        # Copied out of the mapped file, where it is not aligned as kernels like it (which also shows in the last bit).
+        _assign(model, name, tensor.to(ours[name].dtype, copy=True))
         filled.add(name)
     for name, empty in ours.items():
-        if empty.is_meta and name not in filled:  # optional, says `check`: attention over equal scores is a mean
+        if empty.is_meta and name not in filled:  # optional, as `check` says: nothing reads it
             _assign(model, name, torch.zeros(empty.shape, dtype=empty.dtype))
     _restore_buffers(model)
 

@@ -44,7 +44,7 @@ def one_thread() -> None:
 
 
 def _config(**train: Any) -> Config:
-    model = ModelConfig(kind="robometer", base_model=TINY, dropout=0.0)
+    model = ModelConfig(kind="robometer", base_model="tiny", dropout=0.0)
     return Config(model=model, sampling=SamplingConfig(max_frames=8, progress_bins=BINS), train=TrainConfig(**train))
 
 
@@ -73,7 +73,7 @@ UPSTREAM: dict[str, Any] = {
     "mode": "train",
     "trainer_cls": "rbm_heads",
     "model": {
-        "base_model_id": TINY,
+        "base_model_id": "tiny",
         "torch_dtype": "float32",
         "trust_remote_code": True,
         "use_multi_image": "${data.use_multi_image}",
@@ -119,7 +119,7 @@ def _lerobot(folder: Path, model: Robometer) -> Path:
     save_model(_LeRobot(model), str(folder / WEIGHTS))
     settings = {
         "type": "robometer",
-        "base_model_id": TINY,
+        "base_model_id": "tiny",
         "torch_dtype": "float32",
         "max_frames": 8,
         "use_multi_image": True,
@@ -145,16 +145,19 @@ def test_weights_come_back_equal_whole_or_in_shards(tmp_path: Path, model: Robom
     assert {p.device.type for p in again.parameters()} == {b.device.type for b in again.buffers()} == {"cpu"}
 
 
-def test_a_loaded_model_answers_as_the_built_one(tmp_path: Path, model: Robometer) -> None:
+@pytest.mark.parametrize("base", TINY)
+def test_a_loaded_model_answers_as_the_built_one(tmp_path: Path, base: str) -> None:
     """Also what no checkpoint holds (rotary frequencies) must be there after a build without memory."""
-    save_checkpoint(tmp_path, model.state_dict(), _config(), {})
+    config = Config(model=ModelConfig(kind="robometer", base_model=base, dropout=0.0))
+    built = build_robometer(config)[0].eval()
+    save_checkpoint(tmp_path, built.state_dict(), config, {})
     again = load_model(tmp_path)[0].eval()
-    batch = load_processor(_config()).collate_pairs([(noise_clip(1, 3), noise_clip(2, 2))])
+    batch = load_processor(config).collate_pairs([(noise_clip(1, 3), noise_clip(2, 2))])
     with torch.no_grad():
-        a, b = model(batch), again(batch)
+        a, b = built(batch), again(batch)
     assert torch.equal(a.progress_logits, b.progress_logits) and torch.equal(a.preference_logits, b.preference_logits)
     frozen = {name for name, p in again.named_parameters() if not p.requires_grad}
-    assert frozen == {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, p in built.named_parameters() if not p.requires_grad}
 
 
 def test_frequencies_stay_float32_when_the_weights_are_bf16(tmp_path: Path, model: Robometer) -> None:
@@ -195,7 +198,7 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     again, config = load_model(folder)
     assert _equal(model, again)
-    assert (config.model.kind, config.model.base_model, config.model.progress_loss) == ("robometer", TINY, "discrete")
+    assert (config.model.kind, config.model.base_model, config.model.progress_loss) == ("robometer", "tiny", "discrete")
     assert (config.sampling.max_frames, config.sampling.progress_target) == (6, "absolute_wrt_total_frames")
     assert config.sampling.progress_bins == BINS
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {})
@@ -247,9 +250,25 @@ def test_optional_tensors_may_be_absent_or_left_over(tmp_path: Path, model: Robo
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
 
 
+def test_the_attention_that_pools_frames_is_not_optional(tmp_path: Path, model: Robometer) -> None:
+    pooled = {
+        "use_per_frame_progress_token": False,
+        "frame_pooling": "attention",
+        "frame_pooling_attn_temperature": 2.0,
+    }
+    folder = _upstream(tmp_path, model, model=pooled, training={"predict_pref_progress": False})
+    again, config = load_model(folder)
+    assert _equal(model, again) and isinstance(again, Robometer)
+    assert (again.pooling, again.temperature) == ("attention", 2.0)
+    assert not config.model.per_frame_progress_token and not config.model.ask_progress
+    save_weights(folder, {name: tensor for name, tensor in model.state_dict().items() if "pool" not in name})
+    with pytest.raises(CheckpointError, match="missing: frame_pool_attn.weight"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 def test_heads_without_bins_load(tmp_path: Path, loss: str) -> None:
-    config = Config(model=ModelConfig(kind="robometer", base_model=TINY, progress_loss=loss))
+    config = Config(model=ModelConfig(kind="robometer", base_model="tiny", progress_loss=loss))
     built = build_robometer(config)[0]
     folder = _upstream(tmp_path, built, model={"progress_loss_type": loss}, loss={"progress_loss_type": loss})
     again, loaded = load_model(folder)
@@ -318,11 +337,10 @@ def test_an_incomplete_damaged_or_foreign_folder_is_one_sentence(tmp_path: Path,
 @pytest.mark.parametrize(
     ("section", "changes", "words"),
     [
-        ("model", {"use_per_frame_progress_token": False}, "use_per_frame_progress_token=false"),
         ("data", {"use_multi_image": False}, "use_multi_image=false"),
         ("model", {"use_peft": True}, "use_peft=true.*merge it"),
         ("model", {"torch_dtype": "int8"}, "torch_dtype=int8"),
-        ("training", {"predict_pref_progress": False}, "predict_pref_progress=false"),
+        ("model", {"frame_pooling": "last"}, "frame_pooling='last'"),
         ("model", {"progress_loss_type": "cauchy"}, "progress_loss='cauchy'"),
     ],
 )
@@ -474,6 +492,7 @@ def test_an_empty_model_holds_no_memory(tmp_path: Path, model: Robometer) -> Non
 def test_match_counts_what_is_optional() -> None:
     expected: dict[str, tuple[int, ...]] = {"a.weight": (2, 3), "frame_pool_attn.weight": (1, 2), "b": (1,)}
     found = match(expected, {"a.weight": (3, 2), "lm_head.weight": (9, 9), "c": (1,)})
-    assert found.missing == ("b",) and found.unexpected == ("c",)
+    assert found.missing == ("frame_pool_attn.weight", "b") and found.unexpected == ("c",)
     assert found.misshaped == (("a.weight", (2, 3), (3, 2)),)
-    assert match(expected, {"a.weight": (2, 3), "b": (1,)}).problems == ""
+    found = match(expected, {"a.weight": (2, 3), "b": (1,)}, {"frame_pool_attn.weight"})
+    assert found.problems == ""
