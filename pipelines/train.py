@@ -32,6 +32,7 @@ from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator
+from robometer.provenance import provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
     DataContext.get_current().enable_progress_bars = False
     spec = {
         "config": to_dict(config),
-        "provenance": {"corpus": corpus.content_hash, "run_id": run_id},
+        "provenance": provenance_of(corpus) | {"run_id": run_id},
         "run_id": run_id,
         "interactive": interactive(),
     }
