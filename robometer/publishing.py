@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
+from huggingface_hub.errors import HTTPError
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robometer import tracking
@@ -302,7 +303,7 @@ def to_mlflow(what: Publication, config: Config, name: str) -> str:
     if config.tracking.uri in ("", "none"):
         raise PublishingError("tracking is off: give tracking.uri=..., the store of the registry")
     with tempfile.TemporaryDirectory() as place, tracking.start(config, "publish") as run:
-        write(what, Path(place, "model"), name, f"models:/{name}")
+        write(what, Path(place, "model"), name, f"models:/{name}/VERSION")
         run.artifact(Path(place, "model"))
         run.metrics(what.metrics)
         version = run.register_model("model", what.metrics, name)
@@ -325,7 +326,7 @@ def to_hub(what: Publication, repo: str, private: bool = False) -> str:
         try:
             url = api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=Path(place, "model"), commit_message=f"weights {what.revision}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPError) as error:
             reason = " ".join(str(error).split())[:200]
             raise PublishingError(
                 f"the hub did not take {repo} ({reason}): check HF_TOKEN, its rights and the name"

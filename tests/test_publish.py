@@ -159,13 +159,16 @@ def test_the_registry_gives_back_what_was_published(tmp_path: Path, checkpoint: 
     version = client.get_model_version("drawer", "1")
     assert version.tags == {"seen/preference_accuracy": "0.75", "seen/voc": "-0.25"}
     assert client.get_run(version.run_id).data.metrics == {"seen/preference_accuracy": 0.75, "seen/voc": -0.25}
-    for source in ("models:/drawer/1", f"runs:/{version.run_id}/model"):
+    client.set_registered_model_alias("drawer", "best", "1")
+    for source in ("models:/drawer/1", "models:/drawer@best", f"runs:/{version.run_id}/model"):
         model, loaded = load_model(source, config.tracking.uri)
         ours = load_model(checkpoint)[0].state_dict()
         assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
         assert loaded.model == _config().model
     with pytest.raises(CheckpointError, match="models:/drawer/9 cannot be fetched"):
         load_model("models:/drawer/9", config.tracking.uri)
+    with pytest.raises(CheckpointError, match="names no version"):
+        load_model("models:/drawer", config.tracking.uri)
     with pytest.raises(CheckpointError, match="no tracking store"):
         load_model("models:/drawer/1", f"sqlite:///{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
