@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from robometer.models.robometer import build_robometer
 from robometer.models.weights import CheckpointError
 from robometer.provenance import provenance_of
 from robometer.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
+from tests.local_hub import local_hub
 
 PROVENANCE = {
     "corpus": "c0ffee",
@@ -137,9 +141,7 @@ def test_only_an_earlier_publication_of_the_same_model_is_replaced(tmp_path: Pat
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_publication_that_fails_leaves_the_old_one(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_publication_that_fails_leaves_the_old_one(tmp_path: Path, checkpoint: Path) -> None:
     target = to_folder(prepare(str(checkpoint)), str(tmp_path / "published"))
     what = prepare(str(_checkpoint(tmp_path / "later", seed=1)))
     (tmp_path / "later" / "model.safetensors").unlink()  # the disk that it is read from goes away
@@ -184,6 +186,31 @@ def test_the_hub_needs_a_token_a_name_and_an_answer(checkpoint: Path, monkeypatc
     monkeypatch.setattr(publishing, "get_token", lambda: "hf_none")
     with pytest.raises(PublishingError, match="give --repo=org/name"):
         to_hub(what, "name")
+
+
+ROUND_TRIP = """
+import sys
+from jobs import checkpoint, publish
+assert publish.main([sys.argv[1], "--to=hub", "--repo=lab/drawer", "--private"]) == 0
+assert checkpoint.main(["lab/drawer@main"]) == 0
+assert publish.main(["lab/drawer", f"--to={sys.argv[2]}"]) == 0
+"""
+
+
+def test_a_hub_takes_it_and_gives_it_back(tmp_path: Path, checkpoint: Path) -> None:
+    with local_hub() as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "hf")}
+        asked = subprocess.run(  # the hub's client reads its environment when it is imported
+            [sys.executable, "-c", ROUND_TRIP, str(checkpoint), str(tmp_path / "again")],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+    assert asked.returncode == 0, asked.stderr[-2000:]
+    assert (hub.repo, hub.private, hub.tokens) == ("lab/drawer", True, {"Bearer hf_secret"})
+    assert sorted(hub.files) == ["README.md", "config.yaml", "model.safetensors", "provenance.json"]
+    assert "robometer serve serve.checkpoint=lab/drawer" in hub.files["README.md"].decode()
+    assert checkpoint_hash(tmp_path / "again") == checkpoint_hash(checkpoint)
 
 
 def test_the_vision_language_model_is_published_from_any_layout(tmp_path: Path) -> None:
