@@ -131,6 +131,21 @@ class SamplingConfig:
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters on the language model; upstream uses rank 32, alpha 64 and all its projections."""
+
+    rank: int = 0  # 0: none, the language model itself is trained
+    alpha: int = 64
+    dropout: float = 0.05
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 0, "model.lora.rank must not be negative")
+
+
+@dataclass
 class ModelConfig:
     """The reward model. `kind=rewind` reads embeddings, `kind=robometer` is the vision-language model."""
 
@@ -150,6 +165,7 @@ class ModelConfig:
     revision: str = ""  # of a hub id; empty: the newest
     train_vision_encoder: bool = False
     train_language_model: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
     ask_progress: bool = True  # pairs are also asked for the progress of A (upstream's predict_pref_progress)
     frame_pooling: str = "mean"  # without per_frame_progress_token: mean | boundary | attention over a frame's tokens
     frame_pooling_temperature: float = 1.0  # of attention
