@@ -1,0 +1,168 @@
+"""Parity of the server: every request of `e_http` through `upstream_protocol` and our model with upstream's weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from email.message import Message
+from email.parser import BytesParser
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from robometer.models.robometer import Robometer
+from robometer.models.upstream_protocol import (
+    Asked,
+    EveryFrame,
+    ProtocolError,
+    answer,
+    client_frames,
+    read_body,
+    read_form,
+)
+from robometer.parity.recorded import brief, gap, read
+from robometer.parity.table import Row
+from robometer.parity.upstream_model import load
+
+EXACT, VALUES = 0.0, 1e-5
+
+Case = dict[str, Any]
+Form = tuple[dict[str, str], dict[str, np.ndarray]]
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """One row or more for each case of `folder`/e_http."""
+    model, processor = load(folder)
+    judge = EveryFrame(model, processor)
+    for case in read(folder / "e_http" / "cases.json"):
+        if case["request"]["method"] == "GET":
+            yield from _status(case, model)
+        elif case["parts"] is None:
+            yield _json_case(case, folder, judge)
+        else:
+            yield from _form_case(case, folder, judge)
+
+
+def _name(case: Case) -> str:
+    return f"e_http/{case['name']}"
+
+
+def _arrays(case: Case, folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "e_http" / case["arrays"], allow_pickle=False) as file:
+        return dict(file)
+
+
+def _form_case(case: Case, folder: Path, judge: EveryFrame) -> Iterator[Row]:
+    arrays = _arrays(case, folder)
+    asked = read_form(*_parts(case, arrays))
+    if case["status"] != 200:
+        reason = f"upstream answers {case['status']} to clips of unequal length in one request"
+        yield Row(_name(case), "response", math.nan, VALUES, reason, brief(answer(judge, asked)))
+        return
+    ours = answer(judge, asked, compat="upstream")
+    yield Row(_name(case), "response", gap(ours, case["response"]), VALUES)
+    if (fixed := answer(judge, asked)) != ours:
+        reason = "upstream answers a clip of one frame with a value for each frame that it was repeated to"
+        yield Row(_name(case), "response", gap(fixed, case["response"]), VALUES, reason, brief(fixed))
+    if case.get("client_return"):
+        returned = [ours["outputs_progress"]["progress_pred"][0], ours["outputs_success"]["success_probs"][0]]
+        yield Row(_name(case), "what the client returns", gap(returned, case["client_return"]), VALUES)
+    body = folder / "e_http" / f"{case['name']}.body.bin"
+    if body.is_file():
+        sent = read_form(*_body(case, body.read_bytes()))
+        yield Row(_name(case), "response to the raw body", gap(answer(judge, sent), case["response"]), VALUES)
+    yield from _client(case, arrays)
+
+
+def _parts(case: Case, arrays: dict[str, np.ndarray]) -> Form:
+    """The parts of a request, whose arrays are recorded under names of their own."""
+    fields = {part["name"]: part["text"] for part in case["parts"] if part["filename"] is None}
+    files = {}
+    for part in case["parts"]:
+        if part["filename"] is not None:
+            sample, _, kind = part["name"].removeprefix("sample_").removesuffix("_frames").partition("_")
+            side = kind.removesuffix("trajectory").rstrip("_")
+            known = [side] if side else ["frames", f"frames_{sample}", f"sent_{sample}", "progress"]
+            array = next(arrays[name] for name in known if name in arrays)
+            recorded = (part["npy_dtype"], part["npy_shape"])
+            if (str(array.dtype), list(array.shape)) != recorded:
+                raise ValueError(f"{case['name']}: {part['name']} is not the array that was sent")
+            files[part["name"]] = array
+    return fields, files
+
+
+def _body(case: Case, body: bytes) -> Form:
+    """The parts of a multipart body."""
+    head = f"Content-Type: {case['request']['headers']['Content-Type']}\r\n\r\n".encode()
+    fields: dict[str, str] = {}
+    files: dict[str, np.ndarray] = {}
+    for part in cast(list[Message], BytesParser().parsebytes(head + body).get_payload()):
+        name = str(part.get_param("name", header="content-disposition"))
+        content = cast(bytes, part.get_payload(decode=True))
+        if part.get_filename() is None:
+            fields[name] = content.decode()
+        else:
+            files[name] = np.load(io.BytesIO(content), allow_pickle=False)
+    return fields, files
+
+
+def _client(case: Case, arrays: dict[str, np.ndarray]) -> Iterator[Row]:
+    """What a client made of its videos, where both were recorded."""
+    for name, raw in arrays.items():
+        if name.startswith("raw_"):
+            sent = arrays[f"sent_{name.split('_')[1]}"]
+            ours = client_frames(raw, len(sent))
+            same = ours.shape == sent.shape and np.array_equal(ours, sent)
+            yield Row(_name(case), f"frames of {name} that are sent", 0.0 if same else 1.0, EXACT)
+
+
+def _json_case(case: Case, folder: Path, judge: EveryFrame) -> Row:
+    """A request of the JSON route. The bodies are not recorded: each is made again from what its name says."""
+    reason = f"upstream answers {case['status']} to {case['note']}"
+    ours = _answered(judge, lambda: read_body(_bodies(case, folder)))
+    return Row(_name(case), "response", math.nan, VALUES, reason, ours)
+
+
+def _bodies(case: Case, folder: Path) -> Any:
+    if case["arrays"]:
+        frames = _arrays(case, folder)["frames"]
+        trajectory = {"frames": frames.tolist(), "frames_shape": list(frames.shape), "task": "stack", "id": "0"}
+        return json.loads(json.dumps({"samples": [{"sample_type": "progress", "trajectory": trajectory}]}))
+    known: dict[str, Any] = {
+        "json_no_samples_key": {"use_frame_steps": False},
+        "bad_sample_type": {"samples": [{"sample_type": "similarity"}]},
+        "empty": {"samples": []},
+    }
+    return known.get(case["name"])
+
+
+def _answered(judge: EveryFrame, request: Callable[[], Asked]) -> str:
+    try:
+        return brief(answer(judge, request()))
+    except ProtocolError as error:
+        return f"refused: {error}"
+
+
+def _status(case: Case, model: Robometer) -> Iterator[Row]:
+    """Of the GET routes only the sizes of the model are numbers that we compute."""
+    architecture = case["response"].get("model_architecture")
+    if architecture is None:
+        wrong = {
+            "/health": "upstream calls itself healthy whatever its state",
+            "/gpu_status": "upstream counts every request that succeeds twice",
+        }
+        path = case["request"]["path"]
+        reason = wrong.get(path, f"{path} tells of upstream's own process")
+        yield Row(_name(case), "status of the process", math.nan, EXACT, reason, "GET /health and /metrics of `robometer serve`")
+        return
+    ours = {name: _size(module) for name, module in model.named_children()}
+    theirs = {part["name"]: part["parameters"] for part in architecture["architecture_summary"]}
+    yield Row(_name(case), "parameters by module", gap(ours, theirs), EXACT)
+    yield Row(_name(case), "parameters", gap(_size(model), architecture["total_parameters"]), EXACT)
+
+
+def _size(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
