@@ -65,6 +65,11 @@ class Judged:
         return np.array([shown[-1] for shown in self.progress], dtype=np.float32)
 
 
+def is_graded(source: str) -> bool:
+    """Whether upstream ranks a source by partial success, which it tells from the name."""
+    return "roboreward" in source.lower() or "roboarena" in source.lower()
+
+
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Tau-a as `metrics.kendall`, but every pair with a NaN counts as discordant."""
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -133,9 +138,10 @@ def rank_by_quality(
     found = {correlation: float(np.mean([row[correlation] for row in per_task.values()]))}
     found[f"{correlation}_rewind"] = _mean_of_known(row[f"{correlation}_rewind"] for row in per_task.values())
     for name in _DIFFERENCES:
-        known = [row[name] for row in per_task.values() if not math.isnan(row.get(name, math.nan))]
-        if known:
-            found |= {f"avg_{name}": float(np.mean(known)), f"min_{name}": min(known), f"max_{name}": max(known)}
+        known = [row[name] for row in per_task.values() if name in row] or [math.nan]
+        found[f"avg_{name}"] = float(np.mean(known))
+        found[f"min_{name}"], found[f"max_{name}"] = float(np.min(known)), float(np.max(known))
+    per_task = {task: dict.fromkeys(_DIFFERENCES, math.nan) | row for task, row in per_task.items()}
     return Ranked(found | _pair_accuracies(tasks), per_task)
 
 
@@ -176,9 +182,7 @@ def _by_task(trajectories: Sequence[Judged], aggregate: str, relative: bool) -> 
 
 
 def _quality_of_task(members: _Members, correlation: str) -> Values:
-    cells = {
-        label: np.array([reward for t, reward in members if t.quality_label == label]) for label in QUALITY_LABELS
-    }
+    cells = {label: np.array([reward for t, reward in members if t.quality_label == label]) for label in QUALITY_LABELS}
     present = {label: cell for label, cell in cells.items() if len(cell)}
     means = {label: float(cell.mean()) for label, cell in present.items()}
     ranks = np.arange(len(present))
@@ -230,9 +234,9 @@ def _pair_accuracies(tasks: Mapping[str, _Members]) -> Values:
             among = np.isin(grades, labels)
             pair = _ordered_pairs(grades, rewards, among[:, None] & among[None, :])
             counts["_vs_".join(sorted(QUALITY_LABELS[i] for i in labels))] += pair
-    right, pairs = sum(counts.values())
     found = {f"ranking_acc_{name}": right / pairs for name, (right, pairs) in counts.items() if pairs}
-    return found | {"ranking_acc": right / pairs, "ranking_acc_all_pairs": right / pairs}
+    right, pairs = np.sum(list(counts.values()), axis=0)
+    return found | dict.fromkeys(("ranking_acc", "ranking_acc_all_pairs"), float(right / pairs))
 
 
 def confusion_matrix(records: Sequence[InstructionPrediction]) -> tuple[Matrix, Values]:
@@ -284,7 +288,7 @@ def reward_alignment(
 
 
 def cross_entropy(logits: np.ndarray, target: np.ndarray) -> float:
-    """Discrete loss of a clip [T, K], or of P prefixes [P, T, K] by one call of torch's, which takes axis 1 for classes.
+    """Discrete loss of a clip [T, K], or of P prefixes [P, T, K] in one call, in which axis 1 holds the classes.
 
     So the classes of a prefix are its frames, and the number is no loss of any frame; ours takes the last axis always.
     """

@@ -165,7 +165,7 @@ def _lasts(values: Iterable[np.ndarray]) -> np.ndarray:
 
 def _number(name: str) -> int:
     tail = name.removeprefix("sample_")
-    if not tail.isdecimal():
+    if not tail.isdecimal() or len(tail) > 9:  # Python refuses to read a number of thousands of digits
         raise ProtocolError(f"the field {name[:80]!r} is unknown: samples are sample_0, sample_1, ...")
     return int(tail)
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from email.message import Message
 from email.parser import BytesParser
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +24,11 @@ from robometer.models.upstream_protocol import (
     read_body,
     read_form,
 )
-from robometer.parity.recorded import brief, gap, read
+from robometer.parity.recorded import EXACT, FLOAT32, Record, brief, compared, read, unless_wrong
 from robometer.parity.table import Row
 from robometer.parity.upstream_model import load
+from robometer.scoring import Clip
 
-EXACT, VALUES = 0.0, 1e-5
-
-Case = dict[str, Any]
 Form = tuple[dict[str, str], dict[str, np.ndarray]]
 
 
@@ -41,43 +40,43 @@ def rows(folder: Path) -> Iterator[Row]:
         if case["request"]["method"] == "GET":
             yield from _status(case, model)
         elif case["parts"] is None:
-            yield _json_case(case, folder, judge)
+            yield _refused_by_upstream(case, judge, partial(read_body, _bodies(case, folder)))
         else:
             yield from _form_case(case, folder, judge)
 
 
-def _name(case: Case) -> str:
+def _name(case: Record) -> str:
     return f"e_http/{case['name']}"
 
 
-def _arrays(case: Case, folder: Path) -> dict[str, np.ndarray]:
+def _arrays(case: Record, folder: Path) -> dict[str, np.ndarray]:
     with np.load(folder / "e_http" / case["arrays"], allow_pickle=False) as file:
         return dict(file)
 
 
-def _form_case(case: Case, folder: Path, judge: EveryFrame) -> Iterator[Row]:
+def _form_case(case: Record, folder: Path, judge: EveryFrame) -> Iterator[Row]:
     arrays = _arrays(case, folder)
-    asked = read_form(*_parts(case, arrays))
+    form = _parts(case, arrays)
     if case["status"] != 200:
-        reason = f"upstream answers {case['status']} to clips of unequal length in one request"
-        yield Row(_name(case), "response", math.nan, VALUES, reason, brief(answer(judge, asked)))
+        yield _refused_by_upstream(case, judge, partial(read_form, *form))
         return
+    asked = read_form(*form)
     ours = answer(judge, asked, compat="upstream")
-    yield Row(_name(case), "response", gap(ours, case["response"]), VALUES)
-    if (fixed := answer(judge, asked)) != ours:
-        reason = "upstream answers a clip of one frame with a value for each frame that it was repeated to"
-        yield Row(_name(case), "response", gap(fixed, case["response"]), VALUES, reason, brief(fixed))
+    yield compared(_name(case), "response", ours, case["response"], FLOAT32)
+    reason = "upstream answers a clip of one frame with a value for each frame that it was repeated to"
+    single = asked.frame_steps and any(isinstance(sample, Clip) and len(sample) == 1 for sample in asked.samples)
+    yield unless_wrong(_name(case), "our response", answer(judge, asked), case["response"], FLOAT32, single, reason)
     if case.get("client_return"):
         returned = [ours["outputs_progress"]["progress_pred"][0], ours["outputs_success"]["success_probs"][0]]
-        yield Row(_name(case), "what the client returns", gap(returned, case["client_return"]), VALUES)
+        yield compared(_name(case), "what the client returns", returned, case["client_return"], FLOAT32)
     body = folder / "e_http" / f"{case['name']}.body.bin"
     if body.is_file():
-        sent = read_form(*_body(case, body.read_bytes()))
-        yield Row(_name(case), "response to the raw body", gap(answer(judge, sent), case["response"]), VALUES)
+        sent = answer(judge, read_form(*_body(case, body.read_bytes())), compat="upstream")
+        yield compared(_name(case), "response to the raw body", sent, case["response"], FLOAT32)
     yield from _client(case, arrays)
 
 
-def _parts(case: Case, arrays: dict[str, np.ndarray]) -> Form:
+def _parts(case: Record, arrays: dict[str, np.ndarray]) -> Form:
     """The parts of a request, whose arrays are recorded under names of their own."""
     fields = {part["name"]: part["text"] for part in case["parts"] if part["filename"] is None}
     files = {}
@@ -94,7 +93,7 @@ def _parts(case: Case, arrays: dict[str, np.ndarray]) -> Form:
     return fields, files
 
 
-def _body(case: Case, body: bytes) -> Form:
+def _body(case: Record, body: bytes) -> Form:
     """The parts of a multipart body."""
     head = f"Content-Type: {case['request']['headers']['Content-Type']}\r\n\r\n".encode()
     fields: dict[str, str] = {}
@@ -109,7 +108,7 @@ def _body(case: Case, body: bytes) -> Form:
     return fields, files
 
 
-def _client(case: Case, arrays: dict[str, np.ndarray]) -> Iterator[Row]:
+def _client(case: Record, arrays: dict[str, np.ndarray]) -> Iterator[Row]:
     """What a client made of its videos, where both were recorded."""
     for name, raw in arrays.items():
         if name.startswith("raw_"):
@@ -119,14 +118,17 @@ def _client(case: Case, arrays: dict[str, np.ndarray]) -> Iterator[Row]:
             yield Row(_name(case), f"frames of {name} that are sent", 0.0 if same else 1.0, EXACT)
 
 
-def _json_case(case: Case, folder: Path, judge: EveryFrame) -> Row:
-    """A request of the JSON route. The bodies are not recorded: each is made again from what its name says."""
-    reason = f"upstream answers {case['status']} to {case['note']}"
-    ours = _answered(judge, lambda: read_body(_bodies(case, folder)))
-    return Row(_name(case), "response", math.nan, VALUES, reason, ours)
+def _refused_by_upstream(case: Record, judge: EveryFrame, request: Callable[[], Asked]) -> Row:
+    try:
+        ours = brief(answer(judge, request()))
+    except ProtocolError as error:
+        ours = f"refused: {error}"
+    reason = f"upstream answers {case['status']} to: {case['note']}"
+    return Row(_name(case), "response", math.nan, EXACT, reason, ours)
 
 
-def _bodies(case: Case, folder: Path) -> Any:
+def _bodies(case: Record, folder: Path) -> Any:
+    """A request of the JSON route, which is not recorded: made again from what the case's name and note say."""
     if case["arrays"]:
         frames = _arrays(case, folder)["frames"]
         trajectory = {"frames": frames.tolist(), "frames_shape": list(frames.shape), "task": "stack", "id": "0"}
@@ -139,14 +141,7 @@ def _bodies(case: Case, folder: Path) -> Any:
     return known.get(case["name"])
 
 
-def _answered(judge: EveryFrame, request: Callable[[], Asked]) -> str:
-    try:
-        return brief(answer(judge, request()))
-    except ProtocolError as error:
-        return f"refused: {error}"
-
-
-def _status(case: Case, model: Robometer) -> Iterator[Row]:
+def _status(case: Record, model: Robometer) -> Iterator[Row]:
     """Of the GET routes only the sizes of the model are numbers that we compute."""
     architecture = case["response"].get("model_architecture")
     if architecture is None:
@@ -156,12 +151,13 @@ def _status(case: Case, model: Robometer) -> Iterator[Row]:
         }
         path = case["request"]["path"]
         reason = wrong.get(path, f"{path} tells of upstream's own process")
-        yield Row(_name(case), "status of the process", math.nan, EXACT, reason, "GET /health and /metrics of `robometer serve`")
+        ours = "not a number of the model: see /health and /metrics of `robometer serve`"
+        yield Row(_name(case), "status of the process", math.nan, EXACT, reason, ours)
         return
-    ours = {name: _size(module) for name, module in model.named_children()}
+    sizes = {name: _size(module) for name, module in model.named_children()}
     theirs = {part["name"]: part["parameters"] for part in architecture["architecture_summary"]}
-    yield Row(_name(case), "parameters by module", gap(ours, theirs), EXACT)
-    yield Row(_name(case), "parameters", gap(_size(model), architecture["total_parameters"]), EXACT)
+    yield compared(_name(case), "parameters by module", sizes, theirs, EXACT)
+    yield compared(_name(case), "parameters", _size(model), architecture["total_parameters"], EXACT)
 
 
 def _size(module: Any) -> int:

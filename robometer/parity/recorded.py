@@ -1,4 +1,4 @@
-"""Reading what was recorded of upstream, and how far a value of ours is from it."""
+"""Reading what was recorded of upstream, and rows that say how far a value of ours is from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from robometer.parity.table import Row
+
+EXACT, FLOAT64, FLOAT32 = 0.0, 1e-9, 1e-5
+"""Tolerances of golden/README.md: what must be equal, float64 maths, float32 metrics and values over HTTP."""
+
+Record = dict[str, Any]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -52,3 +59,22 @@ def brief(value: Any) -> str:
     if isinstance(value, str | int | None):
         return str(value)
     return "[" + ", ".join(brief(item) for item in value) + "]"
+
+
+def compared(case: str, what: str, ours: Any, theirs: Any, tolerance: float) -> Row:
+    """Our value against upstream's."""
+    return Row(case, what, gap(ours, theirs), tolerance)
+
+
+def unless_wrong(case: str, what: str, ours: Any, theirs: Any, tolerance: float, wrong: bool, reason: str) -> Row:
+    """Our value against upstream's, which may differ only where the record has what makes upstream `wrong`."""
+    error = gap(ours, theirs)
+    if wrong and error > tolerance:
+        return Row(case, what, error, tolerance, reason, brief(ours))
+    return Row(case, what, error, tolerance)
+
+
+def raised(case: str, what: str, outcome: Record, ours: Any) -> Row:
+    """Our value where upstream raised, by its record `{"ok": false, "error": ...}`."""
+    reason = f"upstream raises {outcome['error']} ({outcome['message']})"
+    return Row(case, what, math.nan, EXACT, reason, brief(ours))
