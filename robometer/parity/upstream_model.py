@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -13,13 +14,19 @@ from robometer.models.processing import RobometerProcessor
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 
 
-def load(golden: Path, weights: str = "weights_discrete10.safetensors") -> tuple[Robometer, RobometerProcessor]:
-    """Model in evaluation mode with the weights of `golden`/d_rbm, strictly, and its processor."""
+def load(
+    golden: Path, weights: str = "weights_discrete10.safetensors", **settings: Any
+) -> tuple[Robometer, RobometerProcessor]:
+    """Model in evaluation mode with the weights of `golden`/d_rbm, strictly, and its processor.
+
+    Args:
+        settings: of `ModelConfig`, where they are not the default ones.
+    """
     recorded = golden / "d_rbm"
     state = load_file(recorded / weights)
     bins = len(state["progress_head.4.weight"])
     config = Config(
-        model=ModelConfig(kind="robometer", progress_loss="discrete" if bins > 1 else "l2"),
+        model=ModelConfig(kind="robometer", progress_loss="discrete" if bins > 1 else "l2", **settings),
         sampling=SamplingConfig(progress_bins=max(bins, 2)),
     )
     with TemporaryDirectory() as temporary:
