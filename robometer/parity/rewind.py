@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from robometer.batch import Batch, ClipTargets, RewardOutput
 from robometer.errors import RobometerError
@@ -127,6 +128,7 @@ def _encoded(facts: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mappin
 
 def _encoder(kind: type[PreTrainedModel], config: PreTrainedConfig, prefix: str, weights: Mapping[str, Tensor]) -> Any:
     """Loaded as from a checkpoint file, since the names of some weights have changed with the library's versions."""
+    disable_progress_bar()
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     model, info = kind.from_pretrained(None, config=config, state_dict=own, output_loading_info=True)
     faults = {name: found for name, found in info.items() if found}
