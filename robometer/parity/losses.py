@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +242,11 @@ def logged_losses(
     """The losses that upstream logs for its preference and its progress batch, each from that part of ours."""
     names = {True: "pref_prog_loss pref_success_loss preference_loss", False: "prog_loss success_loss"}
     for is_pair, listed in names.items():
-        rows = batch.preference_mask == is_pair
-        if not rows.any():
+        members = batch.preference_mask == is_pair
+        if not members.any():
             continue
-        part = RewardOutput(*(None if value is None else value[rows] for value in output))  # type: ignore[arg-type]
-        losses = compute_losses(part, batch.map(lambda tensor, rows=rows: tensor[rows]), config, kind)  # type: ignore[misc]
+        part = RewardOutput(*(None if value is None else value[members] for value in output))  # type: ignore[arg-type]
+        losses = compute_losses(part, batch.map(itemgetter(members)), config, kind)
         ours = (losses.progress, losses.success, losses.preference)
         for name, value in zip(listed.split(), ours, strict=False):
             if f"train/{name}" in logged:

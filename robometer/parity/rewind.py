@@ -68,9 +68,9 @@ def batch_of(text: Tensor, a: Tensor, b: Tensor) -> Batch:
     """Clips of embeddings [B, T, D] without targets; an empty `b` where there are no pairs."""
     n = len(text)
     is_pair = torch.full((n,), b.shape[1] > 0)
-    sides = [ClipTargets(*(torch.ones(n, clip.shape[1], dtype=torch.bool),) * 5) for clip in (a, b)]
+    of_a, of_b = (ClipTargets(*(torch.ones(n, clip.shape[1], dtype=torch.bool),) * 5) for clip in (a, b))
     none = torch.zeros(n, dtype=torch.int64)
-    return Batch(torch.arange(n), clip_inputs(text, list(a), list(b)), *sides, none.float(), is_pair, none)
+    return Batch(torch.arange(n), clip_inputs(text, list(a), list(b)), of_a, of_b, none.float(), is_pair, none)
 
 
 def _run(model: Rewind, kind: str, io: Mapping[str, Tensor]) -> RewardOutput:
@@ -130,7 +130,8 @@ def _encoder(kind: type[PreTrainedModel], config: PreTrainedConfig, prefix: str,
     """Loaded as from a checkpoint file, since the names of some weights have changed with the library's versions."""
     disable_progress_bar()
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    model, info = kind.from_pretrained(None, config=config, state_dict=own, output_loading_info=True)
+    loaded: Any = kind.from_pretrained(None, config=config, state_dict=own, output_loading_info=True)
+    model, info = loaded
     faults = {name: found for name, found in info.items() if found}
     if faults:
         raise RobometerError(f"the recorded weights of {prefix} do not fit: {faults}")

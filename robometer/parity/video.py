@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from robometer.video import at_fps, decode_video, thin
 
 GROUP = "g_video"
 _LEVELS = 2.0
-"""Another decoder, or another version of this one, may round colours otherwise."""
+"""How far another decoder may be from the recorded one."""
 
 
 def rows(folder: Path) -> Iterator[Row]:
@@ -45,7 +46,7 @@ def _video(case: str, path: Path, recorded: dict[str, Any], pixels: Mapping[str,
     for rate, extract in recorded["extract"].items():
         index = at_fps(count, fps, float(rate))
         yield exact(f"{case}/{rate} fps", "frames at a rate", index.tolist(), extract["indices"])
-        picked = decode_video(path, lambda n, native, rate=rate: at_fps(n, native, float(rate))).frames
+        picked = decode_video(path, partial(at_fps, fps=float(rate))).frames
         yield from _frames(f"{case}/{rate} fps", f"{name}.fps{rate}", picked, extract, pixels)
     for most, stored in recorded["preprocess"].items():
         yield from _stored(f"{case}/at most {most}", f"{name}.pre{most}", video.frames, int(most), stored, pixels)
@@ -66,10 +67,9 @@ def _stored(
 def _frames(
     case: str, key: str, frames: np.ndarray, recorded: dict[str, Any], pixels: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
-    """Shape and pixels; the hash of all pixels where the decoder is the recorded one, else small pictures of them."""
+    """Shape and pixels: all of them by their hash (the decoder is the recorded one), and small pictures of them."""
     yield exact(case, "shape", [list(frames.shape), str(frames.dtype)], [recorded["shape"], recorded["dtype"]])
-    same = hashlib.sha256(frames.tobytes()).hexdigest() == recorded["sha256"]
-    yield exact(case, "pixels", same, True)
+    yield exact(case, "pixels", hashlib.sha256(frames.tobytes()).hexdigest(), recorded["sha256"])
     if f"{key}.thumb16" in pixels:
         small = np.stack([cv2.resize(frame, (16, 16), interpolation=cv2.INTER_AREA) for frame in frames])
         yield close(case, "pixels at 16 x 16", small, pixels[f"{key}.thumb16"], atol=_LEVELS)
