@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from robometer.errors import RobometerError
 from robometer.parity.table import Row
@@ -75,10 +78,22 @@ def compare(folder: Path, only: Sequence[str] = ()) -> Comparison:
     return result
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As upstream was recorded; more threads would only wait for each other, so small are the models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _rows(group: str, folder: Path) -> list[Row]:
     found: list[Row] = []
     try:
-        found.extend(importlib.import_module(GROUPS[group]).rows(folder))
+        with _one_thread():
+            found.extend(importlib.import_module(GROUPS[group]).rows(folder))
     except Exception as error:
         logger.exception("%s broke off", group)
         message = " ".join(str(error).split())[:120]
