@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "the HTTP endpoint",
     "score": "score one video with a checkpoint or an endpoint",
     "compare": "which of two videos did better",
+    "parity": "our numbers beside upstream's recorded ones",
 }
 
 

@@ -194,6 +194,7 @@ class LossConfig:
     preference_weight: float = 1.0
     balance_success: bool = True  # positives and negatives count alike (upstream meant to, and does not)
     supervise_b: bool = True  # progress and success of the second trajectory of a pair too (upstream: first only)
+    pair_progress: bool = True  # progress of pairs is trained (upstream's predict_pref_progress), else of single clips
     compat: str = "fixed"
 
     def __post_init__(self) -> None:
@@ -209,6 +210,8 @@ class TrainConfig:
     batch_size: int = 32  # samples per optimizer step over all workers
     gradient_accumulation: int = 1
     learning_rate: float = 1e-4
+    vision_learning_rate: float = 1e-5  # of the vision tower, where model.train_vision_encoder is on
+    schedule: str = "cosine"  # after warm-up: cosine or linear to 0 | constant
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     max_grad_norm: float = 10.0
@@ -233,6 +236,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self.zero_stage in (0, 1, 2, 3), "train.zero_stage must be 0, 1, 2 or 3")
+        _check(self.learning_rate > 0, "train.learning_rate must be above 0")
+        _one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
         _one_of("train.precision", self.precision, ("fp32", "bf16"))
         _one_of("train.best_mode", self.best_mode, ("max", "min"))
         _check(self.steps >= 1, "train.steps must be at least 1")
