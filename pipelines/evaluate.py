@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from robometer.evaluation.predict import ClipSource, predict_each
 from robometer.evaluation.predictions import FORWARD, Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.models.checkpoint import load_scorer
+from robometer.models.sources import for_workers
 from robometer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _predict(config: Config, corpus: Corpus, units: Sequence[Unit], load: Scorer
     settings = config.evaluate
     arguments = {
         "load": load,
-        "checkpoint": _absolute(settings.checkpoint),
+        "checkpoint": for_workers(settings.checkpoint, config.tracking.uri),
         "device": "cuda" if settings.num_gpus > 0 else "cpu",
         "corpus": corpus.storage.path,
         "batch_size": settings.batch_size,
@@ -170,11 +170,6 @@ def _predict(config: Config, corpus: Corpus, units: Sequence[Unit], load: Scorer
 
 def _blocks(answered: ray.data.Dataset) -> Iterator[pa.Table]:
     yield from answered.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def _absolute(path: str) -> str:
-    """A path that means the same in a worker, whose working directory may be another."""
-    return path if "://" in path else os.path.abspath(path)
 
 
 def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predictions) -> dict[str, Any]:

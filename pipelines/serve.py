@@ -23,6 +23,7 @@ from pipelines.serving.jobs import Limits
 from pipelines.serving.model import Model, ScorerLoader
 from robometer.configs.schema import Config, ConfigError
 from robometer.models.checkpoint import load_config, load_scorer
+from robometer.models.sources import for_workers
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Application:
     """The Ray Serve application; `loader` makes the Scorer in each model replica."""
     # A replica's working directory may be another.
-    c = replace(config.serve, checkpoint=os.path.abspath(config.serve.checkpoint))
+    c = replace(config.serve, checkpoint=for_workers(config.serve.checkpoint, config.tracking.uri))
     model = serve.deployment(
         num_replicas=c.replicas,
         ray_actor_options={"num_cpus": c.num_cpus, "num_gpus": c.num_gpus},
@@ -101,7 +102,8 @@ def run_serve(config: Config, blocking: bool = True, loader: ScorerLoader = load
         start(config, loader)
         return
     if loader is load_scorer:
-        load_config(config.serve.checkpoint)  # a wrong path is one sentence before Ray starts
+        # A wrong path is one sentence before Ray starts.
+        load_config(for_workers(config.serve.checkpoint, config.tracking.uri))
     with connected(config):
         # Ray's own SIGTERM handler exits at once, before Serve could end its replicas.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,35 +1,35 @@
 """Build models from configuration, write checkpoint folders, load them strictly.
 
-A checkpoint folder holds `model.safetensors` (upstream's key layout), `config.yaml`, `provenance.json` and, for the
-vision-language model, its processor files.
+A checkpoint folder holds the weights in the public layout (`model.safetensors`, or shards and an index), `config.yaml`,
+`provenance.json` and, for the vision-language model, the backbone's `config.json` and its tokenizer. Upstream's and
+LeRobot's public checkpoints load as they are: see `robometer.models.layouts`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robometer.configs.loading import from_dict, save
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.loading import save
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
-from robometer.errors import RobometerError
 from robometer.models.collate import Collator
+from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
 from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.models.rewind_scorer import RewindCollator, RewindScorer, feature_statistics
+from robometer.models.sources import locate
+from robometer.models.weights import MAX_SHARD_SIZE, CheckpointError, fill, save_weights, weights_hash
 from robometer.scoring import Scorer
 
-
-class CheckpointError(RobometerError):
-    """A checkpoint that cannot be loaded; the message is one sentence that says why."""
+PROVENANCE = "provenance.json"
 
 
 def build_model(config: Config, corpus: Corpus) -> nn.Module:
@@ -59,67 +59,110 @@ def build_collator(config: Config, corpus: Corpus) -> Collator:
 
 
 def save_checkpoint(
-    folder: str | Path, state: Mapping[str, Tensor], config: Config, provenance: Mapping[str, Any]
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    config: Config,
+    provenance: Mapping[str, Any],
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a checkpoint folder; tensors go to the CPU, contiguous."""
+    """Write a checkpoint folder: weights as they are in `state`, in shards of at most `max_shard_size`."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path / "model.safetensors")
-    save(config, path / "config.yaml")
-    (path / "provenance.json").write_text(json.dumps(dict(provenance), indent=2))
+    save_weights(path, state, max_shard_size)
+    save(config, path / CONFIG)
+    (path / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2))
     if config.model.kind == "robometer":
         from robometer.models.robometer import save_processor
 
         save_processor(config, path)
 
 
-def load_config(folder: str | Path) -> Config:
-    """The configuration of a checkpoint folder."""
-    path = Path(folder)
-    if not (path / "config.yaml").is_file() or not (path / "model.safetensors").is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.yaml and model.safetensors")
-    try:
-        return from_dict(yaml.safe_load((path / "config.yaml").read_text()))
-    except (ConfigError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{folder}/config.yaml cannot be read: {error}") from error
+def load_config(source: str | Path) -> Config:
+    """The configuration of a checkpoint (see `locate` for what `source` may be)."""
+    return describe(locate(source)).config
 
 
-def load_model(folder: str | Path) -> tuple[nn.Module, Config]:
-    """Model and configuration of a checkpoint folder, loaded strictly.
+def load_model(source: str | Path, tracking_uri: str = "") -> tuple[nn.Module, Config]:
+    """Model and configuration of a checkpoint (see `locate` for what `source` may be), loaded strictly.
+
+    The model is built without memory, and takes its tensors from the files one by one.
 
     Raises:
-        CheckpointError: no such folder, an unreadable file, or tensors that are missing, unexpected or misshaped.
+        CheckpointError: it cannot be had, a file is unreadable, or tensors are missing, unexpected or misshaped.
     """
-    config = load_config(folder)
-    try:
-        state = load_file(Path(folder) / "model.safetensors")
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from error
-    if config.model.kind == "robometer":
-        from robometer.models.robometer import build_robometer
-
-        model: nn.Module = build_robometer(config, folder)[0]
-    else:
-        sizes = {name.split(".")[-2]: value.shape[1] for name, value in state.items() if name.endswith("_proj.weight")}
-        model = _rewind(config, sizes.get("video_proj", 1), sizes.get("text_proj", 1))
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder} does not fit its own config.yaml: {' '.join(str(error).split())}") from error
-    return model, config
+    found = describe(locate(source, tracking_uri))
+    model = empty_model(found)
+    fill(model, found.folder)
+    return model, found.config
 
 
-def load_scorer(checkpoint: str | Path, device: str = "cpu") -> Scorer:
-    """Scorer of a checkpoint folder, or of the endpoint at an http(s) URL."""
+def empty_model(found: Description) -> nn.Module:
+    """The model of a checkpoint on the meta device.
+
+    Raises:
+        CheckpointError: the tokenizer does not have as many tokens as the weights have embedding rows.
+    """
+    if found.config.model.kind == "rewind":
+        inputs = {name.split(".")[-2]: s.shape[-1] for name, s in found.slots.items() if name.endswith("_proj.weight")}
+        with torch.device("meta"):
+            return _rewind(found.config, inputs.get("video_proj", 1), inputs.get("text_proj", 1))
+    from robometer.models.robometer import build_robometer, load_processor
+
+    with backbone_folder(found) as folder:
+        tokens = len(load_processor(found.config, folder).tokenizer)
+        if tokens != found.vocabulary:
+            raise CheckpointError(
+                f"{found.folder} has {found.vocabulary} embedding rows, and its tokenizer {tokens} tokens: "
+                "they are not of one model"
+            )
+        with torch.device("meta"):
+            return build_robometer(found.config, folder)[0]
+
+
+@contextmanager
+def backbone_folder(found: Description) -> Iterator[Path | None]:
+    """The folder with `config.json` and tokenizer that `build_robometer` and `load_processor` read; None for ReWiND.
+
+    A public checkpoint's is made for the time of the block: its backbone's configuration may lie inside of another one,
+    and without tokenizer files it has the tokenizer of its base model, with the reward model's tokens added in order.
+    """
+    if found.backbone is None or (found.layout == "robometer" and found.has_tokenizer):
+        yield None if found.backbone is None else found.folder
+        return
+    from robometer.models.robometer import load_processor
+
+    with tempfile.TemporaryDirectory() as place:
+        rows = {"vocab_size": found.vocabulary}
+        text = found.backbone.get("text_config")
+        backbone = found.backbone | ({"text_config": text | rows} if text else rows)
+        if found.has_tokenizer:
+            others = shutil.ignore_patterns("*.safetensors*", "*.bin", "*.pt")
+            shutil.copytree(found.folder, place, ignore=others, dirs_exist_ok=True)
+        else:
+            load_processor(found.config).tokenizer.save_pretrained(place)
+        Path(place, BACKBONE).write_text(json.dumps(backbone))
+        yield Path(place)
+
+
+def load_provenance(folder: str | Path) -> dict[str, Any]:
+    """What a checkpoint folder says about its training; empty where it says nothing."""
+    path = Path(folder, PROVENANCE)
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def load_scorer(checkpoint: str | Path, device: str = "cpu", tracking_uri: str = "") -> Scorer:
+    """Scorer of a checkpoint (see `locate`), or of the endpoint at an http(s) URL."""
     if str(checkpoint).startswith(("http://", "https://")):
         from robometer.client import RemoteScorer
 
         return RemoteScorer(str(checkpoint))
-    model, config = load_model(checkpoint)
-    name = f"{config.model.kind}@{checkpoint_hash(checkpoint)}"
-    scorer = make_scorer(model, config, name, device, folder=checkpoint)
-    provenance = Path(checkpoint) / "provenance.json"
-    scorer.provenance = json.loads(provenance.read_text()) if provenance.is_file() else {}  # type: ignore[attr-defined]
+    found = describe(locate(checkpoint, tracking_uri))
+    model = empty_model(found)
+    fill(model, found.folder)
+    name = f"{found.config.model.kind}@{checkpoint_hash(found.folder)}"
+    with backbone_folder(found) as folder:
+        scorer = make_scorer(model, found.config, name, device, folder=folder)
+    scorer.provenance = load_provenance(found.folder)  # type: ignore[attr-defined]
     return scorer
 
 
@@ -144,11 +187,7 @@ def make_scorer(
 
 def checkpoint_hash(folder: str | Path) -> str:
     """First 12 hex digits of the SHA-256 of the weights: the model's revision."""
-    digest = hashlib.sha256()
-    with (Path(folder) / "model.safetensors").open("rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 22), b""):
-            digest.update(chunk)
-    return digest.hexdigest()[:12]
+    return weights_hash(folder)
 
 
 def _rewind(config: Config, image_dim: int, text_dim: int) -> Rewind | RewindEnsemble:

@@ -1,0 +1,262 @@
+"""What describes a checkpoint: our `config.yaml`, upstream's experiment configuration, or LeRobot's `config.json`.
+
+| layout    | configuration                                  | weights                              | tokenizer    |
+|-----------|------------------------------------------------|--------------------------------------|--------------|
+| robometer | config.yaml, our `Config`                      | model.visual.*, heads                | in the folder|
+| upstream  | config.yaml of `robometer/Robometer-4B`, or    | the same; ReWiND too                 | may be absent|
+|           | of the folder above, and the backbone's        |                                      |              |
+|           | config.json                                    |                                      |              |
+| lerobot   | config.json alone, with the backbone's inside  | model.model.visual.*, lm_head, heads | may be absent|
+
+Settings of others that we do not have are passed over, except those that would make another model: they are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robometer.configs.loading import from_dict
+from robometer.configs.schema import (
+    Config,
+    ConfigError,
+    EmbedConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from robometer.models.weights import EMBEDDING, CheckpointError, Slot, slots
+
+CONFIG = "config.yaml"
+BACKBONE = "config.json"
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint folder says of itself.
+
+    Attributes:
+        layout: `robometer`, `upstream` or `lerobot`.
+        config: ours; the number of progress bins is that of the weights.
+        backbone: configuration of the vision-language backbone as transformers has it; None for ReWiND.
+        vocabulary: rows of the token embedding; 0 for ReWiND.
+        has_tokenizer: whether its files are in the folder.
+        slots: the tensors, by our names.
+    """
+
+    folder: Path
+    layout: str
+    config: Config
+    backbone: dict[str, Any] | None
+    vocabulary: int
+    has_tokenizer: bool
+    slots: Mapping[str, Slot]
+
+
+def describe(folder: str | Path) -> Description:
+    """Read configuration and headers of a checkpoint folder; no weights.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or one of a model that we do not have.
+    """
+    path = Path(folder)
+    layout, config = _config(path)
+    found = slots(path)
+    vocabulary = next((slot.shape[0] for name, slot in found.items() if EMBEDDING.search(name)), 0)
+    backbone = _backbone(path, layout) if config.model.kind == "robometer" else None
+    if backbone is not None and not vocabulary:
+        raise CheckpointError(f"{path} holds no token embedding (embed_tokens.weight)")
+    has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
+    return Description(path, layout, _with_bins(config, found), backbone, vocabulary, has_tokenizer, found)
+
+
+def _config(path: Path) -> tuple[str, Config]:
+    """Layout and configuration of a folder; upstream's trainer leaves its config.yaml in the folder above."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder")
+    for file in (path / CONFIG, path.parent / CONFIG):
+        values = _read_yaml(file) if file.is_file() else {}
+        if "base_model_id" in (values.get("model") or {}):
+            return "upstream", _explained(file, from_upstream, values)
+        if values and file.parent == path:
+            return "robometer", _explained(file, from_dict, values)
+    values = _read_json(path / BACKBONE) if (path / BACKBONE).is_file() else {}
+    if values.get("type") == "robometer" and "vlm_config" in values:
+        return "lerobot", _explained(path / BACKBONE, from_lerobot, values)
+    raise CheckpointError(
+        f"{path} is not a checkpoint folder: it has no {CONFIG}, of ours or of upstream, and no {BACKBONE} of "
+        "LeRobot's reward model"
+    )
+
+
+def _explained(file: Path, read: Any, values: Values) -> Config:
+    try:
+        config: Config = read(values)
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(f"{file}: {error}") from error
+        reason = f"{error} is not there" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{file} cannot be read: {reason}") from error
+    return config
+
+
+def _with_bins(config: Config, found: Mapping[str, Slot]) -> Config:
+    """The configuration with as many progress bins as the weights have."""
+    outputs = [slot.shape[0] for name, slot in found.items() if name.endswith("progress_head.4.weight")]
+    if not outputs or config.model.progress_loss != "discrete":
+        return config
+    if outputs[0] < 2:
+        raise CheckpointError("progress_head gives one value, and the configuration says progress_loss=discrete")
+    return replace(config, sampling=replace(config.sampling, progress_bins=outputs[0]))
+
+
+def _backbone(path: Path, layout: str) -> dict[str, Any]:
+    if not (path / BACKBONE).is_file():
+        raise CheckpointError(f"{path} has no {BACKBONE}, which describes the vision-language backbone")
+    values = _read_json(path / BACKBONE)
+    backbone: dict[str, Any] = values["vlm_config"] if layout == "lerobot" else values
+    from robometer.models.backbones import BACKBONES
+
+    if backbone.get("model_type") not in BACKBONES:
+        raise CheckpointError(
+            f"{path} is built on {backbone.get('model_type')!r}, which is none of {', '.join(BACKBONES)}"
+        )
+    return backbone
+
+
+# --- other people's settings ---------------------------------------------------------------------------------------
+
+
+def from_upstream(values: Values) -> Config:
+    """Our configuration of upstream's `ExperimentConfig`.
+
+    Raises:
+        CheckpointError: a setting that makes a model which we do not have.
+    """
+    model, data, training = (dict(values.get(key) or {}) for key in ("model", "data", "training"))
+    loss = dict(values.get("loss") or {})
+    _refuse(model.get("use_peft"), "use_peft", True, "an adapter whose base is elsewhere: merge it first")
+    merged = {"progress_loss_type": loss.get("progress_loss_type"), "progress_discrete_bins": 10} | loss | model
+    sampling = _sampling(data, merged)
+    if model.get("rewind") or "rewind" in str(model["base_model_id"]).lower():
+        return _rewind(dict(model.get("rewind") or {}), merged, sampling)
+    return _robometer(merged | training, sampling)
+
+
+def from_lerobot(values: Values) -> Config:
+    """Our configuration of LeRobot's `RobometerConfig`.
+
+    Raises:
+        CheckpointError: as `from_upstream`.
+    """
+    return _robometer(values, _sampling(values, values))
+
+
+def _robometer(values: Values, sampling: SamplingConfig) -> Config:
+    _refuse(values.get("use_multi_image", True), "use_multi_image", False, "frames as a video")
+    precisions = {"bfloat16": "bf16", "float32": "fp32"}
+    dtype = str(values.get("torch_dtype", "bfloat16"))
+    if dtype not in precisions:
+        raise CheckpointError(f"torch_dtype={dtype} is none of {', '.join(precisions)}")
+    model = ModelConfig(
+        kind="robometer",
+        base_model=str(values["base_model_id"]),
+        train_vision_encoder=bool(values.get("train_vision_encoder", False)),
+        train_language_model=bool(values.get("train_language_model", True)),
+        ask_progress=bool(values.get("predict_pref_progress", True)),
+        per_frame_progress_token=bool(values.get("use_per_frame_progress_token", True)),
+        frame_pooling=str(values.get("frame_pooling", "mean")),
+        frame_pooling_temperature=float(values.get("frame_pooling_attn_temperature", 1.0)),
+        progress_loss=str(values["progress_loss_type"]),
+    )
+    return Config(model=model, sampling=sampling, train=TrainConfig(precision=precisions[dtype]))
+
+
+def _rewind(rewind: Values, values: Values, sampling: SamplingConfig) -> Config:
+    # The heads follow the outer progress_loss_type: upstream never reads the one inside of `rewind`.
+    model = ModelConfig(
+        kind="rewind",
+        hidden_dim=int(rewind.get("hidden_dim", 512)),
+        num_layers=int(rewind.get("num_layers", 4)),
+        num_heads=int(rewind.get("num_attention_heads", 8)),
+        dropout=float(rewind.get("dropout", 0.1)),
+        max_len=int(rewind.get("max_len", 16)),
+        attention="causal" if rewind.get("causal_mask", True) else "full",
+        per_frame_progress_token=bool(rewind.get("use_per_frame_progress_token", True)),
+        progress_loss=str(values["progress_loss_type"]),
+    )
+    frames = min(sampling.max_frames, model.max_len)
+    return Config(
+        model=model,
+        sampling=replace(sampling, max_frames=frames),
+        embed=EmbedConfig(image_encoder="dinov2_base", text_encoder="minilm_l12"),
+    )
+
+
+def _sampling(data: Values, values: Values) -> SamplingConfig:
+    plain = SamplingConfig()
+    target = str(data.get("progress_pred_type") or plain.progress_target)
+    # ReWiND's settings say "absolute", which upstream treats as the default.
+    return SamplingConfig(
+        max_frames=int(data.get("max_frames") or 16),
+        progress_target=plain.progress_target if target == "absolute" else target,
+        min_success=float(data.get("min_success", plain.min_success)),
+        max_success=float(data.get("max_success", plain.max_success)),
+        progress_bins=int(values.get("progress_discrete_bins") or plain.progress_bins),
+    )
+
+
+def _refuse(value: object, name: str, refused: bool, what: str) -> None:
+    if value is not None and bool(value) is refused:
+        raise CheckpointError(f"{name}={str(refused).lower()} makes a model that cannot be loaded here ({what})")
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML in which a Python object is read as the mapping, list or text that it was written as: nothing is called."""
+
+
+def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    del suffix
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML mapping with `${a.b}` resolved."""
+    try:
+        values = yaml.load(file.read_text(), _PlainLoader)  # noqa: S506 - a SafeLoader
+        resolved = OmegaConf.to_container(OmegaConf.create(values or {}), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(resolved, dict):
+        raise CheckpointError(f"{file} is no mapping of settings")
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is no mapping of settings")
+    return values

@@ -1,0 +1,93 @@
+"""Where a checkpoint lies: a folder, a hub id `org/name[@revision]`, or an MLflow URI, always as a local folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from robometer.configs.schema import TrackingConfig
+from robometer.models.weights import CheckpointError
+
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+MLFLOW_SCHEMES = ("models:/", "runs:/")
+SQLITE = "sqlite:///"
+
+_FILES = ["*.safetensors", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja"]
+
+
+def locate(source: str | Path, tracking_uri: str = "") -> Path:
+    """The local folder of a checkpoint, fetched first where it is elsewhere.
+
+    What exists as a path is that path. Else `models:/NAME/VERSION` and `runs:/ID/PATH` are artifacts of MLflow, and
+    `org/name[@revision]` (one slash, no leading dot) is a repository of the Hugging Face hub, whose cache is enough
+    when the hub cannot be reached.
+
+    Args:
+        tracking_uri: of MLflow; empty: MLFLOW_TRACKING_URI, or the default store of `robometer`.
+
+    Raises:
+        CheckpointError: it is none of these, or cannot be fetched.
+    """
+    name = str(source)
+    if name.startswith(MLFLOW_SCHEMES):
+        return _from_mlflow(name, tracking_uri)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{name} is a file: give the folder of the checkpoint that it belongs to")
+    hub_id = HUB_ID.fullmatch(name)
+    if hub_id is None:
+        raise CheckpointError(
+            f"{name} is no folder here, and no hub id either: give a checkpoint folder, org/name[@revision], "
+            "models:/NAME/VERSION or runs:/ID/PATH"
+        )
+    return _from_hub(name, hub_id["repo"], hub_id["revision"])
+
+
+def for_workers(source: str, tracking_uri: str = "") -> str:
+    """A name of the checkpoint that means the same in a worker, whose working directory may be another."""
+    if source.startswith(MLFLOW_SCHEMES):
+        return str(locate(source, tracking_uri).absolute())
+    is_elsewhere = "://" in source or (HUB_ID.fullmatch(source) and not Path(source).exists())
+    return source if is_elsewhere else os.path.abspath(source)
+
+
+def _from_hub(name: str, repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
+    except (OSError, ValueError) as error:  # what the hub's client raises: HTTP, cache, offline, a malformed id
+        absent = isinstance(error, LocalEntryNotFoundError)
+        reason = "no hub can be reached, and the local cache does not hold it" if absent else _short(error)
+        raise CheckpointError(
+            f"{name} is no folder here, and as a hub id it cannot be had ({reason}): give a folder that exists, or "
+            "fetch it once while online (private repositories need HF_TOKEN), so that it is in the cache"
+        ) from error
+
+
+def _from_mlflow(uri: str, tracking_uri: str) -> Path:
+    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or TrackingConfig().uri
+    store = f"{SQLITE}{Path(given.removeprefix(SQLITE)).absolute()}" if given.startswith(SQLITE) else given
+    if store == "none":
+        raise CheckpointError(f"{uri} needs a tracking store: give tracking.uri=...")
+    if store.startswith(SQLITE) and not Path(store.removeprefix(SQLITE)).is_file():
+        raise CheckpointError(f"{uri} cannot be fetched: there is no tracking store {store}; give tracking.uri=...")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(artifact_uri=uri, tracking_uri=store, registry_uri=store))
+    except (MlflowException, OSError) as error:
+        raise CheckpointError(
+            f"{uri} cannot be fetched from {store} ({_short(error)}): check the name and tracking.uri"
+        ) from error
+
+
+def _short(error: Exception, limit: int = 200) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,244 @@
+"""Weights on disk: one safetensors file or several with an index, under the names of the public checkpoints.
+
+Everything here works tensor by tensor: names and shapes come from the files' headers, and a tensor is read when it is
+put in its place. So a model never exists twice, and one that is spread over workers can be filled piece by piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from robometer.errors import RobometerError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_SIZE = "5GB"
+
+EMBEDDING = re.compile(r"(^|\.)embed_tokens\.weight$")
+"""The token embedding, wherever a backbone keeps it."""
+
+_HEADS = r"(?:progress_head|preference_head|success_head|similarity_head|frame_pool_attn)\."
+_ONE_LEVEL_DEEPER = re.compile(rf"^model\.(?={_HEADS}|model\.|lm_head\.)")
+_IGNORED = re.compile(r"^(?:similarity_head|lm_head)\.")
+_POOLING = "frame_pool_attn.weight"
+_SHOWN = 6
+
+
+class CheckpointError(RobometerError):
+    """A checkpoint that cannot be found, loaded or saved; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor lies: `key` in `file`; its shape, and the number type as safetensors names it (BF16, F32)."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the tensors of a checkpoint fit a model; names are ours.
+
+    Attributes:
+        missing: asked for by the model, not there.
+        unexpected: there, not asked for.
+        misshaped: name, shape in the model and shape in the checkpoint.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def problems(self) -> str:
+        """What does not fit, in words; empty where all does."""
+        shapes = [f"{name} (model {ours}, checkpoint {theirs})" for name, ours, theirs in self.misshaped]
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": shapes}
+        return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+
+
+def our_name(key: str) -> str:
+    """The name of a tensor in the public layout.
+
+    `lerobot/Robometer-4B` keeps the class with a language-model head inside, one `model.` deeper; some exports put
+    the heads there as well.
+    """
+    while (shorter := _ONE_LEVEL_DEEPER.sub("", key)) != key:
+        key = shorter
+    return key
+
+
+def match(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
+) -> Match:
+    """Compare shapes by name; heads that no model of ours has are passed over."""
+    unknown = tuple(name for name in found if name not in expected and not _IGNORED.match(name))
+    missing = tuple(name for name in expected if name not in found and name not in optional)
+    shapes = [(name, tuple(shape), tuple(found[name])) for name, shape in expected.items() if name in found]
+    return Match(missing, unknown, tuple(entry for entry in shapes if entry[1] != entry[2]))
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, in order.
+
+    Raises:
+        CheckpointError: there are none, the index cannot be read, or files that it names are not there.
+    """
+    path = Path(folder)
+    if not (path / INDEX).is_file():
+        if not (path / WEIGHTS).is_file():
+            raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there")
+        return [path / WEIGHTS]
+    try:
+        names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/{INDEX} cannot be read: {error}") from error
+    if strangers := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{folder}/{INDEX} names files outside of its folder: {_some(strangers)}")
+    if absent := [name for name in names if not (path / name).is_file()]:
+        raise CheckpointError(f"{folder} is incomplete: {_some(absent)} of {len(names)} shards not there")
+    return [path / name for name in names]
+
+
+def slots(folder: str | Path) -> dict[str, Slot]:
+    """Every tensor of a checkpoint folder by our name, from the headers alone.
+
+    Raises:
+        CheckpointError: a file that is damaged, or two tensors of one name.
+    """
+    found: dict[str, Slot] = {}
+    for file in weight_files(folder):
+        for name, slot in _header(file).items():
+            if name in found and found[name].key != slot.key:
+                raise CheckpointError(f"{folder} holds {name} twice: as {found[name].key} and as {slot.key}")
+            found[name] = slot
+    return found
+
+
+def _header(file: Path) -> dict[str, Slot]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            # Tensors that shared memory were saved once; the header says under which name (a tied head and embedding).
+            keys = {key: key for key in tensors.keys()}  # noqa: SIM118 - not a mapping
+            keys |= {gone: kept for gone, kept in (tensors.metadata() or {}).items() if kept in keys}
+            views = {key: tensors.get_slice(kept) for key, kept in keys.items()}
+            return {
+                our_name(key): Slot(file, keys[key], tuple(view.get_shape()), str(view.get_dtype()))
+                for key, view in views.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def iter_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Stream (our name, tensor) of a checkpoint folder, file by file; what no model of ours has is passed over.
+
+    Raises:
+        CheckpointError: as `slots`.
+    """
+    by_file: dict[Path, list[tuple[str, Slot]]] = {}
+    for name, slot in slots(folder).items():
+        if not _IGNORED.match(name):
+            by_file.setdefault(slot.file, []).append((name, slot))
+    for file, entries in by_file.items():
+        with safe_open(file, framework="pt") as tensors:
+            for name, slot in entries:
+                yield name, tensors.get_tensor(slot.key)
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of what a checkpoint of `model` holds."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def optional_of(model: nn.Module) -> set[str]:
+    """What a checkpoint of `model` may lack: the attention over a frame's tokens, where the model does not read it."""
+    return {name for name, p in model.named_parameters() if name == _POOLING and not p.requires_grad}
+
+
+def check(model: nn.Module, folder: str | Path) -> None:
+    """Compare the headers of a checkpoint folder with the model.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or misshaped; it names them.
+    """
+    found = {name: slot.shape for name, slot in slots(folder).items()}
+    if problems := match(shapes_of(model), found, optional_of(model)).problems:
+        raise CheckpointError(f"{folder} does not fit the model that its configuration describes: {problems}")
+
+
+@torch.no_grad()
+def fill(model: nn.Module, folder: str | Path) -> None:
+    """Give a model, built on the meta device or anywhere else, the weights of a checkpoint folder, strictly.
+
+    Each tensor becomes the model's own (in the model's number type) before the next one is read.
+
+    Raises:
+        CheckpointError: as `check`; nothing was changed then.
+    """
+    check(model, folder)
+    ours, filled = model.state_dict(), set()
+    for name, tensor in iter_weights(folder):
+        # Copied out of the mapped file, where it is not aligned as kernels like it (which also shows in the last bit).
+        _assign(model, name, tensor.to(ours[name].dtype, copy=True))
+        filled.add(name)
+    for name, empty in ours.items():
+        if empty.is_meta and name not in filled:  # optional, as `check` says: nothing reads it
+            _assign(model, name, torch.zeros(empty.shape, dtype=empty.dtype))
+    _restore_buffers(model)
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    old = getattr(owner, leaf)
+    setattr(owner, leaf, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+
+
+def _restore_buffers(model: nn.Module) -> None:
+    """Compute what no checkpoint holds: the rotary frequencies, in float32 whatever the weights are in."""
+    for name, module in model.named_modules():
+        buffers = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        if not buffers:
+            continue
+        config: Any = getattr(module, "config", None)
+        if config is None:
+            raise CheckpointError(f"{name} of the model has buffers that cannot be computed: {_some(list(buffers))}")
+        fresh = dict(type(module)(config).named_buffers(recurse=False))
+        for key in buffers:
+            setattr(module, key, fresh[key])
+
+
+def save_weights(folder: str | Path, state: Mapping[str, Tensor], max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
+    """Write `model.safetensors`, or above `max_shard_size` (bytes, or such as "5GB") shards with an index."""
+    save_torch_state_dict(
+        {name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size=max_shard_size
+    )
+
+
+def weights_hash(folder: str | Path) -> str:
+    """First 12 hex digits of the SHA-256 of the weights, all files in order: the model's revision."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            for chunk in iter(lambda: stream.read(1 << 22), b""):
+                digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
