@@ -30,6 +30,7 @@ from robometer.errors import RobometerError
 from robometer.evaluation.validation import validate
 from robometer.losses import Losses, compute_losses, counts
 from robometer.models.checkpoint import build_model, load_model, make_scorer, save_checkpoint
+from robometer.optimisation import learning_rate, parameter_groups
 from robometer.sampling import ManifestIndex, plan
 
 logger = logging.getLogger(__name__)
@@ -75,15 +76,6 @@ def _is_first() -> bool:
     return ray.train.get_context().get_world_rank() == 0
 
 
-def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up, then cosine to 0; a pure function of the step (1-based), so that resume needs no state."""
-    train = config.train
-    warmup = max(1, round(train.warmup_ratio * train.steps))
-    if step <= warmup:
-        return train.learning_rate * step / warmup
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, train.steps - warmup)))
-
-
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's JSON for this run."""
     train = config.train
@@ -107,14 +99,6 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; biases, norms and single tokens carry no weight decay."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decay = [p for name, p in trained if p.ndim >= 2 and "norm" not in name]
-    plain = [p for name, p in trained if p.ndim < 2 or "norm" in name]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 class Worker:
@@ -159,7 +143,7 @@ class Worker:
         model = build_model(self.config, self.corpus)
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=parameter_groups(model, self.config.train.weight_decay),
+            model_parameters=parameter_groups(model, self.config.train),
             config=deepspeed_config(self.config),
             dist_init_required=False,
         )
@@ -187,7 +171,7 @@ class Worker:
         total = torch.stack([counts(batch, self.config.loss) for batch in micro_batches]).sum(0)
         total = self._sum(total)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step + 1, self.config)
+            group["lr"] = learning_rate(self.step + 1, self.config) * group["lr_scale"]
         # Dropout follows from (seed, step, rank), so that a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(int(np.random.SeedSequence([train.seed, self.step, self.rank]).generate_state(1)[0]))
         parts = torch.zeros(4, dtype=torch.float64)

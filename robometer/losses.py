@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,12 @@ def progress_error(logits: Tensor, target: Tensor, kind: str) -> Tensor:
 
 
 def _supervised(batch: Batch, config: LossConfig) -> list[ClipTargets]:
-    both = config.supervise_b and batch.b.frame_mask.shape[1] > 0
-    return [batch.a, batch.b] if both else [batch.a]
+    both = config.supervise_b and config.compat == "fixed" and batch.b.frame_mask.shape[1] > 0
+    sides = [batch.a, batch.b] if both else [batch.a]
+    if config.pair_progress:
+        return sides
+    single = ~batch.preference_mask[:, None]
+    return [replace(side, progress_mask=side.progress_mask & single) for side in sides]
 
 
 def counts(batch: Batch, config: LossConfig) -> Tensor:
@@ -87,7 +91,7 @@ def compute_losses(
             continue
         error = progress_error(progress_logits, targets.progress_target, progress_loss)
         progress = progress + (error * targets.progress_mask).sum()
-        bce = _bce(success_logits, targets.success_label) * targets.success_mask
+        bce = binary_error(success_logits, targets.success_label) * targets.success_mask
         is_positive = targets.success_label > 0.5
         positive = positive + (bce * is_positive).sum()
         negative = negative + (bce * ~is_positive).sum()
@@ -99,12 +103,13 @@ def compute_losses(
         success = (positive + negative) / (n[1] + n[2]).clamp(min=1)
     preference = zero
     if output.preference_logits is not None:
-        error = _bce(output.preference_logits, batch.preference_label)
+        error = binary_error(output.preference_logits, batch.preference_label)
         preference = zero + (error * batch.preference_mask).sum() / n[3].clamp(min=1)
     return _weighted(progress.float(), success.float(), preference.float(), config)
 
 
-def _bce(logits: Tensor, label: Tensor) -> Tensor:
+def binary_error(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of success or preference logits, clamped to +-50, with labels 0 or 1, elementwise."""
     clamped = logits.float().clamp(-LOGIT_CLAMP, LOGIT_CLAMP)
     return F.binary_cross_entropy_with_logits(clamped, label.float(), reduction="none")
 
@@ -115,17 +120,29 @@ def _weighted(progress: Tensor, success: Tensor, preference: Tensor, config: Los
 
 
 def _upstream_losses(output: RewardOutput, batch: Batch, config: LossConfig, progress_loss: str) -> Losses:
-    """Upstream's numbers: A only, preference and progress batches apart, progress divided by T once more."""
+    """Upstream's numbers: A only, preference and progress batches apart, progress divided by T once more.
+
+    Where no frame is supervised upstream's success loss is NaN and dropped: here it is 0.
+    """
     progress = output.progress_logits.float().sum() * 0.0
     success = preference = progress
-    error = progress_error(output.progress_logits, batch.a.progress_target, progress_loss)
-    bce = _bce(output.success_logits, batch.a.success_label)
+    (targets,) = _supervised(batch, config)
+    error = progress_error(output.progress_logits, targets.progress_target, progress_loss)
+    bce = binary_error(output.success_logits, targets.success_label)
     for kind in (batch.preference_mask, ~batch.preference_mask):
-        mask = batch.a.progress_mask[kind].float()
-        progress = progress + (error[kind] * mask).mean(-1).sum() / (mask.sum() + 1e-8)
-        supervised = batch.a.success_mask[kind]
+        progress = progress + upstream_mean(error[kind], targets.progress_mask[kind].float())
+        supervised = targets.success_mask[kind]
         success = success + (bce[kind] * supervised).sum() / supervised.sum().clamp(min=1)
     if output.preference_logits is not None:
-        error = _bce(output.preference_logits, batch.preference_label) * batch.preference_mask
+        error = binary_error(output.preference_logits, batch.preference_label) * batch.preference_mask
         preference = preference + error.sum() / batch.preference_mask.sum().clamp(min=1)
-    return _weighted(progress, success, preference, config)
+    return _weighted(progress.float(), success.float(), preference.float(), config)
+
+
+def upstream_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Upstream's mean of an error [B, T] under a float mask [B, T] or [B, 1].
+
+    The mask is counted as it is given: [B, 1] gives the mean over frames that was meant; [B, T], which all its batches
+    have, gives that divided by T once more (model spec 4.2).
+    """
+    return (error * mask).mean(-1).sum() / (mask.sum() + 1e-8)

@@ -32,7 +32,7 @@ class LocalHub:
         """Headers and body, or None for what does not exist."""
         if path == "/api/repos/create":
             asked = json.loads(body)
-            self.repo, self.private = f"{asked['organization']}/{asked['name']}", bool(asked.get("private"))
+            self.repo, self.private = f"{asked['organization']}/{asked['name']}", asked.get("visibility") == "private"
             return {}, _json({"url": f"{self.url}/{self.repo}", "id": self.repo, "name": self.repo})
         if path == "/api/validate-yaml":
             return {}, _json({"errors": [], "warnings": []})

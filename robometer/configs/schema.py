@@ -131,6 +131,21 @@ class SamplingConfig:
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters on the language model; upstream uses rank 32, alpha 64 and all its projections."""
+
+    rank: int = 0  # 0: none, the language model itself is trained
+    alpha: int = 64
+    dropout: float = 0.05
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 0, "model.lora.rank must not be negative")
+
+
+@dataclass
 class ModelConfig:
     """The reward model. `kind=rewind` reads embeddings, `kind=robometer` is the vision-language model."""
 
@@ -150,6 +165,7 @@ class ModelConfig:
     revision: str = ""  # of a hub id; empty: the newest
     train_vision_encoder: bool = False
     train_language_model: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
     ask_progress: bool = True  # pairs are also asked for the progress of A (upstream's predict_pref_progress)
     frame_pooling: str = "mean"  # without per_frame_progress_token: mean | boundary | attention over a frame's tokens
     frame_pooling_temperature: float = 1.0  # of attention
@@ -178,6 +194,7 @@ class LossConfig:
     preference_weight: float = 1.0
     balance_success: bool = True  # positives and negatives count alike (upstream meant to, and does not)
     supervise_b: bool = True  # progress and success of the second trajectory of a pair too (upstream: first only)
+    pair_progress: bool = True  # progress of pairs is trained (upstream's predict_pref_progress), else of single clips
     compat: str = "fixed"
 
     def __post_init__(self) -> None:
@@ -193,6 +210,8 @@ class TrainConfig:
     batch_size: int = 32  # samples per optimizer step over all workers
     gradient_accumulation: int = 1
     learning_rate: float = 1e-4
+    vision_learning_rate: float = 1e-5  # of the vision tower, where model.train_vision_encoder is on
+    schedule: str = "cosine"  # after warm-up: cosine or linear to 0 | constant
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     max_grad_norm: float = 10.0
@@ -217,6 +236,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self.zero_stage in (0, 1, 2, 3), "train.zero_stage must be 0, 1, 2 or 3")
+        _check(self.learning_rate > 0, "train.learning_rate must be above 0")
+        _one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
         _one_of("train.precision", self.precision, ("fp32", "bf16"))
         _one_of("train.best_mode", self.best_mode, ("max", "min"))
         _check(self.steps >= 1, "train.steps must be at least 1")

@@ -40,8 +40,6 @@ def packed_attention(
     Without `sequence_lengths` every row is one sequence, whose queries are its last ones (what lies before them comes
     from a cache).
     """
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     lengths = [query.shape[2]] if sequence_lengths is None else list(sequence_lengths)
     past = key.shape[2] - query.shape[2]
     lengths_k = [lengths[0] + past, *lengths[1:]]
@@ -54,9 +52,18 @@ def packed_attention(
 def _causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
     length, length_k = query.shape[2], key.shape[2]
     mask = bias.causal_lower_right(length, length_k) if length != length_k and length > 1 else None
-    causal = mask is None and length == length_k
+    if mask is not None:  # torch's kernels take either a mask or fewer heads of keys than of queries
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=length == length_k,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 

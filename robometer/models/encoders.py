@@ -226,7 +226,9 @@ def _speed_up(network: nn.Module) -> None:
             module.inplace = True
 
 
-class _PoolerOutput(nn.Module):
+class PoolerOutput(nn.Module):
+    """Pooled features [N, E] of pixels [N, 3, H, W], of a transformers vision model such as DINOv2."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -239,7 +241,7 @@ class _PoolerOutput(nn.Module):
 def _dinov2(name: str, device: str) -> ImageEncoder:
     from transformers import Dinov2Model
 
-    network = _PoolerOutput(Dinov2Model.from_pretrained("facebook/dinov2-base"))
+    network = PoolerOutput(Dinov2Model.from_pretrained("facebook/dinov2-base"))
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     step = 8 if device == "cpu" else 64
     return _TorchImageEncoder(name, 768, network, _centre_crop(256, 224), mean, std, device, step)
@@ -254,6 +256,12 @@ def _random_image(name: str, device: str) -> ImageEncoder:
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
     half = (0.5, 0.5, 0.5)
     return _TorchImageEncoder(name, 64, network, _square(64), half, half, device, 32)
+
+
+def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean [B, E] over the tokens of hidden states [B, L, E] that a mask [B, L] marks as text."""
+    mask = attention_mask[..., None].to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
 class _MiniLM:
@@ -277,8 +285,9 @@ class _MiniLM:
     def _encode(self, text: str) -> np.ndarray:
         # 256 tokens is all-MiniLM-L6-v2's max_seq_length (128 for L12); instructions are far shorter.
         tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_length)
-        hidden = self._model(**tokens.to(self._device)).last_hidden_state[0]  # [L, E]
-        vector: np.ndarray = nn.functional.normalize(hidden.mean(0), dim=0).float().cpu().numpy()
+        tokens = tokens.to(self._device)
+        pooled = mean_pool(self._model(**tokens).last_hidden_state, tokens["attention_mask"])[0]  # [E]
+        vector: np.ndarray = nn.functional.normalize(pooled, dim=0).float().cpu().numpy()
         return vector
 
     @property

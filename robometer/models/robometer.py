@@ -161,7 +161,13 @@ def build_robometer(config: Config, folder: str | Path | None = None) -> tuple[R
             )
     else:
         backbone = processor.family.model(processor.base)
-    backbone.set_attn_implementation(attention)
+    try:
+        backbone.set_attn_implementation(attention)
+    except ImportError as error:
+        raise ConfigError(
+            "model.attn_implementation=flash_attention_2 needs the package flash-attn and a GPU: "
+            "install it, or take sdpa"
+        ) from error
     # Also where the table shrinks, as Qwen3-VL's does from 151936 to 151674 rows: public checkpoints have this size.
     backbone.resize_token_embeddings(len(processor.tokenizer))
     model = Robometer(

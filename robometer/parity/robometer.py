@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robometer.batch import Batch, RewardOutput, progress_from_logits
-from robometer.configs.schema import Config, LossConfig, ModelConfig, SamplingConfig
+from robometer.configs.schema import LossConfig
 from robometer.losses import compute_losses
 from robometer.models.collate import collate_targets
 from robometer.models.processing import RobometerProcessor, Sample
-from robometer.models.robometer import Robometer, build_robometer, load_processor
+from robometer.models.robometer import Robometer
 from robometer.parity.table import Row
+from robometer.parity.upstream_model import load
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip
 
@@ -37,52 +35,32 @@ _RAGGED = "upstream stacks clips of one length only; ours may differ in length"
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every case of `folder/d_rbm`."""
-    golden = folder / "d_rbm"
-    cases = json.loads((golden / "cases.json").read_text())["cases"]
-    with tempfile.TemporaryDirectory() as upstream:
-        # As upstream leaves a checkpoint: processor files beside the resized configuration.
-        shutil.copytree(golden / "processor", upstream, dirs_exist_ok=True)
-        shutil.copy(golden / "base_model_config_after_resize.json", Path(upstream, "config.json"))
-        models = _Models(golden, Path(upstream))
-        for case in cases:
-            if case["kind"] == "train_loss":
-                yield from _training(case, models)
-            elif "error" in case:
-                yield _ragged(case, models)
-            elif not case["config"].get("multi", True):
-                yield _video(case, models)
-            else:
-                yield from _inference(case, models)
+    for case in json.loads((folder / "d_rbm" / "cases.json").read_text())["cases"]:
+        if case["kind"] == "train_loss":
+            yield from _training(case, folder)
+        elif "error" in case:
+            yield _ragged(case, folder)
+        elif not case["config"].get("multi", True):
+            yield _video(case, folder)
+        else:
+            yield from _inference(case, folder)
 
 
-class _Models:
-    """Models and processors of the recorded configurations."""
+def _load(case: dict[str, Any], folder: Path) -> tuple[Robometer, RobometerProcessor]:
+    asked = case["config"]
+    return load(
+        folder,
+        case.get("weights", "weights_discrete10.safetensors"),
+        train_vision_encoder=True,
+        ask_progress=asked.get("prog_pref", True),
+        per_frame_progress_token=asked.get("per_frame", True),
+        frame_pooling=asked.get("pooling", "mean"),
+        frame_pooling_temperature=asked.get("temp", 1.0),
+    )
 
-    def __init__(self, golden: Path, folder: Path) -> None:
-        self.golden, self.folder = golden, folder
-        self.weights = lru_cache(lambda name: load_file(golden / name))
 
-    def config(self, case: dict[str, Any]) -> Config:
-        asked = case["config"]
-        bins = len(self.weights(case["weights"])["progress_head.4.weight"])
-        model = ModelConfig(
-            kind="robometer",
-            progress_loss=asked.get("loss", "discrete"),
-            train_vision_encoder=True,
-            ask_progress=asked.get("prog_pref", True),
-            per_frame_progress_token=asked.get("per_frame", True),
-            frame_pooling=asked.get("pooling", "mean"),
-            frame_pooling_temperature=asked.get("temp", 1.0),
-        )
-        return Config(model=model, sampling=SamplingConfig(progress_bins=max(bins, 2)))
-
-    def model(self, case: dict[str, Any]) -> Robometer:
-        model, _ = build_robometer(self.config(case), self.folder)
-        model.load_state_dict(self.weights(case["weights"]), strict=True)
-        return model.eval()
-
-    def processor(self, case: dict[str, Any]) -> RobometerProcessor:
-        return load_processor(self.config(case), self.folder)
+def _arrays(case: dict[str, Any], folder: Path) -> Any:
+    return np.load(folder / "d_rbm" / case["file"])
 
 
 def _clips(case: dict[str, Any], arrays: Any) -> list[tuple[Clip, Clip | None]]:
@@ -98,10 +76,10 @@ def _batch(pairs: list[tuple[Clip, Clip | None]], processor: RobometerProcessor)
     return processor.collate_pairs(whole) if whole else processor.collate_clips([a for a, _ in pairs])
 
 
-def _inference(case: dict[str, Any], models: _Models) -> Iterator[Row]:
-    arrays = np.load(models.golden / case["file"])
-    name, model = f"d_rbm/{case['name']}", models.model(case)
-    batch = _batch(_clips(case, arrays), models.processor(case))
+def _inference(case: dict[str, Any], folder: Path) -> Iterator[Row]:
+    name, arrays = f"d_rbm/{case['name']}", _arrays(case, folder)
+    model, processor = _load(case, folder)
+    batch = _batch(_clips(case, arrays), processor)
     inputs, there = batch.inputs, arrays["in_attention_mask"].astype(bool)
     yield Row(name, "token ids", _exact(inputs["input_ids"], arrays["in_input_ids"][there]), EXACT)
     yield Row(name, "image grids", _exact(inputs["grid"][inputs["image"]], arrays["in_image_grid_thw"]), EXACT)
@@ -148,17 +126,15 @@ def _error(ours: Tensor | None, theirs: np.ndarray) -> float:
 
 def _shown(output: RewardOutput) -> str:
     progress = progress_from_logits(output.progress_logits)[0].tolist()
-    text = "progress of the first clip " + ", ".join(f"{value:.3f}" for value in progress)
-    return text
+    return "progress of the first clip " + ", ".join(f"{value:.3f}" for value in progress)
 
 
-def _ragged(case: dict[str, Any], models: _Models) -> Row:
-    """Upstream raises; ours answers, and with what it answers clip by clip."""
-    case = case | {"weights": case.get("weights", "weights_discrete10.safetensors")}
+def _ragged(case: dict[str, Any], folder: Path) -> Row:
+    """Upstream raises; ours answers."""
     rng = np.random.default_rng(0)
     size = (case["h"], case["w"], 3)
     short, long = (Clip(rng.integers(0, 256, (t, *size), dtype=np.uint8), "stack") for t in (case["T"], case["T"] + 1))
-    model, processor = models.model(case), models.processor(case)
+    model, processor = _load(case, folder)
     pairs: list[tuple[Clip, Clip | None]] = [(short, None), (long, None)]
     pairs = [(short, long)] if case["kind"] == "preference" else pairs
     with torch.no_grad():
@@ -168,20 +144,22 @@ def _ragged(case: dict[str, Any], models: _Models) -> Row:
     )
 
 
-def _video(case: dict[str, Any], models: _Models) -> Row:
+def _video(case: dict[str, Any], folder: Path) -> Row:
     """Ours reads the same frames as images, at the progress tokens."""
     images = case | {"config": {k: v for k, v in case["config"].items() if k not in ("multi", "per_frame", "avg")}}
-    batch = _batch(_clips(case, np.load(models.golden / case["file"])), models.processor(images))
+    model, processor = _load(images, folder)
     with torch.no_grad():
-        output = models.model(images)(batch)
+        output = model(_batch(_clips(case, _arrays(case, folder)), processor))
     return Row(f"d_rbm/{case['name']}", "video mode", 0.0, 0.0, _VIDEO, "frames as images: " + _shown(output))
 
 
-def _training(case: dict[str, Any], models: _Models) -> Iterator[Row]:
+def _training(case: dict[str, Any], folder: Path) -> Iterator[Row]:
     """Loss and gradients of a mixed training batch under `loss.compat=upstream`, without dropout."""
-    name, model = f"d_rbm/{case['name']}", models.model(case)
-    batch = _training_batch(case, np.load(models.golden / case["file"]), models.processor(case))
-    total = compute_losses(model(batch), batch, LossConfig(compat="upstream"), models.config(case).model.progress_loss)
+    name = f"d_rbm/{case['name']}"
+    model, processor = _load(case, folder)
+    batch = _training_batch(case, _arrays(case, folder), processor)
+    loss = case["config"].get("loss", "discrete")
+    total = compute_losses(model(batch), batch, LossConfig(compat="upstream"), loss)
     yield Row(name, "training loss", abs(total.total.item() - case["total_loss"]), LOSS)
     total.total.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
@@ -190,7 +168,7 @@ def _training(case: dict[str, Any], models: _Models) -> Iterator[Row]:
     worst = max(abs(norms[n] - norm) / max(norm, 1e-2) for n, norm in case["grad_l2"].items())
     yield Row(name, "gradient norms (relative)", worst, 1e-3)
     if case["grads"]:
-        recorded = load_file(models.golden / case["grads"])
+        recorded = load_file(folder / "d_rbm" / case["grads"])
         errors = [_relative(model.get_parameter(n).grad, value) for n, value in recorded.items()]
         yield Row(name, "gradients (relative to each tensor's largest)", max(errors), GRADIENT)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,13 @@ def test_every_backbone_trains_with_pooled_frames(base: str, pooling: str, corpu
     compute_losses(output, batch, LossConfig(), "discrete").total.backward()
     without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert not without
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_flash_attention_that_is_not_installed_is_one_sentence() -> None:
+    config = _config(model=ModelConfig(kind="robometer", base_model="tiny", attn_implementation="flash_attention_2"))
+    with pytest.raises(ConfigError, match="needs the package flash-attn"):
+        build_robometer(config)
 
 
 def test_attention_continues_from_a_cache() -> None:

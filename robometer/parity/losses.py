@@ -1,0 +1,253 @@
+"""Group b_losses: progress, success and total loss with their gradients, in `compat: upstream`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robometer import metrics
+from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
+from robometer.configs.schema import LossConfig
+from robometer.losses import binary_error, compute_losses, counts, progress_error, two_hot, upstream_mean
+from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.table import Row
+from robometer.sampling.targets import success_mask
+
+GROUP = "b_losses"
+UPSTREAM = LossConfig(compat="upstream")
+_LOSS = {"atol": 1e-5, "rtol": 1e-5}
+_GRADIENT = {"atol": 1e-12, "rtol": 1e-4}
+
+Arrays = dict[str, Tensor]
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """Every case of the group in the set at `folder`."""
+    compare = {"progress": _progress, "success": _success, "total": _total}
+    for recorded in load_json(folder / GROUP / "cases.json"):
+        case = f"{GROUP}/{recorded['kind']}/{recorded['case']:04d}"
+        if "error" in recorded:
+            yield _raised(case, recorded)
+            continue
+        with np.load(folder / GROUP / recorded["file"]) as arrays:
+            tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        yield from compare[recorded["kind"]](case, recorded, tensors)
+
+
+def continuous(target: Tensor) -> Tensor:
+    """Targets [B, S] of two-hot rows [B, S, bins]; others as they are."""
+    return target if target.ndim == 2 else (target * torch.linspace(0, 1, target.shape[-1])).sum(-1)
+
+
+def success_frames(progress: Tensor, label: Tensor, quality: list[str | None], min_success: float) -> Tensor:
+    """Frames [B, S] that train the success head, by our sampling rules."""
+    pairs = zip(progress.numpy(), label.numpy(), quality, strict=True)
+    return torch.from_numpy(np.stack([success_mask(p, y, q, min_success) for p, y, q in pairs]))
+
+
+def _frames_of(recorded: dict[str, Any]) -> int:
+    """Of a video given as such, every second frame has a prediction."""
+    return 1 if recorded["use_multi_image"] or not recorded["base_is_qwen"] else 2
+
+
+def _progress(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
+    step = _frames_of(recorded)
+    target = arrays["target"][:, ::step]
+    if recorded["target"] == "index":
+        target = target.clamp(0, recorded["bins"] - 1) / (recorded["bins"] - 1)
+    target = continuous(target)
+    mask = arrays["mask"] if arrays["mask"].shape[1] == 1 else arrays["mask"][:, ::step]
+    if "predict_last_frame_mask" in arrays:
+        mask = mask * arrays["predict_last_frame_mask"][:, ::step]
+    elif recorded["predict_last_frame_progress"]:
+        mask = mask * _last_frame(target)
+    prediction = arrays["pred"].clone().requires_grad_()
+    discrete = recorded["loss"] == "discrete"
+    logits = prediction if discrete else prediction[..., None]
+    error = progress_error(logits, target, recorded["loss"])
+    loss = upstream_mean(error, mask)
+    loss.backward()
+    yield close(case, "progress loss", loss, arrays["loss"], **_LOSS)
+    if mask.shape[1] > 1 and mask.any():
+        mean = (error * mask).sum() / mask.sum()
+        yield wrong_upstream(case, "progress loss", "it is divided by the frames of a clip once more", loss, mean)
+    yield close(case, "progress loss by frame", error * mask, arrays["masked_loss"], **_LOSS)
+    yield close(case, "gradient of the progress loss", prediction.grad, arrays["grad_pred"], **_GRADIENT)
+    ranks = _spearman(progress_from_logits(logits.detach()), target, mask)
+    yield close(case, "Spearman of progress", ranks, arrays["masked_spearman"], **_LOSS)
+    yield close(case, "Spearman of progress, mean", ranks.mean(), arrays["spearman"], **_LOSS)
+    if "masked_correct" in arrays:
+        correct = (logits.argmax(-1) == two_hot(target, recorded["bins"]).argmax(-1)) * mask
+        yield exact(case, "most likely bin is right", correct, arrays["masked_correct"])
+
+
+def _last_frame(target: Tensor) -> Tensor:
+    mask = torch.zeros_like(target)
+    mask[:, -1] = 1
+    return mask
+
+
+def _spearman(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Of each sample over its supervised frames [B]; 0 where it is not defined, as upstream has it."""
+    shown = mask.expand_as(target) > 0
+    values = [metrics.spearman(p[m], t[m]) for p, t, m in zip(prediction, target, shown, strict=True)]
+    return torch.tensor([0.0 if math.isnan(value) else value for value in values])
+
+
+def _raised(case: str, recorded: dict[str, Any]) -> Row:
+    """Upstream cannot mask all but the last frame of two-hot targets; its inputs are not recorded."""
+    generator = torch.Generator().manual_seed(recorded["case"])
+    shape = (recorded["B"], recorded["S"])
+    target = torch.rand(shape, generator=generator)
+    logits = torch.randn((*shape, recorded["bins"] or 1), generator=generator)
+    loss = upstream_mean(progress_error(logits, target, recorded["loss"]), _last_frame(target))
+    reason = "the mask of the last frame has the shape of index targets"
+    ours = f"{loss.item():.4f} on random inputs of that shape"
+    return wrong_upstream(case, "progress loss", reason, f"{recorded['error']}: {recorded['message']}", ours)
+
+
+def _batch(targets: ClipTargets, label: Tensor, is_pair: Tensor) -> Batch:
+    n = len(label)
+    return Batch(torch.arange(n), {}, targets, targets, label, is_pair, torch.zeros(n, dtype=torch.int64))
+
+
+def _success(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
+    step = _frames_of(recorded)
+    logits = arrays["logits"].clone().requires_grad_()
+    shown, label = logits[:, ::step], arrays["success_labels"][:, ::step]
+    progress = continuous(arrays["target_progress"])[:, ::step]
+    mask = success_frames(progress, label, recorded["quality_labels"] or [None] * len(label), recorded["min_success"])
+    none = torch.zeros_like(mask)
+    single = torch.zeros(len(label), dtype=torch.bool)
+    batch = _batch(ClipTargets(~none, progress, none, label, mask), single.float(), single)
+    output = RewardOutput(torch.zeros(*label.shape, 1), shown)
+    loss = compute_losses(output, batch, UPSTREAM, "l2").success
+    loss.backward()
+    what = "success loss"
+    if mask.any():
+        yield close(case, what, loss, arrays["loss"], **_LOSS)
+    else:
+        yield wrong_upstream(case, what, "it is NaN where no frame is supervised", arrays["loss"], loss)
+    yield close(case, "gradient of the success loss", logits.grad, arrays["grad_logits"], **_GRADIENT)
+    positive, negative = counts(batch, UPSTREAM)[1:3].tolist()
+    yield exact(case, "supervised positives", positive, float(arrays["m_num_positives"]))
+    yield exact(case, "supervised negatives", negative, float(arrays["m_num_negatives"]))
+    yield from _success_metrics(case, shown.detach(), label, mask, arrays)
+    weight = max(positive, negative) / min(positive, negative) if positive and negative else 1.0
+    yield close(case, "success class weight", weight, arrays["m_success_loss_weight"], **_LOSS)
+    if weight != 1:
+        fixed = compute_losses(output, batch, LossConfig(), "l2").success
+        yield wrong_upstream(case, what, "its class weights cancel out of the loss", arrays["loss"], fixed)
+
+
+def _success_metrics(case: str, logits: Tensor, label: Tensor, mask: Tensor, arrays: Arrays) -> Iterator[Row]:
+    right = ((logits.sigmoid() > 0.5) == (label > 0.5)).float()
+    yield exact(case, "success is right", right * mask, arrays["m_masked_correct"])
+    yield close(case, "success loss by frame", binary_error(logits, label) * mask, arrays["m_masked_loss"], **_LOSS)
+    classes = {"positive": mask & (label > 0.5), "negative": mask & (label <= 0.5)}
+    recalls = {name: _mean(right, members) for name, members in classes.items()}
+    both = all(members.any() for members in classes.values())
+    for name, members in classes.items():
+        shown = torch.where(members, right, math.nan)
+        yield close(case, f"success is right, {name}", shown, arrays[f"m_{name}_accuracy"])
+        theirs, what = arrays[f"m_{name}_accuracy_scalar"], f"success accuracy, {name}"
+        if both or not recalls[name]:
+            yield close(case, what, recalls[name], theirs, **_LOSS)
+        else:
+            yield wrong_upstream(case, what, "it is 0 where all frames are of one class", theirs, recalls[name])
+    accuracy = _mean(right, mask)
+    yield close(case, "success accuracy", accuracy, arrays["accuracy"], **_LOSS)
+    balanced = sum(recalls.values()) / 2 if both else accuracy
+    yield close(case, "success accuracy, balanced", balanced, arrays["m_weighted_accuracy"], **_LOSS)
+    area = float(metrics.auprc(logits[mask], label[mask])[0])
+    yield close(case, "success AUPRC", 0.0 if math.isnan(area) else area, arrays["auprc"], **_LOSS)
+
+
+def _mean(values: Tensor, mask: Tensor) -> float:
+    """Over the frames of a mask; 0 where there are none, as upstream has it."""
+    return float(values[mask].mean()) if mask.any() else 0.0
+
+
+def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
+    """A preference and a progress batch of upstream are one mixed batch of ours."""
+    given = {"pin_": recorded["num_preferences"], "gin_": recorded["num_progress"]}
+    arrays = {name: value for name, value in arrays.items() if given.get(name[:4], 1)}
+    batch = mixed_targets(arrays, recorded["pref_inputs"], recorded["progress_inputs"], recorded["min_success"])
+    output, leaves = _mixed_output(arrays, batch)
+    config = LossConfig(
+        compat="upstream",
+        pair_progress=recorded["predict_pref_progress"],
+        success_weight=float(recorded["train_success_head"]),
+    )
+    losses = compute_losses(output, batch, config, recorded["loss"])
+    losses.total.backward()
+    yield close(case, "total loss", losses.total, arrays["total_loss"], **_LOSS)
+    for name, leaf in leaves.items():
+        # What upstream does not train has no gradient there, and a gradient of 0 here.
+        theirs = arrays.get(f"grad_{name}", torch.zeros_like(leaf))
+        ours = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        yield close(case, f"gradient of {name}", ours, theirs, **_GRADIENT)
+    yield from logged_losses(case, output, batch, config, recorded["loss"], recorded["logged"])
+
+
+def mixed_targets(arrays: Arrays, pairs: dict[str, Any], singles: dict[str, Any], min_success: float) -> Batch:
+    """Targets of a preference batch (`pin_*`) and a progress batch (`gin_*`) together; either may be missing."""
+    sides = []
+    for prefix, suffix, known, quality in (
+        ("pin_", "_A", pairs, "trajectory_A_quality_label"),
+        ("gin_", "", singles, "quality_labels"),
+    ):
+        if f"{prefix}target_progress{suffix}" in arrays:
+            progress = continuous(arrays[f"{prefix}target_progress{suffix}"])
+            label = arrays[f"{prefix}success_labels{suffix}"]
+            shown = arrays[f"{prefix}target_progress{suffix}_mask"].reshape(-1, 1)
+            mask = shown * arrays[f"{prefix}predict_last_frame_mask{suffix}"]
+            frames = success_frames(progress, label, known[quality], min_success)
+            sides.append((torch.ones_like(frames), progress, mask > 0, label, frames))
+    targets = ClipTargets(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
+    label = torch.zeros(len(targets.frame_mask))
+    given = arrays.get("pin_preference_labels", label[:0])
+    label[: len(given)] = given
+    return _batch(targets, label, torch.arange(len(label)) < len(given))
+
+
+def _mixed_output(arrays: Arrays, batch: Batch) -> tuple[RewardOutput, Arrays]:
+    """Recorded outputs as one `RewardOutput`, and the tensors that they came from, which collect gradients."""
+    pairs = int(batch.preference_mask.sum())
+    names = ["pref_progress_A", "pref_success_A", "pref_logits"] if pairs else []
+    names += ["progress_A", "success_A"] if pairs < len(batch.preference_mask) else []
+    leaves = {name: arrays[name].clone().requires_grad_() for name in names}
+    progress, success = (
+        torch.cat([leaves[name] for name in (f"pref_{kind}_A", f"{kind}_A") if name in leaves])
+        for kind in ("progress", "success")
+    )
+    preference = torch.zeros(len(batch.preference_label))
+    if pairs:
+        preference = torch.cat([leaves["pref_logits"][:, 0], preference[pairs:]])
+    return RewardOutput(
+        progress if progress.ndim == 3 else progress[..., None], success, None, None, preference
+    ), leaves
+
+
+def logged_losses(
+    case: str, output: RewardOutput, batch: Batch, config: LossConfig, kind: str, logged: dict[str, float]
+) -> Iterator[Row]:
+    """The losses that upstream logs for its preference and its progress batch, each from that part of ours."""
+    names = {True: "pref_prog_loss pref_success_loss preference_loss", False: "prog_loss success_loss"}
+    for is_pair, listed in names.items():
+        members = batch.preference_mask == is_pair
+        if not members.any():
+            continue
+        part = RewardOutput(*(None if value is None else value[members] for value in output))  # type: ignore[arg-type]
+        losses = compute_losses(part, batch.map(itemgetter(members)), config, kind)
+        ours = (losses.progress, losses.success, losses.preference)
+        for name, value in zip(listed.split(), ours, strict=False):
+            if f"train/{name}" in logged:
+                yield close(case, f"logged {name}", value, np.float64(logged[f"train/{name}"]), **_LOSS)

@@ -1,0 +1,189 @@
+"""Group f_samplers: training and evaluation samples, replayed with the rows and segments that upstream drew."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from robometer.configs.schema import SamplingConfig
+from robometer.corpus.corpus import Corpus
+from robometer.evaluation.plan import plan_split
+from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.table import Row
+from robometer.sampling import ClipPlan, ManifestIndex, plan, segments, targets
+from robometer.sampling.eligible import PREFERENCE_KINDS
+from robometer.sampling.strategies import Rules, Subject, clip_plan, pair_plan
+from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION
+
+GROUP = "f_samplers"
+_TARGET = 1e-6
+_MOST_DRAWS = 100_000
+
+_STRATEGY = {
+    "forward_progress": "forward",
+    "reverse_progress": "reverse",
+    "different_task_instruction": "different_instruction",
+}
+"""Our names of upstream's strategies, where they differ."""
+
+Block = dict[str, Any]
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """Every sample of the group in the set at `folder`."""
+    for number, block in enumerate(load_json(folder / GROUP / "samplers.json")):
+        case = f"{GROUP}/block {number}"
+        for i, recorded in enumerate(block["train_samples"]):
+            if recorded["sample"] is not None:
+                yield from _training_sample(f"{case}/train[{i}]", block, recorded)
+        yield from _draws(case, block)
+        for name, recorded in block["eval_samplers"].items():
+            if recorded["ok"]:
+                yield from _evaluation_samples(f"{case}/{name}", block, recorded["value"])
+            else:
+                yield wrong_upstream(f"{case}/{name}", "samples", "it raises", recorded["error"], "listed")
+        if all(row["partial_success"] is None for row in block["rows"]):
+            yield _all_pairs(case, block)
+
+
+def _rules(block: Block) -> Rules:
+    return Rules(
+        block["max_frames"],
+        block["progress_pred_type"],
+        0.5,
+        pad_frames=True,
+        fixed=False,
+        last_frame_only=block["predict_last_frame_partial_progress"],
+    )
+
+
+def _subject(block: Block, row: dict[str, Any]) -> Subject:
+    cutoff = block["success_cutoff_map"].get(row["data_source"], block["max_success"])
+    # Supervision is not part of the recorded mask: the per-frame mask is compared alone.
+    return Subject(row["num_frames"], row["quality_label"], cutoff, row["partial_success"], True, False)
+
+
+def _training_sample(case: str, block: Block, recorded: dict[str, Any]) -> Iterator[Row]:
+    sample = recorded["sample"]
+    strategy = _STRATEGY.get(sample["data_gen_strategy"], sample["data_gen_strategy"])
+    triples = [tuple(entry["start_middle_end"]) for entry in recorded["subsample_log"]]
+    numbers = {row["id"]: i for i, row in enumerate(block["rows"])}
+    if recorded["sampler"] == "progress":
+        row = numbers[recorded["item"]]
+        clip = clip_plan(row, _subject(block, block["rows"][row]), _rules(block), strategy, triples[0])
+        yield from _clip(f"{case}/{strategy}", block, clip, sample["trajectory"])
+        if strategy == "different_instruction":
+            reason = "a clip with the wrong instruction, whose targets are 0, is shown under its own"
+            ours = "the instruction stays, and a clip of another task is shown under it"
+            yield wrong_upstream(case, "instruction", reason, sample["trajectory"]["task"], ours)
+        return
+    shown = numbers[sample["chosen"]["id"]], numbers[sample["rejected"]["id"]]
+    subjects = _subject(block, block["rows"][shown[0]]), _subject(block, block["rows"][shown[1]])
+    paths = (triples[0], triples[1]) if triples else (None, None)
+    for side, clip in zip(
+        ("chosen", "rejected"), pair_plan(shown, subjects, _rules(block), strategy, paths), strict=True
+    ):
+        yield from _clip(f"{case}/{strategy}/{side}", block, clip, sample[side])
+
+
+def _clip(case: str, block: Block, clip: ClipPlan, recorded: dict[str, Any]) -> Iterator[Row]:
+    yield exact(case, "trajectory", block["rows"][clip.row]["id"], recorded["id"])
+    yield exact(case, "frames", clip.positions.tolist(), recorded["frame_ids"])
+    target = clip.progress_target
+    if block["progress_loss_type"] == "discrete":
+        target = targets.two_hot(target, block["progress_discrete_bins"], "upstream")
+    yield close(case, "targets", target, recorded["target_progress"], atol=_TARGET)
+    yield exact(case, "success labels", clip.success_label.tolist(), recorded["success_label"])
+    mask = clip.progress_mask.astype(float).tolist()
+    yield exact(case, "last-frame mask", mask, recorded["predict_last_frame_mask"])
+
+
+def _draws(case: str, block: Block) -> Iterator[Row]:
+    """Our plan draws every pair that upstream drew from these rows; where upstream found none, neither does ours."""
+    config = SamplingConfig(
+        max_frames=block["max_frames"],
+        progress=0.0,
+        min_frames_per_trajectory=1,
+        partial_success_threshold=block["partial_success_threshold"],
+        same_source_probability=block["traj_same_source_prob"],
+        compat="upstream",
+    )
+    index = ManifestIndex.from_table(_manifest(block), config)
+    ids = [row["id"] for row in block["rows"]]
+    wanted = {}
+    for i, recorded in enumerate(block["train_samples"]):
+        if recorded["sampler"] == "preference" and recorded["sample"] is not None:
+            wanted[f"{case}/train[{i}]"] = _drawn_pair(recorded["sample"])
+        elif recorded["sampler"] == "preference":
+            possible = _can_pair(index, ids.index(recorded["item"]), recorded["preferred_strategy"])
+            yield exact(f"{case}/train[{i}]", "no pair can be made", possible, False)
+    missing, number = set(wanted.values()), 0
+    while missing and number < _MOST_DRAWS:
+        sample = plan(index, config, 0, number)
+        assert sample.rejected is not None
+        missing.discard((sample.strategy, ids[sample.chosen.row], ids[sample.rejected.row]))
+        number += 1
+    for at, pair in wanted.items():
+        yield exact(at, "pair that our plan draws too", pair not in missing, True)
+
+
+def _can_pair(index: ManifestIndex, row: int, strategy: str | None) -> bool:
+    if not index.columns.successful_row(row) and index.columns.partial_of(row) is None:
+        return index.partners.successes.size(int(index.columns.task[row])) > 0
+    options = int(index.options[row])
+    kind = _STRATEGY.get(strategy or "", strategy or "")
+    return bool(options >> PREFERENCE_KINDS.index(kind) & 1 if kind in PREFERENCE_KINDS else options)
+
+
+def _drawn_pair(sample: dict[str, Any]) -> tuple[str, str, str]:
+    strategy = _STRATEGY.get(sample["data_gen_strategy"], sample["data_gen_strategy"])
+    graded = strategy == "suboptimal" and sample["chosen"]["partial_success"] is not None
+    return "partial_success" if graded else strategy, sample["chosen"]["id"], sample["rejected"]["id"]
+
+
+def _manifest(block: Block) -> pa.Table:
+    columns = ("id", "task", "quality_label", "partial_success", "num_frames", "is_robot")
+    listed = [{name: row[name] for name in columns} for row in block["rows"]]
+    given = [
+        entry | {"source": row["data_source"], "split": "train"}
+        for entry, row in zip(listed, block["rows"], strict=True)
+    ]
+    return pa.Table.from_pylist(given, schema=MANIFEST_SCHEMA)
+
+
+def _evaluation_samples(case: str, block: Block, recorded: dict[str, Any]) -> Iterator[Row]:
+    """Prefixes and whole clips of upstream's evaluation samplers."""
+    for i, (entry, sample) in enumerate(zip(recorded["sample_indices"], recorded["first_samples"], strict=False)):
+        for side in ("trajectory", "chosen", "rejected"):
+            key = "traj_idx" if side == "trajectory" else f"{side}_traj_idx"
+            if key in entry:
+                clip = _shown(block, entry[key], entry.get("frame_indices"))
+                yield from _clip(f"{case}[{i}]/{side}", block, clip, sample[side])
+    for i, entry in enumerate(recorded["sample_indices"]):
+        if "frame_indices" in entry:
+            length, frames = entry["num_frames"], entry["frame_indices"]
+            path = segments.segment_path(length, 0, frames[-1], None, length)
+            yield exact(f"{case}[{i}]", "prefix of the clip", path.tolist(), frames)
+
+
+def _shown(block: Block, row: int, frames: list[int] | None) -> ClipPlan:
+    """A clip from its first frame to the last of `frames`, or whole."""
+    triple = None if frames is None else (0, None, frames[-1])
+    return clip_plan(row, _subject(block, block["rows"][row]), _rules(block), "forward", triple)
+
+
+def _all_pairs(case: str, block: Block) -> Row:
+    """All pairs of different quality within a task; where there are grades, upstream pairs those instead."""
+    listed = block["eval_samplers"]["quality_preference_all"]["value"]["sample_indices"]
+    theirs = sorted((entry["chosen_traj_idx"], entry["rejected_traj_idx"]) for entry in listed)
+    most = len(block["rows"]) ** 2
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "corpus.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "state": "complete"}))
+        units = plan_split(Corpus(folder, _manifest(block)), "train", most, most, 42, ["preference"])
+    ours = sorted((unit.row, unit.rejected) for unit in units if unit.pair_kind == "quality")
+    return exact(f"{case}/quality_preference_all", "pairs of different quality", ours, theirs)

@@ -1,0 +1,253 @@
+"""Group a_targets: segments, thinning, progress targets, success labels, bins and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robometer.batch import progress_from_logits
+from robometer.losses import two_hot
+from robometer.models.collate import collate_targets
+from robometer.parity.difference import close, exact, load_json, numbered, wrong_upstream
+from robometer.parity.table import Row
+from robometer.sampling import segments, targets
+from robometer.sampling.strategies import Rules, Subject, clip_plan
+from robometer.sampling.types import ClipPlan, SamplePlan
+
+GROUP = "a_targets"
+_FLOAT64 = 1e-9
+_BINS = 1e-6
+_DECODED = 2e-6
+
+
+def rows(folder: Path) -> Iterator[Row]:
+    """Every case of the group in the set at `folder`."""
+    here = folder / GROUP
+    by_file = {
+        "progress_targets": _progress_targets,
+        "segment_indices": _segment_path,
+        "linspace_subsample": _thinning,
+        "padding": _padding,
+        "success_labels": _success_labels,
+        "should_compute_progress": _supervision,
+        "subsample_indices_rng": _drawn_segment,
+        "trajectory_pipeline": _pipeline,
+    }
+    for name, compare in by_file.items():
+        for case, recorded in numbered(GROUP, name, load_json(here / f"{name}.json")):
+            outcome = recorded["expected"] if name == "trajectory_pipeline" else recorded
+            yield from compare(case, recorded) if outcome.get("ok", True) else _raised(case, name, recorded, outcome)
+    yield from _masks(load_json(here / "masks.json"))
+    for path in sorted(here.glob("*.npz")):
+        with np.load(path) as arrays:
+            to_bins = path.stem.startswith("cont_to_bins")
+            yield from (_to_bins if to_bins else _from_bins)(f"{GROUP}/{path.stem}", dict(arrays))
+
+
+def _progress_targets(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    theirs, what = recorded["value"], "progress targets"
+    yield close(case, what, _targets_of(recorded), theirs, atol=_FLOAT64)
+    fixed = _targets_of(recorded, "fixed")
+    if len(theirs) and np.abs(fixed - theirs).max() > _FLOAT64:
+        if targets.is_partial(recorded["partial_success"]):
+            reason = "partial success is asked of the last frame alone, or of none, where a ramp leads to it"
+        else:
+            reason = "a clip that starts where the task is done has 0 at its first frame"
+        yield wrong_upstream(case, what, reason, theirs, fixed)
+
+
+def _targets_of(recorded: dict[str, Any], compat: str = "upstream") -> np.ndarray:
+    return targets.progress_targets(
+        np.array(recorded["frame_indices"], dtype=np.int64),
+        recorded["num_frames_total"],
+        recorded["progress_pred_type"],
+        recorded["success_cutoff"],
+        recorded["partial_success"],
+        compat,
+    )
+
+
+def _path_of(recorded: dict[str, Any]) -> np.ndarray:
+    frames = (recorded["start_idx"], recorded["end_idx"], recorded["middle_idx"])
+    return segments.segment_path(recorded["num_frames_total"], *frames, recorded["max_frames"])
+
+
+def _segment_path(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    yield exact(case, "segment path", _path_of(recorded).tolist(), recorded["value"])
+
+
+def _thinning(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    positions = segments.linspace_positions(recorded["total"], recorded["num_frames"], recorded["end_idx"])
+    yield exact(case, "thinned positions", positions.tolist(), recorded["indices"])
+    # Frame i of the recorded video holds the number i.
+    yield exact(case, "frames picked", np.arange(recorded["total"])[positions].tolist(), recorded["picked"])
+
+
+def _padding(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    for name in ("frames", "progress"):
+        padded = segments.pad(np.array(recorded[name]), recorded["max_frames"], recorded["pad_from"])
+        yield exact(case, f"padded {name}", padded.tolist(), recorded[f"out_{name}"])
+
+
+def _success_labels(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    threshold = recorded["dataset_success_percent"].get(recorded["data_source"], recorded["max_success"])
+    labels = targets.success_labels(np.array(recorded["target_progress"]), recorded["quality_label"], threshold)
+    yield exact(case, "success labels", labels.tolist(), recorded["expected"])
+
+
+def _supervision_of(recorded: dict[str, Any]) -> float:
+    source = recorded["data_source"]
+    return float(
+        targets.supervises_progress(
+            recorded["quality_label"],
+            source,
+            recorded["partial_success"],
+            targets.source_facts(source or "", 1.0, "upstream").preference_only,
+            rewind=recorded["data_gen_strategy"] == "rewind",
+        )
+    )
+
+
+def _supervision(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    yield exact(case, "progress is supervised", _supervision_of(recorded), recorded["value"])
+
+
+def _raised(case: str, name: str, recorded: dict[str, Any], outcome: dict[str, Any]) -> Iterator[Row]:
+    """A case in which upstream raised; ours must give an answer."""
+    answer, what = {
+        "progress_targets": (_targets_of, "progress targets"),
+        "segment_indices": (_path_of, "segment path"),
+        "should_compute_progress": (_supervision_of, "progress is supervised"),
+        "trajectory_pipeline": (lambda given: _clip_of(given).positions, "frames of the pipeline"),
+    }[name]
+    theirs = f"{outcome['error']}: {outcome['message']}"
+    yield wrong_upstream(case, what, "it raises where there is an answer", theirs, answer(recorded))
+
+
+def _drawn_segment(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    """Upstream's generator is not replayed: what it drew must have the form of what ours draws."""
+    direction, total, most = recorded["direction"], recorded["num_frames_total"], recorded["max_frames"]
+    kinds = segments.DIRECTIONS if direction == "bidirectional" else (direction,)
+    draws = [segments.draw_triple(segments.Draws(0, n), total, kind, most) for kind in kinds for n in range(8)]
+    ours = {None if triple is None else _form(triple) for triple in draws}
+    theirs = recorded["start_middle_end"]
+    if theirs is not None:
+        start, middle, end = theirs
+        # Upstream names the unused middle of a straight segment too.
+        straight = middle is None or end is None or min(start, end) < middle < max(start, end)
+        theirs = _form((start, None if straight else middle, end))
+    yield exact(case, "form of a drawn segment", theirs in ours, True)
+
+
+def _form(triple: segments.Triple) -> tuple[bool, bool | None]:
+    start, middle, end = triple
+    return middle is not None, None if end is None else end > start
+
+
+def _clip_of(recorded: dict[str, Any], fixed: bool = False) -> ClipPlan:
+    config = recorded["config"]
+    rules = Rules(
+        config["max_frames"],
+        config["progress_pred_type"],
+        0.5,
+        recorded["pad_frames"],
+        fixed,
+        last_frame_only=config["predict_last_frame_partial_progress"],
+    )
+    subject = Subject(
+        recorded["num_frames_total"],
+        recorded["quality_label"],
+        recorded["success_cutoff_map"].get(recorded["data_source"], config["max_success"]),
+        recorded["partial_success"],
+        True,
+        recorded["is_preference_only"],
+    )
+    strategy = (recorded["strategy"] or "subsample_forward").removeprefix("subsample_")
+    triple = tuple(recorded["start_middle_end"]) if recorded["start_middle_end"] else None
+    return clip_plan(0, subject, rules, strategy, triple)
+
+
+def _pipeline(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
+    """A trajectory loaded, cut to a segment, thinned, padded and labelled, at one go."""
+    config, expected, clip = recorded["config"], recorded["expected"], _clip_of(recorded)
+    discrete = config["progress_loss_type"] == "discrete"
+    to_target = partial(targets.two_hot, bins=config["progress_discrete_bins"], compat="upstream")
+    yield exact(case, "frames of the pipeline", clip.positions.tolist(), expected["frame_ids"])
+    yield exact(case, "frames of the pipeline, count", len(clip), expected["frames_shape"][0])
+    target = to_target(clip.progress_target) if discrete else clip.progress_target
+    yield close(case, "targets of the pipeline", target, expected["target_progress"], atol=_BINS)
+    what, labels = "success labels of the pipeline", expected["success_label"]
+    yield exact(case, what, clip.success_label.tolist(), labels)
+    fixed = _clip_of(recorded, fixed=True)
+    same = fixed.positions.tolist() == clip.positions.tolist()
+    if same and np.allclose(fixed.progress_target, clip.progress_target) and fixed.success_label.tolist() != labels:
+        reason = "the cut-off is applied again to progress that it has scaled"
+        yield wrong_upstream(case, what, reason, labels, fixed.success_label)
+    mask = clip.progress_mask.astype(float).tolist()
+    yield exact(case, "last-frame mask of the pipeline", mask, expected["predict_last_frame_mask"])
+    if recorded["partial_success"] is not None:
+        value = np.asarray(recorded["partial_success"])
+        ours = to_target(value) if discrete else value
+        yield close(case, "partial success of the pipeline", ours, expected["partial_success"], atol=_BINS)
+
+
+def _masks(recorded: dict[str, Any]) -> Iterator[Row]:
+    """Padding of a batch: masks of ragged clips, and targets that end in zeros."""
+    case = f"{GROUP}/masks"
+    mask = _collated([np.zeros(shape[0]) for shape in recorded["frames_shape"]])[0].numpy()
+    yield exact(case, "padding mask", mask.astype(float), np.array(recorded["padding_mask_max"]))
+    wider = np.array(recorded["padding_mask_10"])
+    yield exact(case, "padding mask", np.pad(mask, ((0, 0), (0, wider.shape[1] - mask.shape[1]))).astype(float), wider)
+    target = _collated([np.array(values) for values in recorded["lists"]])[1]
+    yield close(case, "padded targets", target, np.array(recorded["pad_continuous"]), atol=_BINS)
+    given = [np.array(values) for values in recorded["two_hot_lists"]]
+    valid, target = _collated([targets.decode_bins(values) for values in given])
+    padded = two_hot(target, given[0].shape[-1]) * valid[..., None]
+    yield close(case, "padded two-hot targets", padded, np.array(recorded["pad_two_hot"]), atol=_BINS)
+
+
+def _collated(values: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frame mask and progress targets [B, T] of ragged clips, as a batch has them."""
+    plans = []
+    for i, target in enumerate(values):
+        ones = np.ones(len(target), dtype=bool)
+        clip = ClipPlan(0, np.arange(len(target)), target.astype(np.float32), ones, np.zeros(len(target)), ones)
+        plans.append(SamplePlan(i, "progress", "forward", "", clip, None, 0.0))
+    batch = collate_targets(plans, {})
+    return batch.a.frame_mask, batch.a.progress_target
+
+
+def _to_bins(case: str, recorded: dict[str, np.ndarray]) -> Iterator[Row]:
+    values, bins = recorded["values"], int(recorded["num_bins"])
+    yield close(case, "two-hot", targets.two_hot(values, bins, "upstream"), recorded["two_hot"], atol=_BINS)
+    inside = (values >= 0) & (values <= 1)
+    ours = two_hot(torch.from_numpy(values[inside]), bins)
+    yield close(case, "two-hot of the losses", ours, recorded["two_hot"][inside], atol=_BINS)
+    yield exact(case, "nearest bin", targets.nearest_bin(recorded["hard_values"], bins), recorded["hard_bin"])
+
+
+def _from_bins(case: str, recorded: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Upstream takes rows that all sum to exactly 1 for probabilities, anything else for logits; we are told which."""
+    bins = int(recorded["num_bins"])
+    for name in ("logits", "mixed"):
+        ours = targets.decode_bins(recorded[name], logits=True)
+        yield close(case, f"decoded {name}", ours, recorded[f"{name}_decoded"], atol=_DECODED)
+    ours_torch = progress_from_logits(torch.from_numpy(recorded["logits"]))
+    yield close(case, "decoded logits of a model", ours_torch, recorded["logits_decoded"], atol=_DECODED)
+    onehot = np.eye(bins)
+    hard = targets.decode_bins(onehot[recorded["logits"].argmax(-1)])
+    yield close(case, "decoded most likely bin", hard, recorded["logits_decoded_hard"], atol=_DECODED)
+    index = targets.decode_bins(onehot[recorded["index_target"].astype(int)])
+    yield close(case, "decoded bin indices", index, recorded["index_target_decoded"], atol=_DECODED)
+    for name, given in (("two_hot", "two_hot"), ("onehot", "onehot"), ("two_hot_target", "two_hot")):
+        ours, theirs = targets.decode_bins(recorded[given]), recorded[f"{name}_decoded"]
+        sums = torch.from_numpy(recorded[given]).sum(-1)
+        if bool((sums == 1).all()):
+            yield close(case, f"decoded {name}", ours, theirs, atol=_DECODED)
+        else:
+            yield wrong_upstream(case, f"decoded {name}", "takes probabilities that round for logits", theirs, ours)
