@@ -227,6 +227,8 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], max_shard_size
     save_torch_state_dict(
         {name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size=max_shard_size
     )
+    for file in weight_files(folder):  # safetensors lets nobody else read them, whatever the folder says
+        file.chmod(Path(folder).stat().st_mode & 0o666)
 
 
 def weights_hash(folder: str | Path) -> str:

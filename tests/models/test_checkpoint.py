@@ -172,6 +172,12 @@ def test_the_number_type_of_the_state_is_kept_on_disk(tmp_path: Path, model: Rob
     assert {tensor.dtype for _, tensor in iter_weights(tmp_path)} == {torch.bfloat16}
 
 
+def test_who_may_read_the_folder_may_read_the_weights(tmp_path: Path, model: Robometer) -> None:
+    (tmp_path / "open").mkdir(0o755)
+    save_checkpoint(tmp_path / "open", model.state_dict(), _config(), {})
+    assert (tmp_path / "open" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
 def test_the_hash_is_of_all_shards(tmp_path: Path, model: Robometer) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     last = sorted(state)[-1]
