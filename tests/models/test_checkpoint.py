@@ -310,6 +310,13 @@ def test_each_tensor_that_does_not_fit_is_named(tmp_path: Path, model: Robometer
         assert part in str(caught.value)
 
 
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, model: Robometer) -> None:
+    state = _state(model)
+    save_weights(_upstream(tmp_path, model), state | {"model.success_head.0.bias": state["success_head.0.bias"] + 1})
+    with pytest.raises(CheckpointError, match=r"success_head\.0\.bias twice"):
+        load_model(tmp_path)
+
+
 def test_embedding_rows_and_tokenizer_must_be_of_one_model(tmp_path: Path, model: Robometer) -> None:
     state = _state(model)
     name = "model.language_model.embed_tokens.weight"
