@@ -1,7 +1,9 @@
 """The stream of training batches: Ray Data plans, fetches and collates; order is a pure function of the seed.
 
 The stream starts as one row per micro-batch, its number; each row is a block of its own, which an actor pool turns into
-a batch. With `preserve_order`, Ray Data hands block k to worker k mod W, so that worker r's step s is block s * W + r.
+a batch. With `preserve_order`, Ray Data deals block k to worker k mod W, and looks at no locality. A step takes the
+next n micro-batches of the run, whoever gets them, so that the stream is the same for any number of workers W, and each
+worker knows which of a step's micro-batches are its own (`MicroBatches`).
 
 The manifest and its index are made once and lie in the object store: all actors of a node read the same memory.
 
@@ -11,7 +13,8 @@ starves on a small or shared cluster, where a run's share is just its data actor
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from robometer.batch import Batch
 from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.errors import RobometerError
 from robometer.sampling import ManifestIndex, plan
 
 
@@ -69,7 +73,7 @@ class Collate:
         self.config = from_dict(values)
         manifest, self.index = ray.get(shared)
         self.collate = build_collator(self.config, Corpus(self.config.corpus.path, manifest))
-        self.size = self.config.train.micro_batch_size
+        self.size = self.config.train.samples_per_micro_batch
         self.first = first
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -80,23 +84,75 @@ class Collate:
 
 
 def stream(config: Config, start_step: int) -> Dataset:
-    """Micro-batches of all workers from optimizer step `start_step` to the end of the run."""
+    """Micro-batches of all workers from optimizer step `start_step` to the end of the run, and a few more.
+
+    `streaming_split` gives every worker the same number of blocks and drops what is left, at most one for each of the
+    other workers; that many follow the last step.
+    """
     train = config.train
-    per_step = train.num_workers * train.gradient_accumulation
-    source = MicroBatchNumbers((train.steps - start_step) * per_step)
+    source = MicroBatchNumbers((train.steps - start_step) * train.micro_batches + train.num_workers - 1)
     numbers = ray.data.read_datasource(source, num_cpus=0, override_num_blocks=1)
     numbers.context.target_max_block_size = 1  # byte: every row is a block
     return numbers.map_batches(
         Collate,
-        fn_constructor_args=(to_dict(config), start_step * per_step, share(config)),
+        fn_constructor_args=(to_dict(config), start_step * train.micro_batches, share(config)),
         batch_size=None,
         num_cpus=train.data_cpus,
         compute=ActorPoolStrategy(size=train.data_actors),
     )
 
 
-def batches(shard: DataIterator, prefetch: int = 2) -> Generator[Batch, None, None]:
-    """A worker's micro-batches, in order."""
-    whole: Any = None  # a block as it is, which Ray's annotation of `batch_size` leaves out
-    for block in shard.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=prefetch):
-        yield Batch.from_arrays({name: value[0] for name, value in block.items()})
+class StreamError(RobometerError):
+    """Micro-batches that are not those that the plan says; the message says which."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A share of a global batch.
+
+    Attributes:
+        number: counted over the whole run; dropout follows from it.
+        weight: 1, or 0 for a copy that is there so that every worker runs the same modules equally often.
+    """
+
+    number: int
+    weight: float
+    batch: Batch
+
+
+class MicroBatches:
+    """What one worker gets of a stream that was begun at `start_step`.
+
+    A step has n micro-batches for W workers, so that some may get one less than others: they repeat one without weight,
+    since under ZeRO 3 every worker must take part in every forward pass.
+    """
+
+    def __init__(self, shard: DataIterator, config: Config, start_step: int, rank: int, world_size: int) -> None:
+        whole: Any = None  # a block as it is, which Ray's annotation of `batch_size` leaves out
+        blocks = shard.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=2)
+        self._batches = (Batch.from_arrays({name: value[0] for name, value in block.items()}) for block in blocks)
+        self._per_step, self._size = config.train.micro_batches, config.train.samples_per_micro_batch
+        self._start, self._rank, self._world_size = start_step * self._per_step, rank, world_size
+        self.rounds = math.ceil(self._per_step / world_size)
+
+    def take(self, step: int) -> list[MicroBatch]:
+        """This worker's `rounds` micro-batches of an optimizer step; steps must be taken in order.
+
+        Raises:
+            StreamError: the stream is not where it should be.
+        """
+        first = step * self._per_step
+        own = [k for k in range(first, first + self._per_step) if (k - self._start) % self._world_size == self._rank]
+        taken = [self._next(k) for k in own]
+        return taken + [replace(taken[-1], weight=0.0)] * (self.rounds - len(taken))
+
+    def close(self) -> None:
+        """Let go of the stream: Ray Data gives its share of the cluster back now, not when a request expires."""
+        self._batches.close()
+
+    def _next(self, number: int) -> MicroBatch:
+        batch = next(self._batches)
+        found, expected = int(batch.sample_index[0]), number * self._size
+        if found != expected:
+            raise StreamError(f"the sample stream is out of order: got {found}, not {expected}")
+        return MicroBatch(number, 1.0, batch)

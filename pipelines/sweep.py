@@ -23,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.cluster import connected, warn_if_short
 from pipelines.train import run_train
-from pipelines.training_worker import MODEL, TrainingError
+from pipelines.training.worker import MODEL, TrainingError
 from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ from ray.train.v2.api.result import Result
 
 from pipelines.cluster import connected, interactive, warn_if_short
 from pipelines.sample_stream import stream
-from pipelines.training_worker import HISTORY, MODEL, TrainingError, train_worker
+from pipelines.training.checkpointing import HISTORY, MODEL, TrainingError
+from pipelines.training.worker import train_worker
 from robometer import plots, tracking
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
-from robometer.models.checkpoint import build_collator
+from robometer.models.checkpoint import build_collator, checkpoint_hash
+from robometer.models.sources import for_workers, locate
 from robometer.provenance import provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
@@ -71,6 +74,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         "train.output": str(output),
         "corpus.path": corpus.storage.path,
         "tracking.uri": tracking.absolute_uri(config.tracking.uri),
+        "train.load_from_checkpoint": for_workers(config.train.load_from_checkpoint, config.tracking.uri),
     }
     config = override(config, places)
     run_id = _open_run(config, output, corpus, mix, parent_run_id)
@@ -107,14 +111,36 @@ def _mix(config: Config, index: ManifestIndex) -> Histograms:
     return mix
 
 
-_FREE = {"train": {"steps", "max_failures", "log_every", "output", "data_actors", "data_cpus", "cpus_per_worker"}}
-"""What may differ when a run is resumed: the rest of these sections decides what is computed."""
+_FREE = {
+    "steps",
+    "max_failures",
+    "log_every",
+    "output",
+    "data_actors",
+    "data_cpus",
+    "num_workers",
+    "min_workers",
+    "resize_every_s",
+    "cpus_per_worker",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "zero_init",
+    "offload",
+    "peak_tflops",
+}
+"""Keys of `train` that may differ when a run is resumed: the rest decides what is computed."""
+
+_CONVERTIBLE = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}
+"""ZeRO stages among which a training state can be converted (DeepSpeed's universal checkpoints know no other way)."""
 
 
 def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
     values = to_dict(config)
-    sections = ("sampling", "model", "loss", "train", "embed")
-    kept = {s: {k: v for k, v in values[s].items() if k not in _FREE.get(s, set())} for s in sections}
+    kept = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "embed")}
+    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE}
+    kept["train"]["zero_stage"] = _CONVERTIBLE[config.train.zero_stage]
+    if config.loss.compat == "upstream":  # whose losses are means over micro-batches
+        kept["train"]["micro_batch_size"] = config.train.samples_per_micro_batch
     return kept | {"corpus": {"content_hash": corpus.content_hash}}
 
 
@@ -148,12 +174,13 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
     DataContext.get_current().enable_progress_bars = False
     spec = {
         "config": to_dict(config),
-        "provenance": provenance_of(corpus) | {"run_id": run_id},
+        "provenance": _provenance(config, corpus) | {"run_id": run_id},
         "run_id": run_id,
         "interactive": interactive(),
     }
-    scaling = ScalingConfig(
-        num_workers=train.num_workers,
+    scaling = ScalingConfig(  # type: ignore[call-arg]  # the annotations are those of Ray Train V1's class
+        num_workers=cast(Any, (train.min_workers, train.num_workers) if train.min_workers else train.num_workers),
+        elastic_resize_monitor_interval_s=train.resize_every_s,
         use_gpu=train.use_gpu,
         resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
     )
@@ -179,6 +206,11 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
             callbacks=cast(Any, callbacks),
         ),
     )
+
+
+def _provenance(config: Config, corpus: Corpus) -> dict[str, Any]:
+    start = config.train.load_from_checkpoint
+    return provenance_of(corpus) | ({"base": checkpoint_hash(locate(start))} if start else {})
 
 
 def _next_step(run: Path) -> int:
@@ -211,9 +243,10 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     if not ranked:
         raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
     key = config.train.best_metric if config.train.validate else "step"
-    missing = [metrics for _, metrics in ranked if key not in metrics]
-    if missing:
-        raise ConfigError(f"train.best_metric={key} is not among the validation metrics {sorted(missing[0])}")
+    known = sorted({name for _, metrics in ranked for name in metrics if name != "step"})
+    ranked = [(checkpoint, metrics) for checkpoint, metrics in ranked if math.isfinite(metrics.get(key, math.nan))]
+    if not ranked:
+        raise ConfigError(f"train.best_metric={key} is not among the validation metrics {known}")
     sign = -1.0 if config.train.validate and config.train.best_mode == "min" else 1.0
     checkpoint, metrics = max(ranked, key=lambda item: (sign * item[1][key], item[1]["step"]))
     best = output / "best"

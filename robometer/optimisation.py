@@ -12,9 +12,6 @@ from robometer.configs.schema import Config, TrainConfig
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """AdamW's, as upstream has them."""
 
-VISION = ".visual."
-"""In the names of the vision tower's parameters."""
-
 
 def schedule(position: int, warmup: int, steps: int, kind: str) -> float:
     """Share of the full learning rate at `position` of a run of `steps`, as transformers' schedules have it.
@@ -52,10 +49,11 @@ def parameter_groups(model: torch.nn.Module, train: TrainConfig) -> list[dict[st
     tower has its own rate: a group's rate is `learning_rate(step, config)` times its `lr_scale`.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    vision = {id(parameter) for part in getattr(model, "vision_parts", []) for parameter in part.parameters()}
     groups = []
     for rate, is_vision in ((train.learning_rate, False), (train.vision_learning_rate, True)):
         for decay, is_decayed in ((train.weight_decay, True), (0.0, False)):
-            members = [p for name, p in trained if (VISION in name) == is_vision and decays(name, p) == is_decayed]
+            members = [p for name, p in trained if (id(p) in vision) == is_vision and decays(name, p) == is_decayed]
             scale = rate / train.learning_rate
             groups.append({"params": members, "weight_decay": decay, "lr": rate, "lr_scale": scale})
     return [group for group in groups if group["params"]]

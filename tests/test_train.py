@@ -67,7 +67,7 @@ def test_losses_do_not_depend_on_zero_stage_or_workers(
 
 
 def test_gradient_accumulation_equals_the_big_batch(reference: TrainReport, tiny_corpus: str, tmp_path: Path) -> None:
-    report = run_train(_config(tiny_corpus, tmp_path, "train.zero_stage=1", "train.gradient_accumulation=4"))
+    report = run_train(_config(tiny_corpus, tmp_path, "train.zero_stage=1", "train.micro_batch_size=2"))
     np.testing.assert_allclose(_losses(report), _losses(reference), rtol=TOLERANCE)
 
 
@@ -149,7 +149,7 @@ def test_other_settings_in_the_same_folder_are_refused(reference: TrainReport, t
 
 
 def test_a_loss_that_is_not_a_number_names_its_trajectories(tiny_corpus: str, tmp_path: Path) -> None:
-    from pipelines.training_worker import TrainingError
+    from pipelines.training.worker import TrainingError
 
     with pytest.raises(TrainingError, match="not a number at step"):
         run_train(_config(tiny_corpus, tmp_path, "train.learning_rate=1e30", "train.warmup_ratio=0", "train.steps=20"))

@@ -206,9 +206,10 @@ class TrainConfig:
     """One training run. Running the same command again resumes it."""
 
     output: str = "outputs/train"
+    load_from_checkpoint: str = ""  # weights to start from: a folder, org/name[@revision] or an MLflow URI
     steps: int = 1000
     batch_size: int = 32  # samples per optimizer step over all workers
-    gradient_accumulation: int = 1
+    micro_batch_size: int = 0  # samples per forward pass of a worker; 0: batch_size / num_workers
     learning_rate: float = 1e-4
     vision_learning_rate: float = 1e-5  # of the vision tower, where model.train_vision_encoder is on
     schedule: str = "cosine"  # after warm-up: cosine or linear to 0 | constant
@@ -217,13 +218,18 @@ class TrainConfig:
     max_grad_norm: float = 10.0
     seed: int = 42
     num_workers: int = 1
+    min_workers: int = 0  # fewer workers than this wait; 0: as many as num_workers, else the run shrinks and grows
+    resize_every_s: float = 60.0  # how often a run with min_workers looks whether it may grow
     use_gpu: bool = False
     cpus_per_worker: float = 1.0
     data_actors: int = 1  # processes that fetch and collate batches
     data_cpus: float = 1.0  # per data actor
     zero_stage: int = 2
-    precision: str = "fp32"  # fp32 | bf16
+    zero_init: bool = False  # stage 3 and a vision-language model: no process ever holds all of its weights
+    offload: str = "none"  # to CPU memory: none | optimizer (its state and step) | parameters (these too, stage 3)
+    precision: str = "fp32"  # fp32 | bf16 (forward and backward; the optimizer's own weights stay fp32)
     gradient_checkpointing: bool = False
+    peak_tflops: float = 0.0  # of one device at this precision, for the MFU estimate; 0: known by the device's name
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     best_metric: str = "seen/preference_accuracy"
@@ -240,18 +246,43 @@ class TrainConfig:
         _one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
         _one_of("train.precision", self.precision, ("fp32", "bf16"))
         _one_of("train.best_mode", self.best_mode, ("max", "min"))
+        _one_of("train.offload", self.offload, ("none", "optimizer", "parameters"))
+        _check(
+            self.offload != "parameters" or self.zero_stage == 3, "train.offload=parameters needs train.zero_stage=3"
+        )
+        _check(self.offload == "none" or self.zero_stage > 0, "train.offload needs train.zero_stage=1, 2 or 3")
+        _check(not self.zero_init or self.zero_stage == 3, "train.zero_init needs train.zero_stage=3")
         _check(self.steps >= 1, "train.steps must be at least 1")
         _check(self.num_workers >= 1, "train.num_workers must be at least 1")
-        share = self.num_workers * self.gradient_accumulation
         _check(
-            self.batch_size % share == 0,
-            f"train.batch_size={self.batch_size} must be a multiple of num_workers x gradient_accumulation = {share}",
+            0 <= self.min_workers <= self.num_workers,
+            f"train.min_workers={self.min_workers} must be in 0..num_workers={self.num_workers}",
+        )
+        self._check_micro_batches()
+
+    def _check_micro_batches(self) -> None:
+        size, divisor = self.micro_batch_size, "micro_batch_size" if self.micro_batch_size else "num_workers"
+        number = size or self.num_workers
+        _check(size >= 0, "train.micro_batch_size must not be negative")
+        _check(
+            self.batch_size % number == 0,
+            f"train.batch_size={self.batch_size} must be a multiple of {divisor}={number}",
+        )
+        _check(
+            self.micro_batches >= self.num_workers,
+            f"train.batch_size={self.batch_size} makes {self.micro_batches} micro-batches of {size}, "
+            f"too few for num_workers={self.num_workers}: choose a smaller micro_batch_size",
         )
 
     @property
-    def micro_batch_size(self) -> int:
-        """Samples per worker and forward pass."""
-        return self.batch_size // (self.num_workers * self.gradient_accumulation)
+    def micro_batches(self) -> int:
+        """Micro-batches of a global batch, which are dealt out to however many workers there are."""
+        return self.batch_size // self.micro_batch_size if self.micro_batch_size else self.num_workers
+
+    @property
+    def samples_per_micro_batch(self) -> int:
+        """`micro_batch_size`, whether given or derived."""
+        return self.batch_size // self.micro_batches
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, Qwen2_5_VLModel, Qwen3VLModel, SmolVLMModel
 
 from robometer.configs.schema import ConfigError
@@ -114,8 +114,3 @@ def backbone_of(config: PretrainedConfig) -> Backbone:
     if kind not in BACKBONES:
         raise ConfigError(f"a base model of type {kind!r} is none of {', '.join(BACKBONES)}")
     return BACKBONES[kind]
-
-
-def parts(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
-    """Sub-modules by name."""
-    return [model.get_submodule(name) for name in names]

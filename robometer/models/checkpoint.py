@@ -33,12 +33,62 @@ PROVENANCE = "provenance.json"
 
 
 def build_model(config: Config, corpus: Corpus) -> nn.Module:
-    """A fresh model whose input sizes fit the corpus; weights follow from `train.seed`."""
+    """The model that training starts from, whose input sizes fit the corpus.
+
+    Its weights are those of `train.load_from_checkpoint`; without that they follow from `train.seed`, and a
+    vision-language model's backbone from `model.base_model`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had, or holds another model than the configuration describes.
+    """
     torch.manual_seed(config.train.seed)
     if config.model.kind == "robometer":
-        from robometer.models.robometer import build_robometer
+        return _build_robometer(config)
+    model = _fresh_rewind(config, corpus)
+    if config.train.load_from_checkpoint:
+        fill(model, locate(config.train.load_from_checkpoint))
+    return model
 
-        return build_robometer(config)[0]
+
+def _build_robometer(config: Config) -> nn.Module:
+    from robometer.models.lora import add_lora
+    from robometer.models.robometer import build_robometer
+
+    with start_folder(config) as folder:
+        if folder is None:
+            model, tokenizer = build_robometer(config)
+        else:
+            with torch.device("meta"):
+                model, tokenizer = build_robometer(config, folder)
+            fill(model, locate(config.train.load_from_checkpoint))
+    if config.model.lora.rank:
+        add_lora(model, config.model.lora, tokenizer)
+    return model
+
+
+@contextmanager
+def start_folder(config: Config) -> Iterator[Path | None]:
+    """The folder of backbone configuration and tokenizer that a run starts from; None: those of `model.base_model`.
+
+    Raises:
+        CheckpointError: `train.load_from_checkpoint` cannot be had, or is one that nothing can be trained on.
+    """
+    if not config.train.load_from_checkpoint:
+        yield None
+        return
+    start = describe(locate(config.train.load_from_checkpoint))
+    if start.config.model.kind != config.model.kind:
+        raise CheckpointError(f"{start.folder} holds a {start.config.model.kind} model, not a {config.model.kind}")
+    if start.config.model.lora.rank:
+        raise CheckpointError(
+            f"{start.folder} holds adapters: `robometer publish {start.folder} --merge --to FOLDER` makes a model "
+            "of them that training can start from"
+        )
+    with backbone_folder(start) as folder:
+        yield folder
+
+
+def _fresh_rewind(config: Config, corpus: Corpus) -> nn.Module:
     image_dim = corpus.embeddings(config.embed.image_encoder, 0).shape[1]
     text_dim = len(next(iter(corpus.text_embeddings(config.embed.text_encoder).values())))
     model = _rewind(config, image_dim, text_dim)
@@ -53,8 +103,10 @@ def build_collator(config: Config, corpus: Corpus) -> Collator:
     """What turns plans into batches for `config.model.kind`."""
     if config.model.kind == "robometer":
         from robometer.models.processing import RobometerCollator
+        from robometer.models.robometer import load_processor
 
-        return RobometerCollator.from_config(config, corpus)
+        with start_folder(config) as folder:
+            return RobometerCollator(corpus, load_processor(config, folder))
     return RewindCollator(config, corpus)
 
 
@@ -65,7 +117,10 @@ def save_checkpoint(
     provenance: Mapping[str, Any],
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a checkpoint folder: weights as they are in `state`, in shards of at most `max_shard_size`."""
+    """Write a checkpoint folder: weights as they are in `state`, in shards of at most `max_shard_size`.
+
+    With adapters (`model.lora.rank`) `state` is what `trained_names` says; the rest is that of the base model.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     save_weights(path, state, max_shard_size)
@@ -74,7 +129,8 @@ def save_checkpoint(
     if config.model.kind == "robometer":
         from robometer.models.robometer import save_processor
 
-        save_processor(config, path)
+        with start_folder(config) as start:
+            save_processor(config, path, start)
 
 
 def load_config(source: str | Path) -> Config:
@@ -91,9 +147,30 @@ def load_model(source: str | Path, tracking_uri: str = "") -> tuple[nn.Module, C
         CheckpointError: it cannot be had, a file is unreadable, or tensors are missing, unexpected or misshaped.
     """
     found = describe(locate(source, tracking_uri))
-    model = empty_model(found)
-    fill(model, found.folder)
-    return model, found.config
+    return filled_model(found), found.config
+
+
+def filled_model(found: Description) -> nn.Module:
+    """The model of a checkpoint with its weights; one with adapters has those of its base model, and then its own.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or misshaped, or the base model is not the one it was.
+    """
+    if not found.config.model.lora.rank:
+        model = empty_model(found)
+        fill(model, found.folder)
+        return model
+    from robometer.models.lora import trained_names
+
+    torch.manual_seed(found.config.train.seed)  # a base model of random weights has those of its run
+    model = _build_robometer(found.config)
+    base = load_provenance(found.folder).get("base", "")
+    if base and base != checkpoint_hash(locate(found.config.train.load_from_checkpoint)):
+        raise CheckpointError(
+            f"{found.folder} holds adapters of other weights than {found.config.train.load_from_checkpoint} has now"
+        )
+    fill(model, found.folder, trained_names(model))
+    return model
 
 
 def empty_model(found: Description) -> nn.Module:
@@ -157,8 +234,7 @@ def load_scorer(checkpoint: str | Path, device: str = "cpu", tracking_uri: str =
 
         return RemoteScorer(str(checkpoint))
     found = describe(locate(checkpoint, tracking_uri))
-    model = empty_model(found)
-    fill(model, found.folder)
+    model = filled_model(found)
     name = f"{found.config.model.kind}@{checkpoint_hash(found.folder)}"
     with backbone_folder(found) as folder:
         scorer = make_scorer(model, found.config, name, device, folder=folder)

@@ -74,7 +74,7 @@ def describe(folder: str | Path) -> Description:
     found = slots(path)
     vocabulary = next((slot.shape[0] for name, slot in found.items() if EMBEDDING.search(name)), 0)
     backbone = _backbone(path, layout) if config.model.kind == "robometer" else None
-    if backbone is not None and not vocabulary:
+    if backbone is not None and not vocabulary and not config.model.lora.rank:
         raise CheckpointError(f"{path} holds no token embedding (embed_tokens.weight)")
     has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
     return Description(path, layout, _with_bins(config, found), backbone, vocabulary, has_tokenizer, found)

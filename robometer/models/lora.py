@@ -4,42 +4,41 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from robometer.configs.schema import LoraSettings
 from robometer.models.prompts import SPECIAL_TOKENS
 from robometer.models.robometer import Robometer
 
 
-def add_lora(model: Robometer, settings: LoraSettings, special_ids: list[int]) -> PeftModel:
+def add_lora(model: Robometer, settings: LoraSettings, tokenizer: PreTrainedTokenizerBase) -> None:
     """Freeze the language model and give it adapters; the reward model's own tokens train too.
 
     The layers are replaced in place: the keys of what was there gain `base_layer`, those of the adapters hold `lora_A`
     and `lora_B`. The heads stay as they are.
 
     Args:
-        special_ids: ids of `SPECIAL_TOKENS`, whose embeddings the base model has never trained.
-
-    Returns:
-        peft's wrapper of the language model, which is not part of the model; `merge` takes it.
+        tokenizer: knows the ids of `SPECIAL_TOKENS`, whose embeddings the base model has never trained.
     """
+    special = cast(list[int], tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
-        trainable_token_indices={"embed_tokens": special_ids},
+        trainable_token_indices=cast(Any, {"embed_tokens": special}),
     )
-    assert len(special_ids) == len(SPECIAL_TOKENS)
-    return cast(PeftModel, get_peft_model(model.language_model, config))
+    model.adapters = (get_peft_model(model.language_model, config),)
 
 
-def merge(model: Robometer, wrapper: PeftModel) -> None:
+def merge(model: Robometer) -> None:
     """Add the adapters to the weights that they adapt: afterwards the model has the public layout again."""
-    merged = cast(Any, wrapper).merge_and_unload()
+    merged = cast(Any, model.adapters[0]).merge_and_unload()
     parent, _, name = model.family.language.rpartition(".")
     setattr(model.model.get_submodule(parent), name, merged)
+    model.adapters = ()
 
 
 def trained_names(model: nn.Module) -> set[str]:

@@ -18,7 +18,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from robometer.batch import Batch
-from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.backbones import Backbone, backbone_of
 from robometer.models.collate import collate_targets
@@ -206,13 +205,6 @@ class RobometerCollator:
 
     def __init__(self, corpus: Corpus, processor: RobometerProcessor) -> None:
         self.corpus, self.processor = corpus, processor
-
-    @classmethod
-    def from_config(cls, config: Config, corpus: Corpus) -> RobometerCollator:
-        """With the tokenizer of `model.base_model`."""
-        from robometer.models.robometer import load_processor
-
-        return cls(corpus, load_processor(config))
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
         samples = [

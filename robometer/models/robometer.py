@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from robometer.batch import Batch, RewardOutput
 from robometer.configs.schema import Config, ConfigError
 from robometer.models.attention import IMPLEMENTATIONS, packed_kwargs
-from robometer.models.backbones import backbone_of, parts
+from robometer.models.backbones import backbone_of
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
 from robometer.models.tiny import TINY, tiny_config, tiny_tokenizer
@@ -56,6 +56,7 @@ class Robometer(RewardHeads):
         self.family = backbone_of(backbone.config)
         self.cutter = self.family.cutter(backbone.config)
         self.pooling, self.temperature = pooling, temperature
+        self.adapters: tuple[Any, ...] = ()  # peft's wrapper of the language model, in a tuple: it is not a part
         # Part of the public layout; where it is not read it must not ask for a gradient, or data-parallel training
         # would wait for it.
         self.frame_pool_attn = nn.Linear(hidden_dim, 1, bias=False).requires_grad_(pooling == "attention")
@@ -64,6 +65,11 @@ class Robometer(RewardHeads):
     def language_model(self) -> Any:
         """The causal language model of the backbone."""
         return self.model.get_submodule(self.family.language)
+
+    @property
+    def vision_parts(self) -> list[nn.Module]:
+        """The modules of the backbone that turn pixels into features."""
+        return [self.model.get_submodule(name) for name in self.family.vision]
 
     def forward(self, batch: Batch) -> RewardOutput:
         """Logits for every sample: B's are None without pairs; the preference of a progress sample means nothing."""
@@ -133,9 +139,13 @@ def load_processor(config: Config, folder: str | Path | None = None) -> Robomete
     return RobometerProcessor(tokenizer, base, model.ask_progress, model.per_frame_progress_token)
 
 
-def save_processor(config: Config, folder: str | Path) -> None:
-    """Write into a checkpoint folder what rebuilds the model without its base: tokenizer and backbone `config.json`."""
-    processor = load_processor(config)
+def save_processor(config: Config, folder: str | Path, source: str | Path | None = None) -> None:
+    """Write into a checkpoint folder what rebuilds the model without its base: tokenizer and backbone `config.json`.
+
+    Args:
+        source: as in `load_processor`.
+    """
+    processor = load_processor(config, source)
     processor.tokenizer.save_pretrained(folder)
     cast(Any, processor.base).text_config.vocab_size = len(processor.tokenizer)
     processor.base.save_pretrained(folder)
@@ -178,7 +188,7 @@ def build_robometer(config: Config, folder: str | Path | None = None) -> tuple[R
         config.model.frame_pooling,
         config.model.frame_pooling_temperature,
     )
-    for module in parts(backbone, model.family.vision):
+    for module in model.vision_parts:
         module.requires_grad_(config.model.train_vision_encoder)
     model.language_model.requires_grad_(config.model.train_language_model)
     if config.train.gradient_checkpointing:

@@ -50,6 +50,8 @@ def locate(source: str | Path, tracking_uri: str = "") -> Path:
 
 def for_workers(source: str, tracking_uri: str = "") -> str:
     """A name of the checkpoint that means the same in a worker, whose working directory may be another."""
+    if not source:
+        return ""
     if source.startswith(MLFLOW_SCHEMES):
         return str(locate(source, tracking_uri).absolute())
     is_elsewhere = "://" in source or (HUB_ID.fullmatch(source) and not Path(source).exists())

@@ -160,9 +160,10 @@ def iter_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensors.get_tensor(slot.key)
 
 
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of what a checkpoint of `model` holds."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def shapes_of(model: nn.Module, names: Collection[str] | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of what a checkpoint of `model` holds: all of its tensors, or those of `names`."""
+    state = model.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if names is None or name in names}
 
 
 def optional_of(model: nn.Module) -> set[str]:
@@ -170,27 +171,28 @@ def optional_of(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if name == _POOLING and not p.requires_grad}
 
 
-def check(model: nn.Module, folder: str | Path) -> None:
-    """Compare the headers of a checkpoint folder with the model.
+def check(model: nn.Module, folder: str | Path, names: Collection[str] | None = None) -> None:
+    """Compare the headers of a checkpoint folder with the model, or with those of its tensors that are in `names`.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or misshaped; it names them.
     """
     found = {name: slot.shape for name, slot in slots(folder).items()}
-    if problems := match(shapes_of(model), found, optional_of(model)).problems:
+    if problems := match(shapes_of(model, names), found, optional_of(model)).problems:
         raise CheckpointError(f"{folder} does not fit the model that its configuration describes: {problems}")
 
 
 @torch.no_grad()
-def fill(model: nn.Module, folder: str | Path) -> None:
+def fill(model: nn.Module, folder: str | Path, names: Collection[str] | None = None) -> None:
     """Give a model, built on the meta device or anywhere else, the weights of a checkpoint folder, strictly.
 
-    Each tensor becomes the model's own (in the model's number type) before the next one is read.
+    With `names` the folder must hold these tensors, and no others. Each tensor becomes the model's own (in the model's
+    number type) before the next one is read.
 
     Raises:
         CheckpointError: as `check`; nothing was changed then.
     """
-    check(model, folder)
+    check(model, folder, names)
     ours, filled = model.state_dict(), set()
     for name, tensor in iter_weights(folder):
         # Copied out of the mapped file, where it is not aligned as kernels like it (which also shows in the last bit).

@@ -92,6 +92,10 @@ def _plans() -> list[SamplePlan]:
     ]
 
 
+def _collator(config: Config, corpus: Corpus) -> RobometerCollator:
+    return RobometerCollator(corpus, load_processor(config))
+
+
 def _run(model: Robometer, batch: Batch) -> RewardOutput:
     with torch.no_grad():
         output: RewardOutput = model(batch)
@@ -101,7 +105,7 @@ def _run(model: Robometer, batch: Batch) -> RewardOutput:
 def test_training_on_a_fixed_batch_lowers_its_loss(corpus: Corpus) -> None:
     config = _config()
     model = _model(config).train()
-    batch = RobometerCollator.from_config(config, corpus)(_plans())
+    batch = _collator(config, corpus)(_plans())
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for _ in range(15):
@@ -115,7 +119,7 @@ def test_training_on_a_fixed_batch_lowers_its_loss(corpus: Corpus) -> None:
 
 def test_every_trainable_parameter_has_a_gradient_and_the_frozen_have_none(corpus: Corpus) -> None:
     model = _model()
-    batch = RobometerCollator.from_config(_config(), corpus)(_plans()[2:])  # progress only: no pair in the batch
+    batch = _collator(_config(), corpus)(_plans()[2:])  # progress only: no pair in the batch
     compute_losses(model(batch), batch, LossConfig(), "discrete").total.backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {"frame_pool_attn.weight"} | {n for n in model.state_dict() if n.startswith("model.visual.")}
@@ -124,7 +128,7 @@ def test_every_trainable_parameter_has_a_gradient_and_the_frozen_have_none(corpu
 def test_the_vision_tower_trains_when_asked(corpus: Corpus) -> None:
     config = _config(model=ModelConfig(kind="robometer", base_model="tiny", train_vision_encoder=True))
     model = _model(config)
-    batch = RobometerCollator.from_config(config, corpus)(_plans())
+    batch = _collator(config, corpus)(_plans())
     compute_losses(model(batch), batch, LossConfig(), "discrete").total.backward()
     gradient = model.get_parameter("model.visual.patch_embed.proj.weight").grad
     assert gradient is not None and gradient.abs().sum() > 0
@@ -136,7 +140,7 @@ def test_gradient_checkpointing_changes_no_gradient(corpus: Corpus) -> None:
         config = _config(train=TrainConfig(gradient_checkpointing=checkpointing))
         model = _model(config).train()
         assert model.model.is_gradient_checkpointing is checkpointing
-        batch = RobometerCollator.from_config(config, corpus)(_plans())
+        batch = _collator(config, corpus)(_plans())
         compute_losses(model(batch), batch, LossConfig(), "discrete").total.backward()
         gradient = model.get_parameter("model.language_model.embed_tokens.weight").grad
         assert gradient is not None
@@ -148,7 +152,7 @@ def test_bf16_trains_and_scores_in_float32_probabilities(corpus: Corpus) -> None
     config = _config(train=TrainConfig(precision="bf16"))
     model = _model(config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    batch = RobometerCollator.from_config(config, corpus)(_plans())
+    batch = _collator(config, corpus)(_plans())
     loss = compute_losses(model(batch), batch, LossConfig(), "discrete").total
     loss.backward()
     assert torch.isfinite(loss)
@@ -158,7 +162,7 @@ def test_bf16_trains_and_scores_in_float32_probabilities(corpus: Corpus) -> None
 
 
 def test_a_mixed_ragged_batch_equals_its_samples_one_by_one(model: Robometer, corpus: Corpus) -> None:
-    collator = RobometerCollator.from_config(_config(), corpus)
+    collator = _collator(_config(), corpus)
     together = _run(model, collator(_plans()))
     assert together.progress_logits_b is not None and together.preference_logits is not None
     for i, plan in enumerate(_plans()):
@@ -211,7 +215,7 @@ def test_packed_states_with_shared_frames_equal_the_backbones_own_forward(base: 
 def test_every_backbone_trains_with_pooled_frames(base: str, pooling: str, corpus: Corpus) -> None:
     pooled = ModelConfig(kind="robometer", base_model=base, frame_pooling=pooling, per_frame_progress_token=False)
     config = _config(model=pooled)
-    model, batch = _model(config), RobometerCollator.from_config(config, corpus)(_plans())
+    model, batch = _model(config), _collator(config, corpus)(_plans())
     output = model(batch)
     assert output.progress_logits.shape == (3, 4, 10)
     compute_losses(output, batch, LossConfig(), "discrete").total.backward()
@@ -250,7 +254,7 @@ def test_b_does_not_change_a_but_a_changes_b(model: Robometer, processor: Robome
 
 
 def test_the_batch_survives_its_flat_form(corpus: Corpus, model: Robometer) -> None:
-    batch = RobometerCollator.from_config(_config(), corpus)(_plans())
+    batch = _collator(_config(), corpus)(_plans())
     again = Batch.from_arrays(batch.to_arrays())
     assert torch.equal(_run(model, batch).progress_logits, _run(model, again).progress_logits)
 

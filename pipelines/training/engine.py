@@ -1,0 +1,175 @@
+"""The DeepSpeed engine of a run: ZeRO stage, precision, offload, and a model that may be too big for one process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from robometer.configs.schema import Config, ConfigError
+from robometer.corpus.corpus import Corpus
+from robometer.models.checkpoint import build_model
+from robometer.optimisation import BETAS, EPSILON, parameter_groups
+
+Weights = Iterable[tuple[str, Tensor]]
+"""Names and whole tensors, one at a time."""
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for this run on `world_size` workers.
+
+    The batch sizes are nominal: where the workers do not divide the micro-batches, some of them are copies without
+    weight (`pipelines.sample_stream.MicroBatches`).
+    """
+    train = config.train
+    rounds = math.ceil(train.micro_batches / world_size)
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
+    if train.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": train.use_gpu}
+    values = {
+        "train_batch_size": train.samples_per_micro_batch * rounds * world_size,
+        "train_micro_batch_size_per_gpu": train.samples_per_micro_batch,
+        "gradient_accumulation_steps": rounds,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": train.use_gpu,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.learning_rate,
+                "betas": list(BETAS),
+                "eps": EPSILON,
+                "weight_decay": train.weight_decay,
+                "torch_adam": not train.use_gpu,  # DeepSpeed's own CPU Adam is compiled at first use
+            },
+        },
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if train.zero_stage > 0:  # else gradients of micro-batches would be added up in bf16; stage 0 cannot do otherwise
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
+    return values
+
+
+def build_engine(config: Config, corpus: Corpus, world_size: int, universal: bool = False) -> Any:
+    """A DeepSpeed engine around a fresh model; every rank must call this.
+
+    Args:
+        universal: it will load a universal checkpoint.
+    """
+    deepspeed = _deepspeed(config)
+    settings = deepspeed_config(config, world_size)
+    if universal:
+        settings["checkpoint"] = {"load_universal": True}
+    with _empty_parameters() if config.train.zero_init else nullcontext():
+        model = build_model(config, corpus)
+    groups = parameter_groups(model, config.train)
+    if config.train.zero_init:
+        weights = _first_weights(config, corpus) if dist.get_rank() == 0 else ()
+        partitioned = partition(model, weights, settings)
+        for group in groups:
+            group["params"] = [partitioned[parameter] for parameter in group["params"]]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=settings, dist_init_required=False)
+    return engine
+
+
+def full_state(engine: Any, config: Config) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model, whole, on the CPU of the first rank; empty elsewhere.
+
+    These are all parameters and buffers, or with adapters what is trained. Every rank must call this.
+    """
+    state, first = {}, dist.get_rank() == 0
+    for name, value in engine.module.state_dict(keep_vars=True).items():
+        if config.model.lora.rank and not value.requires_grad:
+            continue
+        with _gathered(value):  # one at a time: all of them need not fit beside each other on a device
+            if first:
+                state[name] = value.detach().to("cpu", copy=True)
+    return state
+
+
+@contextmanager
+def _gathered(value: Tensor, modifier_rank: int | None = None) -> Iterator[None]:
+    """A parameter made whole, if it is one that ZeRO 3 has partitioned."""
+    if not hasattr(value, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([value], modifier_rank=modifier_rank):
+        yield
+
+
+def _deepspeed(config: Config) -> Any:
+    """DeepSpeed, told which device it runs on before it is imported."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.train.use_gpu else "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.logger.setLevel(logging.WARNING)
+    if not config.train.use_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would want a compiler
+    return deepspeed
+
+
+def partition(model: nn.Module, weights: Weights, settings: dict[str, Any]) -> dict[nn.Parameter, nn.Parameter]:
+    """Fill a model of empty parameters and partition them for ZeRO 3, one by one; every rank must call this.
+
+    No process but the first ever holds more than one whole parameter and its own share of the rest.
+
+    Args:
+        weights: every parameter in the order of `named_parameters`; only the first rank's are read.
+
+    Returns:
+        The new parameter for each old one.
+    """
+    import deepspeed
+
+    modules, new = dict(model.named_modules()), {}
+    first, source = dist.get_rank() == 0, iter(weights)
+    for name, parameter in list(model.named_parameters()):
+        value = _expected(source, name) if first else torch.empty(parameter.shape)
+        new[parameter] = nn.Parameter(value.to(parameter.dtype), requires_grad=parameter.requires_grad)
+        deepspeed.zero.Init(module=nn.ParameterList([new[parameter]]), config_dict_or_path=settings)
+        path, _, leaf = name.rpartition(".")
+        setattr(modules[path], leaf, new[parameter])
+    return new
+
+
+@contextmanager
+def _empty_parameters() -> Iterator[None]:
+    """Modules built inside hold parameters without memory (on torch's meta device), and their buffers as always."""
+    register = nn.Module.register_parameter
+
+    def empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = empty  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _first_weights(config: Config, corpus: Corpus) -> Weights:
+    """The parameters that a fresh model starts from."""
+    yield from build_model(config, corpus).named_parameters()
+
+
+def _expected(weights: Iterator[tuple[str, Tensor]], name: str) -> Tensor:
+    given, value = next(weights, ("nothing", torch.empty(0)))
+    if given != name:
+        raise ConfigError(f"the first weights of a model are out of order: {given} came where {name} was expected")
+    return value.detach()

@@ -1,0 +1,216 @@
+"""What every training worker runs: DeepSpeed steps over the sample stream, checkpoints, validation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.cluster import Progress, progress_bar
+from pipelines.sample_stream import MicroBatch, MicroBatches
+from pipelines.training import checkpointing
+from pipelines.training.accounting import Meter
+from pipelines.training.checkpointing import MODEL, TrainingError
+from pipelines.training.engine import full_state
+from robometer import tracking
+from robometer.configs.loading import from_dict
+from robometer.configs.schema import Config
+from robometer.corpus.corpus import Corpus
+from robometer.evaluation.validation import validate
+from robometer.losses import TERMS, compute_losses, counts
+from robometer.models.checkpoint import load_model, make_scorer, save_checkpoint
+from robometer.optimisation import learning_rate
+from robometer.sampling import ManifestIndex, plan
+
+logger = logging.getLogger(__name__)
+
+LOSSES = ("loss", "progress_loss", "success_loss", "preference_loss")
+
+NOTICE_INTERVAL_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", 5.0))
+"""How often workers ask whether a node of theirs will be taken away: as often as Ray Train looks."""
+
+
+class NotANumberError(TrainingError):
+    """A loss that is not finite. Every rank raises it at the same step, and a retry would only raise it again."""
+
+
+def train_worker(spec: dict[str, Any]) -> str:
+    """Train from the latest checkpoint (or the start) to `train.steps`; runs on every worker of a `TorchTrainer`.
+
+    Returns:
+        What ended the run early, or nothing.
+
+    Args:
+        spec: `config` (dict), `provenance` (dict), `run_id` of the tracked run, `interactive`.
+    """
+    config = from_dict(spec["config"])
+    first = ray.train.get_context().get_world_rank() == 0
+    tracked = tracking.start(config, "train", run_id=spec["run_id"]) if first else nullcontext(tracking.NullRun())
+    with tracked as run:
+        try:
+            Worker(config, spec, run).train()
+        except NotANumberError as error:
+            return str(error)
+    return ""
+
+
+class Worker:
+    """One rank of a training run."""
+
+    def __init__(self, config: Config, spec: dict[str, Any], run: tracking.Run) -> None:
+        self.config, self.spec, self.run = config, spec, run
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.corpus = Corpus(config.corpus.path)
+        if not config.train.use_gpu:
+            torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
+        self.engine, self.position = checkpointing.start(config, self.corpus, self.world_size)
+        self.meter = Meter(config, self.engine.module, self.engine.device, self.world_size)
+        self.asked, self.notice = time.monotonic(), None
+
+    def train(self) -> None:
+        """Step until the end of the run."""
+        bar = progress_bar("train", self.config.train.steps, self.spec["interactive"]) if self.rank == 0 else None
+        shard = ray.train.get_dataset_shard("train")
+        with closing(MicroBatches(shard, self.config, self.position.step, self.rank, self.world_size)) as stream:
+            self._steps(stream, bar)
+
+    def _steps(self, stream: MicroBatches, bar: Progress | None) -> None:
+        train = self.config.train
+        while self.position.step < train.steps:
+            values, warned = self._step(stream)
+            step, last = self.position.step, self.position.step == train.steps
+            if bar:
+                bar(step, {"loss": values["loss"]})
+            if step % train.log_every == 0 or last:
+                self._record({name: value for name, value in values.items() if math.isfinite(value)})
+            due = step % train.checkpoint_every == 0 or last
+            if due or warned:
+                self._checkpoint(whole=due, wait=warned)
+
+    def _step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
+        """One optimizer step; returns what the global batch gave, and whether a node has just been given notice."""
+        self.meter.start()
+        micro_batches = stream.take(self.position.step)
+        self.meter.fetched()
+        total, work, ask = self._totals(micro_batches)
+        self._set_learning_rate()
+        self.engine.train()
+        parts = torch.zeros(len(LOSSES), dtype=torch.float64)
+        for micro_batch in micro_batches:
+            parts += micro_batch.weight * self._accumulate(micro_batch, total)
+        self.position.step += 1
+        losses = self._sum(parts)
+        if not torch.isfinite(losses[0]):
+            raise NotANumberError(self._blame(micro_batches))
+        norm = self.engine.get_global_grad_norm()
+        values = dict(zip(LOSSES, losses.tolist(), strict=True)) | {
+            "learning_rate": learning_rate(self.position.step, self.config),
+            "grad_norm": float(norm) if norm is not None else math.nan,
+        }
+        return values | self.meter.stop(work), ask and self._warned()
+
+    def _totals(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, Tensor, bool]:
+        """Over the global batch: what normalises its losses, its work, and whether the first rank asks for notices."""
+        terms = sum(m.weight * counts(m.batch, self.config.loss) for m in micro_batches)
+        work = sum(m.weight * self.meter.work(m.batch) for m in micro_batches)
+        ask = self.rank == 0 and time.monotonic() - self.asked > NOTICE_INTERVAL_S
+        total = self._sum(torch.cat([torch.as_tensor(terms), torch.as_tensor(work), torch.tensor([float(ask)])]))
+        return total[: len(TERMS)], total[len(TERMS) : -1], bool(total[-1])
+
+    def _set_learning_rate(self) -> None:
+        rate = learning_rate(self.position.step + 1, self.config)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+
+    def _accumulate(self, micro_batch: MicroBatch, total: Tensor) -> Tensor:
+        """Forward and backward of one micro-batch, and the optimizer's step after the last; its `LOSSES`, float64."""
+        # Dropout follows from the micro-batch, not from the worker, so that no number of workers changes a draw.
+        seed = np.random.SeedSequence([self.config.train.seed, micro_batch.number]).generate_state(1)[0]
+        torch.manual_seed(int(seed))
+        batch = micro_batch.batch.to(self.engine.device)
+        output = self.engine(batch)
+        losses = compute_losses(output, batch, self.config.loss, self.config.model.progress_loss, total)
+        # DeepSpeed averages over workers and micro-batches; ours are shares of the global mean and add up.
+        scale = self.world_size * self.engine.gradient_accumulation_steps()
+        self.engine.backward(losses.total * (micro_batch.weight * scale))
+        self.engine.step()
+        parts = torch.stack([losses.total, losses.progress, losses.success, losses.preference])
+        return parts.detach().cpu().double()
+
+    def _sum(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            values = values.to(self.engine.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def _warned(self) -> bool:
+        """Whether there is a new notice that a node will be taken away; every rank must call this at the same step."""
+        self.asked, known = time.monotonic(), self.notice
+        self.notice = ray.train.get_preemption_info()
+        return self.notice is not None and self.notice != known
+
+    def _blame(self, micro_batches: list[MicroBatch]) -> str:
+        """Write down which trajectories gave a loss that is not a number; every rank writes its own."""
+        index = ManifestIndex.from_table(self.corpus.manifest, self.config.sampling)
+        samples = []
+        for i in torch.cat([m.batch.sample_index for m in micro_batches if m.weight]).tolist():
+            sample = plan(index, self.config.sampling, self.config.train.seed, i)
+            rows = [clip.row for clip in (sample.a, sample.b) if clip is not None]
+            ids = [self.corpus.manifest["id"][row].as_py() for row in rows]
+            samples.append({"sample_index": i, "strategy": sample.strategy, "trajectories": ids})
+        path = Path(self.config.train.output, f"nan-step{self.position.step}-rank{self.rank}.json")
+        path.write_text(json.dumps(samples, indent=1))
+        return f"the loss is not a number at step {self.position.step}: {path} lists the trajectories of the batch"
+
+    def _record(self, values: dict[str, float]) -> None:
+        self.position.history.append({"step": self.position.step} | values)
+        named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
+        self.run.metrics(named, self.position.step)
+
+    def _checkpoint(self, whole: bool, wait: bool) -> None:
+        """Save on every rank, validate on the first one, report to Ray Train.
+
+        Args:
+            whole: with the model and its validation, as candidate for the best; else just what resumes the run.
+            wait: for the upload, which otherwise goes on beside training.
+        """
+        started = time.perf_counter()
+        folder = Path(tempfile.mkdtemp(prefix="robometer-checkpoint-"))
+        name = checkpointing.state_name(self.config, self.world_size)
+        checkpointing.save_state(self.engine, folder, name)
+        metrics: dict[str, float] = {"step": self.position.step}
+        state = full_state(self.engine, self.config) if whole else {}
+        if self.rank == 0:
+            if whole:
+                provenance = self.spec["provenance"] | {"step": self.position.step}
+                save_checkpoint(folder / MODEL, state, self.config, provenance)
+                metrics |= self._validate(folder / MODEL)
+            elif self.config.train.validate:
+                # Ray Train ranks not-a-number last. Without the metric it would rank it first where less is better.
+                metrics[self.config.train.best_metric] = math.nan
+            self._record({"checkpoint_seconds": time.perf_counter() - started})
+            checkpointing.save_position(self.position, folder, name, metrics)
+        checkpointing.report(folder, metrics, self.position.step, wait)
+
+    def _validate(self, folder: Path) -> dict[str, float]:
+        train = self.config.train
+        if not train.validate:
+            return {}
+        model, config = load_model(folder)
+        scorer = make_scorer(model, config, "validation", folder=folder, corpus=self.corpus)
+        metrics = validate(scorer, self.corpus, train.validation_splits, train.validation_clips, train.seed)
+        self._record(metrics)
+        return metrics
