@@ -23,7 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robometer.configs.loading import from_dict
+from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import (
     Config,
     ConfigError,
@@ -39,6 +39,8 @@ BACKBONE = "config.json"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 Values = Mapping[str, Any]
+
+_OF_THE_MODEL = ("model", "sampling", "embed")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _config(path: Path) -> tuple[str, Config]:
         if "base_model_id" in (values.get("model") or {}):
             return "upstream", _explained(file, from_upstream, values)
         if values and file.parent == path:
-            return "robometer", _explained(file, from_dict, values)
+            return "robometer", _explained(file, from_ours, values)
     values = _read_json(path / BACKBONE) if (path / BACKBONE).is_file() else {}
     if values.get("type") == "robometer" and "vlm_config" in values:
         return "lerobot", _explained(path / BACKBONE, from_lerobot, values)
@@ -134,7 +136,22 @@ def _backbone(path: Path, layout: str) -> dict[str, Any]:
     return backbone
 
 
-# --- other people's settings ---------------------------------------------------------------------------------------
+# --- settings, ours and of others ----------------------------------------------------------------------------------
+
+
+def from_ours(values: Values) -> Config:
+    """Our configuration, also as an earlier version wrote it.
+
+    A setting that is no more is an error where it makes the model, and passed over elsewhere (how a run was trained,
+    which machine it ran on): a checkpoint outlives those.
+    """
+    known = to_dict(Config())
+    kept = {
+        section: entries if section in _OF_THE_MODEL else {k: v for k, v in entries.items() if k in known[section]}
+        for section, entries in values.items()
+        if section in _OF_THE_MODEL or section in known
+    }
+    return from_dict(kept)
 
 
 def from_upstream(values: Values) -> Config:

@@ -365,6 +365,18 @@ def test_settings_that_make_another_model_are_refused(
         load_config(folder)
 
 
+def test_a_checkpoint_outlives_settings_of_its_training_but_not_of_its_model(tmp_path: Path, model: Robometer) -> None:
+    save_checkpoint(tmp_path, model.state_dict(), _config(), {})
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    settings["train"]["of_an_earlier_version"] = settings["a_section_of_one"] = {"x": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert load_model(tmp_path)[1] == _config()
+    settings["model"]["of_an_earlier_version"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(CheckpointError, match="of_an_earlier_version"):
+        load_config(tmp_path)
+
+
 def test_an_unknown_backbone_is_refused(tmp_path: Path, model: Robometer) -> None:
     folder = _upstream(tmp_path, model)
     (folder / "config.json").write_text(json.dumps(_backbone(model) | {"model_type": "molmo2"}))
