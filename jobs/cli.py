@@ -18,6 +18,8 @@ COMMANDS = {
     "serve": "the HTTP endpoint",
     "score": "score one video with a checkpoint or an endpoint",
     "compare": "which of two videos did better",
+    "checkpoint": "what a checkpoint holds, and whether it loads",
+    "publish": "a checkpoint to a folder, MLflow or the hub, with its model card",
     "parity": "our numbers beside upstream's recorded ones",
 }
 

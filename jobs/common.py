@@ -35,7 +35,7 @@ def main(
 def guarded(body: Callable[[], None]) -> int:
     """Run `body`; the user's mistakes end in one sentence on stderr and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "alembic", "mlflow", "ray.data", "ray.tune", "ray.train"):
+    for noisy in ("httpx", "httpx2", "alembic", "mlflow", "ray.data", "ray.tune", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         body()

@@ -35,6 +35,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
+from robometer.provenance import provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
     DataContext.get_current().enable_progress_bars = False
     spec = {
         "config": to_dict(config),
-        "provenance": _provenance(config, corpus) | {"run_id": run_id},
+        "provenance": provenance_of(corpus) | _base(config) | {"run_id": run_id},
         "run_id": run_id,
         "interactive": interactive(),
     }
@@ -207,9 +208,10 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
     )
 
 
-def _provenance(config: Config, corpus: Corpus) -> dict[str, str]:
+def _base(config: Config) -> dict[str, str]:
+    """Which weights the run starts from."""
     start = config.train.load_from_checkpoint
-    return {"corpus": corpus.content_hash} | ({"base": checkpoint_hash(locate(start))} if start else {})
+    return {"base": checkpoint_hash(locate(start))} if start else {}
 
 
 def _next_step(run: Path) -> int:

@@ -25,7 +25,7 @@ class Run(Protocol):
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
     def artifact(self, path: str | Path) -> None: ...
     def tags(self, values: Mapping[str, str]) -> None: ...
-    def register_model(self, artifact: str, metrics: Mapping[str, float]) -> None: ...
+    def register_model(self, artifact: str, metrics: Mapping[str, float], name: str = REGISTERED_MODEL) -> str: ...
 
 
 class NullRun:
@@ -36,7 +36,8 @@ class NullRun:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
     def artifact(self, path: str | Path) -> None: ...
     def tags(self, values: Mapping[str, str]) -> None: ...
-    def register_model(self, artifact: str, metrics: Mapping[str, float]) -> None: ...
+    def register_model(self, artifact: str, metrics: Mapping[str, float], name: str = REGISTERED_MODEL) -> str:
+        return ""
 
 
 class MlflowRun:
@@ -67,17 +68,21 @@ class MlflowRun:
         for name, value in values.items():
             self._client.set_tag(self.run_id, name, value)
 
-    def register_model(self, artifact: str, metrics: Mapping[str, float]) -> None:
-        """Add an artifact of this run as a new version of the registered model, with its metrics as tags."""
+    def register_model(self, artifact: str, metrics: Mapping[str, float], name: str = REGISTERED_MODEL) -> str:
+        """Add an artifact of this run as a new version of a registered model, with its metrics as tags.
+
+        Returns:
+            The version.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.create_registered_model(REGISTERED_MODEL)
+            self._client.create_registered_model(name)
         except MlflowException:
-            logger.debug("%s is registered already", REGISTERED_MODEL)
+            logger.debug("%s is registered already", name)
         source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{artifact}"
-        tags = {name: f"{value:.6g}" for name, value in metrics.items()}
-        self._client.create_model_version(REGISTERED_MODEL, source, self.run_id, tags=tags)
+        tags = {metric: f"{value:.6g}" for metric, value in metrics.items()}
+        return str(self._client.create_model_version(name, source, self.run_id, tags=tags).version)
 
 
 def absolute_uri(uri: str) -> str:

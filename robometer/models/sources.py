@@ -13,15 +13,17 @@ HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<rev
 MLFLOW_SCHEMES = ("models:/", "runs:/")
 SQLITE = "sqlite:///"
 
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
+
 _FILES = ["*.safetensors", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja"]
 
 
 def locate(source: str | Path, tracking_uri: str = "") -> Path:
     """The local folder of a checkpoint, fetched first where it is elsewhere.
 
-    What exists as a path is that path. Else `models:/NAME/VERSION` and `runs:/ID/PATH` are artifacts of MLflow, and
-    `org/name[@revision]` (one slash, no leading dot) is a repository of the Hugging Face hub, whose cache is enough
-    when the hub cannot be reached.
+    `models:/NAME/VERSION`, `models:/NAME@ALIAS` and `runs:/ID/PATH` are artifacts of MLflow. Else what exists as a path
+    is that path. Else `org/name[@revision]` (one slash, no leading dot) is a repository of the Hugging Face hub, whose
+    cache is enough when the hub cannot be reached; without a revision it is the main branch.
 
     Args:
         tracking_uri: of MLflow; empty: MLFLOW_TRACKING_URI, or the default store of `robometer`.
@@ -58,11 +60,11 @@ def for_workers(source: str, tracking_uri: str = "") -> str:
 
 def _from_hub(name: str, repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
-    except (OSError, ValueError) as error:  # what the hub's client raises: HTTP, cache, offline, a malformed id
+    except (OSError, ValueError, HTTPError) as error:  # what the hub's client raises: cache, offline, HTTP, the id
         absent = isinstance(error, LocalEntryNotFoundError)
         reason = "no hub can be reached, and the local cache does not hold it" if absent else _short(error)
         raise CheckpointError(
@@ -83,11 +85,24 @@ def _from_mlflow(uri: str, tracking_uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(download_artifacts(artifact_uri=uri, tracking_uri=store, registry_uri=store))
+        artifacts = _registered(uri, store) if uri.startswith("models:/") else uri
+        return Path(download_artifacts(artifact_uri=artifacts, tracking_uri=store))
     except (MlflowException, OSError) as error:
         raise CheckpointError(
             f"{uri} cannot be fetched from {store} ({_short(error)}): check the name and tracking.uri"
         ) from error
+
+
+def _registered(uri: str, store: str) -> str:
+    """Where the artifacts of a registered model lie; `download_artifacts` would ask the process's registry instead."""
+    from mlflow import MlflowClient
+
+    found = _REGISTERED.fullmatch(uri)
+    if found is None:
+        raise CheckpointError(f"{uri} names no version: give models:/NAME/VERSION or models:/NAME@ALIAS")
+    client = MlflowClient(tracking_uri=store, registry_uri=store)
+    version = found["version"] or client.get_model_version_by_alias(found["name"], found["alias"]).version
+    return str(client.get_model_version_download_uri(found["name"], version))
 
 
 def _short(error: Exception, limit: int = 200) -> str:

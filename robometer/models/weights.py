@@ -122,24 +122,24 @@ def slots(folder: str | Path) -> dict[str, Slot]:
     """
     found: dict[str, Slot] = {}
     for file in weight_files(folder):
-        for name, slot in _header(file).items():
-            if name in found and found[name].key != slot.key:
+        for name, slot in _header(file):
+            if name in found:
                 raise CheckpointError(f"{folder} holds {name} twice: as {found[name].key} and as {slot.key}")
             found[name] = slot
     return found
 
 
-def _header(file: Path) -> dict[str, Slot]:
+def _header(file: Path) -> list[tuple[str, Slot]]:
     try:
         with safe_open(file, framework="pt") as tensors:
             # Tensors that shared memory were saved once; the header says under which name (a tied head and embedding).
             keys = {key: key for key in tensors.keys()}  # noqa: SIM118 - not a mapping
             keys |= {gone: kept for gone, kept in (tensors.metadata() or {}).items() if kept in keys}
             views = {key: tensors.get_slice(kept) for key, kept in keys.items()}
-            return {
-                our_name(key): Slot(file, keys[key], tuple(view.get_shape()), str(view.get_dtype()))
+            return [
+                (our_name(key), Slot(file, keys[key], tuple(view.get_shape()), str(view.get_dtype())))
                 for key, view in views.items()
-            }
+            ]
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
@@ -229,6 +229,8 @@ def save_weights(folder: str | Path, state: Mapping[str, Tensor], max_shard_size
     save_torch_state_dict(
         {name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size=max_shard_size
     )
+    for file in weight_files(folder):  # safetensors lets nobody else read them, whatever the folder says
+        file.chmod(Path(folder).stat().st_mode & 0o666)
 
 
 def weights_hash(folder: str | Path) -> str:

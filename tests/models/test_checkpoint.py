@@ -172,6 +172,12 @@ def test_the_number_type_of_the_state_is_kept_on_disk(tmp_path: Path, model: Rob
     assert {tensor.dtype for _, tensor in iter_weights(tmp_path)} == {torch.bfloat16}
 
 
+def test_who_may_read_the_folder_may_read_the_weights(tmp_path: Path, model: Robometer) -> None:
+    (tmp_path / "open").mkdir(0o755)
+    save_checkpoint(tmp_path / "open", model.state_dict(), _config(), {})
+    assert (tmp_path / "open" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
 def test_the_hash_is_of_all_shards(tmp_path: Path, model: Robometer) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     last = sorted(state)[-1]
@@ -302,6 +308,13 @@ def test_each_tensor_that_does_not_fit_is_named(tmp_path: Path, model: Robometer
         "success_head.0.bias (model (32,), checkpoint (3,))",
     ):
         assert part in str(caught.value)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, model: Robometer) -> None:
+    state = _state(model)
+    save_weights(_upstream(tmp_path, model), state | {"model.success_head.0.bias": state["success_head.0.bias"] + 1})
+    with pytest.raises(CheckpointError, match=r"success_head\.0\.bias twice"):
+        load_model(tmp_path)
 
 
 def test_embedding_rows_and_tokenizer_must_be_of_one_model(tmp_path: Path, model: Robometer) -> None:

@@ -1,0 +1,134 @@
+"""What a checkpoint holds and how it fits its model, by group of tensors: from headers alone, without weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robometer.configs.schema import Config, ModelConfig
+from robometer.models.checkpoint import empty_model, load_provenance
+from robometer.models.layouts import BACKBONE, Description
+from robometer.models.weights import EMBEDDING, Slot, match, optional_of, our_name, shapes_of
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of one part of the model: how many the checkpoint has, and how many of them do not fit."""
+
+    name: str
+    tensors: int
+    parameters: int
+    size_bytes: int
+    missing: int
+    unexpected: int
+    misshaped: int
+
+
+def inventory(found: Description) -> list[Group]:
+    """The groups of a checkpoint, compared with the model that its configuration describes; the last one is the sum."""
+    model = empty_model(found)
+    shapes = {name: slot.shape for name, slot in found.slots.items()}
+    fit = match(shapes_of(model), shapes, optional_of(model))
+    wrong = [set(fit.missing), set(fit.unexpected), {name for name, *_ in fit.misshaped}]
+    names = dict.fromkeys([*found.slots, *fit.missing])
+    groups = [
+        _group(group, [name for name in names if _group_of(name) == group], found.slots, wrong)
+        for group in dict.fromkeys(map(_group_of, names))
+    ]
+    return [*groups, _group("all", list(names), found.slots, wrong)]
+
+
+def _group(title: str, names: list[str], slots: Mapping[str, Slot], wrong: list[set[str]]) -> Group:
+    own = [slots[name] for name in names if name in slots]
+    sizes = [math.prod(slot.shape) for slot in own]
+    size_bytes = sum(size * _BYTES[slot.dtype] for size, slot in zip(sizes, own, strict=True))
+    return Group(title, len(own), sum(sizes), size_bytes, *(len(names_of & set(names)) for names_of in wrong))
+
+
+def _group_of(name: str) -> str:
+    if EMBEDDING.search(name):
+        return "embed_tokens"
+    first, *rest = name.split(".")
+    return rest[0] if first == "model" and rest else first
+
+
+def table(groups: list[Group]) -> str:
+    """The groups as text."""
+    header = ["group", "tensors", "parameters", "bytes", "missing", "unexpected", "misshaped"]
+    rows = [
+        [g.name, *(f"{n:,}" for n in (g.tensors, g.parameters, g.size_bytes, g.missing, g.unexpected, g.misshaped))]
+        for g in groups
+    ]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [header, *rows]]
+    return "\n".join("  ".join(row) for row in aligned)
+
+
+def summary(found: Description, revision: str = "") -> str:
+    """What a checkpoint says of itself, a line each."""
+    model, config = found.config.model, found.config
+    files = {slot.file.name for slot in found.slots.values() if slot.file.name}
+    progress = f"{config.sampling.progress_bins} bins" if model.progress_loss == "discrete" else model.progress_loss
+    lines = {
+        "layout": found.layout,
+        "model": f"{model.kind}{f'@{revision}' if revision else ''}, progress as {progress}",
+        "base model": model.base_model if model.kind == "robometer" else "",
+        "vocabulary": str(found.vocabulary or ""),
+        "tokenizer": ("in the folder" if found.has_tokenizer else "of the base model") if found.vocabulary else "",
+        "embeddings": f"{config.embed.image_encoder}, {config.embed.text_encoder}" if model.kind == "rewind" else "",
+        "weights": f"{len(files) or 'no'} file(s), {', '.join(sorted({s.dtype for s in found.slots.values()}))}",
+    }
+    if not files:
+        return _lined(lines)
+    provenance = load_provenance(found.folder)
+    lines |= {name: str(value) for name, value in provenance.items() if isinstance(value, str | int | float)}
+    metrics = provenance.get("metrics") or {}
+    lines["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "none recorded"
+    return _lined(lines)
+
+
+def _lined(lines: Mapping[str, str]) -> str:
+    return "\n".join(f"{name:12} {value}" for name, value in lines.items() if value)
+
+
+def dry_descriptions(folder: str | Path) -> Iterator[Description]:
+    """Both public layouts at the size of a base model whose `config.json` and tokenizer lie in `folder`.
+
+    Names and shapes of the backbone are those of transformers' own classes, those of the heads are the published ones
+    (spec 5.2), so that comparing them with our model says whether the public weights will load.
+    """
+    from robometer.models.robometer import load_processor
+
+    path = Path(folder)
+    config = Config(model=ModelConfig(kind="robometer", base_model=str(path)))
+    vocabulary = len(load_processor(config, path).tokenizer)
+    backbone: dict[str, Any] = json.loads((path / BACKBONE).read_text())
+    for layout in ("upstream", "lerobot"):
+        slots = _public_slots(path, layout, vocabulary, config.sampling.progress_bins)
+        yield Description(path, layout, config, backbone, vocabulary, True, slots)
+
+
+def _public_slots(folder: Path, layout: str, vocabulary: int, bins: int) -> dict[str, Slot]:
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+    settings = AutoConfig.from_pretrained(folder)
+    settings.text_config.vocab_size = vocabulary
+    of_layout: Any = AutoModel if layout == "upstream" else AutoModelForImageTextToText
+    with torch.device("meta"):
+        state = of_layout.from_config(settings).state_dict()
+    shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in state.items()}
+    size = settings.text_config.hidden_size
+    half = size // 2
+    for head, outputs in (("progress_head", bins), ("preference_head", 1), ("success_head", 1)):
+        shapes |= {f"{head}.0.weight": (half, size), f"{head}.4.weight": (outputs, half), f"{head}.4.bias": (outputs,)}
+        shapes |= {f"{head}.{name}": (half,) for name in ("0.bias", "1.weight", "1.bias")}
+    shapes["frame_pool_attn.weight"] = (1, size)
+    return {our_name(key): Slot(Path(), key, shape, "BF16") for key, shape in shapes.items()}

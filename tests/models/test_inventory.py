@@ -1,0 +1,75 @@
+"""What `robometer checkpoint` prints, and the dry load of the public layouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import checkpoint as job
+from robometer.configs.schema import Config, ModelConfig
+from robometer.models.checkpoint import save_checkpoint
+from robometer.models.inventory import dry_descriptions, inventory
+from robometer.models.rewind import Rewind
+from robometer.models.robometer import build_robometer
+from robometer.models.weights import save_weights
+from tests.conftest import SHARED
+
+QWEN = SHARED / "data" / "qwen3_vl_4b_instruct"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    config = Config(model=ModelConfig(kind="robometer", base_model="tiny"))
+    provenance = {"corpus": "c0ffee", "step": 7, "metrics": {"seen/voc": 0.5}}
+    save_checkpoint(path, build_robometer(config)[0].state_dict(), config, provenance, max_shard_size=300_000)
+    return path
+
+
+def test_the_command_prints_what_a_checkpoint_holds(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main([str(tiny)]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["layout"] == ["robometer"] and lines["corpus"] == ["c0ffee"] and lines["metrics"][-1] == "0.5"
+    assert lines["progress_head"][0] == "6" and lines["all"][3:] == ["0", "0", "0"]
+    parameters = sum(
+        p.numel()
+        for p in build_robometer(Config(model=ModelConfig(kind="robometer", base_model="tiny")))[0].parameters()
+    )
+    assert lines["all"][1:3] == [f"{parameters:,}", f"{4 * parameters:,}"]
+
+
+def test_the_command_names_what_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(model=ModelConfig(kind="rewind", hidden_dim=16, num_layers=1, num_heads=2, max_len=16))
+    state = Rewind(6, 5, 16, 1, 2, 16, 10).state_dict()
+    save_checkpoint(tmp_path, state, config, {})
+    assert job.main([str(tmp_path)]) == 0
+    capsys.readouterr()
+    state["stranger"] = state.pop("preference_token").clone()
+    save_weights(tmp_path, state)
+    assert job.main([str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[1:] for line in shown.out.splitlines() if line}
+    assert rows["preference_token"] == ["0", "0", "0", "1", "0", "0"] and rows["stranger"][3:] == ["0", "1", "0"]
+    assert rows["all"][3:] == ["1", "1", "0"] and "does not load" in shown.err
+    assert job.main(["tracking.uri=none"]) == 2
+
+
+def test_both_public_layouts_of_a_base_model_fit(tiny: Path) -> None:
+    for found in dry_descriptions(tiny):
+        everything = inventory(found)[-1]
+        assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0), found.layout
+        slots = {name: slot for name, slot in found.slots.items() if "layers.1" not in name}
+        assert inventory(replace(found, slots=slots))[-1].missing == len(found.slots) - len(slots) > 0
+
+
+@pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/data is absent: the real configuration is not in the project")
+def test_the_published_size_fits_to_the_last_tensor() -> None:
+    upstream, lerobot = ({group.name: group for group in inventory(found)} for found in dry_descriptions(QWEN))
+    for groups in (upstream, lerobot):
+        everything = groups["all"]
+        assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0)
+        assert groups["embed_tokens"].parameters == 151674 * 2560
+    assert (upstream["all"].tensors, upstream["all"].parameters) == (732, 4_447_004_940)
+    assert lerobot["all"].tensors == 733 and lerobot["lm_head"].tensors == 1
