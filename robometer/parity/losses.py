@@ -14,8 +14,9 @@ from torch import Tensor
 from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
 from robometer.losses import binary_error, compute_losses, progress_error, two_hot, upstream_mean
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.difference import close, exact, wrong_upstream
 from robometer.parity.logged import logged_rows, spearman, success_metrics
+from robometer.parity.recorded import read
 from robometer.parity.table import Row
 from robometer.sampling.targets import success_mask
 
@@ -42,7 +43,7 @@ Arrays = dict[str, Tensor]
 def rows(folder: Path) -> Iterator[Row]:
     """Every case of the group in the set at `folder`."""
     compare = {"progress": _progress, "success": _success, "total": _total}
-    for recorded in load_json(folder / GROUP / "cases.json"):
+    for recorded in read(folder / GROUP / "cases.json"):
         case = f"{GROUP}/{recorded['kind']}/{recorded['case']:04d}"
         if "error" in recorded:
             yield _raised(case, recorded)

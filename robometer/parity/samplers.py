@@ -13,7 +13,8 @@ import pyarrow as pa
 from robometer.configs.schema import SamplingConfig
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.plan import plan_split
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.difference import close, exact, wrong_upstream
+from robometer.parity.recorded import read
 from robometer.parity.table import Row
 from robometer.sampling import ClipPlan, ManifestIndex, plan, segments, targets
 from robometer.sampling.eligible import PREFERENCE_KINDS
@@ -36,7 +37,7 @@ Block = dict[str, Any]
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every sample of the group in the set at `folder`."""
-    for number, block in enumerate(load_json(folder / GROUP / "samplers.json")):
+    for number, block in enumerate(read(folder / GROUP / "samplers.json")):
         case = f"{GROUP}/block {number}"
         for i, recorded in enumerate(block["train_samples"]):
             if not recorded["ok"]:

@@ -19,9 +19,10 @@ from robometer.losses import compute_losses
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
 from robometer.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.difference import close, exact, wrong_upstream
 from robometer.parity.logged import logged_rows
 from robometer.parity.losses import UPSTREAM, mixed_targets, supervised_samples
+from robometer.parity.recorded import read
 from robometer.parity.rewind import model_of
 from robometer.parity.table import Row
 
@@ -55,7 +56,7 @@ class _Step:
 def rows(folder: Path) -> Iterator[Row]:
     """Every run of the group in the set at `folder`."""
     here = folder / GROUP
-    for facts in load_json(here / "cases.json"):
+    for facts in read(here / "cases.json"):
         case = f"{GROUP}/{facts['name']}"
         start, end = (load_file(here / f"{facts['name']}.{when}.safetensors") for when in ("init", "final"))
         with np.load(here / f"{facts['name']}.batches.npz") as arrays:
