@@ -10,7 +10,7 @@ import pytest
 from pipelines.train import TrainReport, run_train
 from robometer.configs import load
 from tests.conftest import TINY
-from tests.training_runs import Driver, checkpoints, driving, training_workers
+from tests.training_runs import checkpoints, driving
 
 EVERY = 20
 
@@ -32,15 +32,11 @@ def _kill_a_driver_then_workers(output: Path, first: list[str], second: list[str
         driver.kill(old)
     last = max(checkpoints(output))
     with driving(second, log) as driver:
-        new = _workers_after(driver, output, last + EVERY) - old
+        new = driver.wait_until(lambda: last + EVERY in checkpoints(output)) - old
         assert new, "no training worker found to kill"
         for worker in new:
             worker.kill()
         driver.finish()
-
-
-def _workers_after(driver: Driver, output: Path, step: int) -> set:  # type: ignore[type-arg]
-    return driver.wait_until(lambda: step in checkpoints(output)) | training_workers()
 
 
 def test_two_workers_killed_with_their_driver_resume_as_one_that_is_killed_again(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,13 +20,16 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
 }
+MARK = "ROBOMETER_TEST_DRIVER"
+"""Environment variable that everything a driver starts inherits."""
 
 
 class Driver:
     """`robometer train` in a process of its own."""
 
     def __init__(self, overrides: list[str], log: Path, address: str = "") -> None:
-        environment = os.environ | ENVIRONMENT | ({"RAY_ADDRESS": address} if address else {})
+        self._mark = uuid.uuid4().hex
+        environment = os.environ | ENVIRONMENT | {MARK: self._mark} | ({"RAY_ADDRESS": address} if address else {})
         command = [sys.executable, "-m", "jobs.train", *overrides]
         self._log = log
         with log.open("ab") as file:
@@ -35,11 +39,24 @@ class Driver:
         """Wait until `met`; returns the training workers that were seen meanwhile."""
         end, workers = time.monotonic() + timeout_s, set[psutil.Process]()
         while not met():
-            workers |= training_workers()
+            workers |= self.workers()
             assert self.process.poll() is None, self._log.read_text()[-3000:]
             assert time.monotonic() < end, self._log.read_text()[-3000:]
             time.sleep(0.05)
-        return workers | training_workers()
+        return workers | self.workers()
+
+    def workers(self) -> set[psutil.Process]:
+        """Training workers of the local Ray that this driver has started, whose raylet is no child of the driver.
+
+        Ray rewrites a worker's title at every call, so that one look can miss it.
+        """
+        found = set()
+        for process in psutil.process_iter(["cmdline"]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                raylet = process.parent() if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) else None
+                if raylet and raylet.environ().get(MARK) == self._mark:  # other runs on this machine are not ours
+                    found.add(process)
+        return found
 
     def finish(self, timeout_s: float = 900) -> None:
         """Wait for its end, which must be a good one."""
@@ -52,7 +69,7 @@ class Driver:
         psutil.wait_procs(workers, timeout=60)
 
 
-@contextmanager
+@contextlib.contextmanager
 def driving(overrides: list[str], log: Path, address: str = "") -> Iterator[Driver]:
     """A driver that does not outlive the block."""
     driver = Driver(overrides, log, address)
@@ -60,16 +77,7 @@ def driving(overrides: list[str], log: Path, address: str = "") -> Iterator[Driv
         yield driver
     finally:
         if driver.process.poll() is None:
-            driver.kill(training_workers())
-
-
-def training_workers() -> set[psutil.Process]:
-    """Training workers on this machine; the raylet that started them is no child of the driver.
-
-    Ray rewrites a worker's title at every call, so that one look can miss it.
-    """
-    found = psutil.process_iter(["cmdline"])
-    return {process for process in found if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])}
+            driver.kill(driver.workers())
 
 
 def checkpoints(output: Path) -> list[int]:
