@@ -21,6 +21,7 @@ Writes  --to=FOLDER           a new folder, or one with an earlier publication o
         --to=mlflow           a new version of the registered model --name=NAME (default robometer) at tracking.uri
         --to=hub --repo=org/name [--private]   one commit to the Hugging Face hub; needs HF_TOKEN
         --license=ID          of the weights; known for the usual base models
+        --merge               adapters (model.lora) are added to the weights of their base: a model of its own
 
 Examples
   robometer publish outputs/train/best --to=outputs/published --evaluation=outputs/evaluation
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("--to", "--repo", "--evaluation", "--license"):
         parser.add_argument(name, default="")
     parser.add_argument("--name", default=REGISTERED_MODEL)
-    parser.add_argument("--private", action="store_true")
+    for name in ("--private", "--merge"):
+        parser.add_argument(name, action="store_true")
     options, rest = parser.parse_known_args(arguments)
     if "=" in options.source:  # an override, where the source was left out
         options.source, rest = "", [options.source, *rest]
@@ -48,7 +50,7 @@ def publish(options: argparse.Namespace, config: Config) -> None:
     """Publish, and say where it is."""
     if not options.source or not options.to:
         raise PublishingError("give what to publish and where to: robometer publish SOURCE --to=FOLDER, mlflow or hub")
-    what = prepare(options.source, options.evaluation, options.license, config.tracking.uri)
+    what = prepare(options.source, options.evaluation, options.license, config.tracking.uri, options.merge)
     if options.to == "mlflow":
         place = to_mlflow(what, config, options.name)
     elif options.to == "hub":

@@ -174,7 +174,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
     DataContext.get_current().enable_progress_bars = False
     spec = {
         "config": to_dict(config),
-        "provenance": provenance_of(corpus) | _base(config) | {"run_id": run_id},
+        "provenance": _provenance(config, corpus) | {"run_id": run_id},
         "run_id": run_id,
         "interactive": interactive(),
     }
@@ -208,10 +208,9 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
     )
 
 
-def _base(config: Config) -> dict[str, str]:
-    """Which weights the run starts from."""
+def _provenance(config: Config, corpus: Corpus) -> dict[str, Any]:
     start = config.train.load_from_checkpoint
-    return {"base": checkpoint_hash(locate(start))} if start else {}
+    return provenance_of(corpus) | ({"base": checkpoint_hash(locate(start))} if start else {})
 
 
 def _next_step(run: Path) -> int:

@@ -23,13 +23,7 @@ from robometer import tracking
 from robometer.configs.loading import save
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
-from robometer.models.checkpoint import (
-    PROVENANCE,
-    backbone_folder,
-    checkpoint_hash,
-    load_provenance,
-    merged_state,
-)
+from robometer.models.checkpoint import PROVENANCE, backbone_folder, checkpoint_hash, filled_model, load_provenance
 from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
 from robometer.models.sources import HUB_ID, locate
 from robometer.models.tiny import TINY
@@ -85,6 +79,7 @@ class Publication:
         provenance: what it says about its training.
         rows: its metrics; `measured` says in one sentence what they are over.
         license: an identifier of the hub.
+        merge: whether adapters are added to the weights that they adapt.
     """
 
     found: Description
@@ -93,6 +88,7 @@ class Publication:
     rows: list[MetricRow]
     measured: str
     license: str
+    merge: bool = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -100,20 +96,26 @@ class Publication:
         return {f"{row.split}/{row.metric}": row.value for row in self.rows}
 
 
-def prepare(source: str, evaluation: str = "", license: str = "", tracking_uri: str = "") -> Publication:
+def prepare(
+    source: str, evaluation: str = "", license: str = "", tracking_uri: str = "", merge: bool = False
+) -> Publication:
     """Read a checkpoint (see `locate`) and, where given, the folder or `metrics.json` of its evaluation.
 
     Raises:
         CheckpointError: no such checkpoint.
-        PublishingError: an evaluation of another model, or a base model whose licence is not known.
+        PublishingError: an evaluation of another model, a base model whose licence is not known, or adapters whose
+            base nobody else has.
     """
     found = describe(locate(source, tracking_uri))
+    base = found.config.train.load_from_checkpoint
+    if found.config.model.lora.rank and not merge and base and not HUB_ID.fullmatch(base):
+        raise PublishingError(f"{source} holds adapters of {base}, which nobody else has: publish it with --merge")
     revision, provenance = checkpoint_hash(found.folder), load_provenance(found.folder)
     if evaluation:
         rows, measured = _evaluated(Path(evaluation), f"{found.config.model.kind}@{revision}")
     else:
         rows, measured = _validated(provenance)
-    return Publication(found, revision, provenance, rows, measured, license or _license(found.config))
+    return Publication(found, revision, provenance, rows, measured, license or _license(found.config), merge)
 
 
 def _license(config: Config) -> str:
@@ -243,11 +245,11 @@ def _eval_results(what: Publication) -> list[EvalResult]:
 
 
 def write(what: Publication, folder: Path, title: str, source: str) -> None:
-    """Write everything that is published into a new folder; adapters are merged into the model that they adapt."""
+    """Write everything that is published into a new folder."""
     folder.mkdir(parents=True)
-    origin = what.found.folder
-    if what.found.config.model.lora.rank:
-        save_weights(folder, merged_state(what.found))
+    origin, config = what.found.folder, _published(what)
+    if what.found.config.model.lora.rank and what.merge:
+        _write_merged(what, folder)
     elif what.found.layout == "robometer":
         index = [origin / INDEX] if (origin / INDEX).is_file() else []
         for file in [*weight_files(origin), *index]:
@@ -258,14 +260,31 @@ def write(what: Publication, folder: Path, title: str, source: str) -> None:
         for pattern in (BACKBONE, *_TOKENIZER) if backbone else ():
             for file in backbone.glob(pattern) if backbone else ():
                 shutil.copy(file, folder)
-    plain = Config()
-    config = replace(what.found.config, **{name: getattr(plain, name) for name in _OF_THE_MACHINE})
-    whole = replace(config.model, lora=replace(config.model.lora, rank=0))
-    train = replace(config.train, output=plain.train.output, load_from_checkpoint="")
-    save(replace(config, model=whole, train=train), folder / CONFIG)
+    save(config, folder / CONFIG)
     published = {"title": title, "revision": what.revision, "metrics": what.metrics}
     (folder / PROVENANCE).write_text(json.dumps(what.provenance | {"published": published}, indent=2))
     (folder / CARD).write_text(card(what, title, source))
+
+
+def _write_merged(what: Publication, folder: Path) -> None:
+    from robometer.models.lora import merge
+    from robometer.models.robometer import Robometer
+
+    model = filled_model(what.found)
+    assert isinstance(model, Robometer)
+    merge(model)
+    save_weights(folder, model.state_dict())
+
+
+def _published(what: Publication) -> Config:
+    """The configuration without places on this machine, and without adapters where they are merged."""
+    plain, own = Config(), what.found.config
+    config = replace(own, **{name: getattr(plain, name) for name in _OF_THE_MACHINE})
+    adapters = bool(own.model.lora.rank) and not what.merge
+    start = own.train.load_from_checkpoint if adapters else ""
+    lora = own.model.lora if adapters else replace(own.model.lora, rank=0)
+    train = replace(config.train, output=plain.train.output, load_from_checkpoint=start)
+    return replace(config, model=replace(config.model, lora=lora), train=train)
 
 
 def to_folder(what: Publication, folder: str) -> Path:

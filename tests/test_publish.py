@@ -6,24 +6,29 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from jobs import checkpoint as checkpoint_job
 from jobs import publish as job
 from robometer import publishing
-from robometer.configs.schema import Config, CorpusConfig, ModelConfig, SamplingConfig, TrackingConfig
+from robometer.configs.loading import save as save_checkpoint_config
+from robometer.configs.schema import Config, CorpusConfig, LoraSettings, ModelConfig, SamplingConfig, TrackingConfig
 from robometer.corpus.corpus import Corpus
-from robometer.models.checkpoint import checkpoint_hash, load_config, load_model, save_checkpoint
+from robometer.models.checkpoint import build_model, checkpoint_hash, load_config, load_model, save_checkpoint
+from robometer.models.lora import trained_names
 from robometer.models.rewind import Rewind
-from robometer.models.robometer import build_robometer
+from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.weights import CheckpointError
 from robometer.provenance import provenance_of
 from robometer.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
 from tests.local_hub import local_hub
+from tests.models.images import noise_clip
 
 PROVENANCE = {
     "corpus": "c0ffee",
@@ -230,6 +235,33 @@ def test_the_vision_language_model_is_published_from_any_layout(tmp_path: Path) 
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
         assert loaded.sampling.max_frames == 4
     assert len(list((tmp_path / "published-ours").glob("model-*.safetensors"))) > 1
+
+
+def test_adapters_are_merged_into_a_model_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(
+        model=ModelConfig(kind="robometer", base_model="tiny", dropout=0.0, lora=LoraSettings(rank=2)),
+        sampling=SamplingConfig(max_frames=4),
+    )
+    model = build_model(config, cast(Any, None)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)  # as if trained: adapters start as nothing
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in trained_names(model)}
+    save_checkpoint(tmp_path / "adapted", state, config, {})
+    assert checkpoint_job.main([str(tmp_path / "adapted")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[-3:] == ["0", "0", "0"]
+    place = to_folder(prepare(str(tmp_path / "adapted"), merge=True), str(tmp_path / "merged"))
+    merged, loaded = load_model(place)
+    assert loaded.model.lora.rank == 0 and not any("lora" in name for name in merged.state_dict())
+    batch = load_processor(config).collate_clips([noise_clip(1, 3)])
+    with torch.no_grad():
+        a, b = model(batch), merged.eval()(batch)
+    assert torch.allclose(a.progress_logits, b.progress_logits, atol=1e-5)
+    local = replace(config, train=replace(config.train, load_from_checkpoint="/my/base"))
+    save_checkpoint_config(local, tmp_path / "adapted" / "config.yaml")
+    with pytest.raises(PublishingError, match="adapters of /my/base, which nobody else has: publish it with --merge"):
+        prepare(str(tmp_path / "adapted"))
 
 
 def test_a_base_model_of_unknown_licence_needs_one(checkpoint: Path) -> None:

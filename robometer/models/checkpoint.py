@@ -81,8 +81,8 @@ def start_folder(config: Config) -> Iterator[Path | None]:
         raise CheckpointError(f"{start.folder} holds a {start.config.model.kind} model, not a {config.model.kind}")
     if start.config.model.lora.rank:
         raise CheckpointError(
-            f"{start.folder} holds adapters: `robometer publish {start.folder} --to=FOLDER` merges them into a model "
-            "that training can start from"
+            f"{start.folder} holds adapters: `robometer publish {start.folder} --merge --to=FOLDER` makes a model "
+            "of them that training can start from"
         )
     with backbone_folder(start) as folder:
         yield folder
@@ -171,17 +171,6 @@ def filled_model(found: Description) -> nn.Module:
         )
     fill(model, found.folder, trained_names(model))
     return model
-
-
-def merged_state(found: Description) -> dict[str, Tensor]:
-    """The weights of a checkpoint with adapters as those of one model, in the public layout."""
-    from robometer.models.lora import merge
-    from robometer.models.robometer import Robometer
-
-    model = filled_model(found)
-    assert isinstance(model, Robometer)
-    merge(model)
-    return dict(model.state_dict())
 
 
 def empty_model(found: Description) -> nn.Module:

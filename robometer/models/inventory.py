@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from robometer.configs.schema import Config, ModelConfig
-from robometer.models.checkpoint import empty_model, load_provenance
+from robometer.models.checkpoint import backbone_folder, empty_model, load_provenance
 from robometer.models.layouts import BACKBONE, Description
-from robometer.models.weights import EMBEDDING, Slot, match, optional_of, our_name, shapes_of
+from robometer.models.weights import EMBEDDING, Match, Slot, match, optional_of, our_name, shapes_of
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -34,9 +34,8 @@ class Group:
 
 def inventory(found: Description) -> list[Group]:
     """The groups of a checkpoint, compared with the model that its configuration describes; the last one is the sum."""
-    model = empty_model(found)
     shapes = {name: slot.shape for name, slot in found.slots.items()}
-    fit = match(shapes_of(model), shapes, optional_of(model))
+    fit = _fit(found, shapes)
     wrong = [set(fit.missing), set(fit.unexpected), {name for name, *_ in fit.misshaped}]
     names = dict.fromkeys([*found.slots, *fit.missing])
     groups = [
@@ -44,6 +43,19 @@ def inventory(found: Description) -> list[Group]:
         for group in dict.fromkeys(map(_group_of, names))
     ]
     return [*groups, _group("all", list(names), found.slots, wrong)]
+
+
+def _fit(found: Description, shapes: Mapping[str, tuple[int, ...]]) -> Match:
+    if not found.config.model.lora.rank:
+        model = empty_model(found)
+        return match(shapes_of(model), shapes, optional_of(model))
+    from robometer.models.lora import add_lora, trained_names
+    from robometer.models.robometer import build_robometer
+
+    with backbone_folder(found) as folder, torch.device("meta"):
+        adapted, tokenizer = build_robometer(found.config, folder)
+        add_lora(adapted, found.config.model.lora, tokenizer)
+    return match(shapes_of(adapted, trained_names(adapted)), shapes)
 
 
 def _group(title: str, names: list[str], slots: Mapping[str, Slot], wrong: list[set[str]]) -> Group:

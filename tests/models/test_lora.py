@@ -125,7 +125,7 @@ def test_adapters_of_other_weights_or_without_a_tensor_are_refused(base: Path, t
     save_checkpoint(tmp_path / "short", {n: t for n, t in state.items() if n != gone}, config, {})
     with pytest.raises(CheckpointError, match="missing: .*lora_A"):
         load_model(tmp_path / "short")
-    with pytest.raises(CheckpointError, match="publish .* merges them"):
+    with pytest.raises(CheckpointError, match="publish .* --merge"):
         build_model(load(["model=tiny", f"train.load_from_checkpoint={tmp_path / 'lora'}"]), None)  # type: ignore[arg-type]
     other = load(["model=tiny"])
     save_checkpoint(base, build_robometer(other)[0].state_dict(), other, {})
@@ -136,7 +136,7 @@ def test_adapters_of_other_weights_or_without_a_tensor_are_refused(base: Path, t
 def test_published_adapters_are_a_model_in_the_public_layout(base: Path, tmp_path: Path) -> None:
     config = load(["model=tiny", "model.lora.rank=4", f"train.load_from_checkpoint={base}"])
     model = _saved(config, base, tmp_path / "lora")
-    to_folder(prepare(str(tmp_path / "lora")), str(tmp_path / "published"))
+    to_folder(prepare(str(tmp_path / "lora"), merge=True), str(tmp_path / "published"))
     assert set(load_file(tmp_path / "published/model.safetensors")) == set(load_file(base / "model.safetensors"))
     shutil.rmtree(base)  # it needs neither the base nor the adapters any more
     batch = load_processor(config, tmp_path / "published").collate_clips([noise_clip(0, 3)])
