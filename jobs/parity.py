@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done: list[Comparison] = []
 
     def body() -> None:
+        logging.getLogger("robometer.sampling").setLevel(logging.WARNING)  # it would tell of every small index
         done.append(compare(arguments.folder, [group for group in arguments.only.split(",") if group]))
         print(report(done[0], arguments.show))
 

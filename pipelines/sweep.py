@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.cluster import connected, warn_if_short
 from pipelines.train import run_train
-from pipelines.training.worker import MODEL, TrainingError
+from pipelines.training.checkpointing import MODEL, TrainingError
 from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
@@ -126,12 +127,20 @@ def _remember(output: Path, config: Config, run_id: str) -> None:
     path.write_text(json.dumps({"run_id": run_id, "settings": kept}, indent=1))
 
 
+class ReportValidations(TuneReportCallback):
+    """Tells Tune of every validated checkpoint; one that a node's notice called for was not validated."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if not any(math.isnan(value) for value in metrics[0].values()):
+            super().after_report(run_context, metrics, checkpoint)
+
+
 def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
     """One trial: a training run under the drawn values, in a folder named after the trial."""
     trial = tune.get_context().get_trial_id()
     folder = Path(base["sweep"]["output"], "trials", trial)
     changed = values | {"train.output": str(folder), "tracking.run_name": f"trial {trial}"}
-    run_train(override(from_dict(base), changed), callbacks=[TuneReportCallback()], parent_run_id=parent_run_id)
+    run_train(override(from_dict(base), changed), callbacks=[ReportValidations()], parent_run_id=parent_run_id)
 
 
 def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:

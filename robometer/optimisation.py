@@ -45,8 +45,8 @@ def learning_rate(step: int, config: Config) -> float:
 def parameter_groups(model: torch.nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     """Trainable parameters by weight decay and learning rate, for AdamW; the groups that hold any.
 
-    Biases and the weights of norms do not decay, everything else does, learned tokens too (as in upstream). The vision
-    tower has its own rate: a group's rate is `learning_rate(step, config)` times its `lr_scale`.
+    Biases and the weights of norms do not decay, everything else does, learned tokens too (as in upstream). What a
+    model lists as its `vision_parts` has its own rate: a group's is `learning_rate(step, config)` times its `lr_scale`.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     vision = {id(parameter) for part in getattr(model, "vision_parts", []) for parameter in part.parameters()}

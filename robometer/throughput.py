@@ -82,12 +82,13 @@ class Cost:
 
     token: float
     token_pair: float
+    frame: float
     patch: float = 0.0
     patch_pair: float = 0.0
 
     def flops(self, done: Work) -> float:
         """Of a training step that did `done`."""
-        language = self.token * done.tokens + self.token_pair * done.token_pairs
+        language = self.token * done.tokens + self.token_pair * done.token_pairs + self.frame * done.frames
         return language + self.patch * done.patches + self.patch_pair * done.patch_pairs
 
 
@@ -107,16 +108,18 @@ def cost(model: nn.Module, gradient_checkpointing: bool = False) -> Cost:
     return Cost(
         token=2.0 * times * _numel(_weights(backbone.language_model)),
         token_pair=2.0 * times * text.num_hidden_layers * text.num_attention_heads * head_dim,
+        frame=6.0 * (_numel(_weights(model)) - _numel(_weights(backbone))),  # the heads
         patch=2.0 * seen * patch,
         patch_pair=4.0 * seen * vision.depth * vision.hidden_size,
     )
 
 
 def _rewind_cost(model: nn.Module) -> Cost:
-    members = _members(model)  # who share the samples out among them
+    members = _members(model)  # who share the samples out among them, so that each sample costs what one of them does
     layers = members[0].transformer.layers
+    token, every = _numel(_weights(members[0].transformer)), _numel(_weights(members[0]))
     pair = (6.0 if members[0].attention == "causal" else 12.0) * len(layers) * layers[0].self_attn.embed_dim
-    return Cost(6.0 * _numel(_weights(model)) / len(members), pair)
+    return Cost(6.0 * token, pair, 6.0 * (every - token))
 
 
 def _members(model: nn.Module) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -35,7 +37,8 @@ def test_the_vision_tower_has_its_own_rate_and_norms_and_biases_do_not_decay() -
     towers = {
         name: nn.ModuleDict({"proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)}) for name in ("visual", "language_model")
     }
-    model = nn.ModuleDict({"model": nn.ModuleDict(towers)})
+    model: Any = nn.ModuleDict({"model": nn.ModuleDict(towers)})
+    model.vision_parts = [towers["visual"]]
     train = load(["train.learning_rate=2e-5", "train.vision_learning_rate=1e-5", "train.weight_decay=0.1"]).train
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {

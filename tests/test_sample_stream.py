@@ -1,14 +1,17 @@
-"""The training stream's manifest and index lie in the object store once, however many actors read them."""
+"""The training stream: one index in shared memory, and the same micro-batches for any number of workers."""
 
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import ray
+from ray.data import DataIterator
 
-from pipelines.sample_stream import Collate, share
+from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamError, share, stream
 from robometer.configs import load
 from robometer.configs.loading import to_dict
 from robometer.corpus.corpus import Corpus
@@ -50,3 +53,32 @@ def test_a_corpus_keeps_the_manifest_that_it_was_given(tiny_corpus: str) -> None
     assert corpus.manifest["id"].to_pylist() == part["id"].to_pylist() and len(corpus) == 5
     assert corpus.frames(0).shape[0] == part["num_frames"][0].as_py()
     assert len(pickle.dumps(Corpus(tiny_corpus))) < 500  # one that read its manifest reads it again
+
+
+def test_every_step_has_its_micro_batches_however_they_are_dealt(tiny_corpus: str) -> None:
+    """Four micro-batches a step for three workers: each gets two, and two of the six are copies without weight."""
+    scale = ["train.num_workers=3", "train.micro_batch_size=2", "train.steps=5"]
+    config = load([*TINY, f"corpus.path={tiny_corpus}", *scale])
+    dataset = stream(config, 2)
+    dataset.context.execution_options.preserve_order = True
+    shards = dataset.streaming_split(3, equal=True)
+
+    def work(rank: int, shard: DataIterator) -> list[list[MicroBatch]]:
+        batches = MicroBatches(shard, config, 2, rank, 3)
+        return [batches.take(step) for step in range(2, 5)]
+
+    with ThreadPoolExecutor(3) as threads:
+        dealt = list(threads.map(work, range(3), shards))
+    for step in range(3):
+        taken = [micro_batch for worker in dealt for micro_batch in worker[step]]
+        assert [len(worker[step]) for worker in dealt] == [2, 2, 2]
+        numbers = sorted(m.number for m in taken if m.weight == 1)
+        assert numbers == [4 * (step + 2) + k for k in range(4)] and sum(m.weight for m in taken) == 4
+        assert all(m.batch.sample_index.tolist() == [2 * m.number, 2 * m.number + 1] for m in taken)
+
+
+def test_a_stream_that_is_not_where_it_should_be_is_an_error(tiny_corpus: str) -> None:
+    config = load([*TINY, f"corpus.path={tiny_corpus}", "train.steps=3"])
+    batches = MicroBatches(stream(config, 1).iterator(), config, 0, 0, 1)
+    with pytest.raises(StreamError, match="out of order: got 8, not 0"):
+        batches.take(0)

@@ -24,6 +24,7 @@ class Meter:
         self._cost = cost(model, train.gradient_checkpointing)
         peak = peak_flops(device, train.precision, train.peak_tflops)
         self._peak = None if peak is None else peak * world_size
+        self._workers = world_size
         self._started = self._fetched = 0.0
 
     def start(self) -> None:
@@ -45,6 +46,7 @@ class Meter:
         """
         seconds, done = time.perf_counter() - self._started, Work(*total.tolist())
         values = {
+            "workers": float(self._workers),
             "step_seconds": seconds,
             "samples_per_s": self._batch_size / seconds,
             "tokens_per_s": done.seen / seconds,

@@ -52,7 +52,8 @@ def state_name(config: Config, world_size: int) -> str:
 
     It also keeps apart what workers of different numbers left of one checkpoint that was never committed.
     """
-    return f"zero{config.train.zero_stage}-{config.train.offload}-{world_size}"
+    stage = config.train.zero_stage
+    return f"zero{stage}-{config.train.offload}-{world_size}" if stage else "zero0"  # which every worker has whole
 
 
 def save_state(engine: Any, folder: Path, name: str) -> None:

@@ -35,7 +35,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
     if train.offload == "parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": train.use_gpu}
-    values = {
+    return {
         "train_batch_size": train.samples_per_micro_batch * rounds * world_size,
         "train_micro_batch_size_per_gpu": train.samples_per_micro_batch,
         "gradient_accumulation_steps": rounds,
@@ -43,6 +43,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": train.use_gpu,
         "bf16": {"enabled": train.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # else those of micro-batches would be added up in bf16
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -56,9 +57,6 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    if train.zero_stage > 0:  # else gradients of micro-batches would be added up in bf16; stage 0 cannot do otherwise
-        values["data_types"] = {"grad_accum_dtype": "fp32"}
-    return values
 
 
 def build_engine(config: Config, corpus: Corpus, world_size: int, universal: bool = False) -> Any:

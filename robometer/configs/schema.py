@@ -247,6 +247,10 @@ class TrainConfig:
         _one_of("train.precision", self.precision, ("fp32", "bf16"))
         _one_of("train.best_mode", self.best_mode, ("max", "min"))
         _one_of("train.offload", self.offload, ("none", "optimizer", "parameters"))
+        _check(  # DeepSpeed 0.19.8 divides its gradients by a loss scale that it never multiplied them by
+            self.precision != "bf16" or self.zero_stage > 0,
+            "train.precision=bf16 needs train.zero_stage=1, 2 or 3: DeepSpeed's stage 0 has wrong gradients there",
+        )
         _check(
             self.offload != "parameters" or self.zero_stage == 3, "train.offload=parameters needs train.zero_stage=3"
         )

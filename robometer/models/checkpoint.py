@@ -81,7 +81,7 @@ def start_folder(config: Config) -> Iterator[Path | None]:
         raise CheckpointError(f"{start.folder} holds a {start.config.model.kind} model, not a {config.model.kind}")
     if start.config.model.lora.rank:
         raise CheckpointError(
-            f"{start.folder} holds adapters: `robometer publish {start.folder} --merge --to FOLDER` makes a model "
+            f"{start.folder} holds adapters: `robometer publish {start.folder} --merge --to=FOLDER` makes a model "
             "of them that training can start from"
         )
     with backbone_folder(start) as folder:

@@ -28,6 +28,7 @@ from robometer.configs.schema import (
     Config,
     ConfigError,
     EmbedConfig,
+    LossConfig,
     ModelConfig,
     SamplingConfig,
     TrainConfig,
@@ -196,7 +197,8 @@ def _robometer(values: Values, sampling: SamplingConfig) -> Config:
         frame_pooling_temperature=float(values.get("frame_pooling_attn_temperature", 1.0)),
         progress_loss=str(values["progress_loss_type"]),
     )
-    return Config(model=model, sampling=sampling, train=TrainConfig(precision=precisions[dtype]))
+    loss = LossConfig(pair_progress=model.ask_progress)
+    return Config(model=model, sampling=sampling, loss=loss, train=TrainConfig(precision=precisions[dtype]))
 
 
 def _rewind(rewind: Values, values: Values, sampling: SamplingConfig) -> Config:

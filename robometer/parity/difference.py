@@ -1,22 +1,15 @@
-"""How far our values are from upstream's recorded ones, as rows of the table."""
+"""How far our arrays are from upstream's recorded ones, as rows of the table; `recorded` has the same for JSON."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from robometer.parity.table import Row
-
-
-def load_json(path: Path) -> Any:
-    """What a file of the set holds; numbers that are not finite stay the strings that JSON has for them."""
-    return json.loads(path.read_text())
 
 
 def numbered(group: str, name: str, cases: list[Any]) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robometer import metrics
 from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
-from robometer.losses import binary_error, compute_losses, counts, progress_error, two_hot, upstream_mean
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.losses import binary_error, compute_losses, progress_error, two_hot, upstream_mean
+from robometer.parity.difference import close, exact, wrong_upstream
+from robometer.parity.logged import logged_rows, spearman, success_metrics
+from robometer.parity.recorded import read
 from robometer.parity.table import Row
 from robometer.sampling.targets import success_mask
 
@@ -25,13 +25,25 @@ UPSTREAM = LossConfig(compat="upstream")
 _LOSS = {"atol": 1e-5, "rtol": 1e-5}
 _GRADIENT = {"atol": 1e-12, "rtol": 1e-4}
 
+_METRICS = {
+    "accuracy": "accuracy",
+    "auprc": "auprc",
+    "weighted": "m_weighted_accuracy",
+    "positive": "m_positive_accuracy_scalar",
+    "negative": "m_negative_accuracy_scalar",
+    "loss_weight": "m_success_loss_weight",
+    "num_positives": "m_num_positives",
+    "num_negatives": "m_num_negatives",
+}
+"""Recorded arrays of our names of what `success_metrics` gives."""
+
 Arrays = dict[str, Tensor]
 
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every case of the group in the set at `folder`."""
     compare = {"progress": _progress, "success": _success, "total": _total}
-    for recorded in load_json(folder / GROUP / "cases.json"):
+    for recorded in read(folder / GROUP / "cases.json"):
         case = f"{GROUP}/{recorded['kind']}/{recorded['case']:04d}"
         if "error" in recorded:
             yield _raised(case, recorded)
@@ -80,7 +92,7 @@ def _progress(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[R
         yield wrong_upstream(case, "progress loss", "it is divided by the frames of a clip once more", loss, mean)
     yield close(case, "progress loss by frame", error * mask, arrays["masked_loss"], **_LOSS)
     yield close(case, "gradient of the progress loss", prediction.grad, arrays["grad_pred"], **_GRADIENT)
-    ranks = _spearman(progress_from_logits(logits.detach()), target, mask)
+    ranks = spearman(progress_from_logits(logits.detach()), target, mask)
     yield close(case, "Spearman of progress", ranks, arrays["masked_spearman"], **_LOSS)
     yield close(case, "Spearman of progress, mean", ranks.mean(), arrays["spearman"], **_LOSS)
     if "masked_correct" in arrays:
@@ -92,13 +104,6 @@ def _last_frame(target: Tensor) -> Tensor:
     mask = torch.zeros_like(target)
     mask[:, -1] = 1
     return mask
-
-
-def _spearman(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Of each sample over its supervised frames [B]; 0 where it is not defined, as upstream has it."""
-    shown = mask.expand_as(target) > 0
-    values = [metrics.spearman(p[m], t[m]) for p, t, m in zip(prediction, target, shown, strict=True)]
-    return torch.tensor([0.0 if math.isnan(value) else value for value in values])
 
 
 def _raised(case: str, recorded: dict[str, Any]) -> Row:
@@ -136,43 +141,26 @@ def _success(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Ro
     else:
         yield wrong_upstream(case, what, "it is NaN where no frame is supervised", arrays["loss"], loss)
     yield close(case, "gradient of the success loss", logits.grad, arrays["grad_logits"], **_GRADIENT)
-    positive, negative = counts(batch, UPSTREAM)[1:3].tolist()
-    yield exact(case, "supervised positives", positive, float(arrays["m_num_positives"]))
-    yield exact(case, "supervised negatives", negative, float(arrays["m_num_negatives"]))
     yield from _success_metrics(case, shown.detach(), label, mask, arrays)
-    weight = max(positive, negative) / min(positive, negative) if positive and negative else 1.0
-    yield close(case, "success class weight", weight, arrays["m_success_loss_weight"], **_LOSS)
-    if weight != 1:
+    if arrays["m_success_loss_weight"] != 1:
         fixed = compute_losses(output, batch, LossConfig(), "l2").success
         yield wrong_upstream(case, what, "its class weights cancel out of the loss", arrays["loss"], fixed)
 
 
 def _success_metrics(case: str, logits: Tensor, label: Tensor, mask: Tensor, arrays: Arrays) -> Iterator[Row]:
-    right = ((logits.sigmoid() > 0.5) == (label > 0.5)).float()
+    right = ((logits > 0) == (label > 0.5)).float()
     yield exact(case, "success is right", right * mask, arrays["m_masked_correct"])
     yield close(case, "success loss by frame", binary_error(logits, label) * mask, arrays["m_masked_loss"], **_LOSS)
-    classes = {"positive": mask & (label > 0.5), "negative": mask & (label <= 0.5)}
-    recalls = {name: _mean(right, members) for name, members in classes.items()}
-    both = all(members.any() for members in classes.values())
-    for name, members in classes.items():
-        shown = torch.where(members, right, math.nan)
+    for name, own in {"positive": mask & (label > 0.5), "negative": mask & (label <= 0.5)}.items():
+        shown = torch.where(own, right, math.nan)
         yield close(case, f"success is right, {name}", shown, arrays[f"m_{name}_accuracy"])
-        theirs, what = arrays[f"m_{name}_accuracy_scalar"], f"success accuracy, {name}"
-        if both or not recalls[name]:
-            yield close(case, what, recalls[name], theirs, **_LOSS)
-        else:
-            yield wrong_upstream(case, what, "it is 0 where all frames are of one class", theirs, recalls[name])
-    accuracy = _mean(right, mask)
-    yield close(case, "success accuracy", accuracy, arrays["accuracy"], **_LOSS)
-    balanced = sum(recalls.values()) / 2 if both else accuracy
-    yield close(case, "success accuracy, balanced", balanced, arrays["m_weighted_accuracy"], **_LOSS)
-    area = float(metrics.auprc(logits[mask], label[mask])[0])
-    yield close(case, "success AUPRC", 0.0 if math.isnan(area) else area, arrays["auprc"], **_LOSS)
-
-
-def _mean(values: Tensor, mask: Tensor) -> float:
-    """Over the frames of a mask; 0 where there are none, as upstream has it."""
-    return float(values[mask].mean()) if mask.any() else 0.0
+        if right[own].any() and own.sum() == mask.sum():
+            theirs, ours = arrays[f"m_{name}_accuracy_scalar"], right[own].mean()
+            reason = "it is 0 where all frames are of that class"
+            yield wrong_upstream(case, f"success accuracy, {name}", reason, theirs, ours)
+    found = success_metrics(logits, label, mask)
+    for metric, array in _METRICS.items():
+        yield close(case, f"success {metric.replace('_', ' ')}", found[metric], arrays[array], **_LOSS)
 
 
 def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
@@ -194,7 +182,9 @@ def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]
         theirs = arrays.get(f"grad_{name}", torch.zeros_like(leaf))
         ours = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         yield close(case, f"gradient of {name}", ours, theirs, **_GRADIENT)
-    yield from logged_losses(case, output, batch, config, recorded["loss"], recorded["logged"])
+    facts = recorded["pref_inputs"], recorded["progress_inputs"]
+    supervised = supervised_samples(arrays)
+    yield from logged_rows(case, output, batch, supervised, facts, config, recorded["loss"], recorded["logged"])
 
 
 def mixed_targets(arrays: Arrays, pairs: dict[str, Any], singles: dict[str, Any], min_success: float) -> Batch:
@@ -218,6 +208,12 @@ def mixed_targets(arrays: Arrays, pairs: dict[str, Any], singles: dict[str, Any]
     return _batch(targets, label, torch.arange(len(label)) < len(given))
 
 
+def supervised_samples(arrays: Arrays) -> Tensor:
+    """Samples bool [B] of a mixed batch whose progress is trained."""
+    names = ("pin_target_progress_A_mask", "gin_target_progress_mask")
+    return torch.cat([arrays[name].reshape(-1) for name in names if name in arrays]) > 0
+
+
 def _mixed_output(arrays: Arrays, batch: Batch) -> tuple[RewardOutput, Arrays]:
     """Recorded outputs as one `RewardOutput`, and the tensors that they came from, which collect gradients."""
     pairs = int(batch.preference_mask.sum())
@@ -234,20 +230,3 @@ def _mixed_output(arrays: Arrays, batch: Batch) -> tuple[RewardOutput, Arrays]:
     return RewardOutput(
         progress if progress.ndim == 3 else progress[..., None], success, None, None, preference
     ), leaves
-
-
-def logged_losses(
-    case: str, output: RewardOutput, batch: Batch, config: LossConfig, kind: str, logged: dict[str, float]
-) -> Iterator[Row]:
-    """The losses that upstream logs for its preference and its progress batch, each from that part of ours."""
-    names = {True: "pref_prog_loss pref_success_loss preference_loss", False: "prog_loss success_loss"}
-    for is_pair, listed in names.items():
-        members = batch.preference_mask == is_pair
-        if not members.any():
-            continue
-        part = RewardOutput(*(None if value is None else value[members] for value in output))  # type: ignore[arg-type]
-        losses = compute_losses(part, batch.map(itemgetter(members)), config, kind)
-        ours = (losses.progress, losses.success, losses.preference)
-        for name, value in zip(listed.split(), ours, strict=False):
-            if f"train/{name}" in logged:
-                yield close(case, f"logged {name}", value, np.float64(logged[f"train/{name}"]), **_LOSS)

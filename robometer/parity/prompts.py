@@ -13,7 +13,8 @@ from robometer.configs.schema import Config
 from robometer.models.processing import RobometerProcessor
 from robometer.models.prompts import QWEN3_CHAT, SPECIAL_TOKENS, SPLIT
 from robometer.models.robometer import load_processor
-from robometer.parity.difference import exact, load_json, numbered, wrong_upstream
+from robometer.parity.difference import exact, numbered, wrong_upstream
+from robometer.parity.recorded import read
 from robometer.parity.shared_data import find
 from robometer.parity.table import Row
 
@@ -24,7 +25,7 @@ _TASK = re.compile(r"(?:for the robot is|for the task) '(.*?)'(?:\. Given the tr
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every prompt of the group in the set at `folder`."""
-    recorded = load_json(folder / GROUP / "prompts.json")
+    recorded = read(folder / GROUP / "prompts.json")
     public = load_processor(Config(), find(folder, "qwen3_vl_4b_instruct"))
     for token in map(str, SPECIAL_TOKENS):
         ours = public.tokenizer.convert_tokens_to_ids(token)

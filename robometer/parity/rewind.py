@@ -17,7 +17,8 @@ from robometer.errors import RobometerError
 from robometer.models.encoders import PoolerOutput, mean_pool
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
-from robometer.parity.difference import close, exact, load_json
+from robometer.parity.difference import close, exact
+from robometer.parity.recorded import read
 from robometer.parity.table import Row
 
 GROUP = "d_rewind"
@@ -27,7 +28,7 @@ _GRADIENT = {"atol": 1e-12, "rtol": 1e-4}
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every case of the group in the set at `folder`."""
-    for facts in load_json(folder / GROUP / "cases.json"):
+    for facts in read(folder / GROUP / "cases.json"):
         stem, case = str(folder / GROUP / facts["name"]), f"{GROUP}/{facts['name']}"
         weights, io = load_file(f"{stem}.weights.safetensors"), load_file(f"{stem}.io.safetensors")
         if facts["mode"] == "raw":

@@ -13,7 +13,8 @@ import pyarrow as pa
 from robometer.configs.schema import SamplingConfig
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.plan import plan_split
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.difference import close, exact, wrong_upstream
+from robometer.parity.recorded import read
 from robometer.parity.table import Row
 from robometer.sampling import ClipPlan, ManifestIndex, plan, segments, targets
 from robometer.sampling.eligible import PREFERENCE_KINDS
@@ -36,10 +37,14 @@ Block = dict[str, Any]
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every sample of the group in the set at `folder`."""
-    for number, block in enumerate(load_json(folder / GROUP / "samplers.json")):
+    for number, block in enumerate(read(folder / GROUP / "samplers.json")):
         case = f"{GROUP}/block {number}"
         for i, recorded in enumerate(block["train_samples"]):
-            if recorded["sample"] is not None:
+            if not recorded["ok"]:
+                yield wrong_upstream(
+                    f"{case}/train[{i}]", "sample", "it raises", recorded["error"], "drawn from others"
+                )
+            elif recorded["sample"] is not None:
                 yield from _training_sample(f"{case}/train[{i}]", block, recorded)
         yield from _draws(case, block)
         for name, recorded in block["eval_samplers"].items():
@@ -117,9 +122,11 @@ def _draws(case: str, block: Block) -> Iterator[Row]:
     ids = [row["id"] for row in block["rows"]]
     wanted = {}
     for i, recorded in enumerate(block["train_samples"]):
-        if recorded["sampler"] == "preference" and recorded["sample"] is not None:
+        if recorded["sampler"] != "preference" or not recorded["ok"]:
+            continue
+        if recorded["sample"] is not None:
             wanted[f"{case}/train[{i}]"] = _drawn_pair(recorded["sample"])
-        elif recorded["sampler"] == "preference":
+        else:
             possible = _can_pair(index, ids.index(recorded["item"]), recorded["preferred_strategy"])
             yield exact(f"{case}/train[{i}]", "no pair can be made", possible, False)
     missing, number = set(wanted.values()), 0

@@ -13,7 +13,8 @@ import torch
 from robometer.batch import progress_from_logits
 from robometer.losses import two_hot
 from robometer.models.collate import collate_targets
-from robometer.parity.difference import close, exact, load_json, numbered, wrong_upstream
+from robometer.parity.difference import close, exact, numbered, wrong_upstream
+from robometer.parity.recorded import read
 from robometer.parity.table import Row
 from robometer.sampling import segments, targets
 from robometer.sampling.strategies import Rules, Subject, clip_plan
@@ -39,10 +40,10 @@ def rows(folder: Path) -> Iterator[Row]:
         "trajectory_pipeline": _pipeline,
     }
     for name, compare in by_file.items():
-        for case, recorded in numbered(GROUP, name, load_json(here / f"{name}.json")):
+        for case, recorded in numbered(GROUP, name, read(here / f"{name}.json")):
             outcome = recorded["expected"] if name == "trajectory_pipeline" else recorded
             yield from compare(case, recorded) if outcome.get("ok", True) else _raised(case, name, recorded, outcome)
-    yield from _masks(load_json(here / "masks.json"))
+    yield from _masks(read(here / "masks.json"))
     for path in sorted(here.glob("*.npz")):
         with np.load(path) as arrays:
             to_bins = path.stem.startswith("cont_to_bins")

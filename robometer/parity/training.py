@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from robometer.losses import compute_losses
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
 from robometer.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
-from robometer.parity.losses import UPSTREAM, logged_losses, mixed_targets
+from robometer.parity.difference import close, exact, wrong_upstream
+from robometer.parity.logged import logged_rows
+from robometer.parity.losses import UPSTREAM, mixed_targets, supervised_samples
+from robometer.parity.recorded import read
 from robometer.parity.rewind import model_of
 from robometer.parity.table import Row
 
@@ -34,19 +36,27 @@ _ARCHITECTURE = {"num_attention_heads": 4, "max_len": 16, "causal_mask": True}
 """Of the recorded runs: what neither their weights nor their facts tell."""
 
 
+class _Recorded(NamedTuple):
+    """A recorded batch, which of its samples train progress, and what else is known of them."""
+
+    batch: Batch
+    supervised: Tensor
+    facts: tuple[dict[str, Any], dict[str, Any]]
+
+
 @dataclass
 class _Step:
     """One optimizer step: what each micro-batch gave, the rate, and the norm of the gradient before it is clipped."""
 
     rate: float
     norm: float = 0.0
-    micro: list[tuple[Batch, RewardOutput, float]] = field(default_factory=list)
+    micro: list[tuple[_Recorded, RewardOutput, float]] = field(default_factory=list)
 
 
 def rows(folder: Path) -> Iterator[Row]:
     """Every run of the group in the set at `folder`."""
     here = folder / GROUP
-    for facts in load_json(here / "cases.json"):
+    for facts in read(here / "cases.json"):
         case = f"{GROUP}/{facts['name']}"
         start, end = (load_file(here / f"{facts['name']}.{when}.safetensors") for when in ("init", "final"))
         with np.load(here / f"{facts['name']}.batches.npz") as arrays:
@@ -65,7 +75,7 @@ def rows(folder: Path) -> Iterator[Row]:
             yield wrong_upstream(case, "gradient norm", reason, *norms)
 
 
-def _batch(arrays: dict[str, Tensor], number: int, known: dict[str, Any]) -> Batch:
+def _batch(arrays: dict[str, Tensor], number: int, known: dict[str, Any]) -> _Recorded:
     """A recorded preference batch (A and B on one time axis) and progress batch as one mixed batch of ours."""
     pairs, singles = (
         {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
@@ -73,18 +83,19 @@ def _batch(arrays: dict[str, Tensor], number: int, known: dict[str, Any]) -> Bat
     )
     targets = {f"pin_{name}": value for name, value in pairs.items()}
     targets |= {f"gin_{name}": value for name, value in singles.items()}
-    min_success = SamplingConfig().min_success
-    batch = mixed_targets(targets, known["preference_inputs"], known["progress_inputs"], min_success)
+    facts = known["preference_inputs"], known["progress_inputs"]
+    batch = mixed_targets(targets, *facts, SamplingConfig().min_success)
     a, b = pairs["video_embeddings"].chunk(2, dim=1)
     single = singles["video_embeddings"]
     text = torch.cat([pairs["text_embeddings"], singles["text_embeddings"]])
     inputs = clip_inputs(text, [*a, *single], [*b, *single[:, :0]])
     shown = batch.preference_mask[:, None].expand(-1, b.shape[1])
-    return replace(batch, inputs=inputs, b=replace(batch.b, frame_mask=shown))
+    batch = replace(batch, inputs=inputs, b=replace(batch.b, frame_mask=shown))
+    return _Recorded(batch, supervised_samples(targets), facts)
 
 
 def _train(
-    facts: dict[str, Any], start: dict[str, Tensor], batches: list[Batch], drop: bool
+    facts: dict[str, Any], start: dict[str, Tensor], batches: list[_Recorded], drop: bool
 ) -> tuple[Rewind, list[_Step]]:
     """A recorded run again; with `drop` each micro-batch clears the gradients of those before it, as upstream does."""
     model = model_of(start, _ARCHITECTURE | {"progress_loss_type": facts["loss"]}).train()
@@ -93,8 +104,8 @@ def _train(
         steps=facts["max_steps"],
         learning_rate=facts["lr"],
         weight_decay=facts["weight_decay"],
-        warmup_ratio=facts["warmup_ratio"],
-        schedule=facts["scheduler"],
+        warmup_ratio=facts["warmup_ratio"] if facts["scheduler"] != "constant" else 0.0,
+        schedule=facts["scheduler"].removesuffix("_with_warmup"),
     )
     optimizer = torch.optim.AdamW(parameter_groups(model, train), betas=BETAS, eps=EPSILON)
     steps = []
@@ -107,11 +118,11 @@ def _train(
         for i in range(accumulation):
             if drop:
                 optimizer.zero_grad()
-            batch = batches[(number * accumulation + i) % len(batches)]
-            output = model(batch)
-            loss = compute_losses(output, batch, UPSTREAM, facts["loss"]).total
+            recorded = batches[(number * accumulation + i) % len(batches)]
+            output = model(recorded.batch)
+            loss = compute_losses(output, recorded.batch, UPSTREAM, facts["loss"]).total
             (loss / accumulation).backward()
-            step.micro.append((batch, RewardOutput(*(part.detach() for part in output)), loss.item()))
+            step.micro.append((recorded, RewardOutput(*(part.detach() for part in output)), loss.item()))
         step.norm = float(clip_grad_norm_(model.parameters(), facts["max_grad_norm"]))
         optimizer.step()
         steps.append(step)
@@ -133,10 +144,10 @@ def _step_rows(case: str, facts: dict[str, Any], number: int, step: _Step) -> It
     mean = sum(loss for *_, loss in step.micro) / len(step.micro)
     yield close(at, "loss of a step", mean, recorded["hf_loss"], atol=_MEAN_OF_STEP)
     first = number * len(step.micro)
-    for i, (batch, output, loss) in enumerate(step.micro):
-        logged = facts["micro_steps"][first + i]
-        yield close(f"{at}.{i + 1}", "loss of a micro-batch", loss, logged["total"], **_STEP)
-        yield from logged_losses(f"{at}.{i + 1}", output, batch, UPSTREAM, facts["loss"], logged)
+    for i, (given, output, loss) in enumerate(step.micro):
+        logged, micro = facts["micro_steps"][first + i], f"{at}.{i + 1}"
+        yield close(micro, "loss of a micro-batch", loss, logged["total"], **_STEP)
+        yield from logged_rows(micro, output, *given, UPSTREAM, facts["loss"], logged)
 
 
 def _final(case: str, name: str, ours: Tensor, theirs: Tensor) -> Iterator[Row]:

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from robometer.configs.schema import SamplingConfig
-from robometer.parity.difference import close, exact, load_json, wrong_upstream
+from robometer.parity.difference import close, exact, wrong_upstream
+from robometer.parity.recorded import read
 from robometer.parity.shared_data import find
 from robometer.parity.table import Row
 from robometer.sampling.index import ManifestIndex
@@ -33,7 +34,7 @@ def rows(folder: Path) -> Iterator[Row]:
     videos = find(folder, "example_videos")
     with np.load(folder / GROUP / "video.npz") as arrays:
         pixels = dict(arrays)
-    for recorded in load_json(folder / GROUP / "video.json"):
+    for recorded in read(folder / GROUP / "video.json"):
         yield from _video(f"{GROUP}/{recorded['video']}", videos / recorded["video"], recorded, pixels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from robometer.models.checkpoint import (
 )
 from robometer.models.lora import add_lora, merge, trained_names
 from robometer.models.robometer import Robometer, build_robometer, load_processor
+from robometer.publishing import prepare, to_folder
 from tests.models.images import noise_clip
 
 
@@ -129,3 +131,15 @@ def test_adapters_of_other_weights_or_without_a_tensor_are_refused(base: Path, t
     save_checkpoint(base, build_robometer(other)[0].state_dict(), other, {})
     with pytest.raises(CheckpointError, match="adapters of other weights"):
         load_model(tmp_path / "lora")
+
+
+def test_published_adapters_are_a_model_in_the_public_layout(base: Path, tmp_path: Path) -> None:
+    config = load(["model=tiny", "model.lora.rank=4", f"train.load_from_checkpoint={base}"])
+    model = _saved(config, base, tmp_path / "lora")
+    to_folder(prepare(str(tmp_path / "lora"), merge=True), str(tmp_path / "published"))
+    assert set(load_file(tmp_path / "published/model.safetensors")) == set(load_file(base / "model.safetensors"))
+    shutil.rmtree(base)  # it needs neither the base nor the adapters any more
+    batch = load_processor(config, tmp_path / "published").collate_clips([noise_clip(0, 3)])
+    with torch.no_grad():
+        ours, published = model(batch), load_model(tmp_path / "published")[0].eval()(batch)
+    assert torch.allclose(ours.progress_logits, published.progress_logits, atol=1e-5)

@@ -1,0 +1,143 @@
+"""The DeepSpeed engine, in one process: fp32 master weights, offload, zero.Init, and states that change their form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.training.checkpointing import STATE, load_state, save_state, state_name, to_universal
+from pipelines.training.engine import build_engine, deepspeed_config, full_state
+from robometer.batch import Batch
+from robometer.configs import Config, ConfigError, load
+from robometer.corpus.corpus import Corpus
+from robometer.models.robometer import load_processor
+from robometer.scoring import Clip
+
+NO_CORPUS = cast(Corpus, None)
+"""A vision-language model takes nothing from a corpus."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    """A group of this process alone, found the way that Ray Train's workers are found."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
+            patch.setenv(name, value)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def _config(*overrides: str) -> Config:
+    return load(["model=tiny", "train.batch_size=2", "train.learning_rate=1e-2", "train.weight_decay=0.3", *overrides])
+
+
+def _batch(config: Config) -> Batch:
+    rng = np.random.default_rng(0)
+    a, b = (Clip(rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8), "open the drawer") for _ in range(2))
+    return load_processor(config).collate_pairs([(a, b), (b, a)])
+
+
+def _steps(engine: Any, batch: Batch, count: int) -> list[float]:
+    losses = []
+    engine.train()
+    for step in range(count):
+        torch.manual_seed(step)
+        output = engine(batch)
+        loss = (output.preference_logits.float() - 1).square().mean() + output.success_logits.float().square().mean()
+        loss = loss + output.progress_logits.float().square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss))
+    return losses
+
+
+@pytest.mark.parametrize(("stage", "steps"), [(1, 3), (2, 200), (3, 3)])
+def test_bf16_keeps_updates_that_are_smaller_than_its_own_resolution(stage: int, steps: int) -> None:
+    """Each step moves a weight of 1 by 1e-5, a four-hundredth of what bf16 can tell apart there."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    config = _config("train.precision=bf16", f"train.zero_stage={stage}", "train.learning_rate=1e-5")
+    model = nn.Linear(8, 8, bias=False).to(torch.bfloat16)
+    nn.init.ones_(model.weight)
+    settings = deepspeed_config(config, 1)
+    settings["optimizer"]["params"]["weight_decay"] = 0.0
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
+    for _ in range(steps):
+        engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).sum())
+        engine.step()
+    master = safe_get_full_fp32_param(next(model.parameters()))
+    assert master.dtype == torch.float32
+    np.testing.assert_allclose(master.detach().numpy(), 1 - steps * 1e-5, rtol=1e-6 + 1e-7 * steps)
+    weight = full_state(engine)["weight"]
+    assert torch.all(weight == torch.tensor(1 - steps * 1e-5).bfloat16())  # which at 200 steps is no longer 1
+
+
+def test_a_model_partitioned_while_it_is_built_learns_as_one_that_is_not() -> None:
+    plain = build_engine(_config("train.zero_stage=3"), NO_CORPUS, 1)
+    partitioned = build_engine(_config("train.zero_stage=3", "train.zero_init=true"), NO_CORPUS, 1)
+    first, second = full_state(plain), full_state(partitioned)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    decays = [[group["weight_decay"] for group in engine.optimizer.param_groups] for engine in (plain, partitioned)]
+    assert decays[0] == decays[1]
+    batch = _batch(_config())
+    assert _steps(plain, batch, 3) == _steps(partitioned, batch, 3)
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+def test_offload_changes_no_loss(stage: int, offload: str) -> None:
+    batch = _batch(_config())
+    plain = build_engine(_config(f"train.zero_stage={stage}"), NO_CORPUS, 1)
+    offloaded = build_engine(_config(f"train.zero_stage={stage}", f"train.offload={offload}"), NO_CORPUS, 1)
+    np.testing.assert_allclose(_steps(offloaded, batch, 3), _steps(plain, batch, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (("train.offload=parameters",), "train.offload=parameters needs train.zero_stage=3"),
+    (("train.offload=optimizer", "train.zero_stage=0"), "train.offload needs"),
+    (("train.precision=bf16", "train.zero_stage=0"), "train.precision=bf16 needs train.zero_stage=1, 2 or 3"),
+    (("train.zero_init=true",), "train.zero_init needs train.zero_stage=3"),
+    (("train.micro_batch_size=3",), "train.batch_size=2 must be a multiple of micro_batch_size=3"),
+    (("train.micro_batch_size=2", "train.num_workers=2"), "too few for num_workers=2"),
+    (("train.num_workers=2", "train.min_workers=3"), "train.min_workers=3 must be in"),
+])  # fmt: skip
+def test_settings_that_cannot_run_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _config(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "precision"),
+    [
+        (3, 3, "fp32"),
+        (1, 2, "fp32"),
+        pytest.param(1, 1, "fp32", marks=pytest.mark.slow),
+        pytest.param(2, 2, "bf16", marks=pytest.mark.slow),
+        pytest.param(2, 1, "fp32", marks=pytest.mark.slow),
+        pytest.param(3, 3, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_converted_state_goes_on_as_if_nothing_had_happened(
+    saved: int, loaded: int, precision: str, tmp_path: Path
+) -> None:
+    config = _config(f"train.zero_stage={saved}", f"train.precision={precision}")
+    batch, name = _batch(config), state_name(config, 1)
+    engine = build_engine(config, NO_CORPUS, 1)
+    _steps(engine, batch, 3)
+    save_state(engine, tmp_path, name)
+    to_universal(tmp_path / STATE / name, tmp_path / "universal" / STATE)
+    config = _config(f"train.zero_stage={loaded}", f"train.precision={precision}")
+    resumed = build_engine(config, NO_CORPUS, 1, universal=True)
+    options = [group["weight_decay"] for group in resumed.optimizer.param_groups]
+    load_state(resumed, tmp_path / "universal" / STATE)
+    assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == options
+    assert _steps(resumed, batch, 4) == _steps(engine, batch, 4)

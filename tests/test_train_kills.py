@@ -1,0 +1,61 @@
+"""Training whose driver and workers are killed: the losses are those of the run that was left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.train import TrainReport, run_train
+from robometer.configs import load
+from tests.conftest import TINY
+from tests.training_runs import checkpoints, driving
+
+EVERY = 20
+
+
+def _overrides(corpus: str, output: Path, *overrides: str) -> list[str]:
+    """A run long enough to be killed between its checkpoints, with dropout, whose draws must be repeated too."""
+    settings = ["train.steps=160", f"train.checkpoint_every={EVERY}", "train.validate=false", "model.dropout=0.1"]
+    run = [f"corpus.path={corpus}", f"train.output={output}", "train.micro_batch_size=4"]
+    return [*TINY, *run, *settings, *overrides]
+
+
+def _losses(report: TrainReport) -> list[float]:
+    return [entry["loss"] for entry in report.history if "loss" in entry]
+
+
+def _kill_a_driver_then_workers(output: Path, first: list[str], second: list[str], log: Path) -> None:
+    with driving(first, log) as driver:
+        old = driver.wait_until(lambda: EVERY in checkpoints(output))
+        driver.kill(old)
+    last = max(checkpoints(output))
+    with driving(second, log) as driver:
+        new = driver.wait_until(lambda: last + EVERY in checkpoints(output)) - old
+        assert new, "no training worker found to kill"
+        for worker in new:
+            worker.kill()
+        driver.finish()
+
+
+def test_two_workers_killed_with_their_driver_resume_as_one_that_is_killed_again(
+    tiny_corpus: str, tmp_path: Path
+) -> None:
+    whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole")))
+    output = tmp_path / "killed"
+    two = _overrides(tiny_corpus, output, "train.num_workers=2")
+    one = _overrides(tiny_corpus, output)
+    _kill_a_driver_then_workers(output, two, one, tmp_path / "log")
+    np.testing.assert_allclose(_losses(run_train(load(one))), _losses(whole), rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "workers"), [(1, 2), (2, 1), (2, 2), (3, 2)])
+def test_the_same_workers_resume_to_the_same_losses(stage: int, workers: int, tiny_corpus: str, tmp_path: Path) -> None:
+    same = [f"train.zero_stage={stage}", f"train.num_workers={workers}"]
+    whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole", *same)))
+    output = tmp_path / "killed"
+    overrides = _overrides(tiny_corpus, output, *same)
+    _kill_a_driver_then_workers(output, overrides, overrides, tmp_path / "log")
+    np.testing.assert_allclose(_losses(run_train(load(overrides))), _losses(whole), rtol=1e-6)

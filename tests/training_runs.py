@@ -1,0 +1,91 @@
+"""Training runs in processes of their own, to be watched and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+}
+MARK = "ROBOMETER_TEST_DRIVER"
+"""Environment variable that everything a driver starts inherits."""
+
+
+class Driver:
+    """`robometer train` in a process of its own."""
+
+    def __init__(self, overrides: list[str], log: Path, address: str = "") -> None:
+        self._mark = uuid.uuid4().hex
+        environment = os.environ | ENVIRONMENT | {MARK: self._mark} | ({"RAY_ADDRESS": address} if address else {})
+        command = [sys.executable, "-m", "jobs.train", *overrides]
+        self._log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+    def wait_until(self, met: Callable[[], bool], timeout_s: float = 900) -> set[psutil.Process]:
+        """Wait until `met`; returns the training workers that were seen meanwhile."""
+        end, workers = time.monotonic() + timeout_s, set[psutil.Process]()
+        while not met():
+            workers |= self.workers()
+            assert self.process.poll() is None, self._log.read_text()[-3000:]
+            assert time.monotonic() < end, self._log.read_text()[-3000:]
+            time.sleep(0.05)
+        return workers | self.workers()
+
+    def workers(self) -> set[psutil.Process]:
+        """Training workers of the local Ray that this driver has started, whose raylet is no child of the driver.
+
+        Ray rewrites a worker's title at every call, so that one look can miss it.
+        """
+        found = set()
+        for process in psutil.process_iter(["cmdline"]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                raylet = process.parent() if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) else None
+                if raylet and raylet.environ().get(MARK) == self._mark:  # other runs on this machine are not ours
+                    found.add(process)
+        return found
+
+    def finish(self, timeout_s: float = 900) -> None:
+        """Wait for its end, which must be a good one."""
+        assert self.process.wait(timeout=timeout_s) == 0, self._log.read_text()[-3000:]
+
+    def kill(self, workers: set[psutil.Process]) -> None:
+        """Kill it, and wait until its `workers` are gone, who go on training for a moment."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        psutil.wait_procs(workers, timeout=60)
+
+
+@contextlib.contextmanager
+def driving(overrides: list[str], log: Path, address: str = "") -> Iterator[Driver]:
+    """A driver that does not outlive the block."""
+    driver = Driver(overrides, log, address)
+    try:
+        yield driver
+    finally:
+        if driver.process.poll() is None:
+            driver.kill(driver.workers())
+
+
+def checkpoints(output: Path) -> list[int]:
+    """Steps of the checkpoints that a run has committed, oldest first; a folder may be there before it is whole."""
+    return sorted(int(folder.parent.name.removeprefix("step-")) for folder in output.glob("run/step-*/step.json"))
+
+
+def recorded(output: Path) -> dict[int, dict[str, float]]:
+    """What the latest checkpoint of a run has recorded of its training steps."""
+    lines = (output / f"run/step-{checkpoints(output)[-1]:07d}/history.jsonl").read_text().splitlines()
+    return {entry["step"]: entry for entry in map(json.loads, lines) if "loss" in entry}
