@@ -61,6 +61,16 @@ class Robometer(RewardHeads):
         # would wait for it.
         self.frame_pool_attn = nn.Linear(hidden_dim, 1, bias=False).requires_grad_(pooling == "attention")
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Casts parameters only: the buffers are rotary frequencies, which must stay float32 whatever the weights are."""
+        kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            owner, leaf = self.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+            device = getattr(owner, leaf).device
+            setattr(owner, leaf, getattr(owner, leaf) if device.type == "meta" else before.to(device))
+        return self
+
     @property
     def language_model(self) -> Any:
         """The causal language model of the backbone."""

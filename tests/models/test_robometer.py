@@ -152,6 +152,9 @@ def test_bf16_trains_and_scores_in_float32_probabilities(corpus: Corpus) -> None
     config = _config(train=TrainConfig(precision="bf16"))
     model = _model(config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    frequencies = {name: buffer for name, buffer in model.named_buffers() if "inv_freq" in name}
+    exact = dict(_model().named_buffers())
+    assert frequencies and all(torch.equal(buffer, exact[name]) for name, buffer in frequencies.items())
     batch = _collator(config, corpus)(_plans())
     loss = compute_losses(model(batch), batch, LossConfig(), "discrete").total
     loss.backward()
