@@ -1,0 +1,331 @@
+"""Speed of training the vision-language model, as ratios within one run: `python -m benchmarks.training [--quick]`.
+
+collator   plans to batches, against the Hugging Face processor path that upstream takes, on the same plans
+shared     the vision tower once per distinct frame, against once per shown frame
+packing    the language model on packed sequences, against padded ones
+step       a step of the real training job, against a plain PyTorch loop on batches that lie ready
+gpu        what is left to measure on GPUs, and with which command
+
+Each compares results too: they must be equal. One torch thread per process; contenders take turns; a table holds the
+median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, but in `step`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks import corpora
+from benchmarks.contenders import (
+    CHAT_TEMPLATE,
+    HuggingFaceCollator,
+    NaiveCollator,
+    PaddedRobometer,
+    differences,
+    plain_loop,
+)
+from robometer.batch import Batch, RewardOutput
+from robometer.configs import load
+from robometer.configs.loading import to_dict
+from robometer.configs.schema import Config, ModelConfig, PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.corpus.corpus import Corpus
+from robometer.losses import compute_losses
+from robometer.models.backbones import BACKBONES
+from robometer.models.images import QwenCutter
+from robometer.models.processing import RobometerCollator
+from robometer.models.robometer import Robometer, build_robometer, load_processor
+from robometer.models.tiny import tiny_config, tiny_tokenizer
+from robometer.sampling import ManifestIndex, SamplePlan, plan
+from robometer.sampling.types import ClipPlan
+from robometer.video import decode_jpeg
+
+QWEN = Path(__file__).resolve().parents[2] / "shared/data/qwen3_vl_4b_instruct"
+MAX_FRAMES = 8  # of the recipe of the published weights
+
+_NO_PROGRESS = ProgressStrategies(0.0, 0.0, 0.0, 0.0)
+MIXES = {
+    "progress, forward": SamplingConfig(preference=0.0, progress_strategies=replace(_NO_PROGRESS, forward=1.0)),
+    "pairs, rewind": SamplingConfig(progress=0.0, preference_strategies=PreferenceStrategies(1.0, 0.0, 0.0, 0.0)),
+    "pairs, reverse": SamplingConfig(progress=0.0, preference_strategies=PreferenceStrategies(0.0, 0.0, 0.0, 1.0)),
+    "pairs, another task": SamplingConfig(progress=0.0, preference_strategies=PreferenceStrategies(0.0, 0.0, 1.0, 0.0)),
+    "all (the default)": SamplingConfig(),
+}
+
+
+def main() -> None:
+    """Run the parts and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller batches, to see that it runs")
+    parts: dict[str, Callable[[Path, bool], None]] = {
+        "collator": collator,
+        "shared": shared,
+        "packing": packing,
+        "step": step,
+        "gpu": gpu,
+    }
+    parser.add_argument("--only", choices=parts, help="one of the parts")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+    for name, run in parts.items():
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory(prefix="robometer-benchmark-") as folder:
+                run(Path(folder), options.quick)
+
+
+# What all parts need
+
+
+def by_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every round of each, after one that does not count; the order turns around every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(-1, rounds):
+        for name in sorted(contenders, reverse=bool(number % 2)):
+            started = time.process_time()
+            contenders[name]()
+            if number >= 0:
+                seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median (least, most)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times as long the first takes."""
+    return statistics.median(slow) / statistics.median(fast)
+
+
+def draw(corpus: Corpus, sampling: SamplingConfig, count: int, seed: int = 1) -> list[SamplePlan]:
+    """The first plans of a stream."""
+    index = ManifestIndex.from_table(corpus.manifest, sampling)
+    return [plan(index, sampling, seed, i) for i in range(count)]
+
+
+def mid_size(folder: Path) -> Path:
+    """A folder with a random Qwen3-VL of some 32 million parameters, as `model.base_model` takes it."""
+    tokenizer = tiny_tokenizer()
+    config: Any = tiny_config("tiny", tokenizer)
+    text = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
+    config.text_config.update(text | {"num_key_value_heads": 4, "head_dim": 64})
+    config.text_config.rope_parameters["mrope_section"] = [16, 8, 8]
+    vision = {"depth": 6, "hidden_size": 384, "intermediate_size": 1536, "num_heads": 6, "out_hidden_size": 512}
+    config.vision_config.update(vision | {"deepstack_visual_indexes": [1, 3]})
+    torch.manual_seed(0)
+    BACKBONES["qwen3_vl"].model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def model_config(base: Path, **model: Any) -> Config:
+    """Settings of a Robometer without dropout on that base."""
+    return Config(model=ModelConfig(kind="robometer", base_model=str(base), dropout=0.0, **model))
+
+
+# Collator
+
+
+def collator(folder: Path, quick: bool) -> None:
+    """Samples/s per core of both paths, with and without the decoding of JPEGs."""
+    base, template = ("tiny", CHAT_TEMPLATE)
+    if QWEN.is_dir():
+        base, template = str(QWEN), json.loads((QWEN / "chat_template.json").read_text())["chat_template"]
+    processor = load_processor(Config(model=ModelConfig(kind="robometer", base_model=base)))
+    corpus = corpora.corpus(folder, 30 if quick else 200)
+    size, rounds = (4, 2) if quick else (16, 7)
+    name = "Qwen3-VL-4B-Instruct's" if base != "tiny" else "the tiny"
+    print(f"\ncollator: batches of {size}, clips of up to {MAX_FRAMES} frames of 240 x 320 px, {name} tokenizer")
+    print(f"{'samples/s/core':<36}{'distinct':>9}{'Hugging Face':>24}{'Robometer':>24}{'ratio':>7}  differences")
+    for mix, sampling in MIXES.items():
+        plans = draw(corpus, replace(sampling, max_frames=MAX_FRAMES), size)
+        stored = Stored(corpus, plans)
+        for decoding, source in (("", corpus), (", frames decoded before", stored)):
+            ours = RobometerCollator(cast(Corpus, source), processor)
+            shown = stored.shown if source is stored else lambda clip: decoded(corpus, clip)
+            theirs = HuggingFaceCollator(processor, shown, template)
+            a, b = ours(plans).inputs, theirs(plans).inputs
+            found = differences(a, b, cast(QwenCutter, processor.cutter))
+            assert max(found.values()) <= 1e-6, found
+            contenders = {"ours": lambda c=ours: c(plans), "theirs": lambda c=theirs: c(plans)}
+            times = by_turns(cast(dict[str, Callable[[], object]], contenders), rounds)
+            rates = {key: spread([size / t for t in values], 1) for key, values in times.items()}
+            print(
+                f"{mix + decoding:<36}{len(a['grid']) / len(a['image']):>9.2f}{rates['theirs']:>24}{rates['ours']:>24}"
+                f"{ratio(times['theirs'], times['ours']):>7.2f}  " + ", ".join(f"{k} {v:.0e}" for k, v in found.items())
+            )
+    print("target: 3 times as fast")
+
+
+def decoded(corpus: Corpus, clip: ClipPlan) -> list[np.ndarray]:
+    """Frames of a clip, each decoded as often as it is shown."""
+    encoded = corpus.encoded_frames(clip.row)
+    return [decode_jpeg(encoded[position]) for position in clip.positions.tolist()]
+
+
+class Stored:
+    """The frames of some plans, decoded: what a collator costs beside decoding."""
+
+    def __init__(self, corpus: Corpus, plans: Sequence[SamplePlan]) -> None:
+        rows = {clip.row for sample in plans for clip in (sample.a, sample.b) if clip is not None}
+        self._frames = {row: corpus.frames(row) for row in rows}
+
+    def frames(self, row: int, positions: np.ndarray) -> np.ndarray:
+        """See `Corpus.frames`."""
+        return self._frames[row][positions]
+
+    def shown(self, clip: ClipPlan) -> list[np.ndarray]:
+        """The frames that a clip shows."""
+        return list(self._frames[clip.row][clip.positions])
+
+
+# Vision tower and language model
+
+
+def shared(folder: Path, quick: bool) -> None:
+    """Time of the tower and of a step, by strategy mix."""
+    corpus, base = corpora.bundled(folder / "corpus", 200), mid_size(folder / "model")
+    frozen, trained = (build_robometer(model_config(base, train_vision_encoder=on))[0] for on in (False, True))
+    processor = load_processor(model_config(base))
+    size, rounds = (2, 1) if quick else (4, 5)
+    tower, language = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (frozen.model.visual, frozen.language_model))
+    print(
+        f"\nshared: batches of {size}, up to {MAX_FRAMES} frames of 160 x 160 px; tower of {tower:.0f} million parameters, "
+        f"language model of {language:.0f}; every shown frame encoded : every distinct one"
+    )
+    print(f"{'':<24}{'distinct':>9}{'tower':>8}{'step, tower frozen':>20}{'step, tower trained':>21}  difference of logits")
+    for mix, sampling in MIXES.items():
+        plans = draw(corpus, replace(sampling, max_frames=MAX_FRAMES), size)
+        ours, naive = RobometerCollator(corpus, processor)(plans), NaiveCollator(corpus, processor)(plans)
+        times = by_turns(
+            {
+                f"{part} {name}": lambda run=run, batch=batch: run(batch)  # type: ignore[misc]
+                for name, batch in (("ours", ours), ("naive", naive))
+                for part, run in (
+                    ("tower", lambda batch: encode(frozen, batch)),
+                    ("frozen", lambda batch: train_step(frozen, batch)),
+                    ("trained", lambda batch: train_step(trained, batch)),
+                )
+            },
+            rounds,
+        )
+        ratios = [ratio(times[f"{part} naive"], times[f"{part} ours"]) for part in ("tower", "frozen", "trained")]
+        share = len(ours.inputs["grid"]) / len(ours.inputs["image"])
+        print(
+            f"{mix:<24}{share:>9.2f}{ratios[0]:>8.2f}{ratios[1]:>20.2f}{ratios[2]:>21.2f}  "
+            f"{logit_difference(frozen(ours), frozen(naive)):.0e}"
+        )
+
+
+def encode(model: Robometer, batch: Batch) -> None:
+    """The vision tower alone, forward."""
+    with torch.no_grad():
+        model.family.features(model.model, model.cutter.pixels(batch.inputs["patches"]), batch.inputs["grid"])
+
+
+def train_step(model: Robometer, batch: Batch) -> None:
+    """Forward and backward of the loss."""
+    config = Config()
+    model.zero_grad()
+    compute_losses(model(batch), batch, config.loss, config.model.progress_loss).total.backward()
+
+
+def logit_difference(a: RewardOutput, b: RewardOutput) -> float:
+    """Largest difference of any logit."""
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x is not None and y is not None)
+
+
+def packing(folder: Path, quick: bool) -> None:
+    """Time of a step, by how ragged the batch is."""
+    corpus, base = corpora.bundled(folder / "corpus", 200), mid_size(folder / "model")
+    config = model_config(base)
+    packed = build_robometer(config)[0]
+    padded = PaddedRobometer.of(packed)
+    collate = RobometerCollator(corpus, load_processor(config))
+    size, rounds = (3, 1) if quick else (8, 5)
+    print(f"\npacking: forward and backward of batches of {size}, up to 16 frames of 160 x 160 px, tower frozen")
+    print(f"{'':<24}{'tokens':>8}{'padding':>9}{'padded s':>22}{'packed s':>22}{'ratio':>7}  difference of logits")
+    for mix in ("progress, forward", "pairs, another task", "all (the default)"):
+        batch = collate(draw(corpus, replace(MIXES[mix], max_frames=16), size))
+        lengths = batch.inputs["sequence_length"]
+        share = 1 - int(lengths.sum()) / (len(lengths) * int(lengths.max()))
+        contenders: dict[str, Callable[[], object]] = {
+            "packed": lambda batch=batch: train_step(packed, batch),  # type: ignore[misc]
+            "padded": lambda batch=batch: train_step(padded, batch),  # type: ignore[misc]
+        }
+        times = by_turns(contenders, rounds)
+        print(
+            f"{mix:<24}{int(lengths.sum()):>8}{share:>9.0%}{spread(times['padded']):>22}{spread(times['packed']):>22}"
+            f"{ratio(times['padded'], times['packed']):>7.2f}  {logit_difference(packed(batch), padded(batch)):.0e}"
+        )
+
+
+# Step
+
+
+def step(folder: Path, quick: bool) -> None:
+    """Seconds of a step of both, and the share of it that the job waits for data."""
+    from pipelines.cluster import connected
+    from pipelines.train import run_train
+
+    corpora.bundled(folder / "corpus", 200)
+    base = mid_size(folder / "model")
+    steps, size, rounds, left_out = (4, 2, 1, 1) if quick else (12, 4, 3, 2)
+    settings = ["model=tiny", f"model.base_model={base}", "model.dropout=0", f"corpus.path={folder / 'corpus'}"]
+    settings += [f"train.steps={steps}", f"train.batch_size={size}", f"train.checkpoint_every={steps}"]
+    settings += ["train.zero_stage=1", "train.weight_decay=0", "train.log_every=1", "train.validate=false"]
+    settings += [f"sampling.max_frames={MAX_FRAMES}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    job, plain, waits, apart = list[float](), list[float](), list[float](), list[float]()
+    with connected(load(settings)):
+        for number in range(rounds):
+            config = load([*settings, f"train.output={folder}/run{number}"])
+            history = [entry for entry in run_train(config).history if "samples_per_s" in entry]
+            with get_context("spawn").Pool(1) as pool:
+                losses, seconds = pool.apply(plain_loop, (to_dict(config), [e["learning_rate"] for e in history]))
+            job += [size / entry["samples_per_s"] for entry in history[left_out:]]
+            waits += [entry["data_wait_share"] for entry in history[left_out:]]
+            plain += seconds[left_out:]
+            apart += [abs(a - entry["loss"]) / abs(a) for a, entry in zip(losses, history, strict=True)]
+    print(f"\nstep: batches of {size}, up to {MAX_FRAMES} frames, 1 worker, ZeRO 1, float32, {rounds} runs of {steps} steps")
+    print(f"plain PyTorch loop, batches ready   {spread(plain)} s")
+    print(f"training job (Ray, DeepSpeed)       {spread(job)} s, {ratio(plain, job):.2f} times the loop's speed (target 0.95)")
+    print(f"of which it waits for data          {spread([100 * share for share in waits], 1)} % (target 2 %)")
+    print(f"largest relative difference of losses {max(apart):.0e}")
+
+
+def gpu(folder: Path, quick: bool) -> None:
+    """The rows that a CPU cannot fill."""
+    train = "robometer train recipe=robometer_4b train.use_gpu=true train.precision=bf16"
+    rows = {
+        "samples/s, 1 GPU, LoRA": train.replace("robometer_4b", "robometer_4b_lora"),
+        "samples/s, 8 GPUs, ZeRO 2": f"{train} train.zero_stage=2 train.num_workers=8",
+        "samples/s, 8 GPUs, ZeRO 3": f"{train} train.zero_stage=3 train.num_workers=8",
+        "the same, FlashAttention-2": f"{train} train.zero_stage=3 train.num_workers=8 "
+        "model.attn_implementation=flash_attention_2",
+        "share of waiting for data": "any of these: data_wait_share in history.jsonl",
+        "against a plain loop": f"{train} train.zero_stage=1, and plain_loop in benchmarks/contenders.py on one GPU",
+    }
+    print(f"\nGPU numbers\n{'':<30}{'measured':>12}  command")
+    for name, command in rows.items():
+        print(f"{name:<30}{'':>12}  {command}")
+
+
+if __name__ == "__main__":
+    main()
