@@ -58,7 +58,7 @@ class HuggingFaceCollator:
     """
 
     def __init__(self, processor: RobometerProcessor, frames: Frames, template: str) -> None:
-        self.tokenizer, self.frames, self.template = processor.tokenizer, frames, template
+        self.processor, self.tokenizer, self.frames, self.template = processor, processor.tokenizer, frames, template
         self.tokenizer.padding_side = "right"
         self.cutter = cast(QwenCutter, processor.cutter)
         self.images: Any = Qwen2VLImageProcessorPil(
@@ -95,21 +95,17 @@ class HuggingFaceCollator:
         return cast(str, rendered)
 
 
-def differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], cutter: QwenCutter) -> dict[str, float]:
-    """The largest difference of token ids, of grids, and of what the vision tower takes, of two forms of a batch."""
-    ids = theirs["input_ids"][theirs["attention_mask"].bool()]
+def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], cutter: QwenCutter) -> float:
+    """The largest between token ids, lengths, grids, and what the vision tower takes, of two forms of one batch."""
     shown = ours["image"]
-    per_frame = ours["grid"].prod(1).tolist()
-    pixels = cutter.pixels(ours["patches"]).split(per_frame)
-    pairs = {
-        "ids": (ours["input_ids"], ids),
-        "lengths": (ours["sequence_length"], theirs["attention_mask"].sum(1)),
-        "grids": (ours["grid"][shown], theirs["image_grid_thw"]),
-        "pixels": (torch.cat([pixels[i] for i in shown.tolist()]), theirs["pixel_values"]),
-    }
-    return {
-        name: float((a - b).abs().max()) if a.shape == b.shape else float("inf") for name, (a, b) in pairs.items()
-    }
+    pixels = cutter.pixels(ours["patches"]).split(ours["grid"].prod(1).tolist())
+    pairs = [
+        (ours["input_ids"], theirs["input_ids"][theirs["attention_mask"].bool()]),
+        (ours["sequence_length"], theirs["attention_mask"].sum(1)),
+        (ours["grid"][shown], theirs["image_grid_thw"]),
+        (torch.cat([pixels[i] for i in shown.tolist()]), theirs["pixel_values"]),
+    ]
+    return max(float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in pairs)
 
 
 class NaiveCollator(RobometerCollator):

@@ -70,11 +70,10 @@ def corpus(folder: Path, count: int, seed: int = 0) -> Corpus:
 
 
 def bundled(folder: Path, count: int) -> Corpus:
-    """About `count` of the bundled clips of all tasks and labels (160 x 160 px, 6 to 16 frames), as ingest stores
-    them."""
+    """About `count` of the bundled clips, of all tasks and labels, at their own 160 x 160 px; 6 to 16 frames each."""
     units = [unit for unit in list_units("mp4_jsonl", str(BUNDLED)) if isinstance(unit, Unit)]
     storage = Storage(str(folder))
-    stored = entries(units[:: max(1, len(units) // count)], IngestConfig())
+    stored = entries(units[:: max(1, len(units) // count)], IngestConfig(short_edge=160))
     commit_shard(storage, "part-000", (entry for entry in stored if isinstance(entry, Stored)))
     return _complete(storage)
 
