@@ -312,12 +312,10 @@ def step(folder: Path, quick: bool) -> None:
             waits += [entry["data_wait_share"] for entry in history[left_out:]]
             plain += seconds[left_out:]
             apart += [abs(a - entry["loss"]) / abs(a) for a, entry in zip(losses, history, strict=True)]
-    print(
-        f"\nstep: batches of {size}, up to {MAX_FRAMES} frames, 1 worker, ZeRO 1, float32, {rounds} runs of {steps} steps"
-    )
+    print(f"\nstep: batches of {size}, up to {MAX_FRAMES} frames, ZeRO 1, float32, {rounds} runs of {steps} steps")
     print(f"plain PyTorch loop, batches ready    {spread(plain)} s")
     print(
-        f"training job (Ray, DeepSpeed)        {spread(job)} s; {ratio(plain, job):.2f} of the loop's speed (target 0.95)"
+        f"training job, 1 worker               {spread(job)} s; speed {ratio(plain, job):.2f} of the loop (target 0.95)"
     )
     print(f"of which it waits for data           {spread([100 * share for share in waits], 1)} % (target 2 %)")
     print(f"losses differ by a share of          {max(apart):.0e}")
