@@ -159,8 +159,9 @@ def plain_loop(values: dict[str, Any], rates: Sequence[float]) -> tuple[list[flo
     corpus, size = Corpus(config.corpus.path), config.train.batch_size
     index, collate = ManifestIndex.from_table(corpus.manifest, config.sampling), build_collator(config, corpus)
     plans = [plan(index, config.sampling, config.train.seed, i) for i in range(size * len(rates))]
-    batches = [collate(plans[i : i + size]) for i in range(0, len(plans), size)]
-    model = build_model(config, corpus).train()
+    device = "cuda" if config.train.use_gpu else "cpu"
+    batches = [collate(plans[i : i + size]).to(device) for i in range(0, len(plans), size)]
+    model = build_model(config, corpus).to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=config.train.weight_decay)
     losses, seconds = [], []

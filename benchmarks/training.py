@@ -77,10 +77,11 @@ def main() -> None:
         "collator": collator,
         "shared": shared,
         "packing": packing,
-        "step": step,
+        "step": lambda folder, quick: step(folder, quick, options.settings),
         "gpu": gpu,
     }
     parser.add_argument("--only", choices=parts, help="one of the parts")
+    parser.add_argument("settings", nargs="*", help="of `step`, as in train.use_gpu=true")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     cv2.setNumThreads(1)
@@ -289,7 +290,7 @@ def packing(folder: Path, quick: bool) -> None:
 # Step
 
 
-def step(folder: Path, quick: bool) -> None:
+def step(folder: Path, quick: bool, given: Sequence[str]) -> None:
     """Seconds of a step of both, and the share of it that the job waits for data."""
     from pipelines.cluster import connected
     from pipelines.train import run_train
@@ -300,7 +301,7 @@ def step(folder: Path, quick: bool) -> None:
     settings = ["model=tiny", f"model.base_model={base}", "model.dropout=0", f"corpus.path={folder / 'corpus'}"]
     settings += [f"train.steps={steps}", f"train.batch_size={size}", f"train.checkpoint_every={steps}"]
     settings += ["train.zero_stage=1", "train.weight_decay=0", "train.log_every=1", "train.validate=false"]
-    settings += [f"sampling.max_frames={MAX_FRAMES}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    settings += [f"sampling.max_frames={MAX_FRAMES}", f"tracking.uri=sqlite:///{folder}/mlflow.db", *given]
     job, plain, waits, apart = list[float](), list[float](), list[float](), list[float]()
     with connected(load(settings)):
         for number in range(rounds):
@@ -312,7 +313,7 @@ def step(folder: Path, quick: bool) -> None:
             waits += [entry["data_wait_share"] for entry in history[left_out:]]
             plain += seconds[left_out:]
             apart += [abs(a - entry["loss"]) / abs(a) for a, entry in zip(losses, history, strict=True)]
-    print(f"\nstep: batches of {size}, up to {MAX_FRAMES} frames, ZeRO 1, float32, {rounds} runs of {steps} steps")
+    print(f"\nstep: batches of {size}, up to {MAX_FRAMES} frames; {rounds} runs of {steps} steps; {' '.join(given)}")
     print(f"plain PyTorch loop, batches ready    {spread(plain)} s")
     print(
         f"training job, 1 worker               {spread(job)} s; speed {ratio(plain, job):.2f} of the loop (target 0.95)"
@@ -323,19 +324,19 @@ def step(folder: Path, quick: bool) -> None:
 
 def gpu(folder: Path, quick: bool) -> None:
     """The rows that a CPU cannot fill."""
-    train = "robometer train recipe=robometer_4b train.use_gpu=true train.precision=bf16"
+    train = "robometer train recipe=robometer_4b train.use_gpu=true train.precision=bf16 train.num_workers=8"
+    plain = "python -m benchmarks.training --only step train.use_gpu=true model.base_model=Qwen/Qwen3-VL-4B-Instruct"
     rows = {
-        "samples/s, 1 GPU, LoRA": train.replace("robometer_4b", "robometer_4b_lora"),
-        "samples/s, 8 GPUs, ZeRO 2": f"{train} train.zero_stage=2 train.num_workers=8",
-        "samples/s, 8 GPUs, ZeRO 3": f"{train} train.zero_stage=3 train.num_workers=8",
-        "the same, FlashAttention-2": f"{train} train.zero_stage=3 train.num_workers=8 "
-        "model.attn_implementation=flash_attention_2",
-        "share of waiting for data": "any of these: data_wait_share in history.jsonl",
-        "against a plain loop": f"{train} train.zero_stage=1, and plain_loop in benchmarks/contenders.py on one GPU",
+        "samples/s, LoRA, 1 GPU": train.replace("4b", "4b_lora").replace("workers=8", "workers=1"),
+        "samples/s, ZeRO 2, 8 GPUs": f"{train} train.zero_stage=2",
+        "samples/s, ZeRO 3, 8 GPUs": f"{train} train.zero_stage=3",
+        "with FlashAttention-2": f"{train} train.zero_stage=3 model.attn_implementation=flash_attention_2",
+        "share of waiting for data": "data_wait_share in the history.jsonl of each of these",
+        "of a plain loop's speed": plain,
     }
-    print(f"\nGPU numbers\n{'':<30}{'measured':>12}  command")
+    print(f"\nGPU numbers\n{'':<28}{'measured':>9}  how")
     for name, command in rows.items():
-        print(f"{name:<30}{'':>12}  {command}")
+        print(f"{name:<28}{'':>9}  {command}")
 
 
 if __name__ == "__main__":
