@@ -174,6 +174,6 @@ def plain_loop(values: dict[str, Any], rates: Sequence[float]) -> tuple[list[flo
         loss.backward()
         nn.utils.clip_grad_norm_(trained, config.train.max_grad_norm)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         seconds.append(time.perf_counter() - started)
     return losses, seconds
