@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.encode import entries
+from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS, SCHEMA_VERSION, SHARD_SCHEMA
@@ -21,6 +23,7 @@ from robometer.video import encode_jpeg
 NUM_SOURCES = 50
 ROWS_PER_TASK = 20
 HEIGHT, WIDTH, NUM_FRAMES = 240, 320, 32
+BUNDLED = Path(__file__).resolve().parents[1] / "robometer/data/metaworld"
 
 
 def manifest(count: int, seed: int = 0) -> pa.Table:
@@ -63,8 +66,21 @@ def corpus(folder: Path, count: int, seed: int = 0) -> Corpus:
     storage, rows = Storage(str(folder)), manifest(count, seed).to_pylist()
     for number, start in enumerate(range(0, count, 64)):
         commit_shard(storage, f"part-{number:03d}", map(Stored, _records(rows[start : start + 64], seed)))
+    return _complete(storage)
+
+
+def bundled(folder: Path, count: int) -> Corpus:
+    """About `count` of the bundled clips, of all tasks and labels, at their own 160 x 160 px; 6 to 16 frames each."""
+    units = [unit for unit in list_units("mp4_jsonl", str(BUNDLED)) if isinstance(unit, Unit)]
+    storage = Storage(str(folder))
+    stored = entries(units[:: max(1, len(units) // count)], IngestConfig(short_edge=160))
+    commit_shard(storage, "part-000", (entry for entry in stored if isinstance(entry, Stored)))
+    return _complete(storage)
+
+
+def _complete(storage: Storage) -> Corpus:
     storage.write_bytes("corpus.json", json.dumps({"schema_version": SCHEMA_VERSION, "state": "complete"}).encode())
-    return Corpus(str(folder))
+    return Corpus(storage.path)
 
 
 def _records(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
