@@ -4,13 +4,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test test-all check install clean
 
 quickstart: .venv/installed
 	$(BIN)/robometer quickstart
 
 test: check
 	$(BIN)/python -m pytest
+
+# The slow ones too: every ZeRO stage, killed and resized.
+test-all: check
+	$(BIN)/python -m pytest -m ""
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.sources import Unit, list_units, names
@@ -71,3 +72,17 @@ def test_the_table_of_sources_says_what_the_code_does() -> None:
             assert (f"{facts.cutoff:.2f}", facts.preference_only) == (cutoff, "preference only" in labels), name
         assert group == (", ".join(key for key in RBM_1M if name in members(key)) or "-"), name
     assert {member for key in RBM_1M for member in members(key)} <= data_sets.keys()
+
+
+@pytest.mark.slow
+def test_the_guide_to_fine_tuning_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Every command of the page, in its order, in a folder that has the repository's data and nothing else."""
+    (tmp_path / "robometer").symlink_to(ROOT / "robometer")
+    script = "\n".join(block for block in blocks("fine_tuning.md", "bash") if "activate" not in block)
+    script = re.sub(r"^robometer ", f"{sys.executable} -m jobs.cli ", script, flags=re.MULTILINE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "outputs/tiny/published/README.md").is_file()
+    assert (tmp_path / "outputs/tiny/curve.png").stat().st_size > 1000

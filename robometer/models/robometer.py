@@ -62,7 +62,7 @@ class Robometer(RewardHeads):
         self.frame_pool_attn = nn.Linear(hidden_dim, 1, bias=False).requires_grad_(pooling == "attention")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Casts parameters only: the buffers are rotary frequencies, which must stay float32 whatever the weights are."""
+        """Cast parameters only: the buffers are rotary frequencies, which stay float32 whatever the weights are."""
         kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
         super()._apply(fn, recurse)
         for name, before in kept.items():
