@@ -95,22 +95,26 @@ class Cost:
 def cost(model: nn.Module, gradient_checkpointing: bool = False) -> Cost:
     """The cost of a Robometer or a ReWiND model, whose parameters ZeRO 3 may have partitioned."""
     times = 4.0 if gradient_checkpointing else 3.0
-    backbone: Any = getattr(model, "model", None)
-    if backbone is None or not hasattr(backbone, "visual"):
+    if not hasattr(model, "vision_parts"):
         return _rewind_cost(model)
-    text, vision = backbone.config.text_config, backbone.config.vision_config
+    robometer: Any = model
+    config, language = robometer.model.config, _weights(robometer.language_model)
+    text, vision = config.text_config, config.vision_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    seen = times if any(p.requires_grad for p in backbone.visual.parameters()) else 1.0
-    # Mergers work on groups of patches.
-    mergers = [p for name, p in backbone.visual.named_parameters() if "merger" in name]
-    towers = [p for name, p in backbone.visual.named_parameters() if "merger" not in name and "pos_embed" not in name]
-    patch = _numel(towers) + _numel(mergers) / vision.spatial_merge_size**2
+    # Frozen weights under adapters have no gradient of their own, but pass one on.
+    frozen = _numel(p for p in language if not p.requires_grad)
+    tower = [(name, p) for name, p in robometer.model.named_parameters() if name.startswith(robometer.family.vision)]
+    seen = times if any(p.requires_grad for _, p in tower) else 1.0
+    # What merges features works on groups of patches.
+    merging = _numel(p for name, p in tower if "merger" in name or "connector" in name)
+    tables = _numel(p for name, p in tower if "pos_embed" in name or "position_embedding" in name)
+    patch = _numel(p for _, p in tower) - tables - merging * (1 - 1 / robometer.cutter.merge**2)
     return Cost(
-        token=2.0 * times * _numel(_weights(backbone.language_model)),
+        token=2.0 * (times * _numel(language) - frozen),
         token_pair=2.0 * times * text.num_hidden_layers * text.num_attention_heads * head_dim,
-        frame=6.0 * (_numel(_weights(model)) - _numel(_weights(backbone))),  # the heads
+        frame=6.0 * (_numel(_weights(model)) - _numel(_weights(robometer.model))),  # the heads
         patch=2.0 * seen * patch,
-        patch_pair=4.0 * seen * vision.depth * vision.hidden_size,
+        patch_pair=4.0 * seen * (getattr(vision, "depth", 0) or vision.num_hidden_layers) * vision.hidden_size,
     )
 
 

@@ -64,7 +64,11 @@ def test_work_of_both_kinds_of_model() -> None:
     assert done.seen == done.tokens + done.patches > 24 * patches * 1.25
 
 
-@pytest.mark.parametrize("make", [_robometer, _rewind])
+def _smolvlm() -> tuple[nn.Module, Batch]:
+    return _robometer("model.base_model=tiny_smolvlm")
+
+
+@pytest.mark.parametrize("make", [_robometer, _smolvlm, _rewind])
 def test_cost_agrees_with_the_operations_that_pytorch_counts(make: object) -> None:
     model, batch = make()  # type: ignore[operator]
     done = work(batch, model)
