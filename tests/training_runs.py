@@ -52,7 +52,7 @@ class Driver:
         """
         found = set()
         for process in psutil.process_iter(["cmdline"]):
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 raylet = process.parent() if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) else None
                 if raylet and raylet.environ().get(MARK) == self._mark:  # other runs on this machine are not ours
                     found.add(process)
