@@ -32,6 +32,7 @@ def cluster() -> Iterator[Any]:
 def _overrides(corpus: str, output: Path, *overrides: str) -> list[str]:
     run = [f"corpus.path={corpus}", f"train.output={output}", "train.steps=100000", "train.validate=false"]
     scale = ["train.num_workers=2", "train.cpus_per_worker=2", "train.micro_batch_size=4", "model.dropout=0.1"]
+    scale += ["train.warmup_ratio=0"]  # weights that hardly move would hide a lost optimizer
     return [*TINY, *run, *scale, *overrides]
 
 

@@ -141,3 +141,6 @@ def test_a_converted_state_goes_on_as_if_nothing_had_happened(
     load_state(resumed, tmp_path / "universal" / STATE)
     assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == options
     assert _steps(resumed, batch, 4) == _steps(engine, batch, 4)
+    save_state(resumed, tmp_path / "again", name)
+    assert full_state(resumed).keys() == full_state(engine).keys()
+    assert _steps(resumed, batch, 2) == _steps(engine, batch, 2)

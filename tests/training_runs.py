@@ -35,14 +35,14 @@ class Driver:
         with log.open("ab") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
-    def wait_until(self, met: Callable[[], bool], timeout_s: float = 900) -> set[psutil.Process]:
+    def wait_until(self, met: Callable[[], bool], timeout_s: float = 600) -> set[psutil.Process]:
         """Wait until `met`; returns the training workers that were seen meanwhile."""
         end, workers = time.monotonic() + timeout_s, set[psutil.Process]()
         while not met():
             workers |= self.workers()
             assert self.process.poll() is None, self._log.read_text()[-3000:]
             assert time.monotonic() < end, self._log.read_text()[-3000:]
-            time.sleep(0.05)
+            time.sleep(0.2)
         return workers | self.workers()
 
     def workers(self) -> set[psutil.Process]:
@@ -52,7 +52,7 @@ class Driver:
         """
         found = set()
         for process in psutil.process_iter(["cmdline"]):
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 raylet = process.parent() if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) else None
                 if raylet and raylet.environ().get(MARK) == self._mark:  # other runs on this machine are not ours
                     found.add(process)

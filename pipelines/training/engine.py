@@ -97,14 +97,20 @@ def full_state(engine: Any, config: Config) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _gathered(value: Tensor, modifier_rank: int | None = None) -> Iterator[None]:
-    """A parameter made whole, if it is one that ZeRO 3 has partitioned."""
-    if not hasattr(value, "ds_id"):
+def _gathered(value: Tensor) -> Iterator[None]:
+    """A tensor made whole, if it is a parameter that ZeRO 3 has partitioned.
+
+    Small ones are whole between steps. GatheredParameters would leave them partitioned, and the next step of a run that
+    was resumed from a universal checkpoint would end in a `tracing error`.
+    """
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    if getattr(value, "ds_status", ZeroParamStatus.AVAILABLE) == ZeroParamStatus.AVAILABLE:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([value], modifier_rank=modifier_rank):
+    with deepspeed.zero.GatheredParameters([value]):
         yield
 
 

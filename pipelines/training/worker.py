@@ -192,9 +192,9 @@ class Worker:
         started = time.perf_counter()
         folder = Path(tempfile.mkdtemp(prefix="robometer-checkpoint-"))
         name = checkpointing.state_name(self.config, self.world_size)
+        state = full_state(self.engine, self.config) if whole else {}
         checkpointing.save_state(self.engine, folder, name)
         metrics: dict[str, float] = {"step": self.position.step}
-        state = full_state(self.engine, self.config) if whole else {}
         if self.rank == 0:
             if whole:
                 provenance = self.spec["provenance"] | {"step": self.position.step}
