@@ -81,14 +81,11 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
     return engine
 
 
-def full_state(engine: Any, config: Config) -> dict[str, Tensor]:
-    """What a checkpoint holds of the model, whole, on the CPU of the first rank; empty elsewhere.
-
-    These are all parameters and buffers, or with adapters what is trained. Every rank must call this.
-    """
+def full_state(engine: Any, only_trained: bool = False) -> dict[str, Tensor]:
+    """All parameters and buffers, whole, on the CPU of the first rank; empty elsewhere. Every rank must call this."""
     state, first = {}, dist.get_rank() == 0
     for name, value in engine.module.state_dict(keep_vars=True).items():
-        if config.model.lora.rank and not value.requires_grad:
+        if only_trained and not value.requires_grad:
             continue
         with _gathered(value):  # one at a time: all of them need not fit beside each other on a device
             if first:

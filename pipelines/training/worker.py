@@ -192,7 +192,8 @@ class Worker:
         started = time.perf_counter()
         folder = Path(tempfile.mkdtemp(prefix="robometer-checkpoint-"))
         name = checkpointing.state_name(self.config, self.world_size)
-        state = full_state(self.engine, self.config) if whole else {}
+        # A checkpoint with adapters holds what is trained; the rest is that of its base model.
+        state = full_state(self.engine, only_trained=self.config.model.lora.rank > 0) if whole else {}
         checkpointing.save_state(self.engine, folder, name)
         metrics: dict[str, float] = {"step": self.position.step}
         if self.rank == 0:
