@@ -57,8 +57,11 @@ def state_name(config: Config, world_size: int) -> str:
 
 
 def save_state(engine: Any, folder: Path, name: str) -> None:
-    """Save this rank's share of weights and optimizer; every rank must call this."""
-    engine.save_checkpoint(str(folder / STATE), tag=name, save_latest=False)
+    """Save this rank's share of trained weights and of the optimizer; every rank must call this.
+
+    Frozen weights are those of the model that the run starts from.
+    """
+    engine.save_checkpoint(str(folder / STATE), tag=name, save_latest=False, exclude_frozen_parameters=True)
 
 
 def save_position(position: Position, folder: Path, name: str, metrics: dict[str, float]) -> None:
@@ -121,7 +124,7 @@ def load_state(engine: Any, state: Path) -> None:
     """
     groups = engine.optimizer.param_groups
     options = [{key: group[key] for key in group if key not in ("params", "step")} for group in groups]
-    loaded, _ = engine.load_checkpoint(str(state.parent), tag=state.name)
+    loaded, _ = engine.load_checkpoint(str(state.parent), tag=state.name, load_module_strict=False)
     if loaded is None:
         raise TrainingError(f"the training state in {state} cannot be loaded")
     for group, kept in zip(engine.optimizer.param_groups, options, strict=True):

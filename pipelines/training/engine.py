@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -70,7 +71,7 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
     if universal:
         settings["checkpoint"] = {"load_universal": True}
     with _empty_parameters() if config.train.zero_init else nullcontext():
-        model = build_model(config, corpus)
+        model = build_model(config, corpus, weights=not config.train.zero_init)
     groups = parameter_groups(model, config.train)
     if config.train.zero_init:
         weights = _first_weights(config, corpus) if dist.get_rank() == 0 else ()
@@ -118,6 +119,7 @@ def _deepspeed(config: Config) -> Any:
     import deepspeed.ops
 
     deepspeed.logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     if not config.train.use_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would want a compiler
     return deepspeed

@@ -418,3 +418,7 @@ class Config:
             self.sampling.max_frames <= self.model.max_len or self.model.kind != "rewind",
             f"sampling.max_frames={self.sampling.max_frames} is more than model.max_len={self.model.max_len}",
         )
+        _check(
+            not (self.train.zero_init and self.model.lora.rank),
+            "train.zero_init and model.lora do not go together: adapters copy rows of the embedding when they are made",
+        )

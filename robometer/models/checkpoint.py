@@ -32,31 +32,34 @@ from robometer.scoring import Scorer
 PROVENANCE = "provenance.json"
 
 
-def build_model(config: Config, corpus: Corpus) -> nn.Module:
+def build_model(config: Config, corpus: Corpus, weights: bool = True) -> nn.Module:
     """The model that training starts from, whose input sizes fit the corpus.
 
     Its weights are those of `train.load_from_checkpoint`; without that they follow from `train.seed`, and a
     vision-language model's backbone from `model.base_model`.
+
+    Args:
+        weights: read those that lie in files; without, they are random where the caller puts others in their place.
 
     Raises:
         CheckpointError: the checkpoint cannot be had, or holds another model than the configuration describes.
     """
     torch.manual_seed(config.train.seed)
     if config.model.kind == "robometer":
-        return _build_robometer(config)
+        return _build_robometer(config, weights)
     model = _fresh_rewind(config, corpus)
-    if config.train.load_from_checkpoint:
+    if config.train.load_from_checkpoint and weights:
         fill(model, locate(config.train.load_from_checkpoint))
     return model
 
 
-def _build_robometer(config: Config) -> nn.Module:
+def _build_robometer(config: Config, weights: bool = True) -> nn.Module:
     from robometer.models.lora import add_lora
     from robometer.models.robometer import build_robometer
 
     with start_folder(config) as folder:
-        if folder is None:
-            model, tokenizer = build_robometer(config)
+        if folder is None or not weights:
+            model, tokenizer = build_robometer(config, folder, weights)
         else:
             with torch.device("meta"):
                 model, tokenizer = build_robometer(config, folder)

@@ -161,8 +161,12 @@ def save_processor(config: Config, folder: str | Path, source: str | Path | None
     processor.base.save_pretrained(folder)
 
 
-def build_robometer(config: Config, folder: str | Path | None = None) -> tuple[Robometer, PreTrainedTokenizerBase]:
-    """Model and tokenizer for `model.base_model`: its weights (random for a tiny one), and random heads.
+def build_robometer(
+    config: Config, folder: str | Path | None = None, weights: bool = True
+) -> tuple[Robometer, PreTrainedTokenizerBase]:
+    """Model and tokenizer for `model.base_model`: its weights, and random heads.
+
+    A tiny base model has random weights, as every one has without `weights`.
 
     With the folder of a checkpoint the shapes and the tokenizer come from there, all weights are random, and the
     caller loads the checkpoint's.
@@ -174,12 +178,14 @@ def build_robometer(config: Config, folder: str | Path | None = None) -> tuple[R
     attention = {"text_config": IMPLEMENTATIONS[config.model.attn_implementation], "vision_config": "sdpa"}
     if attention["text_config"] == "flash_attention_2":
         attention["vision_config"] = "flash_attention_2"
-    if folder is None and name not in TINY:
+    if folder is None and name not in TINY and weights:
         with _explained(name):
             backbone = processor.family.model.from_pretrained(
                 name, dtype=_dtype(config), use_safetensors=True, **_revision(config, folder)
             )
     else:
+        if not weights:
+            cast(Any, processor.base).text_config.vocab_size = len(processor.tokenizer)
         backbone = processor.family.model(processor.base)
     try:
         backbone.set_attn_implementation(attention)
