@@ -81,6 +81,24 @@ def test_the_tiny_vision_language_model_trains_through_the_same_pipeline(tiny_co
     assert np.isfinite(score.progress).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_adapters_on_a_trained_model_resume_to_the_same_losses(tiny_corpus: str, tmp_path: Path, stage: int) -> None:
+    small = ["model=tiny", "train.batch_size=4", "train.validate=false", "train.num_workers=2"]
+    base = run_train(_config(tiny_corpus, tmp_path / "base", *small, "train.steps=2")).best
+    adapted = [*small, f"train.load_from_checkpoint={base}", "model.lora.rank=4", f"train.zero_stage={stage}"]
+    adapted += ["train.schedule=constant", "train.warmup_ratio=0"]  # the rate must not depend on the number of steps
+    whole = run_train(_config(tiny_corpus, tmp_path / "whole", *adapted))
+    run_train(_config(tiny_corpus, tmp_path / "resumed", *adapted, "train.steps=3"))
+    (tmp_path / "resumed/history.jsonl").unlink()  # the mark of a finished run
+    resumed = run_train(_config(tiny_corpus, tmp_path / "resumed", *adapted))
+    np.testing.assert_allclose(_losses(resumed), _losses(whole), rtol=1e-6)
+    state = next((tmp_path / "whole/run").glob("step-*/state/*/mp_rank_00_model_states.pt"), None)
+    assert stage == 3 or (
+        state is not None and state.stat().st_size < 0.7 * (base / "model.safetensors").stat().st_size
+    )
+
+
 def test_the_same_command_on_a_finished_run_returns_its_result(reference: TrainReport, tiny_corpus: str) -> None:
     output = reference.best.parent
     again = run_train(_config(tiny_corpus, output, "train.zero_stage=2", "train.num_workers=2"))

@@ -55,6 +55,8 @@ def train_worker(spec: dict[str, Any]) -> str:
     Args:
         spec: `config` (dict), `provenance` (dict), `run_id` of the tracked run, `interactive`.
     """
+    for noisy in ("ray.train", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     config = from_dict(spec["config"])
     first = ray.train.get_context().get_world_rank() == 0
     tracked = tracking.start(config, "train", run_id=spec["run_id"]) if first else nullcontext(tracking.NullRun())
