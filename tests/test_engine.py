@@ -55,7 +55,7 @@ def _steps(engine: Any, batch: Batch, count: int) -> list[float]:
         loss = loss + output.progress_logits.float().square().mean()
         engine.backward(loss)
         engine.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -90,7 +90,8 @@ def test_a_model_partitioned_while_it_is_built_learns_as_one_that_is_not() -> No
     decays = [[group["weight_decay"] for group in engine.optimizer.param_groups] for engine in (plain, partitioned)]
     assert decays[0] == decays[1]
     batch = _batch(_config())
-    assert _steps(plain, batch, 3) == _steps(partitioned, batch, 3)
+    # Kernels round by how a tensor lies in memory, and partitions lie where they lie.
+    np.testing.assert_allclose(_steps(plain, batch, 3), _steps(partitioned, batch, 3), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
@@ -140,7 +141,7 @@ def test_a_converted_state_goes_on_as_if_nothing_had_happened(
     options = [group["weight_decay"] for group in resumed.optimizer.param_groups]
     load_state(resumed, tmp_path / "universal" / STATE)
     assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == options
-    assert _steps(resumed, batch, 4) == _steps(engine, batch, 4)
+    np.testing.assert_allclose(_steps(resumed, batch, 4), _steps(engine, batch, 4), rtol=1e-6)
     save_state(resumed, tmp_path / "again", name)
     assert full_state(resumed).keys() == full_state(engine).keys()
-    assert _steps(resumed, batch, 2) == _steps(engine, batch, 2)
+    np.testing.assert_allclose(_steps(resumed, batch, 2), _steps(engine, batch, 2), rtol=1e-6)
