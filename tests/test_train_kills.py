@@ -39,15 +39,14 @@ def _kill_a_driver_then_workers(output: Path, first: list[str], second: list[str
         driver.finish()
 
 
-def test_two_workers_killed_with_their_driver_resume_as_one_that_is_killed_again(
-    tiny_corpus: str, tmp_path: Path
-) -> None:
+def test_two_workers_killed_with_their_driver_resume_as_one(tiny_corpus: str, tmp_path: Path) -> None:
     whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole")))
     output = tmp_path / "killed"
-    two = _overrides(tiny_corpus, output, "train.num_workers=2")
-    one = _overrides(tiny_corpus, output)
-    _kill_a_driver_then_workers(output, two, one, tmp_path / "log")
-    np.testing.assert_allclose(_losses(run_train(load(one))), _losses(whole), rtol=2e-5)
+    with driving(_overrides(tiny_corpus, output, "train.num_workers=2"), tmp_path / "log") as driver:
+        driver.kill(driver.wait_until(lambda: EVERY in checkpoints(output)))
+    resumed = run_train(load(_overrides(tiny_corpus, output)))
+    assert max(checkpoints(output)) == 160
+    np.testing.assert_allclose(_losses(resumed), _losses(whole), rtol=2e-5)
 
 
 @pytest.mark.slow
