@@ -12,12 +12,12 @@ from robometer.configs import load
 from tests.conftest import TINY
 from tests.training_runs import checkpoints, driving
 
-EVERY = 20
+EVERY, STEPS = 10, 60
 
 
 def _overrides(corpus: str, output: Path, *overrides: str) -> list[str]:
     """A run long enough to be killed between its checkpoints, with dropout, whose draws must be repeated too."""
-    settings = ["train.steps=160", f"train.checkpoint_every={EVERY}", "train.validate=false", "model.dropout=0.1"]
+    settings = [f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.validate=false", "model.dropout=0.1"]
     run = [f"corpus.path={corpus}", f"train.output={output}", "train.micro_batch_size=4"]
     return [*TINY, *run, *settings, *overrides]
 
@@ -45,7 +45,7 @@ def test_two_workers_killed_with_their_driver_resume_as_one(tiny_corpus: str, tm
     with driving(_overrides(tiny_corpus, output, "train.num_workers=2"), tmp_path / "log") as driver:
         driver.kill(driver.wait_until(lambda: EVERY in checkpoints(output)))
     resumed = run_train(load(_overrides(tiny_corpus, output)))
-    assert max(checkpoints(output)) == 160
+    assert max(checkpoints(output)) == STEPS
     np.testing.assert_allclose(_losses(resumed), _losses(whole), rtol=2e-5)
 
 
