@@ -70,6 +70,7 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # killed: stopped early
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_and_keeps_its_trials(tiny_corpus: str, tmp_path: Path) -> None:
     output, log = tmp_path / "sweep", tmp_path / "log"
     overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", "sweep.scheduler=fifo"]

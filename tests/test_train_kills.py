@@ -39,6 +39,7 @@ def _kill_a_driver_then_workers(output: Path, first: list[str], second: list[str
         driver.finish()
 
 
+@pytest.mark.slow
 def test_two_workers_killed_with_their_driver_resume_as_one(tiny_corpus: str, tmp_path: Path) -> None:
     whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole")))
     output = tmp_path / "killed"
