@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.training.checkpointing import STATE, load_state, save_state, state_name, to_universal
-from pipelines.training.engine import build_engine, deepspeed_config, full_state
+from pipelines.training.engine import build_engine, deepspeed_config, full_state, import_deepspeed
 from robometer.batch import Batch
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
@@ -62,7 +62,6 @@ def _steps(engine: Any, batch: Batch, count: int) -> list[float]:
 @pytest.mark.parametrize(("stage", "steps"), [(1, 3), (2, 200), (3, 3)])
 def test_bf16_keeps_updates_that_are_smaller_than_its_own_resolution(stage: int, steps: int) -> None:
     """Each step moves a weight of 1 by 1e-5, a four-hundredth of what bf16 can tell apart there."""
-    import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
     config = _config("train.precision=bf16", f"train.zero_stage={stage}", "train.learning_rate=1e-5")
@@ -70,7 +69,7 @@ def test_bf16_keeps_updates_that_are_smaller_than_its_own_resolution(stage: int,
     nn.init.ones_(model.weight)
     settings = deepspeed_config(config, 1)
     settings["optimizer"]["params"]["weight_decay"] = 0.0
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
+    engine, *_ = import_deepspeed(config).initialize(model=model, model_parameters=model.parameters(), config=settings)
     for _ in range(steps):
         engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).sum())
         engine.step()

@@ -87,11 +87,13 @@ def head() -> Iterator[dict[str, str]]:
     ports = [f"--dashboard-port={dashboard}", *(f"--{name}={free_port()}" for name in names)]
     sizes = ["--num-cpus=4", "--object-store-memory=300000000"]
     start = ["ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1", *ports, *sizes]
-    process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # half a minute sooner than by its own stop
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -114,15 +116,19 @@ def _wait_until_up(head: dict[str, str]) -> None:
         time.sleep(1)
 
 
-def test_every_stage_runs_as_a_submitted_job(head: dict[str, str], raw_clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sweep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_stage_runs_as_a_submitted_job(
+    head: dict[str, str], raw_clips: Path, tmp_path: Path, sweep: bool
+) -> None:
     _wait_until_up(head)
     stranger = _submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, "jobs.ingest")
     assert stranger.returncode != 0
 
     base = [*TINY, f"corpus.path={tmp_path}/corpus", f"train.output={tmp_path}/run", f"sweep.output={tmp_path}/sweep"]
     base += ["train.steps=4", "train.checkpoint_every=2", "sweep.num_trials=2", "evaluate.bootstrap=50"]
-    base += [f"evaluate.checkpoint={tmp_path}/sweep/best", f"evaluate.output={tmp_path}/evaluation"]
-    for stage in ("ingest", "embed", "train", "sweep", "evaluate"):
+    base += [f"evaluate.checkpoint={tmp_path}/{'sweep' if sweep else 'run'}/best"]
+    base += [f"evaluate.output={tmp_path}/evaluation"]
+    for stage in ("ingest", "embed", "train", *(["sweep"] if sweep else []), "evaluate"):
         done = _submit(head, f"jobs.{stage}", *base, f"ingest.input={raw_clips}")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())["metrics"]

@@ -66,7 +66,7 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
     Args:
         universal: it will load a universal checkpoint.
     """
-    deepspeed = _deepspeed(config)
+    deepspeed = import_deepspeed(config)
     settings = deepspeed_config(config, world_size)
     if universal:
         settings["checkpoint"] = {"load_universal": True}
@@ -112,7 +112,7 @@ def _gathered(value: Tensor) -> Iterator[None]:
         yield
 
 
-def _deepspeed(config: Config) -> Any:
+def import_deepspeed(config: Config) -> Any:
     """DeepSpeed, told which device it runs on before it is imported."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.train.use_gpu else "cpu")
     import deepspeed
