@@ -8,6 +8,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from robometer.errors import RobometerError
+
+
+class MissingAnswer(RobometerError):
+    """A scorer was asked and gave nothing that can be read; the message says what came instead."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -56,10 +62,33 @@ class ClipScore:
     Attributes:
         progress: float32 [T] in [0, 1].
         success: float32 [T], the probability that the task is done at this frame.
+        rank: what to rank the clip by where that is not the last progress (a raw log-probability, say); else None.
+        coverage: share of the T frames that the scorer gave an answer for; the others are interpolated.
     """
 
     progress: np.ndarray
     success: np.ndarray
+    rank: float | None = None
+    coverage: float = 1.0
+
+    @classmethod
+    def of_progress(cls, progress: np.ndarray, rank: float | None = None) -> ClipScore:
+        """Of a scorer without a success head: success is progress. NaN is a missing answer, and is interpolated.
+
+        Raises:
+            MissingAnswer: no frame has one.
+        """
+        given = np.asarray(progress, dtype=np.float32)
+        known = np.flatnonzero(np.isfinite(given))
+        if not len(known):
+            raise MissingAnswer(f"no answer for any of {len(given)} frames")
+        filled = spread(given[known], known, len(given)).clip(0, 1)
+        return cls(filled, filled, rank, len(known) / len(given))
+
+    @property
+    def reward(self) -> float:
+        """What the whole clip is worth: `rank`, or the progress at its last frame."""
+        return float(self.progress[-1]) if self.rank is None else self.rank
 
 
 @runtime_checkable

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from robometer.scoring import Clip, ClipScore, PrefixSession, Session
-
-
-class ProgressScorer:
-    """A scorer of progress alone: success is progress, and the clip that ends with more of it is preferred."""
-
-    name = "progress"
-    temperature = 0.1
-
-    def progress(self, clip: Clip) -> np.ndarray:
-        """Progress float [T] in [0, 1]."""
-        raise NotImplementedError
-
-    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        """Progress of each frame, twice."""
-        values = [np.asarray(self.progress(clip), dtype=np.float32) for clip in clips]
-        return [ClipScore(value, value) for value in values]
-
-    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
-        """Logistic function of the difference in last-frame progress, float32 [N]."""
-        difference = [float(self.progress(a)[-1]) - float(self.progress(b)[-1]) for a, b in pairs]
-        return (1 / (1 + np.exp(-np.array(difference) / self.temperature))).astype(np.float32)
-
-    def open_session(self, task: str) -> Session:
-        """A session that scores each prefix as a clip."""
-        return PrefixSession(self, task)
+from robometer.baselines.progress import ProgressScorer
+from robometer.configs.schema import BaselineConfig
+from robometer.scoring import Clip
 
 
 class Clock(ProgressScorer):
@@ -86,3 +62,11 @@ class FrameDifference(ProgressScorer):
         """Mean |frame - first frame| / 255 * gain, at most 1."""
         frames = clip.frames.astype(np.float32) / 255
         return np.asarray(np.minimum(np.abs(frames - frames[0]).mean(axis=(1, 2, 3)) * self.gain, 1.0))
+
+
+def make(name: str, config: BaselineConfig, device: str) -> ProgressScorer:
+    """See `robometer.baselines.load_baseline`."""
+    made: dict[str, ProgressScorer] = {
+        scorer.name: scorer for scorer in (Clock(), Constant(), Random(config.seed), FrameDifference())
+    }
+    return made[name]

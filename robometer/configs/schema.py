@@ -342,6 +342,21 @@ class EvaluateConfig:
 
 
 @dataclass
+class BaselineConfig:
+    """How a published baseline runs; `baseline:gvl` in the place of a checkpoint names one (`robometer.baselines`)."""
+
+    model: str = ""  # hub id or folder of weights, or a model's name at an API; empty: what its authors published
+    provider: str = "gemini"  # of API models: gemini, or openai (any server that speaks its chat completions)
+    base_url: str = ""  # of the API; empty: the provider's own, with the key in GEMINI_API_KEY or OPENAI_API_KEY
+    max_frames: int = 0  # shown of a clip; 0: as published
+    requests_per_minute: float = 60.0
+    concurrency: int = 8
+    cache: str = "outputs/answers"  # answers of APIs, kept by the hash of the request
+    timeout_s: float = 120.0
+    seed: int = 0
+
+
+@dataclass
 class ServeConfig:
     """The endpoint. It binds to loopback unless told otherwise."""
 
@@ -408,6 +423,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

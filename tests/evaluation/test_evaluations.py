@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robometer.baselines.trivial import Clock, Constant, FrameDifference, ProgressScorer, Random
+from robometer.baselines.progress import ProgressScorer
+from robometer.baselines.trivial import Clock, Constant, FrameDifference, Random
 from robometer.configs.schema import ConfigError, EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage

@@ -1,0 +1,37 @@
+"""What all baselines share that predict progress and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from robometer.scoring import Clip, ClipScore, PrefixSession, Session
+
+
+class ProgressScorer:
+    """A scorer of progress alone: success is progress, and the clip that ranks higher is preferred.
+
+    A subclass has `progress`, or `score` where it can answer for many clips at once.
+    """
+
+    name = "progress"
+    temperature = 0.1
+
+    def progress(self, clip: Clip) -> np.ndarray:
+        """Progress float [T] in [0, 1]; NaN for a frame without an answer."""
+        raise NotImplementedError
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """Progress of each frame, twice."""
+        return [ClipScore.of_progress(self.progress(clip)) for clip in clips]
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        """Logistic function of the difference of what the two are ranked by, float32 [N]."""
+        scores = iter(self.score([clip for pair in pairs for clip in pair]))
+        difference = np.array([next(scores).reward - next(scores).reward for _ in pairs])
+        return (1 / (1 + np.exp(-difference / self.temperature))).astype(np.float32)
+
+    def open_session(self, task: str) -> Session:
+        """A session that scores each prefix as a clip."""
+        return PrefixSession(self, task)
