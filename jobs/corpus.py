@@ -14,7 +14,8 @@ from robometer.corpus.export import export_lerobot
 from robometer.corpus.page import write_page
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
-from robometer.evaluation.predictions import FORWARD, Predictions
+from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.views import FORWARD
 
 HELP = """
 robometer corpus: print what a corpus holds: trajectories by source, split, task and quality, bytes, quarantine.
@@ -81,7 +82,7 @@ def export(options: argparse.Namespace, config: Config) -> None:
         if not predicted.exists("predictions.parquet"):
             raise ConfigError(f"no predictions in {options.scores}: run `robometer evaluate` first")
         clips = Predictions.load(predicted).clips
-        scores = {c.id: (c.progress, c.success) for c in clips if c.direction == FORWARD and not c.error}
+        scores = {c.id: (c.progress, c.success) for c in clips if c.view == FORWARD and not c.error}
     count = export_lerobot(corpus, options.to, corpus.rows(options.split), scores=scores)
     print(f"{count} episodes: {options.to}")
 

@@ -29,8 +29,9 @@ from robometer.errors import RobometerError
 from robometer.evaluation import report, suite
 from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict_each
-from robometer.evaluation.predictions import FORWARD, Predictions, Record, from_table, to_table
+from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
+from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_scorer
 from robometer.models.sources import for_workers
 from robometer.scoring import Scorer
@@ -176,7 +177,7 @@ def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predicti
     lengths = [len(c.progress) for c in predictions.clips if not c.error]
     counts: dict[str, str] = {}
     for split in config.evaluate.splits:
-        clips = [c for c in predictions.split(split).clips if c.direction == FORWARD]
+        clips = [c for c in predictions.split(split).clips if c.view == FORWARD]
         counts[split] = f"{len(clips)} of {len(corpus.rows(split))} clips, {len({c.task for c in clips})} tasks"
     return {
         "model": name,

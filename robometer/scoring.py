@@ -50,6 +50,13 @@ class Clip:
         """The same frames under another instruction."""
         return Clip(self.frames, task, self.features)
 
+    def followed_by(self, other: Clip) -> Clip:
+        """Both clips as one that does their two tasks, one after the other; their frames must be of one size."""
+        shared = self.features.keys() & other.features.keys()
+        features = {name: np.concatenate([self.features[name], other.features[name]]) for name in shared}
+        frames = np.concatenate([self.frames, other.frames])
+        return Clip(frames, f"{self.task.rstrip('.')}, then {other.task}", features)
+
     def reversed(self) -> Clip:
         """The clip played backwards."""
         return self.take(np.arange(len(self))[::-1])

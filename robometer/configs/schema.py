@@ -329,6 +329,9 @@ class EvaluateConfig:
             "confusion_matrix",
             "preference",
             "success_detection",
+            "partial_success",
+            "robustness",
+            "instruction_grounding",
         ]
     )
     max_clips: int = 2000  # per split

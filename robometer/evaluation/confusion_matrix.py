@@ -58,13 +58,14 @@ def column_share(column: np.ndarray, own: int) -> float:
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """How far a split's videos are told apart by their instructions."""
-    matrix = matrix_of(predictions.instructions)
+    asked = [r for r in predictions.instructions if r.kind in ("own", "other")]
+    matrix = matrix_of(asked)
     values = np.array(matrix.values)
     if len(values) < 2:
         return Result(NAME, split, skipped="fewer than two tasks have successful clips")
     columns = [i for i in range(len(values)) if not math.isnan(values[i, i])]
     found = [
-        _gap(predictions.instructions, settings),
+        _gap(asked, settings),
         _over_columns("own_instruction_highest", [column_maximum_on_diagonal(values[:, i], i) for i in columns],
                       settings, "videos' tasks whose own instruction gets the most progress (chance: 1 / tasks)"),
         _over_columns("diagonal_share", [column_share(values[:, i], i) for i in columns],

@@ -14,9 +14,10 @@ import numpy as np
 from robometer.corpus.corpus import Corpus
 from robometer.drawing import points, spans
 from robometer.evaluation.plan import BEST
-from robometer.evaluation.predictions import FORWARD, ClipPrediction, Predictions
+from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
 from robometer.evaluation.reward_alignment import target_progress
+from robometer.evaluation.views import FORWARD
 from robometer.trajectory import QUALITY_LABELS
 from robometer.video import encode_jpeg
 
@@ -146,7 +147,7 @@ def _reward_range(task: str, clips: Sequence[ClipPrediction]) -> tuple[float, fl
 def _choose(clips: Sequence[ClipPrediction]) -> list[_Choice]:
     choices = []
     for quality in reversed(QUALITY_LABELS):
-        members = [c for c in clips if c.direction == FORWARD and c.quality_label == quality]
+        members = [c for c in clips if c.view == FORWARD and c.quality_label == quality]
         # from the best judged to the worst: a success should end high, anything else low
         members.sort(key=lambda c: (-c.progress[-1] if c.quality_label == BEST else c.progress[-1], c.id))
         if members:

@@ -11,28 +11,52 @@ import numpy as np
 import pyarrow as pa
 
 from robometer.corpus.corpus import Corpus
+from robometer.evaluation.views import (
+    CYCLE,
+    FORWARD,
+    HESITATION,
+    MEMORY,
+    RETRY,
+    REVERSED,
+    REWOUND,
+    counterfactual,
+    paraphrases,
+)
 from robometer.trajectory import QUALITY_LABELS, normalise_task
 
 BEST = QUALITY_LABELS[-1]
 
+SHOWN = {
+    "reward_alignment": (REVERSED, REWOUND),
+    "robustness": (RETRY, CYCLE, HESITATION, MEMORY),
+}
+"""Views of successful clips that an evaluation needs beside the forward one."""
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work: a clip in both directions and under other instructions, or a pair in both orders.
+    """One piece of work: a clip in some views and under other instructions, or a pair in both orders.
 
     Attributes:
         row: manifest row of the clip, or of the chosen clip of a pair.
         task: the instruction, as its task's first row spells it.
-        instructions: of a clip, other tasks' instructions to show it under.
-        rejected: of a pair, manifest row of the rejected clip (the same row: played backwards); -1 for a clip.
+        views: of a clip, how to show it.
+        instructions: of a clip, what else to show it under.
+        instruction_kinds: what each of these is (see `InstructionPrediction`).
+        second: of a pair, manifest row of the rejected clip (the same row: played backwards); of a clip with the view
+            `memory`, of the clip that comes after it; else -1.
+        second_task: the second clip's own task, where it comes after.
         pair_kind: one of `predictions.PAIR_KINDS`; empty for a clip.
     """
 
     split: str
     row: int
     task: str
+    views: Sequence[str] = (FORWARD,)
     instructions: Sequence[str] = ()
-    rejected: int = -1
+    instruction_kinds: Sequence[str] = ()
+    second: int = -1
+    second_task: str = ""
     pair_kind: str = ""
 
 
@@ -41,11 +65,15 @@ UNIT_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("row", pa.int64()),
         ("task", pa.string()),
+        ("views", pa.list_(pa.string())),
         ("instructions", pa.list_(pa.string())),
-        ("rejected", pa.int64()),
+        ("instruction_kinds", pa.list_(pa.string())),
+        ("second", pa.int64()),
+        ("second_task", pa.string()),
         ("pair_kind", pa.string()),
     ]
 )
+_LISTS = ("views", "instructions", "instruction_kinds")
 
 
 def units_table(units: Sequence[Unit]) -> pa.Table:
@@ -55,7 +83,7 @@ def units_table(units: Sequence[Unit]) -> pa.Table:
 
 def units_from(table: pa.Table) -> list[Unit]:
     """Inverse of `units_table`."""
-    return [Unit(**row | {"instructions": tuple(row["instructions"])}) for row in table.to_pylist()]
+    return [Unit(**row | {name: tuple(row[name]) for name in _LISTS}) for row in table.to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -95,21 +123,47 @@ def plan_split(
 ) -> list[Unit]:
     """Everything to predict for a split.
 
-    At most `max_clips` clips, balanced over tasks and qualities. With `confusion_matrix` among the evaluations each
-    successful one of them is shown under every instruction of the split (clips x tasks scorings); with `preference`,
-    up to `pairs_per_task` pairs of each kind per task are asked.
+    At most `max_clips` clips, balanced over tasks and qualities, forward; the successful ones also as the evaluations
+    ask: in other views, under every instruction of the split (`confusion_matrix`: clips x tasks scorings), under their
+    own turned around and in other words (`instruction_grounding`). With `preference`, up to `pairs_per_task` pairs of
+    each kind per task are asked.
     """
-    rows = select_rows(corpus, split, max_clips, seed)
-    labels = _Labels.of(corpus, rows)
+    labels = _Labels.of(corpus, select_rows(corpus, split, max_clips, seed))
     tasks = sorted(set(labels.task.values()))
-    confuse = "confusion_matrix" in evaluations
+    views = [FORWARD, *(view for name in evaluations for view in SHOWN.get(name, ()))]
+    following = _following(corpus, labels, seed) if MEMORY in views else {}
 
-    def others(row: int) -> tuple[str, ...]:
-        return tuple(t for t in tasks if t != labels.task[row]) if confuse and labels.quality[row] == BEST else ()
+    def clip(row: int, task: str) -> Unit:
+        if labels.quality[row] != BEST:
+            return Unit(split, row, task)
+        said = [(text, "other") for text in tasks if text != task and "confusion_matrix" in evaluations]
+        if "instruction_grounding" in evaluations:
+            turned = counterfactual(task)
+            said += [(turned, "counterfactual")] if turned else []
+            said += [(text, "paraphrase") for text in paraphrases(task)]
+        second = following.get(row, -1)
+        shown = tuple(view for view in views if view != MEMORY or second >= 0)
+        texts, kinds = tuple(text for text, _ in said), tuple(kind for _, kind in said)
+        return Unit(split, row, task, shown, texts, kinds, second, labels.task.get(second, ""))
 
-    clips = [Unit(split, int(row), labels.task[int(row)], others(int(row))) for row in rows]
+    clips = [clip(row, task) for row, task in labels.task.items()]
     pairs = _pairs(labels, split, pairs_per_task, seed) if "preference" in evaluations else []
     return clips + pairs
+
+
+def _following(corpus: Corpus, labels: _Labels, seed: int) -> dict[int, int]:
+    """For each successful clip one of another task that can come after it: of its source, camera and size."""
+    names, alike = ("source", "view", "height", "width"), defaultdict(list)
+    for row, quality in sorted(labels.quality.items()):
+        if quality == BEST:
+            alike[tuple(corpus.manifest[name][row].as_py() for name in names)].append(row)
+    found = {}
+    for kind, rows in alike.items():
+        for row in rows:
+            others = [other for other in rows if labels.task[other] != labels.task[row]]
+            if others:
+                found[row] = others[int(_rng(seed, *map(str, kind), str(row)).integers(len(others)))]
+    return found
 
 
 def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int) -> np.ndarray:
@@ -139,7 +193,7 @@ def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Unit]:
         }
         for kind, pairs in candidates.items():
             chosen = _rng(seed, task, kind).permutation(len(pairs))[:limit]
-            units += [Unit(split, pairs[i][0], task, (), pairs[i][1], kind) for i in sorted(chosen)]
+            units += [Unit(split, pairs[i][0], task, second=pairs[i][1], pair_kind=kind) for i in sorted(chosen)]
     return units
 
 

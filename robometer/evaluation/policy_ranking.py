@@ -11,18 +11,19 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from robometer import metrics
-from robometer.evaluation.predictions import FORWARD, ClipPrediction, Predictions
+from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
+from robometer.evaluation.views import FORWARD
 from robometer.metrics import MIN_TASKS_TO_RESAMPLE, Estimate, Ranking, Resampling
 from robometer.trajectory import QUALITY_LABELS
 
 NAME = "policy_ranking"
 
 REWARDS: dict[str, Callable[[ClipPrediction], float]] = {
-    "last": lambda clip: float(clip.progress[-1]),
+    "last": lambda clip: clip.value,
     "mean": lambda clip: float(clip.progress.mean()),
 }
-"""What one number a clip is ranked by."""
+"""What one number a clip is ranked by; `last` is a raw value where a scorer gives one to rank by."""
 
 _MEANINGS = {
     "kendall": "tau-a over one clip of each quality, by {} progress, mean over tasks",
@@ -55,13 +56,13 @@ def _cells(labels: np.ndarray) -> list[np.ndarray]:
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Ranking metrics by the last frame's progress and by the mean progress; tasks with one quality do not count."""
-    clips = [c for c in predictions.clips if c.direction == FORWARD]
+    clips = [c for c in predictions.clips if c.view == FORWARD]
     by_reward = {name: _tasks(clips, reward) for name, reward in REWARDS.items()}
     if not by_reward["last"]:
         return Result(NAME, split, skipped="no task has clips of two qualities")
     found = [m for name, tasks in by_reward.items() for m in _metrics(name, tasks, settings)]
     strips: list[Row] = [
-        {"task": c.task, "quality": c.quality_label, "id": c.id, "progress": REWARDS["last"](c)}
+        {"task": c.task, "quality": c.quality_label, "id": c.id, "progress": float(c.progress[-1])}
         for c in clips
         if c.task in by_reward["last"]
     ]
@@ -83,7 +84,7 @@ def _tasks(clips: Sequence[ClipPrediction], reward: Callable[[ClipPrediction], f
 
 def summary(clips: Sequence[ClipPrediction]) -> dict[str, float]:
     """Mean tau (`kendall`) and pooled pair `accuracy` by last-frame progress; NaN where no task has two qualities."""
-    tasks = _tasks([c for c in clips if c.direction == FORWARD], REWARDS["last"])
+    tasks = _tasks([c for c in clips if c.view == FORWARD], REWARDS["last"])
     values = _statistics({name: task.ranking() for name, task in tasks.items()})
     return {"kendall": values["kendall"], "accuracy": values["accuracy"]}
 

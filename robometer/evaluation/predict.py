@@ -11,14 +11,8 @@ import numpy as np
 
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.evaluation.plan import Unit
-from robometer.evaluation.predictions import (
-    FORWARD,
-    REVERSED,
-    ClipPrediction,
-    InstructionPrediction,
-    PairPrediction,
-    Record,
-)
+from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction, Record
+from robometer.evaluation.views import FORWARD, MEMORY, REVERSED, VIEWS
 from robometer.scoring import Clip, ClipScore, Scorer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +55,10 @@ class ClipSource:
         reward, success = (np.asarray(record[n] or (), dtype=np.float32) for n in ("env_reward", "success"))
         return reward, success
 
+    def num_frames(self, row: int) -> int:
+        """Stored frames of a clip."""
+        return int(self.corpus.manifest["num_frames"][row].as_py())
+
     def text(self, name: str, row: int) -> str:
         """A string of the manifest."""
         return str(self.corpus.manifest[name][row].as_py())
@@ -86,26 +84,35 @@ def predict_each(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batc
 
 
 def _predict_clips(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int) -> list[Record]:
-    shown: list[Clip] = []
-    for unit in units:
-        clip = source.clip(unit.row, unit.task)
-        shown += [clip, clip.reversed(), *(clip.with_task(text) for text in unit.instructions)]
-    scores = iter(_chunked(scorer.score, shown, batch_size))
+    asked = [(unit, _shown(source, unit)) for unit in units]
+    scores = iter(_chunked(scorer.score, [clip for _, clips in asked for clip in clips], batch_size))
     records: list[Record] = []
-    for unit in units:
-        own, backwards, *others = (next(scores) for _ in range(2 + len(unit.instructions)))
-        records += [_clip_record(source, unit, FORWARD, own), _clip_record(source, unit, REVERSED, backwards)]
+    for unit, clips in asked:
+        of_unit = [next(scores) for _ in clips]
+        viewed = zip(unit.views, clips, of_unit, strict=False)
+        records += [_clip_record(source, unit, view, clip, score) for view, clip, score in viewed]
         if unit.instructions:
-            asked = zip((unit.task, *unit.instructions), (own, *others), strict=True)
-            records += [_instruction_record(source, unit, text, score) for text, score in asked]
+            kinds, texts = ("own", *unit.instruction_kinds), (unit.task, *unit.instructions)
+            said = zip(kinds, texts, (of_unit[0], *of_unit[len(unit.views) :]), strict=True)
+            records += [_instruction_record(source, unit, kind, text, score) for kind, text, score in said]
     return records
+
+
+def _shown(source: ClipSource, unit: Unit) -> list[Clip]:
+    """A unit's clip in its views (the first is the forward one), and then under its other instructions."""
+    own = source.clip(unit.row, unit.task)
+    after = source.clip(unit.second, unit.second_task) if unit.second >= 0 else None
+    views = [
+        own.followed_by(after) if view == MEMORY and after else own.take(VIEWS[view](len(own))) for view in unit.views
+    ]
+    return views + [own.with_task(text) for text in unit.instructions]
 
 
 def _predict_pairs(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int) -> list[Record]:
     shown: list[tuple[Clip, Clip]] = []
     for unit in units:
         chosen = source.clip(unit.row, unit.task)
-        rejected = chosen.reversed() if unit.pair_kind == "reversed" else source.clip(unit.rejected, unit.task)
+        rejected = chosen.reversed() if unit.pair_kind == "reversed" else source.clip(unit.second, unit.task)
         shown += [(chosen, rejected), (rejected, chosen)]
     answers = [float(p) for p in _chunked(lambda pairs: list(scorer.compare(pairs)), shown, batch_size)]
     return [
@@ -118,29 +125,43 @@ def _chunked(ask: Callable[[Sequence[Item]], Sequence[Answer]], items: Sequence[
     return [answer for i in range(0, len(items), size) for answer in ask(items[i : i + size])]
 
 
-def _clip_record(source: ClipSource, unit: Unit, direction: str, score: ClipScore) -> ClipPrediction:
+def _clip_record(source: ClipSource, unit: Unit, view: str, shown: Clip, score: ClipScore) -> ClipPrediction:
     if not (np.isfinite(score.progress).all() and np.isfinite(score.success).all()):
         raise ValueError(f"the scorer gave a value that is not finite for clip {source.text('id', unit.row)}")
     truth = source.truth(unit.row)
-    reward, success = truth if direction == FORWARD else (values[::-1] for values in truth)
+    if view == MEMORY:
+        reward = success = np.zeros(0, dtype=np.float32)
+    else:
+        reward, success = (values[VIEWS[view](len(values))] if len(values) else values for values in truth)
     return ClipPrediction(
         **_identity(source, unit),
-        direction=direction,
+        view=view,
         progress=np.asarray(score.progress, dtype=np.float32),
         success=np.asarray(score.success, dtype=np.float32),
         env_reward=reward,
         success_label=success,
+        reward=score.reward,
+        coverage=score.coverage,
+        num_frames=source.num_frames(unit.row),
     )
 
 
 def _identity(source: ClipSource, unit: Unit) -> dict[str, Any]:
     names = ("id", "source", "quality_label")
-    return {"split": unit.split, "row": unit.row, "task": unit.task} | {n: source.text(n, unit.row) for n in names}
+    known = source.corpus.manifest["partial_success"][unit.row].as_py()
+    return {
+        "split": unit.split,
+        "row": unit.row,
+        "task": unit.task,
+        "partial_success": math.nan if known is None else float(known),
+    } | {n: source.text(n, unit.row) for n in names}
 
 
-def _instruction_record(source: ClipSource, unit: Unit, text: str, score: ClipScore) -> InstructionPrediction:
+def _instruction_record(
+    source: ClipSource, unit: Unit, kind: str, text: str, score: ClipScore
+) -> InstructionPrediction:
     final = float(score.progress[-1])
-    return InstructionPrediction(unit.split, source.text("id", unit.row), unit.row, unit.task, text, final)
+    return InstructionPrediction(unit.split, source.text("id", unit.row), unit.row, unit.task, text, final, kind)
 
 
 def _pair_record(
@@ -152,9 +173,9 @@ def _pair_record(
         kind=unit.pair_kind,
         task=unit.task,
         chosen_id=source.text("id", unit.row),
-        rejected_id=source.text("id", unit.rejected),
+        rejected_id=source.text("id", unit.second),
         chosen_quality=source.text("quality_label", unit.row),
-        rejected_quality=REVERSED if backwards else source.text("quality_label", unit.rejected),
+        rejected_quality=REVERSED if backwards else source.text("quality_label", unit.second),
         chosen_first=chosen_first,
         chosen_second=chosen_second,
         error=error,
@@ -165,5 +186,5 @@ def _failed(source: ClipSource, unit: Unit, error: str) -> Record:
     if unit.pair_kind:
         return _pair_record(source, unit, math.nan, math.nan, error)
     none = np.zeros(0, dtype=np.float32)
-    return ClipPrediction(**_identity(source, unit), direction=FORWARD, progress=none, success=none, env_reward=none,
+    return ClipPrediction(**_identity(source, unit), view=FORWARD, progress=none, success=none, env_reward=none,
                           success_label=none, error=error)  # fmt: skip

@@ -1,12 +1,13 @@
 """What a scorer said, kept apart from the metrics: records, and the Parquet tables that hold them.
 
-Three tables. `predictions`: every clip with its own task, forward and reversed, with the truth beside it. `confusion`:
-the last-frame progress of every successful clip under every instruction of its split. `pairs`: preferences, each pair
+Three kinds. `predictions`: every clip with its own task, in one or more views (`views`), with the truth beside it.
+`confusion`: the last-frame progress of successful clips under other instructions. `pairs`: preferences, each pair
 asked in both orders. A record whose `error` is not empty has no prediction and enters no metric; it is counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from robometer.corpus.storage import Storage
+from robometer.evaluation.views import VIEWS, true_progress
 
-FORWARD, REVERSED = "forward", "reversed"
 PAIR_KINDS = ("quality", "task", "reversed")
 
 
@@ -25,9 +26,13 @@ class ClipPrediction:
     """One clip under its own task.
 
     Attributes:
-        direction: `forward`, or `reversed` where the scorer was shown the frames backwards as a clip of its own.
+        view: how it was shown, a name of `views`: `forward`, or its frames in another order as a clip of their own.
         progress, success: float32 [T] in the order shown; empty where `error` says why there are none.
         env_reward, success_label: float32 [T], the simulator's truth at the frames shown; empty where unknown.
+        reward: what the clip is ranked by (`ClipScore.reward`); NaN: the last progress.
+        coverage: see `ClipScore`.
+        partial_success: how much of the task was done, where that was judged; else NaN.
+        num_frames: how many stored frames the view is made of; 0: as many as were shown.
     """
 
     split: str
@@ -36,17 +41,36 @@ class ClipPrediction:
     source: str
     task: str
     quality_label: str
-    direction: str
+    view: str
     progress: np.ndarray
     success: np.ndarray
     env_reward: np.ndarray
     success_label: np.ndarray
     error: str = ""
+    reward: float = math.nan
+    coverage: float = 1.0
+    partial_success: float = math.nan
+    num_frames: int = 0
+
+    @property
+    def value(self) -> float:
+        """What the clip is ranked by."""
+        return float(self.progress[-1]) if math.isnan(self.reward) else self.reward
+
+    @property
+    def true_progress(self) -> np.ndarray:
+        """Of a successful clip, float64 [T]: how far into the clip the frame lies that is shown."""
+        positions = VIEWS[self.view](self.num_frames) if self.view in VIEWS and self.num_frames else None
+        return true_progress(np.arange(len(self.progress)) if positions is None else positions)
 
 
 @dataclass(frozen=True)
 class InstructionPrediction:
-    """The last-frame progress of one clip under one instruction, its own or another task's."""
+    """The last-frame progress of one clip under one instruction.
+
+    Attributes:
+        kind: `own`; `other`, another task's of the split; `counterfactual`, its own turned around; or `paraphrase`.
+    """
 
     split: str
     id: str
@@ -54,6 +78,7 @@ class InstructionPrediction:
     task: str
     instruction: str
     final_progress: float
+    kind: str = "other"
 
 
 @dataclass(frozen=True)
@@ -118,7 +143,7 @@ class Predictions:
                 made.pairs.append(record)
             else:
                 made.instructions.append(record)
-        made.clips.sort(key=lambda r: (r.split, r.id, r.direction))
+        made.clips.sort(key=lambda r: (r.split, r.id, r.view))
         made.instructions.sort(key=lambda r: (r.split, r.id, r.instruction))
         made.pairs.sort(key=lambda r: (r.split, r.kind, r.task, r.chosen_id, r.rejected_id))
         return made

@@ -15,8 +15,9 @@ import numpy as np
 
 from robometer import metrics
 from robometer.evaluation.plan import BEST
-from robometer.evaluation.predictions import FORWARD, ClipPrediction, Predictions
+from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
+from robometer.evaluation.views import FORWARD, REVERSED, REWOUND
 from robometer.metrics import Resampling
 
 NAME = "reward_alignment"
@@ -30,6 +31,7 @@ _WITH_TIME: dict[str, tuple[Correlation, str]] = {
     "kendall": (metrics.kendall, "Kendall tau-a with time"),
 }
 _BACKWARDS = ", video played backwards: below 0 where states are judged, as high as forwards for a clock"
+_REWOUND = "Pearson r with how far into the clip each frame lies, video rewound to its middle at the end"
 _WITH_REWARD = "Pearson r with the simulator's reward, clips that {}"
 
 
@@ -41,20 +43,23 @@ def target_progress(frames: int) -> np.ndarray:
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Mean correlations of a split's clips; see the module for what they are with."""
     good = [c for c in predictions.clips if c.quality_label == BEST]
-    forward = [c for c in good if c.direction == FORWARD]
+    forward = [c for c in good if c.view == FORWARD]
     if not forward:
         return Result(NAME, split, skipped="no successful clips")
-    backward = [c for c in good if c.direction != FORWARD]
-    unsuccessful = [c for c in predictions.clips if c.quality_label != BEST and c.direction == FORWARD]
+    backward, rewound = ([c for c in good if c.view == view] for view in (REVERSED, REWOUND))
+    unsuccessful = [c for c in predictions.clips if c.quality_label != BEST and c.view == FORWARD]
     found = []
     for name, (correlation, meaning) in _WITH_TIME.items():
-        found.append(_metric(name, forward, _time, correlation, settings, meaning))
-        found.append(_metric(f"{name}_reversed", backward, _time, correlation, settings, meaning + _BACKWARDS))
+        found.append(correlation_metric(name, forward, _time, correlation, settings, meaning))
+        found.append(
+            correlation_metric(f"{name}_reversed", backward, _time, correlation, settings, meaning + _BACKWARDS)
+        )
+    found.append(correlation_metric("voc_rewound", rewound, _state, metrics.pearson, settings, _REWOUND))
     for name, clips, which in (
         ("env_reward", forward, "succeeded"),
         ("env_reward_unsuccessful", unsuccessful, "did not succeed"),
     ):
-        found.append(_metric(name, clips, _reward, metrics.pearson, settings, _WITH_REWARD.format(which)))
+        found.append(correlation_metric(name, clips, _reward, metrics.pearson, settings, _WITH_REWARD.format(which)))
     return Result(NAME, split, [m for m in found if m.estimate.n], _per_task(forward, backward))
 
 
@@ -66,6 +71,10 @@ def mean_correlation(clips: Sequence[ClipPrediction]) -> float:
 
 def _time(clip: ClipPrediction) -> np.ndarray:
     return target_progress(len(clip.progress))
+
+
+def _state(clip: ClipPrediction) -> np.ndarray:
+    return clip.true_progress
 
 
 def _reward(clip: ClipPrediction) -> np.ndarray:
@@ -80,7 +89,7 @@ def _correlations(
     return [(clip, correlation(truth(clip), clip.progress)) for clip in known]
 
 
-def _metric(
+def correlation_metric(
     name: str,
     clips: Sequence[ClipPrediction],
     truth: Truth,
@@ -88,6 +97,7 @@ def _metric(
     settings: Resampling,
     meaning: str,
 ) -> Metric:
+    """Mean correlation of progress with a truth over the clips that have one that varies; undefined ones are 0."""
     found = _correlations(clips, truth, correlation)
     values = np.array([value for _, value in found])
     group_of, unit = metrics.grouping([c.task for c, _ in found], [c.id for c, _ in found])

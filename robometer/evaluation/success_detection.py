@@ -10,20 +10,22 @@ import numpy as np
 
 from robometer import metrics
 from robometer.evaluation.plan import BEST
-from robometer.evaluation.predictions import FORWARD, ClipPrediction, Predictions
+from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
+from robometer.evaluation.views import FORWARD
 from robometer.metrics import Resampling
 
 NAME = "success_detection"
 
 THRESHOLD = 0.5
+CALIBRATION_BINS = 10
 
 Area = metrics.auroc, metrics.auprc
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Per clip (largest and last probability against the label) and per frame (against the simulator's flag)."""
-    clips = [c for c in predictions.clips if c.direction == FORWARD]
+    clips = [c for c in predictions.clips if c.view == FORWARD]
     labels = np.array([float(c.quality_label == BEST) for c in clips])
     if len(np.unique(labels)) < 2:
         return Result(NAME, split, skipped="needs clips that succeed and clips that do not")
@@ -34,7 +36,8 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
         meaning = f"{name} success probability of a clip against its label; {share}"
         found += _areas(f"_{name}", scores, labels, group_of, unit, settings, "clips", meaning)
     found += _rates(max_success(clips), labels, group_of, unit, settings)
-    return Result(NAME, split, found + _per_frame(clips, settings), _per_task(clips))
+    found += _calibration(last_success(clips), labels, group_of, unit, settings)
+    return Result(NAME, split, found + _delay(clips, settings) + _per_frame(clips, settings), _per_task(clips))
 
 
 def last_success(clips: Sequence[ClipPrediction]) -> np.ndarray:
@@ -49,7 +52,7 @@ def max_success(clips: Sequence[ClipPrediction]) -> np.ndarray:
 
 def clip_auroc(clips: Sequence[ClipPrediction]) -> float:
     """AUROC of the last success probability against the label over forward clips; NaN with one class only."""
-    forward = [c for c in clips if c.direction == FORWARD]
+    forward = [c for c in clips if c.view == FORWARD]
     return float(metrics.auroc(last_success(forward), [c.quality_label == BEST for c in forward])[0])
 
 
@@ -82,15 +85,77 @@ def _rates(
         "true_positive_rate": (labels > 0, "successful clips that reach the threshold"),
         "true_negative_rate": (labels == 0, "other clips that never reach it"),
     }
+    f1 = metrics.estimate(_f1(scores, labels), group_of, unit, settings)
     return [
-        Metric(
-            name,
-            metrics.estimate(metrics.weighted_mean(hit[side]), _compact(group_of[side]), unit, settings),
-            "clips",
-            f"{meaning} (success probability above {THRESHOLD})",
-        )
-        for name, (side, meaning) in sides.items()
+        Metric("f1", f1, "clips", f"clips that reach the threshold of {THRESHOLD} against those that succeed"),
+        *(
+            Metric(
+                name,
+                metrics.estimate(metrics.weighted_mean(hit[side]), _compact(group_of[side]), unit, settings),
+                "clips",
+                f"{meaning} (success probability above {THRESHOLD})",
+            )
+            for name, (side, meaning) in sides.items()
+        ),
     ]
+
+
+def _f1(scores: np.ndarray, labels: np.ndarray) -> metrics.Statistic:
+    """2 TP / (2 TP + FP + FN), NaN where there is nothing to find."""
+    said, true = scores > THRESHOLD, labels > 0
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        hits, wrong = weights @ (said & true), weights @ (said != true)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(2 * hits / (2 * hits + wrong))
+
+    return statistic
+
+
+def calibration_error(scores: np.ndarray, labels: np.ndarray) -> metrics.Statistic:
+    """Expected calibration error: mean |share that succeeded - mean probability| over bins, by the clips in each."""
+    bins = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    member = np.eye(CALIBRATION_BINS)[bins] * (labels - scores)[:, None]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.asarray(np.abs(weights @ member).sum(1) / weights.sum(1))
+
+    return statistic
+
+
+def _calibration(
+    scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, unit: str, settings: Resampling
+) -> list[Metric]:
+    values = {
+        "calibration_error": (
+            calibration_error(scores, labels),
+            f"last success probability against the share that succeeded, {CALIBRATION_BINS} bins (ECE); 0 is right",
+        ),
+        "brier": (
+            metrics.weighted_mean((scores - labels) ** 2),
+            "mean squared error of the last success probability; 0 is right",
+        ),
+    }
+    return [
+        Metric(name, metrics.estimate(statistic, group_of, unit, settings), "clips", meaning)
+        for name, (statistic, meaning) in values.items()
+    ]
+
+
+def _delay(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric]:
+    known = [(clip, delay) for clip in clips if not math.isnan(delay := detection_delay(clip))]
+    if not known:
+        return []
+    group_of, unit = metrics.grouping([c.task for c, _ in known], [c.id for c, _ in known])
+    statistic = metrics.weighted_mean([delay for _, delay in known])
+    meaning = "first frame above the threshold after the first that succeeded, as a share of the clip; early is below 0"
+    return [Metric("detection_delay", metrics.estimate(statistic, group_of, unit, settings), "clips", meaning)]
+
+
+def detection_delay(clip: ClipPrediction) -> float:
+    """Frames from success by the simulator's flag to its detection, over T; NaN where one of the two is missing."""
+    said, true = (np.flatnonzero(values > THRESHOLD) for values in (clip.success, clip.success_label))
+    return float(said[0] - true[0]) / len(clip.success) if len(said) and len(true) else math.nan
 
 
 def _compact(group_of: np.ndarray) -> np.ndarray:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from robometer.configs.schema import ConfigError, EvaluateConfig
-from robometer.evaluation import confusion_matrix, policy_ranking, preference, reward_alignment, success_detection
+from robometer.evaluation import (
+    confusion_matrix,
+    instruction_grounding,
+    partial_success,
+    policy_ranking,
+    preference,
+    reward_alignment,
+    robustness,
+    success_detection,
+)
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result
 from robometer.metrics import Resampling
@@ -14,7 +23,16 @@ Evaluation = Callable[[Predictions, str, Resampling], Result]
 
 EVALUATIONS: dict[str, Evaluation] = {
     module.NAME: module.evaluate
-    for module in (reward_alignment, policy_ranking, confusion_matrix, preference, success_detection)
+    for module in (
+        reward_alignment,
+        policy_ranking,
+        confusion_matrix,
+        preference,
+        success_detection,
+        partial_success,
+        robustness,
+        instruction_grounding,
+    )
 }
 """In the order of the report."""
 

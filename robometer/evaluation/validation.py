@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation import policy_ranking, preference, reward_alignment, success_detection
-from robometer.evaluation.plan import BEST, plan_split
+from robometer.evaluation.plan import BEST, Unit, plan_split
 from robometer.evaluation.predict import ClipSource, predict
-from robometer.evaluation.predictions import FORWARD, Predictions
+from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.views import FORWARD, REVERSED
 from robometer.scoring import Scorer
 
 BATCH_SIZE = 16
@@ -29,11 +31,15 @@ def validate(
     source = ClipSource.for_scorer(corpus, scorer)
     for split in splits:
         per_task = max(1, max_clips // max(1, len(np.unique(_tasks(corpus, split)))))
-        units = plan_split(corpus, split, max_clips, per_task, seed, ["preference"])
-        units = [unit for unit in units if unit.pair_kind in ("", "quality")]
+        units = plan_split(corpus, split, max_clips, per_task, seed, ["preference", "reward_alignment"])
+        units = [_quick(unit) for unit in units if unit.pair_kind in ("", "quality")]
         found = summary(Predictions.of(predict(scorer, source, units, batch_size)))
         values |= {f"{split}/{name}": value for name, value in found.items() if math.isfinite(value)}
     return values
+
+
+def _quick(unit: Unit) -> Unit:
+    return replace(unit, views=tuple(view for view in unit.views if view in (FORWARD, REVERSED)))
 
 
 def summary(predictions: Predictions) -> dict[str, float]:
@@ -41,8 +47,8 @@ def summary(predictions: Predictions) -> dict[str, float]:
     good = [c for c in predictions.clips if c.quality_label == BEST]
     ranking = policy_ranking.summary(predictions.clips)
     return {
-        "voc": reward_alignment.mean_correlation([c for c in good if c.direction == FORWARD]),
-        "voc_reversed": reward_alignment.mean_correlation([c for c in good if c.direction != FORWARD]),
+        "voc": reward_alignment.mean_correlation([c for c in good if c.view == FORWARD]),
+        "voc_reversed": reward_alignment.mean_correlation([c for c in good if c.view == REVERSED]),
         "kendall": ranking["kendall"],
         "ranking_accuracy": ranking["accuracy"],
         "preference_accuracy": preference.accuracy([p for p in predictions.pairs if p.kind == "quality"]),

@@ -14,8 +14,9 @@ from robometer.batch import progress_from_logits
 from robometer.evaluation import upstream
 from robometer.evaluation.confusion_matrix import diagonal_gap, matrix_of
 from robometer.evaluation.policy_ranking import summary
-from robometer.evaluation.predictions import FORWARD, ClipPrediction, InstructionPrediction
+from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction
 from robometer.evaluation.upstream import Judged, Values
+from robometer.evaluation.views import FORWARD
 from robometer.losses import progress_error
 from robometer.parity.recorded import EXACT, FLOAT32, Record, compared, raised, unless_wrong
 from robometer.parity.table import Row

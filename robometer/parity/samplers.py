@@ -192,5 +192,5 @@ def _all_pairs(case: str, block: Block) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "corpus.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "state": "complete"}))
         units = plan_split(Corpus(folder, _manifest(block)), "train", most, most, 42, ["preference"])
-    ours = sorted((unit.row, unit.rejected) for unit in units if unit.pair_kind == "quality")
+    ours = sorted((unit.row, unit.second) for unit in units if unit.pair_kind == "quality")
     return exact(f"{case}/quality_preference_all", "pairs of different quality", ours, theirs)

@@ -12,8 +12,9 @@ import torch
 from robometer import metrics
 from robometer.evaluation import upstream
 from robometer.evaluation.policy_ranking import summary
-from robometer.evaluation.predictions import FORWARD, ClipPrediction, InstructionPrediction, PairPrediction
+from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction
 from robometer.evaluation.upstream import Judged
+from robometer.evaluation.views import FORWARD
 from robometer.trajectory import QUALITY_LABELS
 
 
