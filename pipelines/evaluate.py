@@ -1,16 +1,20 @@
 """Evaluate a scorer on splits of a corpus: Ray Data actors predict, the driver computes metrics and writes the report.
 
-Predictions are written before any metric is computed, so that metrics and report can be made anew without the model
-(`recompute`). A clip that cannot be scored is a record with its error; it is counted and enters no metric.
+Predictions are kept in parts, each written whole by the worker that made it, under a name that follows from what was
+asked of which scorer: a run that was killed goes on with the parts that are not there, and none is there twice. Metrics
+and report can be made anew without the model (`recompute`). A clip that cannot be scored is a record with its error;
+it is counted, enters no metric, and is asked again by the next run.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,10 @@ from robometer.errors import RobometerError
 from robometer.evaluation import report, suite
 from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict_each
-from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
+from robometer.evaluation.predictions import Predictions, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.views import FORWARD
-from robometer.models.checkpoint import load_scorer
+from robometer.models.checkpoint import load_scorer, scorer_identity
 from robometer.models.sources import for_workers
 from robometer.scoring import Scorer
 
@@ -43,8 +47,12 @@ ScorerLoader = Callable[[str, str], Scorer]
 
 MODE = "whole clip: one prediction per stored frame, no padding"
 
-BLOCKS_PER_ACTOR = 8
-"""A block costs some 10 ms in Ray Data; several per actor keep the slowest from being waited for."""
+RETRIES = 3
+"""Of an actor that dies; Ray Data's own default would go on with a clip that always kills it for ever."""
+
+PARTS = "parts"
+UNITS_PER_PART = 32
+"""Clips and pairs that a killed run predicts again at most, per actor."""
 
 
 class EvaluationFailed(RobometerError):
@@ -52,29 +60,32 @@ class EvaluationFailed(RobometerError):
 
 
 class Predictor:
-    """A Ray Data actor: holds a scorer and the corpus, turns units into records."""
+    """A Ray Data actor: holds a scorer and the corpus, turns each part of the units into a file of records."""
 
-    def __init__(self, load: ScorerLoader, checkpoint: str, device: str, corpus: str, batch_size: int) -> None:
+    def __init__(
+        self, load: ScorerLoader, checkpoint: str, device: str, corpus: str, output: str, batch_size: int
+    ) -> None:
         self._scorer = load(checkpoint, device)
         self._source = ClipSource.for_scorer(Corpus(corpus), self._scorer)
-        self._batch_size = batch_size
+        self._storage, self._batch_size = Storage(output), batch_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        records = predict_each(self._scorer, self._source, units_from(batch), self._batch_size)
-        table = to_table(records)
+        units = units_from(batch.drop_columns(["part"]))
+        table = to_table(predict_each(self._scorer, self._source, units, self._batch_size))
         names = pa.array([self._scorer.name] * table.num_rows, pa.string())
-        done = pa.array([batch.num_rows] + [0] * (table.num_rows - 1), pa.int64())  # units, for the progress bar
-        return table.append_column("scorer", names).append_column("done", done)
+        self._storage.write_parquet(_file(batch["part"][0].as_py()), table.append_column("scorer", names))
+        return pa.table({"done": [len(units)]})
 
 
-def run_evaluate(config: Config, load: ScorerLoader = load_scorer) -> dict[str, Any]:
+def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, Any]:
     """Predict, measure, report; returns what `metrics.json` holds.
 
     Writes `predictions`, `pairs`, `confusion` and `metrics` as Parquet, `metrics.json` and `report.html` into
-    `evaluate.output`, and logs the metrics to the tracker.
+    `evaluate.output`, and logs the metrics to the tracker. Parts of a run before, of the same scorer and corpus, are
+    used; those of others are deleted.
 
     Args:
-        load: how a worker makes its scorer; other than for a checkpoint, anything that Ray can send to a worker.
+        load: how a worker makes its scorer where `evaluate.checkpoint` does not name it: a function of a module.
 
     Raises:
         ConfigError: an evaluation that does not exist, or no split that has clips.
@@ -136,41 +147,74 @@ def _plan(config: Config, corpus: Corpus) -> list[Unit]:
     return units
 
 
-def _predict(config: Config, corpus: Corpus, units: Sequence[Unit], load: ScorerLoader) -> tuple[str, Predictions]:
+def _predict(
+    config: Config, corpus: Corpus, units: Sequence[Unit], load: ScorerLoader | None
+) -> tuple[str, Predictions]:
     """Name of the scorer, and all records."""
+    storage = Storage(config.evaluate.output)
+    parts = _parts(units, f"{corpus.content_hash} {_identity(config, load)}")
+    missing = {name: part for name, part in parts.items() if not storage.exists(_file(name)) or _failed(storage, name)}
+    if len(missing) < len(parts):
+        logger.info("evaluate: %d of %d parts are there from before", len(parts) - len(missing), len(parts))
+    if missing:
+        _predict_parts(config, corpus, missing, load)
+    storage.remove_stale(PARTS, keep=set(parts), age_s=0.0)
+    tables = [storage.read_parquet(_file(name)) for name in parts]
+    scorer = str(tables[0]["scorer"][0])
+    return scorer, Predictions.of(record for table in tables for record in from_table(table))
+
+
+def _parts(units: Sequence[Unit], identity: str) -> dict[str, Sequence[Unit]]:
+    """Units by the name of their part, which follows from them and from who is asked."""
+    parts = [units[start : start + UNITS_PER_PART] for start in range(0, len(units), UNITS_PER_PART)]
+    return {hashlib.sha256(f"{identity} {part}".encode()).hexdigest()[:24]: part for part in parts}
+
+
+def _identity(config: Config, load: ScorerLoader | None) -> str:
+    if load is not None:
+        return f"{load.__module__}.{load.__qualname__} {config.evaluate.checkpoint}"
+    return scorer_identity(config.evaluate.checkpoint, config.tracking.uri, config.baseline)
+
+
+def _file(part: str) -> str:
+    return f"{PARTS}/{part}.parquet"
+
+
+def _failed(storage: Storage, part: str) -> bool:
+    return any(getattr(record, "error", "") for record in from_table(storage.read_parquet(_file(part))))
+
+
+def _predict_parts(
+    config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Unit]], load: ScorerLoader | None
+) -> None:
     settings = config.evaluate
     arguments = {
-        "load": load,
+        "load": load or partial(load_scorer, baseline=config.baseline),
         "checkpoint": for_workers(settings.checkpoint, config.tracking.uri),
         "device": "cuda" if settings.num_gpus > 0 else "cpu",
         "corpus": corpus.storage.path,
+        "output": Storage(settings.output).path,
         "batch_size": settings.batch_size,
     }
-    blocks = min(len(units), settings.actors * BLOCKS_PER_ACTOR)
-    table = units_table(units)
-    parts = [table.slice(i[0], len(i)) for i in np.array_split(np.arange(len(units)), blocks)]
-    answered = ray.data.from_arrow(parts).map_batches(
+    tables = [
+        units_table(units).append_column("part", pa.array([name] * len(units), pa.string()))
+        for name, units in parts.items()
+    ]
+    answered = ray.data.from_arrow(tables).map_batches(
         Predictor,
         fn_constructor_kwargs=arguments,
-        batch_size=settings.batch_size,
+        batch_size=None,  # a part is a block
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=settings.actors),
         num_gpus=settings.num_gpus,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
-    names: set[str] = set()
-    records: list[Record] = []
-    show = progress_bar("evaluate", len(units), interactive())
-    done = 0
-    for block in _blocks(answered):
-        names |= set(block["scorer"].to_pylist())
-        done += int(sum(block["done"].to_pylist()))
-        records += from_table(block)
+    total, done = sum(map(len, parts.values())), 0
+    show = progress_bar("evaluate", total, interactive())
+    for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done += int(np.sum(block["done"]))
         show(done, {})
-    return sorted(names)[0], Predictions.of(records)
-
-
-def _blocks(answered: ray.data.Dataset) -> Iterator[pa.Table]:
-    yield from answered.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predictions) -> dict[str, Any]:

@@ -8,6 +8,7 @@ LeRobot's public checkpoints load as they are: see `robometer.models.layouts`.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robometer import baselines
 from robometer.configs.loading import save
-from robometer.configs.schema import Config
+from robometer.configs.schema import BaselineConfig, Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.collate import Collator
 from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
@@ -230,19 +232,38 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def load_scorer(checkpoint: str | Path, device: str = "cpu", tracking_uri: str = "") -> Scorer:
-    """Scorer of a checkpoint (see `locate`), or of the endpoint at an http(s) URL."""
-    if str(checkpoint).startswith(("http://", "https://")):
+def load_scorer(
+    checkpoint: str | Path, device: str = "cpu", tracking_uri: str = "", baseline: BaselineConfig | None = None
+) -> Scorer:
+    """Scorer of a checkpoint (see `locate`), of the endpoint at an http(s) URL, or of a baseline (`baseline:NAME`)."""
+    name = str(checkpoint)
+    if name.startswith(("http://", "https://")):
         from robometer.client import RemoteScorer
 
-        return RemoteScorer(str(checkpoint))
+        return RemoteScorer(name, os.environ.get("ROBOMETER_TOKEN"))
+    if name.startswith(baselines.PREFIX):
+        return baselines.load_baseline(name.removeprefix(baselines.PREFIX), baseline or BaselineConfig(), device)
     found = describe(locate(checkpoint, tracking_uri))
     model = filled_model(found)
-    name = f"{found.config.model.kind}@{checkpoint_hash(found.folder)}"
     with backbone_folder(found) as folder:
-        scorer = make_scorer(model, found.config, name, device, folder=folder)
+        scorer = make_scorer(model, found.config, _scorer_name(found), device, folder=folder)
     scorer.provenance = load_provenance(found.folder)  # type: ignore[attr-defined]
     return scorer
+
+
+def scorer_identity(checkpoint: str, tracking_uri: str = "", baseline: BaselineConfig | None = None) -> str:
+    """What a scorer's answers follow from, found without its weights in memory: equal means the same answers."""
+    if checkpoint.startswith(("http://", "https://")):
+        remote = load_scorer(checkpoint)
+        return f"{remote.name} {getattr(remote, 'revision', '')}"
+    if checkpoint.startswith(baselines.PREFIX):
+        return f"{checkpoint} {baselines.identity(baseline or BaselineConfig())}"
+    found = describe(locate(checkpoint, tracking_uri))
+    return f"{_scorer_name(found)} {found.config.model} {found.config.sampling.max_frames}"
+
+
+def _scorer_name(found: Description) -> str:
+    return f"{found.config.model.kind}@{checkpoint_hash(found.folder)}"
 
 
 def make_scorer(

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from robometer.baselines import PREFIX
 from robometer.configs.schema import TrackingConfig
 from robometer.models.weights import CheckpointError
 
@@ -54,7 +55,9 @@ def for_workers(source: str, tracking_uri: str = "") -> str:
         return ""
     if source.startswith(MLFLOW_SCHEMES):
         return str(locate(source, tracking_uri).absolute())
-    is_elsewhere = "://" in source or (HUB_ID.fullmatch(source) and not Path(source).exists())
+    is_elsewhere = (
+        "://" in source or source.startswith(PREFIX) or (HUB_ID.fullmatch(source) and not Path(source).exists())
+    )
     return source if is_elsewhere else os.path.abspath(source)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.evaluate import EvaluationFailed, recompute, run_evaluate
@@ -43,7 +49,7 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
     found = run_evaluate(config, frame_difference)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {f"{name}.parquet" for name in ("predictions", "pairs", "confusion", "metrics")}
-    assert files == tables | {"metrics.json", "report.html"}
+    assert files == tables | {"metrics.json", "report.html", "parts"}
     provenance = found["provenance"]
     assert provenance["model"] == "frame_difference" and provenance["failed"] > 0
     assert provenance["splits"]["seen"] == "14 of 15 clips, 5 tasks"
@@ -66,6 +72,51 @@ def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
         run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), clock)
     with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
         recompute(config_for(tmp_path))
+
+
+class Mortal(FrameDifference):
+    """Kills its process, once."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.mark = Path(folder) / "deadly"
+
+    def score(self, clips):  # type: ignore[no-untyped-def]
+        if self.mark.exists():
+            self.mark.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(clips)
+
+
+def mortal(checkpoint: str, device: str) -> Scorer:
+    return Mortal(checkpoint)
+
+
+def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: None, tmp_path: Path) -> None:
+    build_corpus(tmp_path / "corpus", clips_per_quality=8)
+    settings = ("tracking.uri=none", "evaluate.checkpoint=baseline:frame_difference", "evaluate.bootstrap=0")
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "jobs.evaluate", f"corpus.path={tmp_path}/corpus", f"evaluate.output={output}"]
+    with subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while len(list(output.glob("parts/*.parquet"))) < 2:
+            assert driver.poll() is None
+            time.sleep(0.02)
+        driver.kill()
+    assert not (output / "predictions.parquet").exists()
+    time.sleep(1)  # its worker goes on for a moment
+    first = {path.name: path.stat().st_mtime_ns for path in output.glob("parts/*.parquet")}
+
+    run_evaluate(config_for(tmp_path, *settings, f"evaluate.output={output}"))
+    parts = {path.name: path.stat().st_mtime_ns for path in output.glob("parts/*.parquet")}
+    assert 2 <= len(first) < len(parts) and first.items() < parts.items()
+
+    (tmp_path / "deadly").touch()
+    whole = config_for(tmp_path, "tracking.uri=none", f"evaluate.checkpoint={tmp_path}", "evaluate.bootstrap=0")
+    run_evaluate(whole, mortal)
+    assert not (tmp_path / "deadly").exists()
+    for name in ("predictions", "confusion", "pairs"):
+        tables = [pq.read_table(folder / f"{name}.parquet") for folder in (output, tmp_path / "out")]
+        assert str(tables[0].to_pylist()) == str(tables[1].to_pylist())  # as text: NaN is not equal to itself
 
 
 class Silent(Clock):
