@@ -108,10 +108,10 @@ class Gemini:
         candidate: Json = next(iter(reply.get("candidates", ())), {})
         parts = candidate.get("content", {}).get("parts", ())
         text = "".join(part.get("text", "") for part in parts if not part.get("thought"))
-        usage = reply.get("usageMetadata", {})
-        spent = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
         finish = blocked or candidate.get("finishReason") or "no candidates"
-        return Answer(text, finish, usage.get("promptTokenCount", 0), spent)
+        usage = reply.get("usageMetadata", {})
+        spent = _count(usage, "candidatesTokenCount") + _count(usage, "thoughtsTokenCount")
+        return Answer(text, finish, _count(usage, "promptTokenCount"), spent)
 
 
 class OpenAi:
@@ -150,9 +150,9 @@ class OpenAi:
         text = message.get("content") or ""
         if not isinstance(text, str):
             raise TypeError("the content of a message is text")
-        usage = reply.get("usage") or {}
         finish = message.get("refusal") or choice.get("finish_reason") or "no reason given"
-        return Answer(text, finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        usage = reply.get("usage") or {}
+        return Answer(text, finish, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
 
     def _image(self, frame: np.ndarray, detail: str) -> Json:
         return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(frame)}", "detail": detail}}
@@ -163,6 +163,10 @@ PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in (Gemin
 
 def _jpeg(frame: np.ndarray) -> str:
     return base64.b64encode(encode_jpeg(frame, JPEG_QUALITY)).decode()
+
+
+def _count(usage: Json, name: str) -> int:
+    return int(usage.get(name) or 0)  # servers of one's own may leave it out, or say null
 
 
 def _upper_types(schema: Any) -> Any:

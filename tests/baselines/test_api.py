@@ -74,6 +74,13 @@ def test_text_and_tokens_come_back_and_the_key_travels_in_a_header_only(
     assert not any(b"secret-key" in file.read_bytes() for file in (tmp_path / "answers").rglob("*.json"))
 
 
+def test_a_server_that_counts_no_tokens_is_answered_for_all_the_same(tmp_path: Path) -> None:
+    message = {"message": {"content": "yes"}, "finish_reason": None}
+    for i, usage in enumerate(({}, {"usage": None}, {"usage": {"prompt_tokens": None}})):
+        with ChatServer([Reply({"choices": [message]} | usage)]) as server:
+            assert one(server, tmp_path / str(i)) == Answer("yes", "no reason given")
+
+
 @pytest.mark.parametrize("provider", SHAPES)
 def test_red_stays_red_on_its_way_to_the_provider(provider: str, tmp_path: Path) -> None:
     frame = np.zeros((32, 48, 3), np.uint8)
