@@ -15,6 +15,10 @@ class MissingAnswer(RobometerError):
     """A scorer was asked and gave nothing that can be read; the message says what came instead."""
 
 
+class NoProgress(RobometerError):
+    """A scorer that only compares was asked for progress."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """What a scorer sees of a trajectory.
@@ -109,7 +113,10 @@ class Session(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Batched scoring. Implementations are deterministic: the same clips give the same numbers in any batch."""
+    """Batched scoring. Implementations are deterministic: the same clips give the same numbers in any batch.
+
+    One that has preferences alone says so by an attribute `compares_only = True`; it raises `NoProgress` elsewhere.
+    """
 
     name: str
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.sources import Unit, list_units, names
 from robometer.sampling.groups import members
@@ -72,6 +73,13 @@ def test_the_table_of_sources_says_what_the_code_does() -> None:
             assert (f"{facts.cutoff:.2f}", facts.preference_only) == (cutoff, "preference only" in labels), name
         assert group == (", ".join(key for key in RBM_1M if name in members(key)) or "-"), name
     assert {member for key in RBM_1M for member in members(key)} <= data_sets.keys()
+
+
+def test_the_settings_of_baselines_exist() -> None:
+    settings = re.findall(r"\b(?:evaluate|baseline)\.\w+=[^\s`]+", (ROOT / "docs" / "baselines.md").read_text())
+    assert len(settings) > 5
+    for setting in settings:
+        load([setting])
 
 
 @pytest.mark.slow

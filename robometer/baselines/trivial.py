@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 
-from robometer.baselines.progress import ProgressScorer
+from robometer.baselines.progress import ProgressScorer, fingerprint
 from robometer.configs.schema import BaselineConfig
 from robometer.scoring import Clip
 
@@ -44,10 +42,7 @@ class Random(ProgressScorer):
 
     def progress(self, clip: Clip) -> np.ndarray:
         """Uniform in [0, 1)."""
-        seen = zlib.crc32(clip.frames.tobytes(), zlib.crc32(clip.task.encode()))
-        for value in clip.features.values():
-            seen = zlib.crc32(np.ascontiguousarray(value).tobytes(), seen)
-        return np.random.default_rng([self.seed, seen]).random(len(clip))
+        return np.random.default_rng([self.seed, fingerprint(clip)]).random(len(clip))
 
 
 class FrameDifference(ProgressScorer):

@@ -350,13 +350,31 @@ class BaselineConfig:
 
     model: str = ""  # hub id or folder of weights, or a model's name at an API; empty: what its authors published
     provider: str = "gemini"  # of API models: gemini, or openai (any server that speaks its chat completions)
-    base_url: str = ""  # of the API; empty: the provider's own, with the key in GEMINI_API_KEY or OPENAI_API_KEY
+    base_url: str = ""  # of the API with its version; empty: the provider's, its key in GEMINI_API_KEY/OPENAI_API_KEY
     max_frames: int = 0  # shown of a clip; 0: as published
-    requests_per_minute: float = 60.0
-    concurrency: int = 8
-    cache: str = "outputs/answers"  # answers of APIs, kept by the hash of the request
-    timeout_s: float = 120.0
+    temperature: float | None = 0.0  # null: not sent, for models that refuse to be told
+    max_tokens: int = 4096  # of an API's answer, what a model thinks before it included
+    structured: bool = True  # ask an API for JSON by schema, where the baseline wants JSON
+    requests_per_minute: float = 60.0  # of each actor
+    concurrency: int = 8  # requests of each actor that are in flight at a time
+    cache: str = "outputs/answers"  # answers of APIs, kept by the hash of the request: a folder, or a storage URI
+    timeout_s: float = 120.0  # of one request
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("baseline.provider", self.provider, ("gemini", "openai"))
+        _check(
+            not self.base_url or self.base_url.startswith(("http://", "https://")),
+            f"baseline.base_url={self.base_url!r} must start with http:// or https://",
+        )
+        _check(self.max_frames == 0 or self.max_frames >= 2, "baseline.max_frames must be 0 or at least 2")
+        _check(self.temperature is None or self.temperature >= 0, "baseline.temperature must not be negative")
+        _check(self.max_tokens >= 1, "baseline.max_tokens must be at least 1")
+        _check(self.requests_per_minute > 0, "baseline.requests_per_minute must be above 0")
+        _check(self.concurrency >= 1, "baseline.concurrency must be at least 1")
+        _check(bool(self.cache), "baseline.cache must name a folder")
+        _check(self.timeout_s > 0, "baseline.timeout_s must be above 0")
+        _check(self.seed >= 0, "baseline.seed must not be negative")
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""RL-VLM-F (2402.03681): a chat model says which of two last frames is closer to the task.
+
+Asked in one stage, where the authors let the model describe first and judge in a second request (spec 3.7).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from robometer.baselines.api import ApiClient, Usage
+from robometer.baselines.providers import Question
+from robometer.configs.schema import BaselineConfig
+from robometer.scoring import Clip, ClipScore, MissingAnswer, NoProgress, Session
+
+MODELS = {"gemini": "gemini-2.5-flash", "openai": "gpt-4o"}
+
+_TASK = "Two robots were told: {task}\nHere is how the scene looked at the end of each attempt."
+
+_REQUEST = """Describe what either picture shows of the task, then weigh which of the two is closer to having it done.
+End with a line that holds a single number and nothing else: 0 if picture 0 is closer, 1 if picture 1 is, and -1 if \
+they are equally close or it cannot be told."""
+
+_PREFERENCE = {"0": 1.0, "1": 0.0, "-1": 0.5}
+
+
+class RlVlmF:
+    """Preference by a chat model, from the last frame of each clip. It has no progress (`compares_only`)."""
+
+    compares_only = True
+
+    def __init__(self, config: BaselineConfig) -> None:
+        self._client = ApiClient(config, MODELS)
+        self.name = f"rl_vlm_f ({self._client.model})"
+
+    @property
+    def usage(self) -> Usage:
+        """What was asked and spent so far."""
+        return self._client.usage
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        """1 where the first clip did better, 0 where the second, 0.5 for a tie, float32 [N]; one request per pair.
+
+        Each pair is asked in the order given; ask both orders, as the evaluation does, to see a bias to one of them.
+
+        Raises:
+            ApiError, MissingAnswer: of the first pair that has no answer, once all were asked.
+        """
+        texts = self._client.texts([question(first, second) for first, second in pairs])
+        return np.array([read_preference(text) for text in texts], dtype=np.float32)
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """Raises NoProgress."""
+        raise NoProgress(f"{self.name} only compares two clips, and has no progress: evaluate its preference alone")
+
+    def open_session(self, task: str) -> Session:
+        """Raises NoProgress."""
+        raise NoProgress(f"{self.name} only compares two clips, and cannot follow one: choose another scorer")
+
+
+def question(first: Clip, second: Clip) -> Question:
+    """The last frames of both clips, under the task of the first."""
+    pictures = ("Picture 0:", first.frames[-1], "Picture 1:", second.frames[-1])
+    return Question((_TASK.format(task=first.task), *pictures, _REQUEST), detail="high")
+
+
+def read_preference(text: str) -> float:
+    """P(first is better) of an answer whose last line ends with 0, 1 or -1.
+
+    Raises:
+        MissingAnswer: it does not.
+    """
+    last = (text.strip().splitlines() or [""])[-1].replace("\N{MINUS SIGN}", "-")
+    match = re.search(r"(?<![\w.-])(-1|0|1)(?:\.0+)?\W*$", last)
+    if not match:
+        raise MissingAnswer(f"the last line of the answer is neither 0, 1 nor -1: {last.strip()[:120]!r}")
+    return _PREFERENCE[match[1]]
+
+
+def make(name: str, config: BaselineConfig, device: str) -> RlVlmF:
+    """See `robometer.baselines.load_baseline`."""
+    return RlVlmF(config)
