@@ -71,10 +71,12 @@ class Predictor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         units = units_from(batch.drop_columns(["part"]))
+        if getattr(self._scorer, "compares_only", False):
+            units = [unit for unit in units if unit.pair_kind]
         table = to_table(predict_each(self._scorer, self._source, units, self._batch_size))
         names = pa.array([self._scorer.name] * table.num_rows, pa.string())
         self._storage.write_parquet(_file(batch["part"][0].as_py()), table.append_column("scorer", names))
-        return pa.table({"done": [len(units)]})
+        return pa.table({"done": [batch.num_rows]})
 
 
 def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _predict(
         _predict_parts(config, corpus, missing, load)
     storage.remove_stale(PARTS, keep=set(parts), age_s=0.0)
     tables = [storage.read_parquet(_file(name)) for name in parts]
-    scorer = str(tables[0]["scorer"][0])
+    scorer = next((str(table["scorer"][0]) for table in tables if table.num_rows), "unknown")
     return scorer, Predictions.of(record for table in tables for record in from_table(table))
 
 

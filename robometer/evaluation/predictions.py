@@ -157,8 +157,8 @@ class Predictions:
         )
 
     def split_names(self) -> list[str]:
-        """Splits with at least one clip that was scored, sorted."""
-        return sorted({r.split for r in self.clips if not r.error})
+        """Splits with at least one clip or pair that was scored, sorted."""
+        return sorted({r.split for r in (*self.clips, *self.pairs) if not r.error})
 
     def errors(self) -> list[ClipPrediction | PairPrediction]:
         """The records that failed."""
