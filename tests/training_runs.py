@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.train import SNAPSHOT
+
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
@@ -82,7 +84,12 @@ def driving(overrides: list[str], log: Path, address: str = "") -> Iterator[Driv
 
 def checkpoints(output: Path) -> list[int]:
     """Steps of the checkpoints that a run has committed, oldest first; a folder may be there before it is whole."""
-    return sorted(int(folder.parent.name.removeprefix("step-")) for folder in output.glob("run/step-*/step.json"))
+    try:
+        snapshot = json.loads((output / "run" / SNAPSHOT).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
+        return []
+    known = json.loads(snapshot) if isinstance(snapshot, str) else snapshot
+    return sorted(int(one["checkpoint_dir_name"].removeprefix("step-")) for one in known["checkpoint_results"])
 
 
 def recorded(output: Path) -> dict[int, dict[str, float]]:

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -185,11 +186,11 @@ def test_an_answer_without_text_is_missing_and_asked_again_by_the_next_run(
 
 def test_a_slow_answer_is_given_up_and_asked_for_again(tmp_path: Path) -> None:
     slow = openai("late")
-    slow.after_s = 0.6
+    slow.after_s = 30
     with ChatServer([slow, openai("in time")]) as server:
-        asked = client(server, tmp_path, timeout_s=0.3)
+        asked = client(server, tmp_path, timeout_s=1)
         assert asked.texts([Question(["which?"])]) == ["in time"]
-    assert asked.usage.retries == 1
+    assert asked.usage.retries >= 1
 
 
 def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
@@ -199,14 +200,15 @@ def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
     assert isinstance(error, ApiError) and "failed 6 times, at last so: no connection (ConnectError" in str(error)
 
 
-def test_an_answer_that_is_kept_is_not_asked_for_again(tmp_path: Path) -> None:
-    with ChatServer(echo) as server:
-        first = client(server, tmp_path).ask(questions(3))
-        again = client(server, tmp_path)
+@pytest.mark.parametrize("provider", SHAPES)
+def test_an_answer_that_is_kept_is_not_asked_for_again(provider: str, tmp_path: Path) -> None:
+    with ChatServer(lambda seen: SHAPES[provider](f"to {seen.parts[0]}")) as server:
+        first = client(server, tmp_path, provider=provider).ask(questions(3))
+        again = client(server, tmp_path, provider=provider)
         assert again.ask(questions(3)) == first and len(server.seen) == 3
         assert (again.usage.cache_hits, again.usage.requests, again.usage.input_tokens) == (3, 0, 0)
-        client(server, tmp_path, seed=1).ask(questions(3))
-        client(server, tmp_path, model="other").ask(questions(3))
+        client(server, tmp_path, provider=provider, seed=1).ask(questions(3))
+        client(server, tmp_path, provider=provider, model="other").ask(questions(3))
     assert len(server.seen) == 9
 
 
@@ -256,20 +258,24 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> N
 
 def test_requests_are_spread_evenly_under_the_rate_limit(tmp_path: Path) -> None:
     with ChatServer(echo) as server:
+        asked = client(server, tmp_path, requests_per_minute=300)
         started_s = time.monotonic()
-        client(server, tmp_path, requests_per_minute=600).ask(questions(6))
-    assert server.seen[-1].at_s - started_s >= 0.5, "five intervals of a tenth of a second"
+        asked.ask(questions(6))
+    assert server.seen[-1].at_s - started_s >= 1, "five intervals of a fifth of a second"
 
 
-def test_requests_in_flight_are_bounded_and_more_than_one(tmp_path: Path) -> None:
+def test_as_many_requests_are_in_flight_as_allowed_and_no_more(tmp_path: Path) -> None:
+    together = threading.Barrier(3, timeout=20)
+
     def reply(seen: Seen) -> Reply:
+        together.wait()
         answer = echo(seen)
         answer.after_s = 0.1
         return answer
 
     with ChatServer(reply) as server:
-        client(server, tmp_path, concurrency=3).ask(questions(9))
-    assert 2 <= server.most_in_flight <= 3
+        assert client(server, tmp_path, concurrency=3).texts(questions(9)) == [f"to question {i}" for i in range(9)]
+    assert server.most_in_flight == 3
 
 
 def test_a_question_asked_twice_at_once_is_sent_once(tmp_path: Path) -> None:
