@@ -158,7 +158,7 @@ class Predictions:
 
     def split_names(self) -> list[str]:
         """Splits with at least one clip or pair that was scored, sorted."""
-        return sorted({r.split for r in (*self.clips, *self.pairs) if not r.error})
+        return sorted({c.split for c in self.clips if not c.error} | {p.split for p in self.pairs if not p.error})
 
     def errors(self) -> list[ClipPrediction | PairPrediction]:
         """The records that failed."""
