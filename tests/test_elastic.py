@@ -37,7 +37,6 @@ def _overrides(corpus: str, output: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_run_that_loses_a_node_and_gets_another_has_the_losses_of_one_that_did_not(
     stage: int, cluster: Any, tiny_corpus: str, tmp_path: Path
