@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.scoring import Scorer
@@ -26,6 +27,15 @@ _MODULES = {
 
 BASELINES = tuple(_MODULES)
 
+_PIP = {
+    "vlac": [
+        "evo_vlac @ git+https://github.com/InternRobotics/VLAC.git",
+        "transformers<4.52",
+        "trl>=0.13,<0.17",
+    ],
+}
+"""What a baseline's authors need that cannot be installed beside us."""
+
 
 def load_baseline(name: str, config: BaselineConfig, device: str = "cpu") -> Scorer:
     """The scorer of a baseline.
@@ -37,3 +47,8 @@ def load_baseline(name: str, config: BaselineConfig, device: str = "cpu") -> Sco
         raise ConfigError(f"{PREFIX}{name} is none of {', '.join(PREFIX + known for known in BASELINES)}")
     make: Callable[[str, BaselineConfig, str], Scorer] = import_module(f"robometer.baselines.{_MODULES[name]}").make
     return make(name, config, device)
+
+
+def runtime_env(name: str) -> dict[str, Any]:
+    """The Ray `runtime_env` of the workers that run a baseline; empty where ours will do."""
+    return {"pip": list(_PIP[name])} if name in _PIP else {}

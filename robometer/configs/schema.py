@@ -349,11 +349,20 @@ class BaselineConfig:
     provider: str = "gemini"  # of API models: gemini, or openai (any server that speaks its chat completions)
     base_url: str = ""  # of the API; empty: the provider's own, with the key in GEMINI_API_KEY or OPENAI_API_KEY
     max_frames: int = 0  # shown of a clip; 0: as published
+    prompt: str = ""  # of local models: a file with {task} and the marks <image> or <video>; empty: ours
+    batch_size: int = 8  # of local models: prompts that are answered at once
+    interval: int = 1  # of models that compare two frames: how many frames lie between them
+    mode: str = ""  # of robo_dopamine: incremental, forward or backward; empty: as published for the model
     requests_per_minute: float = 60.0
     concurrency: int = 8
     cache: str = "outputs/answers"  # answers of APIs, kept by the hash of the request
     timeout_s: float = 120.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.max_frames >= 0, "baseline.max_frames must be 0 or more")
+        _check(self.batch_size > 0 and self.interval > 0, "baseline.batch_size and interval must be positive")
+        _one_of("baseline.mode", self.mode, ("", "incremental", "forward", "backward"))
 
 
 @dataclass

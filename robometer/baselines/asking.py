@@ -1,0 +1,87 @@
+"""What is asked of a model that answers in words, whoever runs it: in this process, or behind an endpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.scoring import ClipScore, MissingAnswer, spread
+
+_MARK = re.compile("<image>|<video>")
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames that a prompt shows as a video.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3] RGB.
+        fps: frames per second that the model is told.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+
+Part = str | np.ndarray | Video
+"""Text, a picture uint8 [H, W, 3] RGB, or a video."""
+
+Prompt = Sequence[Part]
+
+Ask = Callable[[Sequence[Prompt]], list[str]]
+"""Answers to prompts, in their order. `ChatModel.ask` is one; a client of an endpoint is another."""
+
+
+def read_template(config: BaselineConfig, default: str) -> str:
+    """The text of the file `baseline.prompt`, or the default where there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or has other marks <image> and <video> than the default.
+    """
+    if not config.prompt:
+        return default
+    try:
+        template = Path(config.prompt).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"baseline.prompt={config.prompt!r} cannot be read ({error})") from error
+    wanted, found = (_MARK.findall(text) for text in (default, template))
+    if wanted != found:
+        raise ConfigError(
+            f"baseline.prompt={config.prompt!r} has the marks {' '.join(found) or '(none)'}, where {' '.join(wanted)} "
+            "are filled in: put them in this order"
+        )
+    return template
+
+
+def fill(template: str, task: str, shown: Sequence[np.ndarray | Video]) -> Prompt:
+    """The prompt in which `shown` stand in the places of the marks; a task that spells a mark is text all the same."""
+    first, *texts = (text.replace("{task}", task) for text in _MARK.split(template))
+    parts: list[Part] = [first]
+    for picture, text in zip(shown, texts, strict=True):
+        parts += [picture, text]
+    return [part for part in parts if not isinstance(part, str) or part]
+
+
+def prefix_ends(num_frames: int, count: int) -> np.ndarray:
+    """Lengths of at most `count` prefixes of a clip, evenly spread over 1..num_frames (rounded down); int64 [P]."""
+    return np.unique(np.linspace(1, num_frames, count).astype(np.int64))
+
+
+def answered(values: np.ndarray, positions: np.ndarray, num_frames: int) -> ClipScore:
+    """Score of a clip from answers float [P] about the frames at `positions` int64 [P], NaN where one is missing.
+
+    Coverage is the answered share of what was asked; all other frames are interpolated.
+
+    Raises:
+        MissingAnswer: none was answered.
+    """
+    known = np.isfinite(values)
+    if not known.any():
+        raise MissingAnswer(f"none of {len(values)} answers could be read")
+    progress = spread(values[known], positions[known], num_frames).clip(0, 1)
+    return ClipScore(progress, progress, coverage=float(known.mean()))
