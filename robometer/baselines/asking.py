@@ -72,16 +72,17 @@ def prefix_ends(num_frames: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(1, num_frames, count).astype(np.int64))
 
 
-def answered(values: np.ndarray, positions: np.ndarray, num_frames: int) -> ClipScore:
+def answered(values: np.ndarray, positions: np.ndarray, num_frames: int, answers: Sequence[str] = ("",)) -> ClipScore:
     """Score of a clip from answers float [P] about the frames at `positions` int64 [P], NaN where one is missing.
 
-    Coverage is the answered share of what was asked; all other frames are interpolated.
+    What is beyond [0, 1] is cut; coverage is the answered share of what was asked; other frames are interpolated.
 
     Raises:
-        MissingAnswer: none was answered.
+        MissingAnswer: none could be read; it quotes the last of `answers`.
     """
     known = np.isfinite(values)
     if not known.any():
-        raise MissingAnswer(f"none of {len(values)} answers could be read")
-    progress = spread(values[known], positions[known], num_frames).clip(0, 1)
+        quote = f", the last one is {answers[-1][:80]!r}" if answers[-1] else ""
+        raise MissingAnswer(f"none of {len(values)} answers could be read{quote}")
+    progress = spread(values[known].clip(0, 1), positions[known], num_frames)
     return ClipScore(progress, progress, coverage=float(known.mean()))

@@ -98,7 +98,7 @@ class RoboDopamine(ProgressScorer):
             return ClipScore.of_progress(np.zeros(1))
         answers = self._ask(self.prompts(clip.take(moments)))
         progress = accumulate(np.array([parse_hop(answer) for answer in answers]), self._mode)
-        return anchored(progress, moments, len(clip))
+        return anchored(progress, moments, len(clip), answers)
 
     def prompts(self, moments: Clip) -> list[Prompt]:
         """One question for each moment but the first, of eight pictures each."""
@@ -116,13 +116,13 @@ def moment_positions(num_frames: int, max_frames: int, interval: int) -> np.ndar
     return np.unique(np.append(shown[::interval], shown[-1]))
 
 
-def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int) -> ClipScore:
+def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int, answers: Sequence[str] = ("",)) -> ClipScore:
     """Score from progress [M - 1] at all moments [M] but the first, which is 0 by definition.
 
     Raises:
         MissingAnswer: all of it is NaN.
     """
-    coverage = answered(progress, moments[1:], num_frames).coverage
+    coverage = answered(progress, moments[1:], num_frames, answers).coverage
     whole = answered(np.append(0.0, progress), moments, num_frames)
     return ClipScore(whole.progress, whole.success, coverage=coverage)
 

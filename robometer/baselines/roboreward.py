@@ -66,7 +66,7 @@ class RoboReward(ProgressScorer):
         videos = [Video(clip.frames[shown[:end]], _FPS) for end in ends]
         answers = self._ask([fill(self._template, clip.task, [video]) for video in videos])
         grades = np.array([parse_grade(answer) for answer in answers])
-        return answered((grades - 1) / 4, shown[ends - 1], len(clip))
+        return answered((grades - 1) / 4, shown[ends - 1], len(clip), answers)
 
 
 def make(name: str, config: BaselineConfig, device: str) -> RoboReward:
