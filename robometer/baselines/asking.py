@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from robometer.configs.schema import BaselineConfig, ConfigError
-from robometer.scoring import ClipScore, MissingAnswer, spread
+from robometer.scoring import ClipScore, MissingAnswer, spread, thin_positions
 
 _MARK = re.compile("<image>|<video>")
 
@@ -86,3 +86,20 @@ def answered(values: np.ndarray, positions: np.ndarray, num_frames: int, answers
         raise MissingAnswer(f"none of {len(values)} answers could be read{quote}")
     progress = spread(values[known].clip(0, 1), positions[known], num_frames)
     return ClipScore(progress, progress, coverage=float(known.mean()))
+
+
+def moment_positions(num_frames: int, max_frames: int, interval: int) -> np.ndarray:
+    """Of the at most `max_frames` frames that are looked at: number 0, k, 2k, ... and the last; int64 [M]."""
+    shown = thin_positions(num_frames, max_frames)
+    return np.unique(np.append(shown[::interval], shown[-1]))
+
+
+def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int, answers: Sequence[str] = ("",)) -> ClipScore:
+    """Score from progress [M - 1] at all moments [M] but the first, which is 0 by definition.
+
+    Raises:
+        MissingAnswer: all of it is NaN.
+    """
+    coverage = answered(progress, moments[1:], num_frames, answers).coverage
+    whole = answered(np.append(0.0, progress), moments, num_frames)
+    return ClipScore(whole.progress, whole.success, coverage=coverage)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from robometer.baselines.asking import Ask, Prompt, answered, fill, read_template
+from robometer.baselines.asking import Ask, Prompt, anchored, fill, moment_positions, read_template
 from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.configs.schema import BaselineConfig
-from robometer.scoring import Clip, ClipScore, thin_positions
+from robometer.scoring import Clip, ClipScore
 
 PUBLISHED = {
     "tanhuajie2001/Robo-Dopamine-GRM-2.0-8B-Preview": "forward",
@@ -108,23 +108,6 @@ class RoboDopamine(ProgressScorer):
             fill(self._template, moments.task, [start, goal, *[before[i - 1]] * 3, *[moments.frames[i]] * 3])
             for i in range(1, len(moments))
         ]
-
-
-def moment_positions(num_frames: int, max_frames: int, interval: int) -> np.ndarray:
-    """Of the at most `max_frames` frames that are looked at: number 0, k, 2k, ... and the last; int64 [M]."""
-    shown = thin_positions(num_frames, max_frames)
-    return np.unique(np.append(shown[::interval], shown[-1]))
-
-
-def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int, answers: Sequence[str] = ("",)) -> ClipScore:
-    """Score from progress [M - 1] at all moments [M] but the first, which is 0 by definition.
-
-    Raises:
-        MissingAnswer: all of it is NaN.
-    """
-    coverage = answered(progress, moments[1:], num_frames, answers).coverage
-    whole = answered(np.append(0.0, progress), moments, num_frames)
-    return ClipScore(whole.progress, whole.success, coverage=coverage)
 
 
 def make(name: str, config: BaselineConfig, device: str) -> RoboDopamine:

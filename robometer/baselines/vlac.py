@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robometer.baselines.asking import Ask, fill, read_template
+from robometer.baselines.asking import Ask, anchored, fill, moment_positions, read_template
 from robometer.baselines.progress import ProgressScorer
-from robometer.baselines.robo_dopamine import anchored, moment_positions
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.models.sources import locate
 from robometer.scoring import Clip, ClipScore

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robometer.baselines import runtime_env
-from robometer.baselines.asking import answered, fill, prefix_ends, read_template
+from robometer.baselines.asking import answered, fill, moment_positions, prefix_ends, read_template
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.scoring import MissingAnswer
 
@@ -40,6 +40,13 @@ def test_the_prompt_of_a_file_replaces_ours_if_it_has_the_same_marks(tmp_path: P
 )
 def test_prefixes_are_spread_evenly_without_repeats(num_frames: int, count: int, expected: list[int]) -> None:
     assert prefix_ends(num_frames, count).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "interval", "expected"), [(7, 3, [0, 3, 6]), (8, 3, [0, 3, 6, 7]), (1, 1, [0]), (3, 9, [0, 2])]
+)
+def test_moments_are_every_kth_frame_and_the_last(num_frames: int, interval: int, expected: list[int]) -> None:
+    assert moment_positions(num_frames, 64, interval).tolist() == expected
 
 
 def test_missing_answers_are_interpolated_and_lower_the_coverage() -> None:

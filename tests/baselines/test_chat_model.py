@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,30 @@ def test_a_video_is_what_transformers_makes_of_it() -> None:
     times = Qwen3VLProcessor._calculate_timestamps(None, list(range(6)), 2.0)  # type: ignore[arg-type]
     text = chat.tokenizer.decode(tokens.ids)
     assert [text.count(f"<{time:.1f} seconds><|vision_start|>") for time in times] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tiny", "<|im_start|>user\n<|vision_start|>*<|vision_end|>Done?<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "tiny_qwen2_5_vl",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n<|vision_start|>*<|vision_end|>Done?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_a_question_is_written_as_the_familys_chat_template_writes_it(name: str, expected: str) -> None:
+    chat = tiny_model(name)
+    (tokens,), _ = chat.read([[FRAMES[0], "Done?"]])
+    assert re.sub(r"(<\|image_pad\|>)+", "*", chat.tokenizer.decode(tokens.ids)) == expected
+
+
+def test_bfloat16_gives_nearly_the_same_log_probabilities() -> None:
+    chat, half = tiny_model(), tiny_model()
+    half.model.to(torch.bfloat16)
+    prompts = _prompts()
+    np.testing.assert_allclose(half.log_prob(prompts, "True"), chat.log_prob(prompts, "True"), rtol=0.02)  # type: ignore[arg-type]
 
 
 def test_bounds_keep_pictures_at_the_size_that_transformers_gives_them() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robometer.baselines import load_baseline, robo_dopamine
-from robometer.baselines.robo_dopamine import RoboDopamine, accumulate, moment_positions, parse_hop
+from robometer.baselines.robo_dopamine import RoboDopamine, accumulate, parse_hop
 from robometer.configs.schema import BaselineConfig
 from robometer.scoring import MissingAnswer
 from tests.baselines.local_models import bundled_clip, teach, tiny_model
@@ -44,13 +44,6 @@ def test_hops_add_up_as_published() -> None:
 
 def test_the_first_hop_is_taken_as_it_is() -> None:
     np.testing.assert_allclose(accumulate(np.array([np.nan, -0.2, 0.5]), "incremental"), [np.nan, -0.2, 0.4])
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "interval", "expected"), [(7, 3, [0, 3, 6]), (8, 3, [0, 3, 6, 7]), (1, 1, [0]), (3, 9, [0, 2])]
-)
-def test_moments_are_every_kth_frame_and_the_last(num_frames: int, interval: int, expected: list[int]) -> None:
-    assert moment_positions(num_frames, 64, interval).tolist() == expected
 
 
 @pytest.mark.parametrize(

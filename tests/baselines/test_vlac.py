@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,15 @@ def test_the_published_weights_ask_for_their_package(tmp_path: Path) -> None:
     for model in ("", "InternRobotics/VLAC-8b", str(tmp_path)):
         with pytest.raises(ConfigError, match="run only in the package evo_vlac"):
             load_baseline("vlac", BaselineConfig(model=model))
+
+
+def test_the_authors_path_needs_no_new_transformers() -> None:
+    """Their package runs in an environment with an old one, which lacks the classes that our models need."""
+    code = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "from robometer.baselines import load_baseline\n"
+        "from robometer.configs.schema import BaselineConfig\n"
+        "load_baseline('vlac', BaselineConfig())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ConfigError: the weights of InternRobotics/VLAC run only in the package evo_vlac" in done.stderr
