@@ -25,7 +25,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipelines.cluster import connected, interactive, progress_bar
-from robometer import tracking
+from robometer import baselines, tracking
 from robometer.configs.loading import to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
@@ -192,7 +192,8 @@ def _predict_parts(
 ) -> None:
     settings = config.evaluate
     arguments = {
-        "load": load or partial(load_scorer, baseline=replace(config.baseline, cache=Storage(config.baseline.cache).path)),
+        "load": load
+        or partial(load_scorer, baseline=replace(config.baseline, cache=Storage(config.baseline.cache).path)),
         "checkpoint": for_workers(settings.checkpoint, config.tracking.uri),
         "device": "cuda" if settings.num_gpus > 0 else "cpu",
         "corpus": corpus.storage.path,
@@ -212,6 +213,7 @@ def _predict_parts(
         num_gpus=settings.num_gpus,
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
+        runtime_env=baselines.runtime_env(settings.checkpoint.removeprefix(baselines.PREFIX)),
     )
     total, done = sum(map(len, parts.values())), 0
     show = progress_bar("evaluate", total, interactive())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
+from typing import Any
 
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.scoring import Scorer
@@ -29,6 +30,15 @@ _HOW = ("requests_per_minute", "concurrency", "cache", "timeout_s")
 
 BASELINES = tuple(_MODULES)
 
+_PIP = {
+    "vlac": [
+        "evo_vlac @ git+https://github.com/InternRobotics/VLAC.git",
+        "transformers<4.52",
+        "trl>=0.13,<0.17",
+    ],
+}
+"""What a baseline's authors need that cannot be installed beside us."""
+
 
 def load_baseline(name: str, config: BaselineConfig, device: str = "cpu") -> Scorer:
     """The scorer of a baseline.
@@ -46,3 +56,8 @@ def identity(config: BaselineConfig) -> str:
     """The settings that answers follow from: all but those of how fast and where they are asked and kept."""
     kept = {k: v for k, v in asdict(config).items() if k not in _HOW}
     return ",".join(f"{name}={value}" for name, value in kept.items())
+
+
+def runtime_env(name: str) -> dict[str, Any]:
+    """The Ray `runtime_env` of the workers that run a baseline; empty where ours will do."""
+    return {"pip": list(_PIP[name])} if name in _PIP else {}

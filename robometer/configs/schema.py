@@ -352,6 +352,10 @@ class BaselineConfig:
     provider: str = "gemini"  # of API models: gemini, or openai (any server that speaks its chat completions)
     base_url: str = ""  # of the API with its version; empty: the provider's, its key in GEMINI_API_KEY/OPENAI_API_KEY
     max_frames: int = 0  # shown of a clip; 0: as published
+    prompt: str = ""  # of local models: a file with {task} and the marks <image> or <video>; empty: ours
+    batch_size: int = 8  # of local models: prompts that are answered at once
+    interval: int = 1  # of models that compare two frames: how many frames lie between them
+    mode: str = ""  # of robo_dopamine: incremental, forward or backward; empty: as published for the model
     temperature: float | None = 0.0  # null: not sent, for models that refuse to be told
     max_tokens: int = 4096  # of an API's answer, what a model thinks before it included
     structured: bool = True  # ask an API for JSON by schema, where the baseline wants JSON
@@ -375,6 +379,8 @@ class BaselineConfig:
         _check(bool(self.cache), "baseline.cache must name a folder")
         _check(self.timeout_s > 0, "baseline.timeout_s must be above 0")
         _check(self.seed >= 0, "baseline.seed must not be negative")
+        _check(self.batch_size > 0 and self.interval > 0, "baseline.batch_size and interval must be positive")
+        _one_of("baseline.mode", self.mode, ("", "incremental", "forward", "backward"))
 
 
 @dataclass

@@ -18,13 +18,23 @@ _MAX_ASPECT_RATIO = 200
 
 
 class Cutter(Protocol):
-    """How frames become the input of a vision tower."""
+    """How frames become the input of a vision tower.
+
+    Attributes:
+        temporal: frames that one feature can see.
+    """
+
+    @property
+    def temporal(self) -> int: ...
 
     def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Patches uint8 of frames uint8 [T, H, W, 3], and the grid (frames, rows, columns) of each, int64 [T, 3].
 
         They stay uint8 and single, an eighth of the size of what the tower takes: see `pixels`.
         """
+
+    def cut_moment(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `cut`, of one picture that shows frames uint8 [t, H, W, 3] of a video, at most `temporal` of them."""
 
     def pixels(self, patches: Tensor) -> Tensor:
         """What the vision tower takes, float32, from patches."""
@@ -41,6 +51,7 @@ class QwenCutter:
         patch, merge, temporal: patch edge in px, patches per feature along an edge, frames per patch (an image is
             shown that often).
         mean, std: of the three channels, in units of 255.
+        bounds: least and most px of a frame; None: 4 and 16384 features.
     """
 
     patch: int
@@ -48,9 +59,10 @@ class QwenCutter:
     temporal: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    bounds: tuple[int, int] | None = None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Size in px that the model sees: between 4 and 16384 features, aspect ratio nearly kept.
+        """Size in px that the model sees: within the bounds, aspect ratio nearly kept.
 
         Follows qwen_vl_utils 0.0.14, down to Python's rounding of halves to even.
 
@@ -63,7 +75,7 @@ class QwenCutter:
                 "other"
             )
         factor = self.patch * self.merge
-        least, most = _MIN_TOKENS * factor**2, _MAX_TOKENS * factor**2
+        least, most = self.bounds or (_MIN_TOKENS * factor**2, _MAX_TOKENS * factor**2)
         edges = [max(factor, round(edge / factor) * factor) for edge in (height, width)]
         if math.prod(edges) > most:
             scale = math.sqrt(height * width / most)
@@ -83,10 +95,16 @@ class QwenCutter:
         grid = np.tile(np.array([1, rows * merge, columns * merge], dtype=np.int64), (len(frames), 1))
         return np.ascontiguousarray(patches), grid
 
+    def cut_moment(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches [N, 3 * temporal * patch * patch]; a last frame is repeated to make up `temporal`."""
+        patches, grid = self.cut(frames[np.minimum(np.arange(self.temporal), len(frames) - 1)])
+        by_frame = patches.reshape(self.temporal, -1, 3, self.patch**2)
+        return by_frame.transpose(1, 2, 0, 3).reshape(by_frame.shape[1], -1), grid[:1]
+
     def pixels(self, patches: Tensor) -> Tensor:
-        """float32 [N, 3 * temporal * patch * patch] from patches uint8 [N, 3 * patch * patch]."""
+        """float32 [N, 3 * temporal * patch * patch] from patches uint8 of that size, or of one frame for all."""
         mean, std = (torch.tensor(values, device=patches.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        scaled = (patches.float().view(-1, 3, 1, self.patch**2) / 255.0 - mean) / std
+        scaled = (patches.float().view(len(patches), 3, -1, self.patch**2) / 255.0 - mean) / std
         return scaled.expand(-1, -1, self.temporal, -1).reshape(len(patches), -1)
 
     def features(self, grid: np.ndarray) -> np.ndarray:
@@ -105,6 +123,7 @@ class SquareCutter:
     size: int
     patch: int
     merge: int
+    temporal: int = 1
 
     def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames [T, 3, size, size]; see `Cutter.cut`."""
@@ -116,6 +135,10 @@ class SquareCutter:
         side = self.size // self.patch
         grid = np.tile(np.array([1, side, side], dtype=np.int64), (len(frames), 1))
         return np.ascontiguousarray(squares.transpose(0, 3, 1, 2)), grid
+
+    def cut_moment(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Cutter.cut_moment`."""
+        return self.cut(frames[:1])
 
     def pixels(self, patches: Tensor) -> Tensor:
         """float32 [T, 3, size, size] in [-1, 1]."""

@@ -58,6 +58,52 @@ class Prompted:
     preference: int
 
 
+class PromptTokenizer:
+    """Prompts of a family to ids and positions.
+
+    Args:
+        tokens: whether a token of its own follows each frame, where it is read out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Backbone, tokens: bool = False) -> None:
+        self._tokenizer, self._family, self._tokens = tokenizer, family, tokens
+        names = [str(name) for name in family.chat.controls]
+        self._ids = dict(zip(names, cast(list[int], tokenizer.convert_tokens_to_ids(names)), strict=True))
+        self.text_ids = lru_cache(maxsize=1 << 16)(self._tokenize)
+
+    def tokenise(self, prompt: Sequence[str], features: np.ndarray) -> Prompted:
+        """Ids and positions of the parts of a prompt whose frames have `features` int64 [T, 2] (rows, columns)."""
+        chat, frames = self._family.chat, iter(features.tolist())
+        ids: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        frame_tokens: list[np.ndarray] = []
+        index = at = preference = 0
+        for part in prompt:
+            rows = columns = 0
+            if part is chat.image:
+                rows, columns = next(frames)
+                own = np.full(rows * columns, self._ids[part], dtype=np.int64)
+                after = index + len(own) + len(chat.after)
+                # Without a progress token, a frame is all between its first and last mark (some families have more).
+                span = (after, after + 1) if self._tokens else (index + 1 - len(chat.before), after - 1)
+                frame_tokens.append(np.arange(*span))
+            elif isinstance(part, Control):
+                own = np.array([self._ids[part]], dtype=np.int64)
+                preference = index if part is PREFERENCE else preference
+            else:
+                own = self.text_ids(part)
+            places, reach = self._family.positions(len(own), rows, columns, at)
+            ids.append(own)
+            positions.append(places)
+            index, at = index + len(own), at + reach
+        return Prompted(np.concatenate(ids), np.concatenate(positions, 1), frame_tokens, preference)
+
+    def _tokenize(self, text: str) -> np.ndarray:
+        # Without split_special_tokens a task that spells <|prog_token|> would become one.
+        ids = self._tokenizer([text], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return np.array(cast(list[list[int]], ids)[0], dtype=np.int64)
+
+
 class RobometerProcessor:
     """Frames and a task to model inputs.
 
@@ -81,47 +127,13 @@ class RobometerProcessor:
         # One by one: their order is that of the embedding rows in every checkpoint.
         for token in SPECIAL_TOKENS:
             tokenizer.add_tokens([str(token)], special_tokens=True)
-        names = [str(name) for name in self.family.chat.controls]
-        self._ids = dict(zip(names, cast(list[int], tokenizer.convert_tokens_to_ids(names)), strict=True))
-        self._text_ids = lru_cache(maxsize=1 << 16)(self._tokenize)
+        self.tokenise = PromptTokenizer(tokenizer, self.family, tokens).tokenise
 
     def prompt(self, task: str, num_frames_a: int, num_frames_b: int | None = None) -> list[str]:
         """Parts of the prompt of a clip, or of a pair."""
         if num_frames_b is None:
             return progress_prompt(task, num_frames_a, self.family.chat, self.tokens)
         return preference_prompt(task, num_frames_a, num_frames_b, self.ask_progress, self.family.chat, self.tokens)
-
-    def tokenise(self, prompt: Sequence[str], features: np.ndarray) -> Prompted:
-        """Ids and positions of the parts of a prompt whose frames have `features` int64 [T, 2] (rows, columns)."""
-        chat, frames = self.family.chat, iter(features.tolist())
-        ids: list[np.ndarray] = []
-        positions: list[np.ndarray] = []
-        frame_tokens: list[np.ndarray] = []
-        index = at = preference = 0
-        for part in prompt:
-            rows = columns = 0
-            if part is chat.image:
-                rows, columns = next(frames)
-                own = np.full(rows * columns, self._ids[part], dtype=np.int64)
-                after = index + len(own) + len(chat.after)
-                # Without a progress token, a frame is all between its first and last mark (some families have more).
-                span = (after, after + 1) if self.tokens else (index + 1 - len(chat.before), after - 1)
-                frame_tokens.append(np.arange(*span))
-            elif isinstance(part, Control):
-                own = np.array([self._ids[part]], dtype=np.int64)
-                preference = index if part is PREFERENCE else preference
-            else:
-                own = self._text_ids(part)
-            places, reach = self.family.positions(len(own), rows, columns, at)
-            ids.append(own)
-            positions.append(places)
-            index, at = index + len(own), at + reach
-        return Prompted(np.concatenate(ids), np.concatenate(positions, 1), frame_tokens, preference)
-
-    def _tokenize(self, text: str) -> np.ndarray:
-        # Without split_special_tokens a task that spells <|prog_token|> would become one.
-        ids = self.tokenizer([text], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return np.array(cast(list[list[int]], ids)[0], dtype=np.int64)
 
     def collate(self, samples: Sequence[Sample], frames: Mapping[Hashable, np.ndarray]) -> dict[str, Tensor]:
         """Inputs of `Robometer.forward` (see there) from samples and the frames uint8 [H, W, 3] that they name."""

@@ -30,7 +30,9 @@ class Chat:
     Attributes:
         opening, closing: before and after the content of the turn.
         before, image, after: what a picture is put between, and the token that each of its features replaces.
-        caption: text before each picture, with `{number}`.
+        caption: text before each picture that Robometer shows, with `{number}`.
+        answer: what opens the model's own turn after it.
+        moment: text before each moment of a video, with `{seconds}`.
     """
 
     opening: tuple[str, ...]
@@ -39,6 +41,8 @@ class Chat:
     image: Control
     after: tuple[Control, ...]
     caption: str = ""
+    answer: tuple[str, ...] = ()
+    moment: str = ""
 
     @property
     def controls(self) -> list[Control]:
@@ -49,13 +53,17 @@ class Chat:
 
 _TURN, _END = Control("<|im_start|>"), Control("<|im_end|>")
 _QWEN_PICTURE = (Control("<|vision_start|>"),), Control("<|image_pad|>"), (Control("<|vision_end|>"),)
+_QWEN_ANSWER = (_TURN, "assistant\n")
 
-QWEN3_CHAT = Chat((_TURN, "user\n"), (_END, "\n"), *_QWEN_PICTURE, "Picture {number}: ")
+QWEN3_CHAT = Chat(
+    (_TURN, "user\n"), (_END, "\n"), *_QWEN_PICTURE, "Picture {number}: ", _QWEN_ANSWER, "<{seconds:.1f} seconds>"
+)
 QWEN2_5_CHAT = Chat(
     (_TURN, "system\nYou are a helpful assistant.", _END, "\n", _TURN, "user\n"),
     (_END, "\n"),
     *_QWEN_PICTURE,
     "Picture {number}: ",
+    _QWEN_ANSWER,
 )
 _FAKE = Control("<fake_token_around_image>")
 SMOLVLM_CHAT = Chat(
@@ -64,6 +72,7 @@ SMOLVLM_CHAT = Chat(
     (_FAKE, Control("<global-img>")),
     Control("<image>"),
     (_FAKE,),
+    answer=("Assistant:",),
 )
 
 _SCALE = (
@@ -117,6 +126,11 @@ def preference_prompt(
     return _turn(content, chat)
 
 
+def chat_prompt(content: Sequence[str], chat: Chat) -> list[str]:
+    """Parts of a user turn with any content, up to where the model's answer begins."""
+    return _merged([*chat.opening, *content, *chat.closing, *chat.answer])
+
+
 def _frames(first: int, count: int, chat: Chat, tokens: bool) -> list[str]:
     parts: list[str] = []
     for number in range(first, first + count):
@@ -126,11 +140,15 @@ def _frames(first: int, count: int, chat: Chat, tokens: bool) -> list[str]:
 
 
 def _turn(content: Sequence[str], chat: Chat) -> list[str]:
-    """One user turn, with neighbouring texts merged: a tokenizer may join bytes across their border."""
-    parts: list[str] = []
-    for part in (*chat.opening, *content, *chat.closing):
-        if not parts or isinstance(part, Control) or isinstance(parts[-1], Control):
-            parts.append(part)
+    return _merged([*chat.opening, *content, *chat.closing])
+
+
+def _merged(parts: Sequence[str]) -> list[str]:
+    """The parts with neighbouring texts as one: a tokenizer may join bytes across their border."""
+    merged: list[str] = []
+    for part in parts:
+        if not merged or isinstance(part, Control) or isinstance(merged[-1], Control):
+            merged.append(part)
         else:
-            parts[-1] += part
-    return parts
+            merged[-1] += part
+    return merged

@@ -1,0 +1,141 @@
+"""Robo-Dopamine's general reward model, GRM (arXiv 2512.23703): how far one moment is ahead of another (spec 3.6)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from robometer.baselines.api import ApiClient, ApiError
+from robometer.baselines.asking import Ask, Prompt, Video, anchored, fill, moment_positions, read_template
+from robometer.baselines.chat_model import load_chat_model
+from robometer.baselines.progress import ProgressScorer
+from robometer.baselines.providers import Answer, Question
+from robometer.configs.schema import BaselineConfig
+from robometer.scoring import Clip, ClipScore
+
+PUBLISHED = {
+    "tanhuajie2001/Robo-Dopamine-GRM-2.0-8B-Preview": "forward",
+    "tanhuajie2001/Robo-Dopamine-GRM-3B": "incremental",
+}
+"""The published models and how their hops are summed up; the first one is the default."""
+
+TEMPLATE = """You judge how far a robot gets with a task. The task: {task}
+Before the task is begun, the scene looks like this: <image>
+When the task is done, it looks like this (a grey picture says nothing): <image>
+BEFORE, seen from the front, the left and the right: <image><image><image>
+AFTER, seen from the front, the left and the right: <image><image><image>
+How much of what is left to do at BEFORE is done at AFTER? If AFTER is further from the goal than BEFORE, how much of \
+what was done at BEFORE is undone? Answer with one signed percentage between -100% and +100%, positive for progress, \
+like <score>+25%</score>"""
+"""In our words. The published weights were trained with their authors' wording, which may answer better:
+`baseline.prompt` takes a file with it."""
+
+_MAX_FRAMES, _MAX_NEW_TOKENS = 64, 1024
+_BOUNDS = (12_544, 76_800)  # px of a picture, as published
+_SCORE = re.compile(r"<score>\s*([+-]?\d+(?:\.\d+)?)\s*%?\s*</score>", re.IGNORECASE)
+_NO_GOAL = np.full((224, 224, 3), 128, dtype=np.uint8)
+
+
+def parse_hop(answer: str) -> float:
+    """The signed share in [-1, 1] that an answer states in its first `<score>±NN%</score>`; NaN where there is none."""
+    found = _SCORE.search(answer)
+    return float(np.clip(float(found[1]) / 100, -1, 1)) if found else np.nan
+
+
+def accumulate(hops: np.ndarray, mode: str) -> np.ndarray:
+    """Progress float64 [N] after each hop [N] in [-1, 1].
+
+    `forward`: hops from the start, progress is the hop. `backward`: hops from the goal, progress is 1 + hop.
+    `incremental`: hops from the moment before; forwards by a share of what is left, backwards by a share of what is
+    done, the first one taken as it is. A hop that is NaN has no progress, and the next one goes on from what was known.
+    """
+    if mode != "incremental":
+        return hops + (mode == "backward")
+    progress = np.full(len(hops), np.nan)
+    value: float | None = None
+    for i in np.flatnonzero(np.isfinite(hops)):
+        hop = hops[i]
+        if value is None:
+            value = hop
+        else:
+            value += (1 - value) * hop if hop >= 0 else value * hop
+        progress[i] = value
+    return progress
+
+
+class RoboDopamine(ProgressScorer):
+    """Progress from the hops between moments of a clip; there is one view, which stands for all three.
+
+    Args:
+        ask: the model; `ChatModel.ask`, or a client of an endpoint that serves it.
+        mode: see `accumulate`.
+        interval: frames from one moment to the next; the last frame is always one.
+        goals: by task, the picture uint8 [H, W, 3] of its end; without one the published grey stands in, and in
+            `backward` every hop starts from it.
+    """
+
+    name = "robo_dopamine"
+
+    def __init__(
+        self,
+        ask: Ask,
+        mode: str = "forward",
+        template: str = TEMPLATE,
+        max_frames: int = _MAX_FRAMES,
+        interval: int = 1,
+        goals: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self._ask, self._mode, self._template = ask, mode, template
+        self._max_frames, self._interval, self._goals = max_frames, interval, goals or {}
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`; a clip without any readable hop raises `MissingAnswer`."""
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: Clip) -> ClipScore:
+        moments = moment_positions(len(clip), self._max_frames, self._interval)
+        if len(moments) == 1:
+            return ClipScore.of_progress(np.zeros(1))
+        answers = self._ask(self.prompts(clip.take(moments)))
+        progress = accumulate(np.array([parse_hop(answer) for answer in answers]), self._mode)
+        return anchored(progress, moments, len(clip), answers)
+
+    def prompts(self, moments: Clip) -> list[Prompt]:
+        """One question for each moment but the first, of eight pictures each."""
+        start, goal = moments.frames[0], self._goals.get(moments.task, _NO_GOAL)
+        before = {"forward": [start] * len(moments), "backward": [goal] * len(moments)}.get(self._mode, moments.frames)
+        return [
+            fill(self._template, moments.task, [start, goal, *[before[i - 1]] * 3, *[moments.frames[i]] * 3])
+            for i in range(1, len(moments))
+        ]
+
+
+def _endpoint(config: BaselineConfig) -> Ask:
+    client = ApiClient(config, {})
+
+    def ask(prompts: Sequence[Prompt]) -> list[str]:
+        answers = client.ask([Question([part for part in prompt if not isinstance(part, Video)]) for prompt in prompts])
+        broken = next((answer for answer in answers if isinstance(answer, ApiError)), None)
+        if broken is not None:
+            raise broken
+        return [answer.text if isinstance(answer, Answer) else "" for answer in answers]
+
+    return ask
+
+
+def make(name: str, config: BaselineConfig, device: str) -> RoboDopamine:
+    """See `robometer.baselines.load_baseline`; a model other than the published ones is taken for an 8B one.
+
+    With `baseline.base_url` the model is not loaded here, but asked at an endpoint (vLLM, say), as its authors do.
+    """
+    default, *_ = PUBLISHED
+    mode = config.mode or PUBLISHED.get(config.model, PUBLISHED[default])
+    template = read_template(config, TEMPLATE)
+    if config.base_url:
+        ask = _endpoint(replace(config, provider="openai", model=config.model or default))
+    else:
+        ask = load_chat_model(config, default, device, _MAX_NEW_TOKENS, _BOUNDS).ask
+    return RoboDopamine(ask, mode, template, config.max_frames or _MAX_FRAMES, config.interval)

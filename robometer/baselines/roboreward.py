@@ -1,0 +1,75 @@
+"""RoboReward (arXiv 2601.00675): a model that grades the end of an episode from 1 to 5 (spec 3.5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from robometer.baselines.asking import Ask, Video, answered, fill, prefix_ends, read_template
+from robometer.baselines.chat_model import load_chat_model
+from robometer.baselines.progress import ProgressScorer
+from robometer.configs.schema import BaselineConfig
+from robometer.scoring import Clip, ClipScore, thin_positions
+
+PUBLISHED = "teetone/RoboReward-4B"
+TEMPLATE = """<video>The video shows a robot that was told: {task}
+
+Grade the state in which the episode ends, by how much of what was asked for is achieved then:
+1: nothing that helps was achieved.
+2: a first step towards it was achieved, most is open.
+3: about half was achieved, an important part is open.
+4: nearly all was achieved, a detail is open or wrong.
+5: all was achieved, and it holds at the end.
+
+Judge the outcome only, not style or speed. Answer with one line:
+ANSWER: <a whole number from 1 to 5>"""
+"""The rubric in our words. The published weights were trained with their authors' wording, which may grade better:
+`baseline.prompt` takes a file with it."""
+
+# Each grade costs an answer; the published protocol asks for this many prefixes (spec 0).
+_PREFIXES, _MAX_FRAMES, _FPS = 5, 64, 1.0
+_MAX_NEW_TOKENS = 128
+# Where qwen_vl_utils 0.0.14 keeps the frames of a video: 128 to 768 features of 32 x 32 px.
+_BOUNDS = (128 * 32**2, 768 * 32**2)
+
+_ANSWER = re.compile(r"ANSWER:\s*(\d+)(?![.\d])", re.IGNORECASE)
+_DIGIT = re.compile(r"(?<![\w.-])[1-5](?!\w|\.\d)")
+
+
+def parse_grade(answer: str) -> float:
+    """The grade 1..5 in an answer: behind `ANSWER:`, else the last digit 1..5 that stands alone; NaN without any.
+
+    (Published: without any it is 1, which counts a broken answer as a failed episode.)
+    """
+    named = [grade for grade in map(int, _ANSWER.findall(answer)) if 1 <= grade <= 5]
+    alone = [int(digit) for digit in _DIGIT.findall(answer)]
+    return float([*named[:1], *alone[-1:], np.nan][0])
+
+
+class RoboReward(ProgressScorer):
+    """Progress at the end of a prefix is its (grade - 1) / 4, interpolated between the ends of five prefixes."""
+
+    name = "roboreward"
+
+    def __init__(self, ask: Ask, template: str = TEMPLATE, max_frames: int = _MAX_FRAMES) -> None:
+        self._ask, self._template, self._max_frames = ask, template, max_frames
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`; a clip without any grade raises `MissingAnswer`."""
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: Clip) -> ClipScore:
+        shown = thin_positions(len(clip), self._max_frames)
+        ends = prefix_ends(len(shown), _PREFIXES)
+        videos = [Video(clip.frames[shown[:end]], _FPS) for end in ends]
+        answers = self._ask([fill(self._template, clip.task, [video]) for video in videos])
+        grades = np.array([parse_grade(answer) for answer in answers])
+        return answered((grades - 1) / 4, shown[ends - 1], len(clip), answers)
+
+
+def make(name: str, config: BaselineConfig, device: str) -> RoboReward:
+    """See `robometer.baselines.load_baseline`."""
+    model = load_chat_model(config, PUBLISHED, device, _MAX_NEW_TOKENS, _BOUNDS)
+    return RoboReward(model.ask, read_template(config, TEMPLATE), config.max_frames or _MAX_FRAMES)

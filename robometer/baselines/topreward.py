@@ -1,0 +1,71 @@
+"""TOPReward (arXiv 2602.19313): how sure a model without any training on rewards is that the video shows the task done.
+
+The reward of a prefix is log P("True"), the probability of that word as the first one of the answer (spec 3.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from robometer.baselines.asking import Video, fill, prefix_ends, read_template
+from robometer.baselines.chat_model import ChatModel, load_chat_model
+from robometer.baselines.progress import ProgressScorer
+from robometer.configs.schema import BaselineConfig
+from robometer.models.images import resize
+from robometer.scoring import Clip, ClipScore, spread, thin_positions
+
+PUBLISHED = "Qwen/Qwen3-VL-8B-Instruct"
+TEMPLATE = (
+    "<video>The video above shows a robot that completes the following task: {task} "
+    "Decide whether the above statement is True or not. The answer is:"
+)
+"""Published from "completes the following task" on; the words before it are ours."""
+
+_PREFIXES, _MAX_FRAMES, _EDGE, _FPS = 15, 64, 224, 2.0
+
+
+class TopReward(ProgressScorer):
+    """Progress is the log-probability scaled to [0, 1] within each clip; clips are ranked by that of the whole clip.
+
+    The scaling is the published one (a clip of one or two frames, or of equal rewards, is 1 throughout). It makes the
+    last value the best of the clip more often than not, so that it cannot rank clips: hence `rank` (spec 7, row 16).
+    """
+
+    name = "topreward"
+    temperature = 1.0  # of a difference of log-probabilities
+
+    def __init__(self, model: ChatModel, template: str = TEMPLATE, max_frames: int = _MAX_FRAMES) -> None:
+        self._model, self._template, self._max_frames = model, template, max_frames
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`."""
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: Clip) -> ClipScore:
+        shown = thin_positions(len(clip), self._max_frames)
+        ends = prefix_ends(len(shown), _PREFIXES)
+        rewards = self.rewards(clip.take(shown), ends)
+        scaled = np.ones(len(ends)) if len(clip) <= 2 else min_max(rewards)
+        progress = spread(scaled, shown[ends - 1], len(clip))
+        return ClipScore(progress, progress, rank=float(rewards[-1]))
+
+    def rewards(self, clip: Clip, ends: np.ndarray) -> np.ndarray:
+        """log P("True") float64 [P] of the prefixes of a clip with these lengths int64 [P]."""
+        frames = resize(clip.frames, _EDGE, _EDGE, Image.Resampling.BICUBIC)
+        prompts = [fill(self._template, clip.task, [Video(frames[:end], _FPS)]) for end in ends]
+        return self._model.log_prob(prompts, "True")
+
+
+def min_max(values: np.ndarray) -> np.ndarray:
+    """The values scaled to [0, 1]; ones where all are equal."""
+    span = np.ptp(values)
+    return (values - values.min()) / span if span > 0 else np.ones(len(values))
+
+
+def make(name: str, config: BaselineConfig, device: str) -> TopReward:
+    """See `robometer.baselines.load_baseline`."""
+    template = read_template(config, TEMPLATE)
+    return TopReward(load_chat_model(config, PUBLISHED, device), template, config.max_frames or _MAX_FRAMES)

@@ -1,0 +1,140 @@
+"""VLAC (arXiv 2509.15937): a critic that says by how much a robot got closer between two frames (spec 3.4).
+
+Two models can be the critic. The authors' weights are of a kind that runs only in their own package, `evo_vlac`, which
+needs an old transformers and so an environment of its own (`robometer.baselines.runtime_env`). Any other
+vision-language model can be asked the same question in our words. What becomes of the answers is the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from robometer.baselines.asking import Ask, anchored, fill, moment_positions, read_template
+from robometer.baselines.progress import ProgressScorer
+from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.models.sources import locate
+from robometer.scoring import Clip, ClipScore
+
+PUBLISHED = "InternRobotics/VLAC"
+TEMPLATE = """A robot works on a task: {task}
+This is an earlier moment: <image>
+This is a later moment: <image>
+By what share of what was left to do did the robot get closer to the end of the task in between? Answer with a signed \
+number of percent from -100 to 100 and nothing else: negative where it got further away, 0 where nothing changed."""
+"""In our words; for models other than the published one, whose package has its own."""
+
+_MAX_FRAMES, _MAX_NEW_TOKENS = 64, 32
+_THEIR_KIND = "internvl_chat"  # model_type of the published weights
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+
+Critic = Callable[[Clip], np.ndarray]
+"""Signed progress float [M - 1] in [-1, 1] from each frame of a clip to the next; NaN where there is no answer."""
+
+
+def parse_delta(answer: str) -> float:
+    """The first number of an answer as a share, clamped to [-1, 1]; NaN where there is none."""
+    found = _NUMBER.search(answer)
+    return float(np.clip(float(found[0]) / 100, -1, 1)) if found else np.nan
+
+
+def accumulate(deltas: np.ndarray) -> np.ndarray:
+    """Value float64 [N] after each delta [N], from 0: every delta is a share of what is left, in both directions.
+
+    A delta that is NaN has no value, and the next one goes on from what was known.
+    """
+    return np.where(np.isfinite(deltas), 1 - np.cumprod(1 - np.nan_to_num(deltas)), np.nan)
+
+
+class Vlac(ProgressScorer):
+    """Progress is the accumulated value, cut to [0, 1]."""
+
+    name = "vlac"
+
+    def __init__(self, critic: Critic, max_frames: int = _MAX_FRAMES, interval: int = 1) -> None:
+        self._critic, self._max_frames, self._interval = critic, max_frames, interval
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`; a clip without any readable delta raises `MissingAnswer`."""
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: Clip) -> ClipScore:
+        moments = moment_positions(len(clip), self._max_frames, self._interval)
+        if len(moments) == 1:
+            return ClipScore.of_progress(np.zeros(1))
+        deltas = fit(self._critic(clip.take(moments)), len(moments) - 1)
+        return anchored(accumulate(deltas), moments, len(clip))
+
+
+def fit(deltas: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` deltas; missing ones are 0, so that the last value stays."""
+    return np.pad(deltas[:count], (0, max(0, count - len(deltas))))
+
+
+def asking_critic(ask: Ask, template: str = TEMPLATE) -> Critic:
+    """The critic that is a model of ours."""
+
+    def critic(clip: Clip) -> np.ndarray:
+        pairs = zip(clip.frames[:-1], clip.frames[1:], strict=True)
+        return np.array([parse_delta(answer) for answer in ask([fill(template, clip.task, pair) for pair in pairs])])
+
+    return critic
+
+
+def published_critic(source: str, batch_size: int, device: str) -> Critic:
+    """The critic that is the authors' package with their weights.
+
+    Raises:
+        ConfigError: `evo_vlac` is not installed.
+        CheckpointError: the weights cannot be found.
+    """
+    try:
+        from evo_vlac import GAC_model
+    except ImportError as error:
+        raise ConfigError(
+            f"the weights of {source} run only in the package evo_vlac, which is not installed here: run them in the "
+            "environment robometer.baselines.runtime_env('vlac'), or give baseline.model=FOLDER with another model"
+        ) from error
+    model: Any = GAC_model(tag="critic")
+    model.init_model(model_path=str(locate(source)), model_type="internvl2", device_map=device)
+    model.temperature, model.top_k = 0.5, 1  # of the most likely word alone: no chance in it
+    model.set_config()
+    model.set_system_prompt()
+
+    def critic(clip: Clip) -> np.ndarray:
+        frames = [Image.fromarray(frame) for frame in clip.frames]
+        deltas, _ = model.get_trajectory_critic(
+            task=clip.task, image_list=frames, ref_image_list=None, ref_num=0, batch_num=batch_size, skip=1, rich=True
+        )
+        return np.array([float(delta) / 100 for delta in deltas])
+
+    return critic
+
+
+def make(name: str, config: BaselineConfig, device: str) -> Vlac:
+    """See `robometer.baselines.load_baseline`."""
+    source = config.model or PUBLISHED
+    if _is_theirs(source):
+        critic = published_critic(source, config.batch_size, device)
+    else:
+        # Not above: it needs a newer transformers than the authors' package allows.
+        from robometer.baselines.chat_model import load_chat_model
+
+        template = read_template(config, TEMPLATE)
+        critic = asking_critic(load_chat_model(config, PUBLISHED, device, _MAX_NEW_TOKENS).ask, template)
+    return Vlac(critic, config.max_frames or _MAX_FRAMES, config.interval)
+
+
+def _is_theirs(source: str) -> bool:
+    """Whether these are the authors' weights, or others of their kind in a folder."""
+    if source.startswith(PUBLISHED):
+        return True
+    try:
+        return bool(json.loads((locate(source) / "config.json").read_text())["model_type"] == _THEIR_KIND)
+    except (OSError, ValueError, KeyError):
+        return False

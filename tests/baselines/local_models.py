@@ -1,0 +1,42 @@
+"""Small models with real weights for the tests of this folder, and what they are asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import one_hot
+
+from robometer.baselines.asking import Prompt
+from robometer.baselines.chat_model import ChatModel, load_chat_model
+from robometer.configs.schema import BaselineConfig
+from robometer.scoring import Clip
+from robometer.video import decode_video, thin
+
+VIDEO = Path(__file__).resolve().parents[2] / "robometer/data/metaworld/videos/drawer-open-v3/successful-000.mp4"
+
+
+def bundled_clip(max_frames: int = 8) -> Clip:
+    """A bundled video, at 64 px."""
+    return Clip(decode_video(VIDEO, lambda n, fps: thin(n, max_frames), short_edge=64).frames, "open the drawer")
+
+
+def tiny_model(name: str = "tiny", **settings: int) -> ChatModel:
+    """A random model of one of the families; small pictures stay small."""
+    return load_chat_model(BaselineConfig(model=name, batch_size=4), "", **settings)
+
+
+def teach(chat: ChatModel, prompts: Sequence[Prompt], answers: Sequence[str]) -> None:
+    """Fit the last layer to these answers, so that a real model says something that can be read."""
+    end = str(chat.family.chat.closing[0])
+    said = [np.array(chat.tokenizer.encode(answer + end, add_special_tokens=False)) for answer in answers]
+    tokens, features = chat.read(prompts)
+    inputs = chat.padded([prompt.followed_by(ids) for prompt, ids in zip(tokens, said, strict=True)], features)
+    with torch.no_grad():
+        states = chat.model.model(**inputs, use_cache=False).last_hidden_state.double()
+    before = torch.cat([row[-len(ids) - 1 : -1] for row, ids in zip(states, said, strict=True)])  # [N, H]
+    wanted = one_hot(torch.from_numpy(np.concatenate(said)), chat.model.lm_head.out_features)  # [N, V]
+    weight = torch.linalg.lstsq(before, wanted.double(), driver="gelsd").solution.T
+    chat.model.lm_head.weight = torch.nn.Parameter((100 * weight).float())
