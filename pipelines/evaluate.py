@@ -46,7 +46,10 @@ logger = logging.getLogger(__name__)
 ScorerLoader = Callable[[str, str], Scorer]
 """Makes the scorer that a worker uses from (checkpoint folder or URL, device)."""
 
-MODE = "whole clip: one prediction per stored frame, no padding"
+MODES = {
+    "whole": "whole clip: one prediction per stored frame, no padding",
+    "prefix": "prefixes: each frame's prediction is the last one of the clip up to it, no padding",
+}
 
 RETRIES = 3
 """Of an actor that dies; Ray Data's own default would go on with a clip that always kills it for ever."""
@@ -64,17 +67,17 @@ class Predictor:
     """A Ray Data actor: holds a scorer and the corpus, turns each part of the units into a file of records."""
 
     def __init__(
-        self, load: ScorerLoader, checkpoint: str, device: str, corpus: str, output: str, batch_size: int
+        self, load: ScorerLoader, checkpoint: str, device: str, corpus: str, output: str, batch_size: int, mode: str
     ) -> None:
         self._scorer = load(checkpoint, device)
         self._source = ClipSource.for_scorer(Corpus(corpus), self._scorer)
-        self._storage, self._batch_size = Storage(output), batch_size
+        self._storage, self._batch_size, self._mode = Storage(output), batch_size, mode
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         units = units_from(batch.drop_columns(["part"]))
         if getattr(self._scorer, "compares_only", False):
             units = [unit for unit in units if unit.pair_kind]
-        table = to_table(predict_each(self._scorer, self._source, units, self._batch_size))
+        table = to_table(predict_each(self._scorer, self._source, units, self._batch_size, self._mode))
         names = pa.array([self._scorer.name] * table.num_rows, pa.string())
         self._storage.write_parquet(_file(batch["part"][0].as_py()), table.append_column("scorer", names))
         return pa.table({"done": [batch.num_rows]})
@@ -155,7 +158,7 @@ def _predict(
 ) -> tuple[str, Predictions]:
     """Name of the scorer, and all records."""
     storage = Storage(config.evaluate.output)
-    parts = _parts(units, f"{corpus.content_hash} {_identity(config, load)}")
+    parts = _parts(units, f"{corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     missing = {name: part for name, part in parts.items() if not storage.exists(_file(name)) or _failed(storage, name)}
     if len(missing) < len(parts):
         logger.info("evaluate: %d of %d parts are there from before", len(parts) - len(missing), len(parts))
@@ -199,6 +202,7 @@ def _predict_parts(
         "corpus": corpus.storage.path,
         "output": Storage(settings.output).path,
         "batch_size": settings.batch_size,
+        "mode": settings.mode,
     }
     tables = [
         units_table(units).append_column("part", pa.array([name] * len(units), pa.string()))
@@ -237,7 +241,7 @@ def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predicti
         "corpus_hash": corpus.content_hash,
         "splits": counts,
         "sources": ", ".join(sorted({c.source for c in predictions.clips})),
-        "mode": MODE,
+        "mode": MODES[config.evaluate.mode],
         "frames": f"{min(lengths)} to {max(lengths)} per clip, median {int(np.median(lengths))}" if lengths else "none",
         "intervals": f"{config.evaluate.confidence:.0%} percentile bootstrap, {config.evaluate.bootstrap} resamples",
         "seed": config.evaluate.seed,

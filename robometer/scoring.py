@@ -145,6 +145,26 @@ class PrefixSession:
         return float(score.progress[-1]), float(score.success[-1])
 
 
+def score_prefixes(scorer: Scorer, clips: Sequence[Clip]) -> list[ClipScore]:
+    """Scores of clips as they come in: frame t's are the last ones of the clip up to t, as a `Session` gives them.
+
+    A scorer that can share work between prefixes has a method `score_prefixes(clips)`.
+    """
+    own = getattr(scorer, "score_prefixes", None)
+    if own is not None:
+        return list(own(clips))
+    of_clips = [scorer.score([clip.take(np.arange(n)) for n in range(1, len(clip) + 1)]) for clip in clips]
+    return [last_of_each(scores) for scores in of_clips]
+
+
+def last_of_each(prefixes: Sequence[ClipScore]) -> ClipScore:
+    """The score whose frame t is the last frame of prefix t."""
+    progress, success = (
+        np.array([getattr(score, name)[-1] for score in prefixes], dtype=np.float32) for name in ("progress", "success")
+    )
+    return ClipScore(progress, success, prefixes[-1].rank, float(np.mean([score.coverage for score in prefixes])))
+
+
 def thin_positions(num_frames: int, max_frames: int) -> np.ndarray:
     """At most `max_frames` positions of `num_frames`, evenly spread, first and last kept; int64 [T]."""
     if num_frames <= max_frames:

@@ -334,6 +334,7 @@ class EvaluateConfig:
             "instruction_grounding",
         ]
     )
+    mode: str = "whole"  # whole: a clip is seen at once; prefix: each frame with those before it, as a policy sees it
     max_clips: int = 2000  # per split
     pairs_per_task: int = 50
     bootstrap: int = 1000
@@ -342,6 +343,9 @@ class EvaluateConfig:
     actors: int = 1
     num_gpus: float = 0.0
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        _one_of("evaluate.mode", self.mode, ("whole", "prefix"))
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.evaluation.plan import Unit
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction, Record
 from robometer.evaluation.views import FORWARD, MEMORY, REVERSED, VIEWS
-from robometer.scoring import Clip, ClipScore, Scorer
+from robometer.scoring import Clip, ClipScore, Scorer, score_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -64,48 +65,61 @@ class ClipSource:
         return str(self.corpus.manifest[name][row].as_py())
 
 
-def predict(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int) -> list[Record]:
-    """Records of all units; at most `batch_size` clips or pairs are scored at once. Errors are raised."""
+def predict(
+    scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int, mode: str = "whole"
+) -> list[Record]:
+    """Records of all units; at most `batch_size` clips or pairs are scored at once. Errors are raised.
+
+    Args:
+        mode: of clips in their views, `whole`: all frames are seen at once, or `prefix`: each with those before it.
+    """
     clips = [unit for unit in units if not unit.pair_kind]
     pairs = [unit for unit in units if unit.pair_kind]
-    return _predict_clips(scorer, source, clips, batch_size) + _predict_pairs(scorer, source, pairs, batch_size)
+    return _predict_clips(scorer, source, clips, batch_size, mode) + _predict_pairs(scorer, source, pairs, batch_size)
 
 
-def predict_each(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int) -> list[Record]:
+def predict_each(
+    scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int, mode: str = "whole"
+) -> list[Record]:
     """As `predict`, but a unit that fails becomes a record with its error; the others of its batch are kept."""
     try:
-        return predict(scorer, source, units, batch_size)
+        return predict(scorer, source, units, batch_size, mode)
     except Exception as error:  # the border of a worker: one bad clip must not end an evaluation of thousands
         if len(units) == 1:
             logger.warning("row %d was not scored: %s", units[0].row, error)
             return [_failed(source, units[0], f"{type(error).__name__}: {error}")]
     half = len(units) // 2
-    return [r for part in (units[:half], units[half:]) for r in predict_each(scorer, source, part, batch_size)]
+    return [r for part in (units[:half], units[half:]) for r in predict_each(scorer, source, part, batch_size, mode)]
 
 
-def _predict_clips(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int) -> list[Record]:
-    asked = [(unit, _shown(source, unit)) for unit in units]
-    scores = iter(_chunked(scorer.score, [clip for _, clips in asked for clip in clips], batch_size))
+def _predict_clips(
+    scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int, mode: str
+) -> list[Record]:
+    shown = [_shown(source, unit) for unit in units]
+    ask = partial(score_prefixes, scorer) if mode == "prefix" else scorer.score
+    views = iter(_chunked(ask, [clip for of_unit, _ in shown for clip in of_unit], batch_size))
+    # the last frame of a clip has seen it whole in either mode
+    said = iter(_chunked(scorer.score, [clip for _, of_unit in shown for clip in of_unit], batch_size))
     records: list[Record] = []
-    for unit, clips in asked:
-        of_unit = [next(scores) for _ in clips]
-        viewed = zip(unit.views, clips, of_unit, strict=False)
-        records += [_clip_record(source, unit, view, clip, score) for view, clip, score in viewed]
+    for unit, (clips, _) in zip(units, shown, strict=True):
+        scores = [next(views) for _ in clips]
+        viewed = zip(unit.views, scores, strict=True)
+        records += [_clip_record(source, unit, view, score) for view, score in viewed]
         if unit.instructions:
             kinds, texts = ("own", *unit.instruction_kinds), (unit.task, *unit.instructions)
-            said = zip(kinds, texts, (of_unit[0], *of_unit[len(unit.views) :]), strict=True)
-            records += [_instruction_record(source, unit, kind, text, score) for kind, text, score in said]
+            asked = zip(kinds, texts, (scores[0], *(next(said) for _ in unit.instructions)), strict=True)
+            records += [_instruction_record(source, unit, kind, text, score) for kind, text, score in asked]
     return records
 
 
-def _shown(source: ClipSource, unit: Unit) -> list[Clip]:
-    """A unit's clip in its views (the first is the forward one), and then under its other instructions."""
+def _shown(source: ClipSource, unit: Unit) -> tuple[list[Clip], list[Clip]]:
+    """A unit's clip in its views (the first is the forward one), and under its other instructions."""
     own = source.clip(unit.row, unit.task)
     after = source.clip(unit.second, unit.second_task) if unit.second >= 0 else None
     views = [
         own.followed_by(after) if view == MEMORY and after else own.take(VIEWS[view](len(own))) for view in unit.views
     ]
-    return views + [own.with_task(text) for text in unit.instructions]
+    return views, [own.with_task(text) for text in unit.instructions]
 
 
 def _predict_pairs(scorer: Scorer, source: ClipSource, units: Sequence[Unit], batch_size: int) -> list[Record]:
@@ -125,7 +139,7 @@ def _chunked(ask: Callable[[Sequence[Item]], Sequence[Answer]], items: Sequence[
     return [answer for i in range(0, len(items), size) for answer in ask(items[i : i + size])]
 
 
-def _clip_record(source: ClipSource, unit: Unit, view: str, shown: Clip, score: ClipScore) -> ClipPrediction:
+def _clip_record(source: ClipSource, unit: Unit, view: str, score: ClipScore) -> ClipPrediction:
     if not (np.isfinite(score.progress).all() and np.isfinite(score.success).all()):
         raise ValueError(f"the scorer gave a value that is not finite for clip {source.text('id', unit.row)}")
     truth = source.truth(unit.row)

@@ -42,6 +42,24 @@ class RobometerScorer:
         """See `Scorer.score`."""
         return [score for chunk in self._chunks(len(clips)) for score in self._score(clips[chunk])]
 
+    def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `robometer.scoring.score_prefixes`; equal to it, with less work.
+
+        A frame is read after those before it, and without those after it. So one forward gives all prefixes that are
+        not thinned; those that are show frames that others show, and each frame of a batch is encoded once.
+        """
+        return [self._prefixes(clip) for clip in clips]
+
+    def _prefixes(self, clip: Clip) -> ClipScore:
+        whole = min(len(clip), self._max_frames)
+        thinned = [clip.take(thin_positions(n, whole)) for n in range(whole + 1, len(clip) + 1)]
+        first, *last = self.score([clip.take(np.arange(whole)), *thinned])
+        progress, success = (
+            np.append(getattr(first, name), [getattr(score, name)[-1] for score in last]).astype(np.float32)
+            for name in ("progress", "success")
+        )
+        return ClipScore(progress, success)
+
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
         """See `Scorer.compare`; the first clip is shown as trajectory A."""
         parts = [self._compare(pairs[chunk]) for chunk in self._chunks(len(pairs))]
