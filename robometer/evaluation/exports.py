@@ -10,7 +10,7 @@ from typing import Any
 
 from robometer.evaluation.comparison import Comparison, remarks
 from robometer.evaluation.paired import Difference
-from robometer.evaluation.published import anchor_tables
+from robometer.evaluation.published import anchor_tables, protocol
 from robometer.evaluation.results import metric_rows
 from robometer.evaluation.runs import Run
 from robometer.evaluation.tables import Table, difference_tables, leaderboards, source_tables
@@ -70,10 +70,11 @@ def markdown(comparison: Comparison) -> str:
         header = ["data source", "model", "clips", *(f"{h.title}: {h.what}" for h in made["headlines"])]
         rows = [[row["source"], row["name"], row["clips"], *row["cells"]] for row in made["rows"]]
         parts += [f"## Data sources, {_md(made['split'])}", _md_table(map(_md, header), (map(_md, r) for r in rows))]
+    parts += ["## Published results", _md_list(protocol(runs))]
     for made in anchor_tables(comparison):
         header = ["model", *made["columns"]]
         rows = [[row["name"], *(cell["value"] for cell in row["cells"])] for row in made["rows"]]
-        parts += [f"## Published: {_md(made['anchor'].title)}", _md_list(made["protocol"])]
+        parts += [f"### {_md(made['anchor'].title)}", _md_list(made["caveats"])]
         parts += [_md_table(map(_md, header), (map(_md, row) for row in rows))]
     return "\n\n".join([*parts, *map(_md_provenance, runs)]) + "\n"
 

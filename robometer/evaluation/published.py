@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robometer.evaluation.anchors import Anchor, AnchorRow, Average, anchors
+from robometer.evaluation.anchors import Anchor, AnchorRow, Average, anchors, common_caveats
 from robometer.evaluation.comparison import Comparison
 from robometer.evaluation.headlines import best
 from robometer.evaluation.runs import Run, splits_of
@@ -41,7 +41,7 @@ def _table(anchor: Anchor, comparison: Comparison) -> Table:
         "columns": [*(column.name for column in columns), *(f"ours, {split}" for split in splits)],
         "rows": rows,
         "all": _all_rows(anchor),
-        "protocol": protocol(anchor, comparison.runs),
+        "caveats": _caveats(anchor, comparison.runs),
     }
 
 
@@ -96,25 +96,30 @@ def _all_rows(anchor: Anchor) -> list[list[str]]:
     return lines
 
 
-def protocol(anchor: Anchor, runs: Sequence[Run]) -> list[str]:
-    """How ours was measured otherwise than the published numbers, one sentence each; the caveats of the table last."""
+def protocol(runs: Sequence[Run]) -> list[str]:
+    """How ours was measured otherwise than any published number, one sentence each."""
+    facts = [(name, _once([run.provenance.get(name) for run in runs])) for name in ("mode", "frames")]
+    ours = "; ".join(f"{name} {value}" for name, value in facts if value)
+    theirs = "theirs padded clips to a fixed number of frames, and scored prefixes or whole clips (which is disputed)"
+    return [f"Other protocol: ours {ours or 'is not recorded'}; {theirs}.", *map(_sentence, common_caveats())]
+
+
+def _caveats(anchor: Anchor, runs: Sequence[Run]) -> list[str]:
+    """Whether a table is over other data than ours, and what else is to be known of it."""
     sources = {clip.source for run in runs for clip in run.predictions.clips}
     published = [row for row in anchor.rows if row.data_source]
     here = [row.name for row in published if row.data_source in sources]
     names = ", ".join(sorted(sources)) or "none"
+    said = []
     if not here:
-        said = [f"Other data: none of the published data sets is among ours ({names}), so the numbers do not compare."]
+        said.append(f"Other data: no published data set is among ours ({names}), so the numbers do not compare.")
     elif len(here) < len(published):
-        said = [f"Other data: of {len(published)} published data sets ours has {len(here)} ({', '.join(here)})."]
-    else:
-        said = []
-    facts: list[tuple[str, Any]] = [
-        (name, _once([r.provenance.get(name) for r in runs])) for name in ("mode", "frames")
-    ]
-    ours = "; ".join(f"{name} {value}" for name, value in facts if value)
-    theirs = "theirs padded clips to a fixed number of frames, and scored prefixes or whole clips (which is disputed)"
-    said.append(f"Other protocol: ours {ours or 'is not recorded'}; {theirs}.")
-    return [*said, *(f"{caveat[0].upper()}{caveat[1:]}." for caveat in anchor.caveats)]
+        said.append(f"Other data: of {len(published)} published data sets ours has {len(here)} ({', '.join(here)}).")
+    return [*said, *map(_sentence, anchor.caveats)]
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _once(values: Sequence[Any]) -> str:

@@ -107,6 +107,7 @@ def render(comparison: Comparison, corpus: Corpus | None) -> str:
         metric_tables=tables.metric_tables(comparison),
         source_tables=tables.source_tables(comparison),
         anchor_tables=published.anchor_tables(comparison),
+        protocol=published.protocol(runs),
         task_tables=tables.task_tables(runs),
         clips=clips.clip_cards(runs, corpus, splits_of(runs)) if corpus is not None else [],
         heat_maps=figures.heat_maps(runs),

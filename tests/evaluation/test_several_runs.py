@@ -27,12 +27,13 @@ from robometer.evaluation.comparison import compare
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
-from robometer.evaluation.published import anchor_tables
+from robometer.evaluation.published import anchor_tables, protocol
 from robometer.evaluation.results import Metric, Result
 from robometer.evaluation.runs import ReportError, Run, load_runs
 from robometer.metrics import Estimate
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
+from tests.test_page import browse
 
 CONFIG = EvaluateConfig(bootstrap=20)
 SCORERS: Mapping[str, ProgressScorer] = {"clock": Clock(), "difference": FrameDifference(), "random": Random()}
@@ -228,8 +229,8 @@ def test_ours_stands_beside_the_published_with_what_differs(runs: Sequence[Run])
     ranking = next(t for t in made if t["anchor"].evaluation == "policy_ranking")
     ours = {row["name"]: row["cells"][-2]["value"] for row in ranking["rows"] if row["ours"]}
     assert list(ours) == list(SCORERS) and ours["clock"] == "0.000"
-    assert any(s.startswith("Other data: none of the published data sets") for s in ranking["protocol"])
-    assert any("padded" in s for s in ranking["protocol"])
+    assert ranking["caveats"][0].startswith("Other data: no published data set is among ours (test)")
+    assert "whole clip" in protocol(runs)[0] and "padded" in protocol(runs)[0] and len(protocol(runs)) > 5
 
 
 def test_a_split_of_one_run_only_is_said_and_not_mixed(runs: Sequence[Run]) -> None:
@@ -241,3 +242,22 @@ def test_a_split_of_one_run_only_is_said_and_not_mixed(runs: Sequence[Run]) -> N
     assert "On held_out, clock scored clips and difference none." in report.render(comparison, None)
     held_out = [key for key in comparison.differences["difference"] if key[1] == "held_out"]
     assert held_out == []
+
+
+def test_a_heading_sorts_and_the_cursor_moves_in_a_browser(runs: Sequence[Run], output: Path, tmp_path: Path) -> None:
+    """What a hand would do: click the heading of Kendall tau twice, and go back two frames on the first clip."""
+    act = """<script>
+      const button = document.querySelector(".board th:nth-child(3) button");
+      button.click(); button.click();
+      const key = () => new KeyboardEvent("keydown", { key: "ArrowLeft" });
+      for (let i = 0; i < 2; i++) document.querySelector(".plot").dispatchEvent(key());
+    </script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text((output / "report.html").read_text().replace("</body>", act))
+    dom = browse(page)
+    board = dom[dom.index('<table class="board') : dom.index("</table>")]
+    tau = {row["name"]: row["cells"][1]["sort"] for row in tables.leaderboards(runs)[0]["rows"]}
+    assert re.findall(r'<th scope="row" data-sort="(\w+)"', board) == sorted(tau, key=lambda name: tau[name])
+    assert 'aria-sort="ascending"' in board
+    clip = dom[dom.index('<article class="card clip"') : dom.index("</article>")]
+    assert '<span data-of="frame">7 of 9</span>' in clip

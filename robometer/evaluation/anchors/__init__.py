@@ -49,7 +49,7 @@ class Anchor:
         section: of the spec, where it was taken from.
         source, date: who published it, and when it was read (year and month).
         models: its columns.
-        caveats: why a number of ours may differ, its own ones first.
+        caveats: why a number of ours may differ, beside the `common_caveats`.
         evaluation, metric: our counterpart; empty where there is none.
         scale: what ours is multiplied by to be in its unit.
         lower_is_better: the smallest value of a row is the best.
@@ -77,12 +77,20 @@ class Anchor:
 @lru_cache(maxsize=1)
 def anchors() -> dict[str, Anchor]:
     """All published tables by name."""
-    text = resources.files(__name__).joinpath("published.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return {name: _anchor(table, loaded["caveats"]) for name, table in loaded["tables"].items()}
+    return {name: _anchor(table) for name, table in _file()["tables"].items()}
 
 
-def _anchor(table: dict[str, Any], shared: Sequence[str]) -> Anchor:
+def common_caveats() -> list[str]:
+    """Why a number of ours may differ from any of them (spec evaluation 9.5)."""
+    return list(_file()["caveats"])
+
+
+def _file() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(resources.files(__name__).joinpath("published.yaml").read_text("utf-8"))
+    return loaded
+
+
+def _anchor(table: dict[str, Any]) -> Anchor:
     models = table.pop("columns")
     differs = table.pop("differs", [])
     return Anchor(
@@ -95,7 +103,7 @@ def _anchor(table: dict[str, Any], shared: Sequence[str]) -> Anchor:
                 Average(name, group, _values(models, v), {model: why for of, model, why in differs if of == name})
                 for name, group, *v in table.get("averages", [])
             ],
-            "caveats": [*table.get("caveats", []), *shared],
+            "caveats": table.get("caveats", []),
         }
     )
 
