@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a reward model",
     "sweep": "search the loss weights",
     "evaluate": "metrics with intervals, and a report",
+    "report": "one page of one evaluated model, or of several beside one another",
     "serve": "the HTTP endpoint",
     "score": "score one video with a checkpoint or an endpoint",
     "compare": "which of two videos did better",

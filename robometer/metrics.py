@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -184,6 +184,9 @@ class Estimate:
         unit: what was resampled, `task` or `trajectory`.
         groups: how many of those there are.
         undefined: of the n items, how many had no defined value of their own and counted as 0.
+        replicates: float64 [resamples], the values whose percentiles the interval is; empty where there is none. Equal
+            groups, resamples and seed draw alike, so that two models' replicates differ pairwise
+            (`evaluation.paired`).
     """
 
     value: float
@@ -193,6 +196,7 @@ class Estimate:
     unit: str
     groups: int
     undefined: int = 0
+    replicates: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -221,13 +225,14 @@ def estimate(
     """
     n, groups = len(group_of), int(group_of.max()) + 1 if len(group_of) else 0
     value = float(statistic(np.ones((1, n)))[0]) if n else math.nan
-    low, high = _interval(statistic, group_of, groups, settings)
-    return Estimate(value, low, high, n, unit, groups, undefined)
+    replicates = _replicates(statistic, group_of, groups, settings)
+    low, high = percentile_interval(replicates, settings.confidence)
+    return Estimate(value, low, high, n, unit, groups, undefined, replicates)
 
 
-def _interval(statistic: Statistic, group_of: np.ndarray, groups: int, settings: Resampling) -> tuple[float, float]:
+def _replicates(statistic: Statistic, group_of: np.ndarray, groups: int, settings: Resampling) -> np.ndarray:
     if groups < 2 or settings.resamples == 0:
-        return math.nan, math.nan
+        return np.zeros(0)
     rng = np.random.default_rng(settings.seed)
     chunk = max(1, _ELEMENTS_PER_CHUNK // len(group_of))
     values = []
@@ -235,11 +240,15 @@ def _interval(statistic: Statistic, group_of: np.ndarray, groups: int, settings:
         size = min(chunk, settings.resamples - start)
         weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.float64)
         values.append(statistic(weights[:, group_of]))
-    finite = np.concatenate(values)
-    finite = finite[np.isfinite(finite)]
+    return np.concatenate(values)
+
+
+def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The middle `confidence` of the finite replicates; NaN where there is none."""
+    finite = replicates[np.isfinite(replicates)]
     if finite.size == 0:
         return math.nan, math.nan
-    tail = (1 - settings.confidence) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -254,3 +263,25 @@ def weighted_mean(values: ArrayLike, base: ArrayLike | None = None) -> Statistic
             return np.asarray(weights @ (value * share) / (weights @ share))
 
     return mean
+
+
+RELIABILITY_BINS = 10
+"""Equal bins of a probability from 0 to 1; 1 itself is in the last."""
+
+
+def reliability_bin(probabilities: ArrayLike) -> np.ndarray:
+    """Which of the bins each probability is in, int64 [N]."""
+    value = np.asarray(probabilities, dtype=np.float64)
+    return np.clip((value * RELIABILITY_BINS).astype(np.int64), 0, RELIABILITY_BINS - 1)
+
+
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
+    """Expected calibration error: mean over bins, by their size, of |mean probability - share of positives|.
+
+    Arguments as in `auroc`; float64 [B], NaN without items.
+    """
+    value, label = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    weight = np.ones((1, value.size)) if weights is None else weights
+    member = reliability_bin(value)[:, None] == np.arange(RELIABILITY_BINS)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs((weight * (value - label)) @ member).sum(1) / weight.sum(1))

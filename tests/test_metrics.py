@@ -95,3 +95,16 @@ def test_tasks_are_resampled_only_where_there_are_enough() -> None:
     few = metrics.grouping(["a", "b"], ["x", "y"])
     many = metrics.grouping(list("abcde") * 2, [str(i) for i in range(10)])
     assert few[1] == "trajectory" and many[1] == "task" and many[0].max() == 4
+
+
+def test_calibration_error_is_zero_where_shares_equal_probabilities_and_weights_count_clips() -> None:
+    probabilities, labels = np.repeat([0.25, 0.75], 4), np.array([0, 0, 0, 1, 0, 1, 1, 1])
+    assert metrics.calibration_error(probabilities, labels)[0] == pytest.approx(0.0)
+    assert metrics.calibration_error(np.ones(4), [0, 0, 0, 1])[0] == pytest.approx(0.75)
+    twice = metrics.calibration_error([0.9, 0.1], [1, 1], np.array([[1.0, 1.0], [3.0, 1.0]]))
+    assert twice == pytest.approx([0.5, (3 * 0.1 + 0.9) / 4])
+    assert math.isnan(metrics.calibration_error([], [])[0])
+
+
+def test_bins_of_reliability_hold_both_ends() -> None:
+    assert metrics.reliability_bin([0.0, 0.05, 0.1, 0.95, 1.0]).tolist() == [0, 0, 1, 9, 9]

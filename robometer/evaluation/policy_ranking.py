@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -123,7 +123,7 @@ def _over_tasks(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, E
     return {
         "kendall": mean([r.tau for r in rankings]),
         "kendall_ceiling": mean([r.ceiling for r in rankings]),
-        "accuracy": _with_n(accuracy, int(sum(pairs))),
+        "accuracy": replace(accuracy, n=int(sum(pairs))),
         "tau_b": mean([_tau_b(task) for task in tasks.values()]),
         "tau_b_ceiling": mean([metrics.tau_b_ceiling(task.labels) for task in tasks.values()]),
     }
@@ -138,17 +138,13 @@ def _over_clips(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, E
     ]
     clips = sum(len(task.labels) for task in tasks.values())
     pairs = sum(r.pairs for r in rankings.values())
-    tail = (1 - settings.confidence) / 2
     estimates = {}
     for name, value in _statistics(rankings).items():
-        low, high = np.quantile([d[name] for d in draws], [tail, 1 - tail]) if draws else (math.nan, math.nan)
+        replicates = np.array([d[name] for d in draws])
+        low, high = metrics.percentile_interval(replicates, settings.confidence)
         n = pairs if name == "accuracy" else len(tasks)
-        estimates[name] = Estimate(value, float(low), float(high), n, "trajectory", clips)
+        estimates[name] = Estimate(value, low, high, n, "trajectory", clips, replicates=replicates)
     return estimates
-
-
-def _with_n(value: Estimate, n: int) -> Estimate:
-    return Estimate(value.value, value.low, value.high, n, value.unit, value.groups, value.undefined)
 
 
 def _tau_b(task: _Task) -> float:

@@ -1,4 +1,4 @@
-"""Files of an evaluation: one self-contained HTML page, `metrics.json`, and Parquet tables of metrics."""
+"""Files of an evaluation: one self-contained HTML page of one run or several, and the same numbers for other tools."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from typing import Any
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import figures
+from robometer.evaluation import clips, exports, figures, published, tables
+from robometer.evaluation.comparison import Comparison, compare, remarks
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result, metric_rows
+from robometer.evaluation.runs import METRICS_JSON, Run, splits_of
 from robometer.trajectory import QUALITY_LABELS
 
-REPORT, METRICS_JSON, METRICS_TABLE = "report.html", "metrics.json", "metrics.parquet"
+REPORT, METRICS_TABLE = "report.html", "metrics.parquet"
+
+COLOURS = 8  # of models on the page; the ninth has the first one's
 
 _MAX_ERRORS_SHOWN = 20
 
@@ -32,14 +37,14 @@ def summary(results: Sequence[Result], provenance: Mapping[str, Any]) -> dict[st
     for row in metric_rows(results):
         of_split = metrics.setdefault(row.pop("split"), {})
         of_split.setdefault(row.pop("evaluation"), {})[row.pop("metric")] = row
-    tables: dict[str, Any] = {}
+    per_task: dict[str, Any] = {}
     for result in results:
-        tables.setdefault(result.split, {})[result.evaluation] = result.per_task
+        per_task.setdefault(result.split, {})[result.evaluation] = result.per_task
     return {
         "provenance": _strict(provenance),
         "metrics": _strict(metrics),
         "skipped": {f"{r.split}/{r.evaluation}": r.skipped for r in results if r.skipped},
-        "per_task": _strict(tables),
+        "per_task": _strict(per_task),
     }
 
 
@@ -58,7 +63,7 @@ def write(
     provenance: Mapping[str, Any],
     corpus: Corpus | None,
 ) -> dict[str, Any]:
-    """Write all files but the predictions themselves, and return what `metrics.json` holds.
+    """Write all files of one evaluation but the predictions themselves, and return what `metrics.json` holds.
 
     Without the corpus, which holds the pictures, the page has no clips.
     """
@@ -66,28 +71,48 @@ def write(
     storage.write_bytes(METRICS_JSON, json.dumps(found, indent=1, allow_nan=False).encode())
     if rows := metric_rows(results):
         storage.write_parquet(METRICS_TABLE, pa.Table.from_pylist(rows))
-    storage.write_bytes(REPORT, render(results, predictions, provenance, corpus).encode())
+    settings = EvaluateConfig(
+        splits=list(dict.fromkeys(r.split for r in results)),
+        evaluations=list(dict.fromkeys(r.evaluation for r in results)),
+    )
+    run = Run(str(provenance["model"]), predictions, provenance, results, settings)
+    storage.write_bytes(REPORT, render(compare([run]), corpus).encode())
     return found
 
 
-def render(
-    results: Sequence[Result], predictions: Predictions, provenance: Mapping[str, Any], corpus: Corpus | None
-) -> str:
-    """The page: everything it shows is inside it."""
+def write_report(storage: Storage, runs: Sequence[Run], corpus: Corpus | None) -> None:
+    """Write `report.html`, `report.md`, `report.tex` and `report.csv` of runs over one corpus; the others are compared
+    with the first."""
+    comparison = compare(runs)
+    storage.write_bytes(REPORT, render(comparison, corpus).encode())
+    for name, text in exports.files(comparison).items():
+        storage.write_bytes(name, text.encode())
+
+
+def render(comparison: Comparison, corpus: Corpus | None) -> str:
+    """The page: everything it shows is inside it. Without the corpus, which holds the pictures, it has no clips."""
     environment = Environment(
         loader=PackageLoader("robometer.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    splits = list(dict.fromkeys(r.split for r in results))
-    errors = predictions.errors()
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    runs, several = comparison.runs, comparison.several
     return environment.get_template("report.html.jinja2").render(
-        provenance=provenance,
-        headlines=figures.headlines(results),
-        metric_tables=figures.metric_tables(results),
-        task_tables=figures.task_tables(results),
-        clips=figures.clip_cards(predictions, corpus, splits) if corpus is not None else [],
-        heat_maps=figures.heat_maps(results),
-        strips=figures.strips(results),
+        runs=runs,
+        several=several,
+        colours=COLOURS,
+        remarks=remarks(runs) + ([] if corpus else ["The corpus was not at hand: clips are not shown."]),
+        cards=[] if several else tables.cards(runs[0]),
+        leaderboards=tables.leaderboards(runs) if several else [],
+        difference_tables=tables.difference_tables(comparison),
+        metric_tables=tables.metric_tables(comparison),
+        source_tables=tables.source_tables(comparison),
+        anchor_tables=published.anchor_tables(comparison),
+        protocol=published.protocol(runs),
+        task_tables=tables.task_tables(runs),
+        clips=clips.clip_cards(runs, corpus, splits_of(runs)) if corpus is not None else [],
+        heat_maps=figures.heat_maps(runs),
+        strips=figures.strips(runs),
+        reliability=figures.reliability(runs),
         qualities=list(reversed(QUALITY_LABELS)),
-        errors=errors[:_MAX_ERRORS_SHOWN],
-        error_count=len(errors),
+        max_errors=_MAX_ERRORS_SHOWN,
     )

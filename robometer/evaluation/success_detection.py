@@ -18,7 +18,6 @@ from robometer.metrics import Resampling
 NAME = "success_detection"
 
 THRESHOLD = 0.5
-CALIBRATION_BINS = 10
 
 Area = metrics.auroc, metrics.auprc
 
@@ -112,24 +111,13 @@ def _f1(scores: np.ndarray, labels: np.ndarray) -> metrics.Statistic:
     return statistic
 
 
-def calibration_error(scores: np.ndarray, labels: np.ndarray) -> metrics.Statistic:
-    """Expected calibration error: mean |share that succeeded - mean probability| over bins, by the clips in each."""
-    bins = np.minimum((scores * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    member = np.eye(CALIBRATION_BINS)[bins] * (labels - scores)[:, None]
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        return np.asarray(np.abs(weights @ member).sum(1) / weights.sum(1))
-
-    return statistic
-
-
 def _calibration(
     scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, unit: str, settings: Resampling
 ) -> list[Metric]:
     values = {
         "calibration_error": (
-            calibration_error(scores, labels),
-            f"last success probability against the share that succeeded, {CALIBRATION_BINS} bins (ECE); 0 is right",
+            lambda w: metrics.calibration_error(scores, labels, w),
+            f"last probability against the share that succeeded, {metrics.RELIABILITY_BINS} bins (ECE); 0 is right",
         ),
         "brier": (
             metrics.weighted_mean((scores - labels) ** 2),

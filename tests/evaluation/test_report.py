@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,15 @@ from robometer.baselines.trivial import FrameDifference
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import figures, report, suite
+from robometer.evaluation import report, suite
+from robometer.evaluation.clips import clip_cards
+from robometer.evaluation.comparison import compare
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.runs import Run
 from tests.evaluation.corpora import build_corpus
+from tests.evaluation.pages import Tags
 
 CONFIG = EvaluateConfig(bootstrap=20)
 PROVENANCE = {"model": "<b>model</b>", "date": "today", "splits": {"seen": "30 clips"}, "config": {"a": "</pre><i>"}}
@@ -35,26 +38,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus, Pre
     return folder, corpus, predictions
 
 
-class Tags(HTMLParser):
-    """Counts open tags, and remembers what the page would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.classes: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-        self.fetched += [v or "" for k, v in attrs if k == "src" or (k == "href" and not (v or "").startswith("#"))]
-        self.classes += [name for k, v in attrs if k == "class" for name in (v or "").split()]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+def run_of(predictions: Predictions) -> Run:
+    return Run("model", predictions, PROVENANCE, suite.evaluate_all(predictions, CONFIG), CONFIG)
 
 
 def test_the_page_is_well_formed_and_fetches_nothing(written: tuple[Path, Corpus, Predictions]) -> None:
@@ -86,18 +71,19 @@ def test_metrics_json_is_strict_and_equals_the_table(written: tuple[Path, Corpus
 
 
 def test_without_the_corpus_there_are_no_clips(written: tuple[Path, Corpus, Predictions]) -> None:
-    html = report.render(suite.evaluate_all(written[2], CONFIG), written[2], PROVENANCE, None)
+    html = report.render(compare([run_of(written[2])]), None)
+    assert "clips are not shown" in html
     assert "data:image" not in html and "Ranking by quality" in html
 
 
 def test_a_report_of_nothing_still_renders() -> None:
-    html = report.render(suite.evaluate_all(Predictions(), CONFIG), Predictions(), PROVENANCE, None)
+    html = report.render(compare([run_of(Predictions())]), None)
     assert "no successful clips" in html
 
 
 def test_frames_that_are_shown_follow_the_cursor(written: tuple[Path, Corpus, Predictions]) -> None:
-    for group in figures.clip_cards(written[2], written[1], CONFIG.splits):
+    for group in clip_cards([run_of(written[2])], written[1], CONFIG.splits):
         for card in group["clips"]:
             assert card["data"]["cell"] == list(range(card["frames"]))
-            assert len(card["data"]["progress"]) == card["frames"]
+            assert all(len(values) == card["frames"] for values in card["data"]["series"])
             assert card["thumbs"][0] == 0 and card["thumbs"][-1] == card["cells"] - 1

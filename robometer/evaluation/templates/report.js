@@ -1,10 +1,9 @@
 "use strict";
-const show = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
 
 for (const card of document.querySelectorAll(".clip")) {
   const data = JSON.parse(card.querySelector("script").textContent);
   const plot = card.querySelector(".plot");
-  const last = data.progress.length - 1;
+  const last = data.cell.length - 1;
   const thumbs = [...card.querySelectorAll(".thumbs .frame")];
   let current = last;
   const go = (index) => {
@@ -12,10 +11,7 @@ for (const card of document.querySelectorAll(".clip")) {
     const cell = data.cell[current];
     card.querySelector(".cursor").style.left = `${(100 * current) / Math.max(1, last)}%`;
     card.querySelector(".viewer .frame").style.setProperty("--cell", cell);
-    for (const name of ["progress", "success", "target"]) {
-      const place = card.querySelector(`[data-of=${name}]`);
-      if (place) place.textContent = show(data[name] && data[name][current]);
-    }
+    for (const place of card.querySelectorAll("[data-series]")) place.textContent = data.series[place.dataset.series][current].toFixed(3);
     card.querySelector("[data-of=frame]").textContent = `${current + 1} of ${last + 1}`;
     const distance = thumbs.map((thumb) => Math.abs(thumb.dataset.cell - cell));
     const nearest = distance.indexOf(Math.min(...distance));
@@ -47,5 +43,27 @@ for (const map of document.querySelectorAll(".heat")) {
   map.addEventListener("pointerover", (event) => {
     const title = event.target.querySelector && event.target.querySelector("title");
     if (title && event.target.matches(".cell")) output.textContent = title.textContent;
+  });
+}
+
+for (const table of document.querySelectorAll(".sortable")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    const text = cell.dataset.sort === undefined ? cell.textContent.trim() : cell.dataset.sort;
+    const value = Number(text.replace("−", "-"));
+    return text === "" || text === "–" ? null : Number.isFinite(value) ? value : text;
+  };
+  const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+  heads.forEach((head, column) => {
+    head.querySelector(".sort").addEventListener("click", () => {
+      const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const rows = [...body.rows].map((row) => [key(row, column), row]);
+      rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : sign * compare(a, b)));
+      body.append(...rows.map(([, row]) => row));
+    });
   });
 }

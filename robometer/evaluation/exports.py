@@ -1,0 +1,166 @@
+"""The numbers of a report for other tools: Markdown to read, LaTeX to include, CSV to compute with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from robometer.evaluation.comparison import Comparison, remarks
+from robometer.evaluation.paired import Difference
+from robometer.evaluation.published import anchor_tables, protocol
+from robometer.evaluation.results import metric_rows
+from robometer.evaluation.runs import Run
+from robometer.evaluation.tables import Table, difference_tables, leaderboards, source_tables
+
+Row = Sequence[str]
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
+        "τ": r"$\tau$"} | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
+
+
+def files(comparison: Comparison) -> dict[str, str]:
+    """Text of each file by its name."""
+    return {"report.md": markdown(comparison), "report.tex": latex(comparison), "report.csv": table(comparison)}
+
+
+def table(comparison: Comparison) -> str:
+    """Every metric of every run as CSV: a row each with value, interval, n, and the difference to the first run.
+
+    An undefined number is an empty cell.
+    """
+    baseline = comparison.runs[0].name
+    rows: list[dict[str, Any]] = []
+    for run in comparison.runs:
+        found = comparison.differences.get(run.name, {})
+        for row in metric_rows(run.results):
+            difference = found.get((row["evaluation"], row["split"], row["metric"]))
+            rows.append({"model": run.name} | row | _compared(difference, baseline))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(rows[0] if rows else ["model"])
+    writer.writerows([_plain(value) for value in row.values()] for row in rows)
+    return stream.getvalue()
+
+
+def _compared(found: Difference | None, baseline: str) -> dict[str, Any]:
+    names = {"difference": "value", "difference_low": "low", "difference_high": "high", "p": "p"}
+    values = {name: getattr(found, field) if found else "" for name, field in names.items()}
+    return {"baseline": baseline if found else ""} | values | {"not_compared": found.reason if found else ""}
+
+
+def _plain(value: Any) -> Any:
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(comparison: Comparison) -> str:
+    """Leaderboard, differences, sources, published results and provenance as Markdown tables."""
+    runs = comparison.runs
+    parts = [f"# Evaluation of {', '.join(_md(run.name) for run in runs)}"]
+    if said := remarks(runs):
+        parts.append(_md_list(said))
+    for board in leaderboards(runs):
+        parts += [f"## {_md(board['split'])}", _md_table(*_board(board, "**{}**".format, _md))]
+    for made in difference_tables(comparison):
+        title = f"## Differences to {_md(runs[0].name)}, {_md(made['split'])}"
+        parts += [title, _md_table(*_differences(runs, made, _md))]
+    for made in source_tables(comparison):
+        header = ["data source", "model", "clips", *(f"{h.title}: {h.what}" for h in made["headlines"])]
+        rows = [[row["source"], row["name"], row["clips"], *row["cells"]] for row in made["rows"]]
+        parts += [f"## Data sources, {_md(made['split'])}", _md_table(map(_md, header), (map(_md, r) for r in rows))]
+    parts += ["## Published results", _md_list(protocol(runs))]
+    for made in anchor_tables(comparison):
+        header = ["model", *made["columns"]]
+        rows = [[row["name"], *(cell["value"] for cell in row["cells"])] for row in made["rows"]]
+        parts += [f"### {_md(made['anchor'].title)}", _md_list(made["caveats"])]
+        parts += [_md_table(map(_md, header), (map(_md, row) for row in rows))]
+    return "\n\n".join([*parts, *map(_md_provenance, runs)]) + "\n"
+
+
+def _md_provenance(run: Run) -> str:
+    rows = [[name.replace("_", " "), _md(_flat(v))] for name, v in run.provenance.items() if name != "config"]
+    return f"## Provenance of {_md(run.name)}\n\n" + _md_table(["", ""], rows)
+
+
+def _flat(value: Any) -> str:
+    return "; ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def _md(text: Any) -> str:
+    """Text that is no markup, on one line."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in str(text))
+    return " ".join(escaped.split())
+
+
+def _md_list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"* {_md(sentence)}" for sentence in sentences)
+
+
+def _md_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    first = list(header)
+    lines = [first, ["---"] * len(first), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def latex(comparison: Comparison) -> str:
+    """Leaderboards and differences as LaTeX tables, to be included; they need the package booktabs."""
+    runs = comparison.runs
+    parts = ["% by `robometer report`; needs \\usepackage{booktabs}"]
+    for board in leaderboards(runs):
+        caption = f"{board['split']}: value and interval; the best in bold."
+        parts.append(_tex_table(caption, *_board(board, r"\textbf{{{}}}".format, _tex)))
+    for made in difference_tables(comparison):
+        caption = f"{made['split']}: difference to {runs[0].name}, its interval and two-sided p."
+        parts.append(_tex_table(caption, *_differences(runs, made, _tex)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in str(text))
+
+
+def _tex_table(caption: str, header: Row, rows: Iterable[Row]) -> str:
+    body = [f"    {' & '.join(row)} \\\\" for row in rows]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{_tex(caption)}}}",
+            f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"    \toprule",
+            f"    {' & '.join(header)} \\\\",
+            r"    \midrule",
+            *body,
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _board(board: Table, bold: Callable[[str], str], escape: Callable[[str], str]) -> tuple[Row, list[Row]]:
+    header = ["model", *(escape(f"{h.title}: {h.what}") for h in board["headlines"])]
+    rows: list[Row] = []
+    for row in board["rows"]:
+        cells = []
+        for headline, cell in zip(board["headlines"], row["cells"], strict=True):
+            value = escape(cell["value"])
+            beside = f"; {headline.beside_what} {cell['beside']}" if cell["beside"] else ""
+            more = f" ({cell['interval']}{beside})" if cell["interval"] else ""
+            cells.append((bold(value) if cell["best"] else value) + escape(more))
+        rows.append([escape(row["name"]), *cells])
+    return header, rows
+
+
+def _differences(runs: Sequence[Run], made: Table, escape: Callable[[str], str]) -> tuple[Row, list[Row]]:
+    header = ["metric", *(escape(run.name) for run in runs[1:])]
+    rows: list[Row] = []
+    for row in made["rows"]:
+        cells = []
+        for cell in row["cells"]:
+            text = f"{cell['value']} ({cell['interval']}), p {cell['p']}" if cell and cell["interval"] else ""
+            cells.append(escape(text or (cell["reason"] if cell else "–")))
+        rows.append([escape(f"{row['headline'].title}: {row['headline'].what}"), *cells])
+    return header, rows

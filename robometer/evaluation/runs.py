@@ -1,0 +1,114 @@
+"""What `robometer evaluate` left in its output folders, read back to be reported together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePath
+from typing import Any
+
+from robometer.configs.schema import EvaluateConfig
+from robometer.corpus.storage import Storage
+from robometer.errors import RobometerError
+from robometer.evaluation import suite
+from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.results import Metric, Result
+
+METRICS_JSON = "metrics.json"
+
+
+class ReportError(RobometerError):
+    """Runs that cannot be reported; the message says why in one sentence."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated model.
+
+    Attributes:
+        name: of the model, unique among the runs of a report.
+        settings: how its metrics were computed from its predictions.
+    """
+
+    name: str
+    predictions: Predictions
+    provenance: Mapping[str, Any]
+    results: Sequence[Result]
+    settings: EvaluateConfig
+
+    def result(self, evaluation: str, split: str) -> Result | None:
+        """One evaluation on one split; None where it was not run."""
+        return next((r for r in self.results if (r.evaluation, r.split) == (evaluation, split)), None)
+
+    def metric(self, evaluation: str, split: str, name: str) -> Metric | None:
+        """One metric; None where there is none."""
+        result = self.result(evaluation, split)
+        return next((m for m in result.metrics if m.name == name), None) if result else None
+
+    def on(self, predictions: Predictions) -> Run:
+        """The run as if it had made only these predictions."""
+        return replace(self, predictions=predictions, results=suite.evaluate_all(predictions, self.settings))
+
+
+def load_runs(folders: Sequence[str], baseline: str = "") -> list[Run]:
+    """Runs of these output folders; metrics are computed anew, all with the settings of the first one.
+
+    Args:
+        baseline: name of the run that the others are compared with, which becomes the first.
+
+    Raises:
+        ReportError: a folder without predictions, runs over different corpora, or no run of that name.
+    """
+    stored = [_read(folder) for folder in folders]
+    hashes = [provenance.get("corpus_hash") for _, provenance in stored]
+    for folder, found in zip(folders, hashes, strict=True):
+        if found != hashes[0]:
+            raise ReportError(
+                f"{folder} was evaluated on another corpus than {folders[0]} (hash {found}, not {hashes[0]}): "
+                "report them apart, or evaluate both on one corpus"
+            )
+    names = _unique([str(provenance["model"]) for _, provenance in stored], folders)
+    if baseline and baseline not in names:
+        raise ReportError(f"--baseline {baseline!r} is none of the runs: {', '.join(names)}")
+    settings = _settings([provenance for _, provenance in stored])
+    runs = [
+        Run(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)
+        for name, (predictions, provenance) in zip(names, stored, strict=True)
+    ]
+    return sorted(runs, key=lambda run: run.name != baseline) if baseline else runs
+
+
+def _read(folder: str) -> tuple[Predictions, Mapping[str, Any]]:
+    storage = Storage(folder)
+    if not storage.exists("predictions.parquet") or not storage.exists(METRICS_JSON):
+        raise ReportError(f"no predictions in {folder}: give the evaluate.output of a `robometer evaluate` that ended")
+    return Predictions.load(storage), json.loads(storage.read_bytes(METRICS_JSON))["provenance"]
+
+
+def _unique(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Names of models, with their folder where two models share one."""
+    bare = [f"{n} ({PurePath(f).name})" if names.count(n) > 1 else n for n, f in zip(names, folders, strict=True)]
+    return [f"{n} {bare[:i].count(n) + 1}" if bare.count(n) > 1 else n for i, n in enumerate(bare)]
+
+
+def _settings(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
+    """Of the first run, with the splits and evaluations of all; what this version does not know is left out."""
+    stored = [p.get("config", {}).get("evaluate", {}) for p in provenances]
+    known = {f.name for f in fields(EvaluateConfig)}
+    settings = EvaluateConfig(**{k: v for k, v in stored[0].items() if k in known})
+    splits = dict.fromkeys(s for found in stored for s in found.get("splits", settings.splits))
+    evaluations = dict.fromkeys(e for found in stored for e in found.get("evaluations", settings.evaluations))
+    return replace(
+        settings, splits=list(splits), evaluations=[name for name in evaluations if name in suite.EVALUATIONS]
+    )
+
+
+def splits_of(runs: Sequence[Run]) -> list[str]:
+    """Splits that at least one run has, in the order of the configuration."""
+    return list(dict.fromkeys(result.split for run in runs for result in run.results))
+
+
+def evaluations_of(runs: Sequence[Run]) -> list[str]:
+    """Evaluations that at least one run has, in the order of the report."""
+    return list(dict.fromkeys(result.evaluation for run in runs for result in run.results))

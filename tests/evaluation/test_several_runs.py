@@ -1,0 +1,263 @@
+"""Several runs on one page: leaderboard, paired differences, curves of the same clip, and files for other tools."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import report as job
+from robometer.baselines.progress import ProgressScorer
+from robometer.baselines.trivial import Clock, FrameDifference, Random
+from robometer.configs.schema import EvaluateConfig
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
+from robometer.evaluation import exports, report, tables
+from robometer.evaluation.clips import clip_cards
+from robometer.evaluation.comparison import compare
+from robometer.evaluation.plan import plan_split
+from robometer.evaluation.predict import ClipSource, predict
+from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.published import anchor_tables, protocol
+from robometer.evaluation.results import Metric, Result
+from robometer.evaluation.runs import ReportError, Run, load_runs
+from robometer.metrics import Estimate
+from tests.evaluation.corpora import build_corpus
+from tests.evaluation.pages import Tags
+from tests.test_page import browse
+
+CONFIG = EvaluateConfig(bootstrap=20)
+SCORERS: Mapping[str, ProgressScorer] = {"clock": Clock(), "difference": FrameDifference(), "random": Random()}
+
+
+def store(folder: Path, name: str, scorer: ProgressScorer, on: Corpus, drop: int = 0, **facts: Any) -> str:
+    """What `robometer evaluate` writes for a scorer, without Ray; `drop` clips are not scored."""
+    units = [u for split in CONFIG.splits for u in plan_split(on, split, 1000, 5, 0, CONFIG.evaluations)]
+    made = Predictions.of(predict(scorer, ClipSource.for_scorer(on, scorer), units, 16))
+    missing = set(sorted({clip.id for clip in made.clips})[:drop])
+    predictions = replace(made, clips=[clip for clip in made.clips if clip.id not in missing])
+    provenance = {
+        "model": name,
+        "corpus": on.storage.path,
+        "corpus_hash": on.content_hash,
+        "mode": "whole clip",
+    }
+    provenance |= {"config": {"evaluate": asdict(CONFIG)}} | facts
+    storage = Storage(str(folder))
+    predictions.save(storage)
+    storage.write_bytes("metrics.json", json.dumps({"provenance": provenance}).encode())
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return build_corpus(tmp_path_factory.mktemp("several") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def folders(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("runs")
+    return [store(root / name, name, scorer, corpus) for name, scorer in SCORERS.items()]
+
+
+@pytest.fixture(scope="module")
+def runs(folders: Sequence[str]) -> list[Run]:
+    return load_runs(folders)
+
+
+@pytest.fixture(scope="module")
+def output(folders: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    assert job.main([*folders, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_page_of_several_runs_is_whole_and_fetches_nothing(output: Path) -> None:
+    html = (output / "report.html").read_text()
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == [] and tags.fetched == []
+    words = re.findall(r">([^<]*)<", html)
+    assert all(name in words for name in SCORERS)
+    assert "NaN" not in html and "nan" not in words
+    assert all(f'id="{name}"' in html for name in ("leaderboard", "differences", "reliability", "published"))
+
+
+def test_every_clip_has_one_curve_per_model(runs: Sequence[Run], corpus: Corpus) -> None:
+    for group in clip_cards(runs, corpus, CONFIG.splits):
+        for card in group["clips"]:
+            curves = [s for s in card["series"] if s["kind"] == "model"]
+            assert [s["name"] for s in curves] == list(SCORERS)
+            assert len(card["data"]["series"]) == len(card["series"])
+        why = " ".join(card["why"] for card in group["clips"])
+        assert all(f"worst judged by {name}" in why for name in SCORERS) and "disagree most" in why
+
+
+def test_the_clip_that_two_models_disagree_on_is_the_one_that_differs(runs: Sequence[Run], corpus: Corpus) -> None:
+    first = runs[0]
+    clips = first.predictions.clips
+    odd = next(c.id for c in clips if c.split == "seen")
+    moved = [replace(c, progress=np.zeros_like(c.progress)) if c.id == odd else c for c in clips]
+    second = replace(first.on(replace(first.predictions, clips=moved)), name="other")
+    cards = clip_cards([first, second], corpus, ["seen"])[0]["clips"]
+    assert any(card["id"] == odd and "disagree most" in card["why"] for card in cards)
+
+
+def test_the_best_of_a_column_is_marked_and_constants_are_not(runs: Sequence[Run]) -> None:
+    board = tables.leaderboards(runs)[0]
+    names = [h.evaluation for h in board["headlines"]]
+    best = {names[i]: {row["name"] for row in board["rows"] if row["cells"][i]["best"]} for i in range(len(names))}
+    assert best["reward_alignment"] == {"clock"}
+    assert best["policy_ranking"] == {"difference"}
+
+
+def test_a_model_differs_from_itself_by_nothing(runs: Sequence[Run]) -> None:
+    first = runs[1]
+    found = compare([first, replace(first, name="again")]).differences["again"]
+    assert len(found) > 60
+    for (evaluation, _, name), difference in found.items():
+        if not math.isnan(difference.value):
+            assert (difference.value, difference.low, difference.high) == (0, 0, 0) or difference.reason, (
+                evaluation,
+                name,
+            )
+
+
+def test_differences_are_over_the_clips_that_both_scored(
+    corpus: Corpus, folders: Sequence[str], tmp_path: Path
+) -> None:
+    fewer = store(tmp_path / "fewer", "fewer", FrameDifference(), corpus, drop=4)
+    runs = load_runs([folders[1], fewer])
+    html = report.render(compare(runs), None)
+    assert re.search(r"On \w+, fewer scored \d+ clips and difference \d+", html)
+    for difference in compare(runs).differences["fewer"].values():
+        assert math.isnan(difference.value) or difference.value == 0
+
+
+def test_a_baseline_by_name_comes_first(folders: Sequence[str]) -> None:
+    assert [run.name for run in load_runs(folders, "random")] == ["random", "clock", "difference"]
+    with pytest.raises(ReportError, match="none of the runs: clock"):
+        load_runs(folders, "oracle")
+
+
+def test_runs_of_one_model_are_told_apart_by_their_folders(corpus: Corpus, tmp_path: Path) -> None:
+    both = [store(tmp_path / name, "clock", Clock(), corpus) for name in ("a", "b")]
+    assert [run.name for run in load_runs(both)] == ["clock (a)", "clock (b)"]
+
+
+def test_runs_over_other_corpora_are_refused_in_one_sentence(
+    corpus: Corpus, folders: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = store(tmp_path / "other", "other", Clock(), corpus, corpus_hash="0000")
+    assert job.main([folders[0], other, "--output", str(tmp_path / "page")]) == 2
+    assert "another corpus" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main([str(tmp_path), "--output", str(tmp_path / "page")]) == 2
+    assert "no predictions in" in capsys.readouterr().err
+
+
+def test_a_corpus_that_is_gone_leaves_a_page_without_clips(corpus: Corpus, tmp_path: Path) -> None:
+    run = store(tmp_path / "run", "clock", Clock(), corpus, corpus=str(tmp_path / "gone"))
+    assert job.main([run, "--output", str(tmp_path / "page")]) == 0
+    assert "clips are not shown" in (tmp_path / "page/report.html").read_text()
+    assert job.main([run, "--output", str(tmp_path / "page"), "--corpus", corpus.storage.path]) == 0
+    assert "data:image/jpeg" in (tmp_path / "page/report.html").read_text()
+
+
+def test_the_csv_has_every_metric_of_every_model_and_only_numbers(output: Path, runs: Sequence[Run]) -> None:
+    rows = list(csv.DictReader(io.StringIO((output / "report.csv").read_text()), strict=True))
+    expected = [(run.name, r.split, r.evaluation, m.name) for run in runs for r in run.results for m in r.metrics]
+    assert [(r["model"], r["split"], r["evaluation"], r["metric"]) for r in rows] == expected
+    for row in rows:
+        assert None not in row and None not in row.values()
+        for name in ("value", "low", "high", "difference", "difference_low", "difference_high", "p"):
+            assert row[name] == "" or math.isfinite(float(row[name]))
+        assert (row["baseline"] == "clock") == (row["model"] != "clock")
+
+
+def test_the_tables_of_markdown_and_latex_are_rectangular(output: Path) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", (output / "report.md").read_text(), re.MULTILINE):
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    latex = (output / "report.tex").read_text()
+    found = re.findall(r"\\begin{tabular}{(l?r*)}(.*?)\\end{tabular}", latex, re.DOTALL)
+    assert len(found) == 4  # leaderboard and differences of two splits
+    for columns, body in found:
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(lines) > 3 and all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in lines)
+
+
+def test_hostile_names_are_text_in_every_file(corpus: Corpus, tmp_path: Path) -> None:
+    name = "</script><b>a|b_c & 50% {x} \\ `y`"
+    run = load_runs([store(tmp_path / "run", name, Clock(), corpus)])[0]
+    comparison = compare([run, replace(run, name="plain")])
+    html = report.render(comparison, corpus)
+    assert "<b>a" not in html and html.count("</script>") == html.count("<script")
+    latex = exports.latex(comparison)
+    assert r"a|b\_c \& 50\% \{x\} \textbackslash{} `y`" in latex
+    assert re.sub(r"\\[{}]", "", latex).count("{") == re.sub(r"\\[{}]", "", latex).count("}")
+    assert r"\</script\>\<b\>a\|b\_c & 50% {x} \\ \`y\`" in exports.markdown(comparison)
+
+
+def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequence[Run]) -> None:
+    def with_new(run: Run, error: float) -> Run:
+        estimate = Estimate(error, error - 0.1, error + 0.1, 9, "trajectory", 9)
+        new = Result("robustness", "seen", [Metric("hesitation_error", estimate, "clips", "how wrong it is")])
+        return replace(run, results=[*run.results, new])
+
+    both = [with_new(run, 0.4 - 0.1 * i) for i, run in enumerate(runs[:2])]
+    html = report.render(compare(both), None)
+    assert "Robustness, seen" in html and "hesitation_error" in html and "how wrong it is" in html
+    cells = [row["cells"][-1] for row in tables.leaderboards(both)[0]["rows"]]
+    assert [cell["best"] for cell in cells] == [False, True]  # an error: lower is better
+
+
+def test_ours_stands_beside_the_published_with_what_differs(runs: Sequence[Run]) -> None:
+    made = anchor_tables(compare(runs))
+    assert len(made) == 5
+    ranking = next(t for t in made if t["anchor"].evaluation == "policy_ranking")
+    ours = {row["name"]: row["cells"][-2]["value"] for row in ranking["rows"] if row["ours"]}
+    assert list(ours) == list(SCORERS) and ours["clock"] == "0.000"
+    assert ranking["caveats"][0].startswith("Other data: no published data set is among ours (test)")
+    assert "whole clip" in protocol(runs)[0] and "padded" in protocol(runs)[0] and len(protocol(runs)) > 5
+
+
+def test_a_split_of_one_run_only_is_said_and_not_mixed(runs: Sequence[Run]) -> None:
+    first, second = runs[:2]
+    only_seen = second.on(
+        replace(second.predictions, clips=second.predictions.split("seen").clips, pairs=[], instructions=[])
+    )
+    comparison = compare([first, only_seen])
+    assert "On held_out, clock scored clips and difference none." in report.render(comparison, None)
+    held_out = [key for key in comparison.differences["difference"] if key[1] == "held_out"]
+    assert held_out == []
+
+
+def test_a_heading_sorts_and_the_cursor_moves_in_a_browser(runs: Sequence[Run], output: Path, tmp_path: Path) -> None:
+    """What a hand would do: click the heading of Kendall tau twice, and go back two frames on the first clip."""
+    act = """<script>
+      const button = document.querySelector(".board th:nth-child(3) button");
+      button.click(); button.click();
+      const key = () => new KeyboardEvent("keydown", { key: "ArrowLeft" });
+      for (let i = 0; i < 2; i++) document.querySelector(".plot").dispatchEvent(key());
+    </script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text((output / "report.html").read_text().replace("</body>", act))
+    dom = browse(page)
+    board = dom[dom.index('<table class="board') : dom.index("</table>")]
+    tau = {row["name"]: row["cells"][1]["sort"] for row in tables.leaderboards(runs)[0]["rows"]}
+    assert re.findall(r'<th scope="row" data-sort="(\w+)"', board) == sorted(tau, key=lambda name: tau[name])
+    assert 'aria-sort="ascending"' in board
+    clip = dom[dom.index('<article class="card clip"') : dom.index("</article>")]
+    assert '<span data-of="frame">7 of 9</span>' in clip
