@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 from jobs import common
-from pipelines.embed import run_embed
 from robometer.configs import Config
 
 HELP = """
@@ -25,6 +24,8 @@ Examples
 
 def embed(config: Config) -> None:
     """Embed and say what was done."""
+    from pipelines.embed import run_embed
+
     report = dataclasses.asdict(run_embed(config))
     print(f"corpus {config.corpus.path}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
 

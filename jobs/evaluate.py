@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs import common
-from pipelines.evaluate import recompute, run_evaluate
+from robometer.baselines import BASELINES
 from robometer.configs import Config
 
 HELP = """
-robometer evaluate: reward alignment, policy ranking, confusion matrix, preference and success detection, with
-bootstrap intervals, on splits of a corpus.
+robometer evaluate: reward alignment, policy ranking, confusion matrix, preference, success detection, partial success,
+robustness and instruction grounding, with bootstrap intervals, on splits of a corpus.
 
-Reads   evaluate.checkpoint (a checkpoint folder, or the URL of an endpoint) and the corpus at corpus.path
+Reads   evaluate.checkpoint and the corpus at corpus.path. A checkpoint is a folder, org/name of the hub, an MLflow URI,
+        the URL of an endpoint, or a baseline: baseline:@BASELINES@
 Writes  evaluate.output: report.html, metrics.json, metrics.parquet, predictions.parquet, pairs.parquet,
-        confusion.parquet; MLflow. With --recompute, metrics and report anew from the predictions, without the model.
+        confusion.parquet, parts/ (predictions as they come in); MLflow.
+Re-run  goes on where it was killed, and asks again for what failed. With --recompute: metrics and report anew from the
+        predictions, without the model. `robometer report` sets several outputs beside one another.
 
 Examples
   robometer evaluate evaluate.checkpoint=outputs/train/best corpus.path=outputs/corpus
+  robometer evaluate evaluate.checkpoint=baseline:clock evaluate.output=outputs/clock
   robometer evaluate evaluate.checkpoint=http://127.0.0.1:8000 'evaluate.splits=[held_out]'
   ray job submit --working-dir . -- python -m jobs.evaluate evaluate.checkpoint=/data/run/best corpus.path=/data/corpus
 """
@@ -31,12 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     anew = "--recompute" in arguments
 
     def evaluate(config: Config) -> None:
+        from pipelines.evaluate import recompute, run_evaluate
+
         found = recompute(config) if anew else run_evaluate(config)
         print(common.metrics_table(found))
         print(f"report: {config.evaluate.output}/report.html")
 
     rest = [argument for argument in arguments if argument != "--recompute"]
-    return common.main(HELP, ("evaluate", "corpus", "tracking"), evaluate, rest)
+    return common.main(
+        HELP.replace("@BASELINES@", " ".join(BASELINES)), ("evaluate", "baseline", "corpus", "tracking"), evaluate, rest
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 
 from jobs import common
-from pipelines.ingest import run_ingest
 from robometer.configs import Config
 from robometer.corpus.sources import names
 
@@ -35,6 +34,8 @@ def _formats() -> str:
 
 def ingest(config: Config) -> None:
     """Ingest and say what was done."""
+    from pipelines.ingest import run_ingest
+
     report = run_ingest(config)
     print(
         f"corpus {config.corpus.path}: {report.new} new, {report.present} there before, "

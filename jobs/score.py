@@ -14,8 +14,6 @@ from jobs import common
 from robometer.client import RemoteScorer
 from robometer.configs import Config
 from robometer.errors import RobometerError
-from robometer.models.checkpoint import load_scorer
-from robometer.plots import plot_curve
 from robometer.scoring import Clip, ClipScore, Scorer
 from robometer.video import Video, VideoLimits, decode_video, thin
 
@@ -59,6 +57,8 @@ def parser_for(prog: str, text: str) -> argparse.ArgumentParser:
 
 def scorer_of(arguments: argparse.Namespace) -> Scorer:
     """The scorer that `--url` or `--checkpoint` names."""
+    from robometer.models.checkpoint import load_scorer
+
     if arguments.url:
         return RemoteScorer(arguments.url, os.environ.get("ROBOMETER_TOKEN"))
     return load_scorer(arguments.checkpoint)
@@ -92,6 +92,8 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=2))
     if arguments.png:
+        from robometer.plots import plot_curve
+
         plot_curve(video.frames, score, arguments.task, arguments.png, result["time_s"])
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
-from pipelines.serve import run_serve
+from robometer.configs import Config
 
 HELP = """
 robometer serve: serve a checkpoint over HTTP until Ctrl-C.
@@ -22,9 +22,16 @@ Examples
 """
 
 
+def serve(config: Config) -> None:
+    """Serve until it is stopped."""
+    from pipelines.serve import run_serve
+
+    run_serve(config)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see HELP."""
-    return common.main(HELP, ("serve",), run_serve, argv)
+    return common.main(HELP, ("serve",), serve, argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs import common
-from pipelines.sweep import run_sweep
 from robometer.configs import Config
 
 HELP = """
@@ -24,6 +23,8 @@ Examples
 
 def sweep(config: Config) -> None:
     """Sweep and print the table of trials."""
+    from pipelines.sweep import run_sweep
+
     report = run_sweep(config)
     print(report.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"best checkpoint: {report.best}\nplot: {report.plot}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs import common
-from pipelines.train import run_train
 from robometer.configs import Config
 
 HELP = """
@@ -25,6 +24,8 @@ Examples
 
 def train(config: Config) -> None:
     """Train and say where the result lies."""
+    from pipelines.train import run_train
+
     report = run_train(config)
     print(f"best checkpoint: {report.best}")
     for name, value in sorted(report.metrics.items()):

@@ -47,7 +47,8 @@ def _run(overrides: list[str]) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("search", [pytest.param("random", marks=pytest.mark.slow), "optuna"])
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["random", "optuna"])
 def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_path: Path, search: str) -> None:
     output = tmp_path / "sweep"
     tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"

@@ -119,6 +119,7 @@ def test_other_settings_in_the_same_folder_are_refused(
         run_train(_config(tiny_corpus, reference.best.parent, "train.zero_stage=1", override))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_names_its_trajectories(tiny_corpus: str, tmp_path: Path) -> None:
     from pipelines.training.checkpointing import TrainingError
 
