@@ -10,6 +10,8 @@ import pytest
 from robometer.baselines.trivial import Clock, Constant
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation import partial_success, robustness, success_detection
+from robometer.evaluation.plan import plan_split
+from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.views import CYCLE, FORWARD, HESITATION, REWOUND, VIEWS, counterfactual, paraphrases
 from robometer.evaluation.views import true_progress as truth_of
@@ -118,3 +120,13 @@ def test_calibration_f1_and_delay_of_known_probabilities() -> None:
 def test_hesitation_counts_the_stop_alone() -> None:
     clip = _clip(0, "successful", [0.0, 0.2, 0.5, 0.6, 0.7, 1.0], [0] * 6, view=HESITATION, num_frames=4)
     assert robustness.hesitation_error(clip) == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_in_prefix_mode_a_frame_is_judged_without_those_after_it(corpus: Corpus) -> None:
+    units = plan_split(corpus, "held_out", 100, 1, 0, ["reward_alignment"])
+    source = ClipSource(corpus, None)
+    whole, prefix = (Predictions.of(predict(Clock(), source, units, 8, mode)) for mode in ("whole", "prefix"))
+    assert all(set(clip.progress) == {1.0} for clip in prefix.clips)  # of each prefix, the last frame is its end
+    assert [len(clip.progress) for clip in prefix.clips] == [len(clip.progress) for clip in whole.clips]
+    whole, prefix = (Predictions.of(predict(Reach(), source, units, 8, mode)) for mode in ("whole", "prefix"))
+    assert all(np.array_equal(a.progress, b.progress) for a, b in zip(whole.clips, prefix.clips, strict=True))

@@ -22,7 +22,7 @@ from robometer.models.robometer import Robometer, build_robometer, load_processo
 from robometer.models.robometer_scorer import RobometerScorer
 from robometer.models.tiny import TINY
 from robometer.sampling.types import ClipPlan, SamplePlan
-from robometer.scoring import Clip, Scorer
+from robometer.scoring import Clip, Scorer, score_prefixes
 from robometer.trajectory import SCHEMA_VERSION, SHARD_SCHEMA
 from tests.models.images import jpeg, noise_clip
 
@@ -291,6 +291,22 @@ def test_a_session_ends_where_the_whole_clip_does(model: Robometer, processor: R
     pushed = [session.push(frame) for frame in clip.frames]
     score = scorer.score([clip])[0]
     assert np.allclose(pushed, np.stack([score.progress, score.success], 1), atol=1e-5)  # the model is causal
+
+
+def test_prefixes_are_scored_as_a_session_scores_them_with_fewer_forwards(
+    model: Robometer, processor: RobometerProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, clips = RobometerScorer(model, processor, _config()), [noise_clip(5, 11), noise_clip(6, 3)]
+    scored: list[int] = []
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda clips: scored.extend(map(len, clips)) or score(clips))
+    found = score_prefixes(scorer, clips)
+    assert scored == [8, 8, 8, 8, 3]  # the first eight prefixes at once, three longer ones, and a clip that fits
+    for clip, prefixes in zip(clips, found, strict=True):
+        session = scorer.open_session(clip.task)
+        pushed = np.array([session.push(frame) for frame in clip.frames])
+        np.testing.assert_allclose(prefixes.progress, pushed[:, 0], atol=1e-5)
+        np.testing.assert_allclose(prefixes.success, pushed[:, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["discrete", "l2"])
