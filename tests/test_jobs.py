@@ -116,20 +116,27 @@ def _wait_until_up(head: dict[str, str]) -> None:
         time.sleep(1)
 
 
-@pytest.mark.parametrize("sweep", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("stages", "overrides"),
+    [
+        (["ingest", "train", "evaluate"], ["model=tiny", "train.zero_stage=3", "train.batch_size=4"]),
+        pytest.param(["ingest", "embed", "train", "sweep", "evaluate"], [], marks=pytest.mark.slow),
+    ],
+)
 def test_every_stage_runs_as_a_submitted_job(
-    head: dict[str, str], raw_clips: Path, tmp_path: Path, sweep: bool
+    head: dict[str, str], raw_clips: Path, tmp_path: Path, stages: list[str], overrides: list[str]
 ) -> None:
     _wait_until_up(head)
     stranger = _submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, "jobs.ingest")
     assert stranger.returncode != 0
 
-    base = [*TINY, f"corpus.path={tmp_path}/corpus", f"train.output={tmp_path}/run", f"sweep.output={tmp_path}/sweep"]
+    base = [*TINY, *overrides, f"corpus.path={tmp_path}/corpus", f"ingest.input={raw_clips}"]
+    base += [f"train.output={tmp_path}/run", f"sweep.output={tmp_path}/sweep", f"evaluate.output={tmp_path}/evaluation"]
     base += ["train.steps=4", "train.checkpoint_every=2", "sweep.num_trials=2", "evaluate.bootstrap=50"]
-    base += [f"evaluate.checkpoint={tmp_path}/{'sweep' if sweep else 'run'}/best"]
-    base += [f"evaluate.output={tmp_path}/evaluation"]
-    for stage in ("ingest", "embed", "train", *(["sweep"] if sweep else []), "evaluate"):
-        done = _submit(head, f"jobs.{stage}", *base, f"ingest.input={raw_clips}")
+    base += [f"evaluate.checkpoint={tmp_path}/{'sweep' if 'sweep' in stages else 'run'}/best"]
+    base += ["evaluate.max_clips=24", "evaluate.pairs_per_task=2"]
+    for stage in stages:
+        done = _submit(head, f"jobs.{stage}", *base)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())["metrics"]
     assert set(metrics) == {"seen", "held_out"}

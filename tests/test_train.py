@@ -74,6 +74,7 @@ def test_losses_do_not_depend_on_zero_stage_workers_or_micro_batches(
     np.testing.assert_allclose(_losses(report), _losses(reference), rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_tiny_vision_language_model_trains_through_the_same_pipeline(tiny_corpus: str, tmp_path: Path) -> None:
     report = run_train(_config(tiny_corpus, tmp_path, "model=tiny", "train.zero_stage=3", "train.batch_size=4"))
     assert np.isfinite(_losses(report)).all() and len(_losses(report)) == 6

@@ -213,12 +213,12 @@ def test_hostile_names_are_text_in_every_file(corpus: Corpus, tmp_path: Path) ->
 def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequence[Run]) -> None:
     def with_new(run: Run, error: float) -> Run:
         estimate = Estimate(error, error - 0.1, error + 0.1, 9, "trajectory", 9)
-        new = Result("robustness", "seen", [Metric("hesitation_error", estimate, "clips", "how wrong it is")])
+        new = Result("patience", "seen", [Metric("waiting_error", estimate, "clips", "how wrong it is")])
         return replace(run, results=[*run.results, new])
 
     both = [with_new(run, 0.4 - 0.1 * i) for i, run in enumerate(runs[:2])]
     html = report.render(compare(both), None)
-    assert "Robustness, seen" in html and "hesitation_error" in html and "how wrong it is" in html
+    assert "Patience, seen" in html and "waiting_error" in html and "how wrong it is" in html
     cells = [row["cells"][-1] for row in tables.leaderboards(both)[0]["rows"]]
     assert [cell["best"] for cell in cells] == [False, True]  # an error: lower is better
 
