@@ -227,7 +227,7 @@ def _predict_parts(
 
 
 def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predictions) -> dict[str, Any]:
-    lengths = [len(c.progress) for c in predictions.clips if not c.error]
+    lengths = [len(c.progress) for c in predictions.clips if c.view == FORWARD and not c.error]
     counts: dict[str, str] = {}
     for split in config.evaluate.splits:
         clips = [c for c in predictions.split(split).clips if c.view == FORWARD]

@@ -148,8 +148,8 @@ def _board(board: Table, bold: Callable[[str], str], escape: Callable[[str], str
         for headline, cell in zip(board["headlines"], row["cells"], strict=True):
             value = escape(cell["value"])
             beside = f"; {headline.beside_what} {cell['beside']}" if cell["beside"] else ""
-            more = f" ({cell['interval']}{beside})" if cell["interval"] else ""
-            cells.append((bold(value) if cell["best"] else value) + escape(more))
+            more = f"({cell['interval']}{beside})" if cell["interval"] else ""
+            cells.append(f"{bold(value) if cell['best'] else value} {escape(more)}".rstrip())
         rows.append([escape(row["name"]), *cells])
     return header, rows
 
