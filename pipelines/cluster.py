@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import ActorDiedError
 from ray.experimental import tqdm_ray
 
 from robometer.configs.schema import Config
@@ -66,6 +67,8 @@ def cause_of(error: BaseException) -> str:
     """What a task raised, inside all that Ray wraps around it, in one line."""
     while isinstance(inner := getattr(error, "cause", None), BaseException):
         error = inner
+    if isinstance(error, ActorDiedError):  # of one that could not start, the last line of its traceback says why
+        return str(error).strip().splitlines()[-1]
     name = "" if isinstance(error, RobometerError) else f"{type(error).__name__}: "
     return f"{name}{next(iter(str(error).splitlines()), '')}"
 

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
 
-from pipelines.cluster import connected, interactive, progress_bar
+from pipelines.cluster import cause_of, connected, interactive, progress_bar
 from robometer import baselines, tracking
 from robometer.configs.loading import to_dict
 from robometer.configs.schema import Config, ConfigError
@@ -102,8 +103,9 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
     corpus = Corpus(config.corpus.path)
     units = _plan(config, corpus)
     storage = Storage(config.evaluate.output)
+    parts = _parts(units, f"{corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     with tracking.start(config, kind="evaluate") as run, connected(config):
-        name, predictions = _predict(config, corpus, units, load)
+        name, predictions = _predict(config, corpus, parts, load)
         predictions.save(storage)
         if not predictions.split_names():
             first = predictions.errors()[0].error
@@ -154,11 +156,10 @@ def _plan(config: Config, corpus: Corpus) -> list[Unit]:
 
 
 def _predict(
-    config: Config, corpus: Corpus, units: Sequence[Unit], load: ScorerLoader | None
+    config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Unit]], load: ScorerLoader | None
 ) -> tuple[str, Predictions]:
     """Name of the scorer, and all records."""
     storage = Storage(config.evaluate.output)
-    parts = _parts(units, f"{corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     missing = {name: part for name, part in parts.items() if not storage.exists(_file(name)) or _failed(storage, name)}
     if len(missing) < len(parts):
         logger.info("evaluate: %d of %d parts are there from before", len(parts) - len(missing), len(parts))
@@ -221,9 +222,12 @@ def _predict_parts(
     )
     total, done = sum(map(len, parts.values())), 0
     show = progress_bar("evaluate", total, interactive())
-    for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-        done += int(np.sum(block["done"]))
-        show(done, {})
+    try:
+        for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+            done += int(np.sum(block["done"]))
+            show(done, {})
+    except RayError as error:
+        raise EvaluationFailed(f"a worker failed: {cause_of(error)}; mend that and run the same again") from error
 
 
 def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predictions) -> dict[str, Any]:

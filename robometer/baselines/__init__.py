@@ -46,16 +46,25 @@ def load_baseline(name: str, config: BaselineConfig, device: str = "cpu") -> Sco
     Raises:
         ConfigError: no baseline has that name, or its settings cannot work.
     """
-    if name not in _MODULES:
-        raise ConfigError(f"{PREFIX}{name} is none of {', '.join(PREFIX + known for known in BASELINES)}")
+    _check(name)
     make: Callable[[str, BaselineConfig, str], Scorer] = import_module(f"robometer.baselines.{_MODULES[name]}").make
     return make(name, config, device)
 
 
-def identity(config: BaselineConfig) -> str:
-    """The settings that answers follow from: all but those of how fast and where they are asked and kept."""
+def _check(name: str) -> None:
+    if name not in _MODULES:
+        raise ConfigError(f"{PREFIX}{name} is none of {', '.join(PREFIX + known for known in BASELINES)}")
+
+
+def identity(name: str, config: BaselineConfig) -> str:
+    """The settings that answers follow from: all but those of how fast and where they are asked and kept.
+
+    Raises:
+        ConfigError: no baseline has that name.
+    """
+    _check(name)
     kept = {k: v for k, v in asdict(config).items() if k not in _HOW}
-    return ",".join(f"{name}={value}" for name, value in kept.items())
+    return ",".join([name, *(f"{key}={value}" for key, value in kept.items())])
 
 
 def runtime_env(name: str) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def scorer_identity(checkpoint: str, tracking_uri: str = "", baseline: BaselineC
         remote = load_scorer(checkpoint)
         return f"{remote.name} {getattr(remote, 'revision', '')}"
     if checkpoint.startswith(baselines.PREFIX):
-        return f"{checkpoint} {baselines.identity(baseline or BaselineConfig())}"
+        return baselines.identity(checkpoint.removeprefix(baselines.PREFIX), baseline or BaselineConfig())
     found = describe(locate(checkpoint, tracking_uri))
     return f"{_scorer_name(found)} {found.config.model} {found.config.sampling.max_frames}"
 

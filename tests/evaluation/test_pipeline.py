@@ -70,6 +70,8 @@ def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
         run_evaluate(config_for(tmp_path, "evaluate.splits=[nowhere]"), clock)
     with pytest.raises(ConfigError, match="none of reward_alignment"):
         run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), clock)
+    with pytest.raises(ConfigError, match="baseline:nobody is none of baseline:clock"):
+        run_evaluate(config_for(tmp_path, "evaluate.checkpoint=baseline:nobody"))
     with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
         recompute(config_for(tmp_path))
 
@@ -132,3 +134,12 @@ def test_a_scorer_that_always_fails_ends_the_job(ray_local: None, tmp_path: Path
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
     with pytest.raises(EvaluationFailed, match="the endpoint does not answer"):
         run_evaluate(config_for(tmp_path, "evaluate.evaluations=[reward_alignment]", "tracking.uri=none"), silent)
+
+
+def test_a_scorer_that_cannot_start_is_one_sentence(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    build_corpus(tmp_path / "corpus", clips_per_quality=1)
+    with pytest.raises(EvaluationFailed, match="^a worker failed: .*needs its key in GEMINI_API_KEY; mend"):
+        run_evaluate(config_for(tmp_path, "evaluate.checkpoint=baseline:gvl", "tracking.uri=none"))
