@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 MIN_TASKS_TO_RESAMPLE = 5
 """With fewer tasks a bootstrap over tasks has too few distinct resamples; trajectories are resampled instead."""
 
-_ELEMENTS_PER_CHUNK = 4_000_000  # resampling weights held at once, 32 MB
+_ELEMENTS_PER_CHUNK = 1 << 17  # resampling weights held at once: 1 MB, which stays in a core's cache
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Maps weights [B, N] of N items to a value per row [B]; the point estimate is its value at all ones."""
@@ -32,17 +32,32 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson correlation; NaN for unequal or too short input and where one side is constant."""
     pair = _pair(x, y)
-    if pair is None or np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0:
-        return math.nan
-    a, b = pair[0] - pair[0].mean(), pair[1] - pair[1].mean()
-    scale = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
-    return float(np.clip(a @ b / scale, -1.0, 1.0)) if scale > 0 else math.nan
+    return math.nan if pair is None else float(pearson_rows(*(side.reshape(1, -1) for side in pair))[0])
+
+
+def pearson_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`pearson` of each row of x [N, T] and y [N, T], float64 [N]: many short clips in one go."""
+    varies = (np.ptp(x, axis=1) > 0) & (np.ptp(y, axis=1) > 0)
+    a, b = (np.asarray(side, dtype=np.float64) - side.mean(axis=1, keepdims=True, dtype=np.float64) for side in (x, y))
+    scale = np.sqrt(np.einsum("nt,nt->n", a, a)) * np.sqrt(np.einsum("nt,nt->n", b, b))
+    known = varies & (scale > 0)
+    return np.where(known, (np.einsum("nt,nt->n", a, b) / np.where(known, scale, 1)).clip(-1, 1), math.nan)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson correlation of the average ranks; NaN where `pearson` is."""
     pair = _pair(x, y)
-    return math.nan if pair is None or np.isnan(pair).any() else pearson(rankdata(pair[0]), rankdata(pair[1]))
+    return math.nan if pair is None else float(spearman_rows(*(side.reshape(1, -1) for side in pair))[0])
+
+
+def spearman_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`spearman` of each row of x [N, T] and y [N, T], float64 [N]."""
+    return pearson_rows(rankdata(x, axis=1), rankdata(y, axis=1))  # a row with a NaN has NaN for ranks
+
+
+def kendall_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`kendall` of each row of x [N, T] and y [N, T], float64 [N]; one by one, since each takes T^2 of memory."""
+    return np.array([kendall(a, b) for a, b in zip(x, y, strict=True)], dtype=np.float64)
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
@@ -134,8 +149,51 @@ def tau_b_ceiling(labels: Sequence[int] | np.ndarray) -> float:
     return math.sqrt((total - tied) / total) if total > tied else math.nan
 
 
+class Areas:
+    """Areas under the curves of scores [N], higher meaning positive, against labels [N], 0 or 1.
+
+    `auroc` and `auprc` are statistics: they map weights [B, N], how often each item counts, to values [B]. What does
+    not depend on weights is found once here, so that a bootstrap sorts nothing.
+    """
+
+    def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
+        score, positive = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64) > 0
+        order = np.argsort(score, kind="stable")
+        self._positive, self._negative = order[positive[order]], order[~positive[order]]
+        of_positive, of_negative = score[self._positive], score[self._negative]
+        # per positive: how many positives score less, how many negatives do, and how many do not score more
+        self._positive_below = np.searchsorted(of_positive, of_positive, side="left")
+        self._below = np.searchsorted(of_negative, of_positive, side="left")
+        self._not_above = np.searchsorted(of_negative, of_positive, side="right")
+
+    def auroc(self, weights: np.ndarray) -> np.ndarray:
+        """Area under the ROC curve, ties count 1/2; NaN with one class only."""
+        found = weights.take(self._positive, axis=1)  # [B, P]
+        missed = _running(weights.take(self._negative, axis=1))  # [B, 1 + N - P]
+        beaten = missed.take(self._below, axis=1) + missed.take(self._not_above, axis=1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.einsum("bp,bp->b", found, beaten) / (2 * found.sum(1) * missed[:, -1]))
+
+    def auprc(self, weights: np.ndarray) -> np.ndarray:
+        """Average precision (area under the step-wise precision-recall curve); NaN with one class only."""
+        each = weights.take(self._positive, axis=1)
+        found, missed = _running(each), _running(weights.take(self._negative, axis=1))
+        true = found[:, -1:] - found.take(self._positive_below, axis=1)  # that score no less
+        false = missed[:, -1:] - missed.take(self._below, axis=1)
+        area = np.einsum("bp,bp->b", each, true / np.maximum(true + false, 1e-300))
+        both = (found[:, -1] > 0) & (missed[:, -1] > 0)
+        return np.where(both, area / np.maximum(found[:, -1], 1e-300), math.nan)
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """Sums [B, 1 + N] of the first 0, 1, ... N of values [B, N]."""
+    sums = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
+
+
 def auroc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve, ties count 1/2; NaN with one class only.
+    """See `Areas.auroc`.
 
     Args:
         scores: [N], higher means positive.
@@ -145,32 +203,12 @@ def auroc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = Non
     Returns:
         float64 [B].
     """
-    positive, negative = _by_score(scores, labels, weights)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    with np.errstate(invalid="ignore"):
-        return np.asarray((positive * below).sum(1) / (positive.sum(1) * negative.sum(1)))
+    return Areas(scores, labels).auroc(np.ones((1, np.size(scores))) if weights is None else weights)
 
 
 def auprc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
-    """Average precision (area under the step-wise precision-recall curve); arguments and NaN as in `auroc`."""
-    positive, negative = (side[:, ::-1] for side in _by_score(scores, labels, weights))
-    found, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
-    both = (positive.sum(1) > 0) & (negative.sum(1) > 0)
-    precision = found / np.maximum(found + false, 1e-300)
-    return np.where(both, (positive * precision).sum(1) / np.maximum(positive.sum(1), 1e-300), math.nan)
-
-
-def _by_score(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of positives and of negatives at each distinct score, ascending, each [B, G]."""
-    score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    weight = np.ones((1, score.size)) if weights is None else weights
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])[: score.size]
-    if score.size == 0:
-        return np.zeros((len(weight), 0)), np.zeros((len(weight), 0))
-    positive = np.add.reduceat((weight * label)[:, order], starts, axis=1)
-    negative = np.add.reduceat((weight * (1 - label))[:, order], starts, axis=1)
-    return positive, negative
+    """See `Areas.auprc`; arguments as in `auroc`."""
+    return Areas(scores, labels).auprc(np.ones((1, np.size(scores))) if weights is None else weights)
 
 
 @dataclass(frozen=True)
@@ -239,7 +277,7 @@ def _replicates(statistic: Statistic, group_of: np.ndarray, groups: int, setting
     for start in range(0, settings.resamples, chunk):
         size = min(chunk, settings.resamples - start)
         weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.float64)
-        values.append(statistic(weights[:, group_of]))
+        values.append(statistic(weights.take(group_of, axis=1)))
     return np.concatenate(values)
 
 

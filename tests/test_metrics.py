@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from robometer import metrics
@@ -20,6 +20,25 @@ def test_constant_prediction_has_no_pearson_and_zero_tau_a() -> None:
     assert metrics.kendall([1, 2, 3], [5, 5, 5]) == 0.0
     assert math.isnan(metrics.kendall([1], [1]))
     assert math.isnan(metrics.pearson([1, 2, 3], [1, math.nan, 3]))
+
+
+def test_rows_are_correlated_as_one_by_one_and_what_is_undefined_stays_so() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.random((40, 7)), rng.integers(0, 4, (40, 7)) / 3
+    x[3], y[5], y[7, 2] = 0.5, 0.0, math.nan
+    for rows, one, theirs in (
+        (metrics.pearson_rows, metrics.pearson, pearsonr),
+        (metrics.spearman_rows, metrics.spearman, spearmanr),
+        (metrics.kendall_rows, metrics.kendall, None),
+    ):
+        found = rows(x, y)
+        np.testing.assert_array_equal(found, [one(a, b) for a, b in zip(x, y, strict=True)])
+        assert math.isnan(found[7])
+        if theirs is not None:
+            assert np.isnan(found[[3, 5]]).all()
+            known = np.isfinite(found)
+            expected = [theirs(a, b).statistic for a, b in zip(x[known], y[known], strict=True)]
+            np.testing.assert_allclose(found[known], expected, atol=1e-12)
 
 
 def test_closed_form_equals_the_average_over_all_choices_of_one_clip_per_label() -> None:
@@ -55,6 +74,25 @@ def test_areas_equal_scikit_learn_with_and_without_weights(ties: bool) -> None:
         assert ours(scores, labels)[0] == pytest.approx(theirs(labels, scores))
         expected = [theirs(labels, scores, sample_weight=w) for w in weights]
         assert ours(scores, labels, weights) == pytest.approx(expected)
+
+
+def test_areas_of_resampled_clips_are_those_of_the_clips_drawn() -> None:
+    rng = np.random.default_rng(5)
+    scores, labels, group_of = rng.integers(0, 9, 60) / 8, rng.integers(0, 2, 60), np.arange(60) % 12
+    areas, settings = metrics.Areas(scores, labels), Resampling(30, 0.95, 3)
+    draws = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=30)[:, group_of]
+    for ours, theirs in ((areas.auroc, roc_auc_score), (areas.auprc, average_precision_score)):
+        drawn = [theirs(np.repeat(labels, times), np.repeat(scores, times)) for times in draws]
+        found = metrics.estimate(ours, group_of, "task", settings).replicates
+        np.testing.assert_allclose(found, drawn, atol=1e-12)
+
+
+def test_resamples_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    areas, group_of = metrics.Areas(rng.random(50), rng.integers(0, 2, 50)), np.arange(50) % 10
+    at_once = metrics.estimate(areas.auprc, group_of, "task", Resampling(40)).replicates
+    monkeypatch.setattr(metrics, "_ELEMENTS_PER_CHUNK", 150)
+    np.testing.assert_array_equal(metrics.estimate(areas.auprc, group_of, "task", Resampling(40)).replicates, at_once)
 
 
 def test_areas_are_undefined_with_one_class_or_nothing() -> None:

@@ -8,8 +8,9 @@ judges what it sees gets a negative number, a clock gets 1.0 again.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -22,22 +23,27 @@ from robometer.metrics import Resampling
 
 NAME = "reward_alignment"
 
-Correlation = Callable[[np.ndarray, np.ndarray], float]
+Correlation = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Maps truths [N, T] and predictions [N, T] of N clips to a value each [N]."""
+
 Truth = Callable[[ClipPrediction], np.ndarray]
 
 _WITH_TIME: dict[str, tuple[Correlation, str]] = {
-    "voc": (metrics.pearson, "Pearson r with time (VOC r)"),
-    "spearman": (metrics.spearman, "Spearman correlation with time"),
-    "kendall": (metrics.kendall, "Kendall tau-a with time"),
+    "voc": (metrics.pearson_rows, "Pearson r with time (VOC r)"),
+    "spearman": (metrics.spearman_rows, "Spearman correlation with time"),
+    "kendall": (metrics.kendall_rows, "Kendall tau-a with time"),
 }
 _BACKWARDS = ", video played backwards: below 0 where states are judged, as high as forwards for a clock"
 _REWOUND = "Pearson r with how far into the clip each frame lies, video rewound to its middle at the end"
 _WITH_REWARD = "Pearson r with the simulator's reward, clips that {}"
 
 
+@cache
 def target_progress(frames: int) -> np.ndarray:
-    """True progress float64 [T] of a successful clip: linear from 0 to 1 over the whole clip."""
-    return np.linspace(0.0, 1.0, frames)
+    """True progress float64 [T] of a successful clip: linear from 0 to 1 over the whole clip. Not to be written to."""
+    target = np.linspace(0.0, 1.0, frames)
+    target.setflags(write=False)
+    return target
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
@@ -54,18 +60,20 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
         found.append(
             correlation_metric(f"{name}_reversed", backward, _time, correlation, settings, meaning + _BACKWARDS)
         )
-    found.append(correlation_metric("voc_rewound", rewound, _state, metrics.pearson, settings, _REWOUND))
+    found.append(correlation_metric("voc_rewound", rewound, _state, metrics.pearson_rows, settings, _REWOUND))
     for name, clips, which in (
         ("env_reward", forward, "succeeded"),
         ("env_reward_unsuccessful", unsuccessful, "did not succeed"),
     ):
-        found.append(correlation_metric(name, clips, _reward, metrics.pearson, settings, _WITH_REWARD.format(which)))
+        found.append(
+            correlation_metric(name, clips, _reward, metrics.pearson_rows, settings, _WITH_REWARD.format(which))
+        )
     return Result(NAME, split, [m for m in found if m.estimate.n], _per_task(forward, backward))
 
 
 def mean_correlation(clips: Sequence[ClipPrediction]) -> float:
     """Mean Pearson correlation with time of clips, undefined ones 0; NaN without clips."""
-    values = [value for _, value in _correlations(clips, _time, metrics.pearson)]
+    values = [value for _, value in _correlations(clips, _time, metrics.pearson_rows)]
     return float(np.mean(np.nan_to_num(values))) if values else math.nan
 
 
@@ -84,9 +92,16 @@ def _reward(clip: ClipPrediction) -> np.ndarray:
 def _correlations(
     clips: Sequence[ClipPrediction], truth: Truth, correlation: Correlation
 ) -> list[tuple[ClipPrediction, float]]:
-    """Value per clip whose truth varies; NaN where the prediction does not."""
-    known = [clip for clip in clips if len(truth(clip)) == len(clip.progress) > 1 and np.ptp(truth(clip)) > 0]
-    return [(clip, correlation(truth(clip), clip.progress)) for clip in known]
+    """Value per clip whose truth varies, in their order; NaN where the prediction does not."""
+    with_truth = [(clip, truth(clip)) for clip in clips]
+    known = [(clip, true) for clip, true in with_truth if len(true) == len(clip.progress) > 1 and np.ptp(true) > 0]
+    values, of_length = np.full(len(known), math.nan), defaultdict(list)
+    for i, (clip, _) in enumerate(known):
+        of_length[len(clip.progress)].append(i)
+    for members in of_length.values():  # clips of one length at once, which is many times as fast as one by one
+        true, said = [known[i][1] for i in members], [known[i][0].progress for i in members]
+        values[members] = correlation(np.stack(true), np.stack(said))
+    return [(clip, value) for (clip, _), value in zip(known, values.tolist(), strict=True)]
 
 
 def correlation_metric(
@@ -106,12 +121,23 @@ def correlation_metric(
     return Metric(name, metrics.estimate(statistic, group_of, unit, settings, undefined), "clips", meaning)
 
 
+def correlation_by_task(clips: Sequence[ClipPrediction], truth: Truth) -> dict[str, float]:
+    """Mean Pearson correlation of progress with a truth in each task that has one, undefined ones 0."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for clip, value in _correlations(clips, truth, metrics.pearson_rows):
+        values[clip.task].append(value)
+    return {task: float(np.mean(np.nan_to_num(of_task))) for task, of_task in values.items()}
+
+
 def _per_task(forward: Sequence[ClipPrediction], backward: Sequence[ClipPrediction]) -> list[Row]:
-    by_task: dict[str, tuple[list[ClipPrediction], list[ClipPrediction]]] = defaultdict(lambda: ([], []))
-    for side, clips in enumerate((forward, backward)):
-        for clip in clips:
-            by_task[clip.task][side].append(clip)
+    clips = Counter(clip.task for clip in forward)
+    voc, voc_reversed = (correlation_by_task(side, _time) for side in (forward, backward))
     return [
-        {"task": task, "clips": len(a), "voc": mean_correlation(a), "voc_reversed": mean_correlation(b)}
-        for task, (a, b) in sorted(by_task.items())
+        {
+            "task": task,
+            "clips": clips[task],
+            "voc": voc.get(task, math.nan),
+            "voc_reversed": voc_reversed.get(task, math.nan),
+        }
+        for task in sorted({clip.task for side in (forward, backward) for clip in side})
     ]

@@ -6,8 +6,9 @@ cycle of doing and undoing, a stop half way, and two tasks one after the other. 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from robometer import metrics
 from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
-from robometer.evaluation.reward_alignment import correlation_metric
+from robometer.evaluation.reward_alignment import correlation_by_task, correlation_metric
 from robometer.evaluation.views import CYCLE, HESITATION, MEMORY, RETRY
 from robometer.metrics import Resampling
 
@@ -36,7 +37,9 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
         if clip.quality_label == BEST:
             of_view[clip.view].append(clip)
     found = [
-        correlation_metric(f"voc_{view}", of_view[view], _state, metrics.pearson, settings, f"Pearson r, {meaning}")
+        correlation_metric(
+            f"voc_{view}", of_view[view], _state, metrics.pearson_rows, settings, f"Pearson r, {meaning}"
+        )
         for view, meaning in _MEANINGS.items()
     ]
     stopped = [clip for clip in of_view[HESITATION] if clip.num_frames > 1]
@@ -65,18 +68,14 @@ def _drift(clips: Sequence[ClipPrediction], settings: Resampling) -> Metric:
 
 
 def _per_task(of_view: dict[str, list[ClipPrediction]]) -> list[Row]:
-    columns: dict[str, tuple[str, Callable[[ClipPrediction], float]]] = {
-        f"voc_{view}": (view, lambda clip: metrics.pearson(clip.true_progress, clip.progress)) for view in _MEANINGS
-    }
-    columns["hesitation_error"] = HESITATION, hesitation_error
-    rows: list[Row] = []
-    for task in sorted({clip.task for view, clips in of_view.items() if view in SHOWN for clip in clips}):
-        row: Row = {"task": task}
-        for name, (view, value) in columns.items():
-            values = [value(clip) for clip in of_view[view] if clip.task == task and clip.num_frames > 1]
-            row[name] = float(np.mean(np.nan_to_num(values))) if values else float("nan")
-        rows.append(row)
-    return rows
+    columns = {f"voc_{view}": correlation_by_task(of_view[view], _state) for view in _MEANINGS}
+    drift: dict[str, list[float]] = defaultdict(list)
+    for clip in of_view[HESITATION]:
+        if clip.num_frames > 1:
+            drift[clip.task].append(hesitation_error(clip))
+    columns["hesitation_error"] = {task: float(np.mean(values)) for task, values in drift.items()}
+    tasks = sorted({clip.task for view in SHOWN for clip in of_view[view]})
+    return [{"task": task} | {name: known.get(task, math.nan) for name, known in columns.items()} for task in tasks]
 
 
 SHOWN = (*_MEANINGS, HESITATION)

@@ -19,8 +19,6 @@ NAME = "success_detection"
 
 THRESHOLD = 0.5
 
-Area = metrics.auroc, metrics.auprc
-
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Per clip (largest and last probability against the label) and per frame (against the simulator's flag)."""
@@ -65,14 +63,10 @@ def _areas(
     over: str,
     meaning: str,
 ) -> list[Metric]:
+    areas = metrics.Areas(scores, labels)
     return [
-        Metric(
-            f"{area.__name__}{suffix}",
-            metrics.estimate(lambda w, area=area: area(scores, labels, w), group_of, unit, settings),  # type: ignore[misc]
-            over,
-            meaning,
-        )
-        for area in Area
+        Metric(f"{area.__name__}{suffix}", metrics.estimate(area, group_of, unit, settings), over, meaning)
+        for area in (areas.auroc, areas.auprc)
     ]
 
 
