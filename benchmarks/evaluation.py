@@ -1,0 +1,321 @@
+"""Speed of evaluating, as ratios within one run: `python -m benchmarks.evaluation [--quick]`.
+
+metrics    all evaluations with their intervals, on stored predictions
+tau        policy ranking's tau in closed form, against the definition over all triples and over all pairs
+prefix     a Robometer's scores of all prefixes of a clip, against one clip per prefix
+actors     `pipelines.evaluate` with two actors against one, once they run
+
+The last three compare results too: they must be equal. One torch thread per process; contenders take turns; tables hold
+the median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, but in `actors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import transformers
+
+from benchmarks import corpora
+from benchmarks.predictions import SPLIT, predictions
+from benchmarks.training import by_turns, mid_size, model_config, ratio, spread
+from robometer.configs import load
+from robometer.configs.schema import EvaluateConfig
+from robometer.corpus.storage import Storage
+from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.suite import EVALUATIONS
+from robometer.metrics import Resampling, ranking
+from robometer.models.checkpoint import save_checkpoint
+from robometer.models.robometer import build_robometer, load_processor
+from robometer.models.robometer_scorer import RobometerScorer
+from robometer.scoring import Clip, ClipScore, last_of_each
+
+TARGET_S, TARGET_PREFIX, TARGET_ACTORS = 5, 4, 1.8
+
+
+def main() -> None:
+    """Run the parts and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny models, few clips and rounds: to see that it runs")
+    parts: dict[str, Callable[[Path, bool], None]] = {
+        "metrics": metrics,
+        "tau": tau,
+        "prefix": prefix,
+        "actors": actors,
+    }
+    parser.add_argument("--only", choices=parts, help="one of the parts")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    for name, run in parts.items():
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory(prefix="robometer-benchmark-") as folder:
+                run(Path(folder), options.quick)
+
+
+def must_agree(apart: float, limit: float) -> str:
+    """The difference in print.
+
+    Raises:
+        SystemExit: it is more than the limit, so that the times compare different things.
+    """
+    if not apart <= limit:
+        raise SystemExit(f"results differ by {apart:.1e}, more than {limit:.0e}")
+    return f"{apart:.0e}"
+
+
+# Metrics
+
+
+def metrics(folder: Path, quick: bool) -> None:
+    """Seconds of each evaluation, by how many predictions there are."""
+    settings, rounds = EvaluateConfig(), 1 if quick else 3
+    resampling = Resampling(20 if quick else settings.bootstrap, settings.confidence, settings.seed)
+    sizes = (170,) if quick else (3400, 10_200)
+    made = [predictions(size).split(SPLIT) for size in sizes]
+    rows = {name: [_seconds(partial(run, p, SPLIT, resampling), rounds) for p in made]
+            for name, run in EVALUATIONS.items()}  # fmt: skip
+    print(f"\nmetrics: seconds of each evaluation, {resampling.resamples} resamples, 50 tasks of three qualities")
+    print(f"{'predictions of clips':<25}" + "".join(f"{len(p.clips):>26,}" for p in made))
+    print(
+        f"{'of instructions, pairs':<25}" + "".join(f"{f'{len(p.instructions):,}, {len(p.pairs):,}':>26}" for p in made)
+    )
+    for name, times in rows.items():
+        print(f"{name:<25}" + "".join(f"{spread(seconds):>26}" for seconds in times))
+    totals = [sum(statistics.median(times[i]) for times in rows.values()) for i in range(len(made))]
+    print(f"{'all':<25}" + "".join(f"{total:>26.2f}" for total in totals) + f"  (target {TARGET_S} s of 10,000)")
+    peaks = [_peak_mb(partial(_all, p, resampling)) for p in made]
+    print(f"{'memory they take, MB':<25}" + "".join(f"{peak:>26.0f}" for peak in peaks))
+
+
+def _all(made: Predictions, resampling: Resampling) -> None:
+    for run in EVALUATIONS.values():
+        run(made, SPLIT, resampling)
+
+
+def _seconds(run: Callable[[], object], rounds: int) -> list[float]:
+    """CPU seconds of each round."""
+    return by_turns({"": run}, rounds)[""]
+
+
+def _peak_mb(run: Callable[[], object]) -> float:
+    """Most memory that is held at a time beside what was there before."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+# Tau
+
+
+def tau(folder: Path, quick: bool) -> None:
+    """Times and memory of a task's tau, by trajectories per quality, and how far the ways are apart."""
+    rounds, most_triples = (1, 6) if quick else (3, 40)
+    sizes = (6, 60) if quick else (10, 40, 200, 1000, 10_000, 100_000)
+    print("\ntau: a task of three qualities with n trajectories each, by one number per trajectory; ms and peak MB")
+    print(
+        f"{'n':>8}{'all triples':>24}{'all pairs':>24}{'closed form':>24}{'MB':>7}{'MB of pairs':>13}  taus differ by"
+    )
+    for n in sizes:
+        task = _task(n)
+        ways: dict[str, Callable[[], float]] = {"closed": partial(tau_in_closed_form, *task)}
+        if n <= most_triples:
+            ways["triples"] = partial(tau_of_triples, *task)
+        if n <= 1000:
+            ways["pairs"] = partial(tau_of_pairs, *task)
+        times, values = by_turns(dict(ways), rounds), [way() for way in ways.values()]
+        shown = {name: spread([1e3 * s for s in times[name]]) if name in times else "" for name in COLUMNS}
+        memory = {name: f"{_peak_mb(ways[name]):.2f}" if name in ways else "" for name in ("closed", "pairs")}
+        apart = must_agree(max(values) - min(values), 1e-12) if len(values) > 1 else ""
+        print(
+            f"{n:>8,}{shown['triples']:>24}{shown['pairs']:>24}{shown['closed']:>24}"
+            f"{memory['closed']:>7}{memory['pairs']:>13}  {apart}"
+        )
+
+
+COLUMNS = ("triples", "pairs", "closed")
+
+
+def _task(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int [3n] and scores float [3n] in steps of 1/200, so that some tie."""
+    labels = np.repeat(np.arange(3), n)
+    noise = np.random.default_rng(n).normal(0, 0.4, 3 * n)
+    return labels, np.rint(200 * (labels / 3 + noise)) / 200
+
+
+def _cells(labels: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
+    return [scores[labels == label] for label in np.unique(labels)]
+
+
+def tau_in_closed_form(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Ours."""
+    return ranking(labels, scores).tau
+
+
+def tau_of_triples(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The definition: the mean of tau-a over every choice of one trajectory per quality. n^3 of them."""
+    total, count = 0, 0
+    for a, b, c in product(*(cell.tolist() for cell in _cells(labels, scores))):
+        total += (b > a) - (b < a) + (c > a) - (c < a) + (c > b) - (c < b)
+        count += 3
+    return total / count
+
+
+def tau_of_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The mean over pairs of qualities of the mean sign over all pairs of trajectories, as n x n matrices."""
+    signs = [np.sign(high[None, :] - low[:, None]).mean() for low, high in combinations(_cells(labels, scores), 2)]
+    return float(np.mean(signs))
+
+
+# Prefixes
+
+
+def prefix(folder: Path, quick: bool) -> None:
+    """Times of a clip's prefixes by the longest clip that the model was trained on."""
+    base, frames, rounds, count = ("tiny", 12, 1, 1) if quick else (str(mid_size(folder / "model")), 32, 3, 2)
+    config = model_config(base)
+    torch.manual_seed(0)
+    model, processor = build_robometer(config)[0], load_processor(config)
+    clips = [_clip(frames, seed, 64 if quick else 160) for seed in range(count)]
+    size = config.evaluate.batch_size
+    print(f"\nprefix: {count} clips of {frames} frames; batches of {size}, which show a frame to the tower once")
+    names = f"{'max_frames':>10}{'at once s':>22}{'batched s':>22}{'ratio':>7}{'one by one s':>22}{'ratio':>7}"
+    print(f"{names}  scores differ by")
+    for max_frames in (frames, frames // 4):
+        config.sampling.max_frames = max_frames
+        ways = _ways(RobometerScorer(model, processor, config), clips)
+        shared, *others = (_values(way()) for way in ways.values())
+        apart = must_agree(max(float(np.abs(shared - other).max()) for other in others), 1e-4)
+        times = by_turns(dict(ways), rounds)
+        naive = "".join(
+            f"{spread(times[name]):>22}{ratio(times[name], times['shared']):>7.2f}" for name in ("batched", "single")
+        )
+        print(f"{max_frames:>10}{spread(times['shared']):>22}{naive}  {apart}")
+    print(
+        f"(target {TARGET_PREFIX} where max_frames is the clip's length; a shorter one thins each longer prefix anew)"
+    )
+
+
+def _ways(scorer: RobometerScorer, clips: Sequence[Clip]) -> dict[str, Callable[[], list[ClipScore]]]:
+    """Ours, each prefix as a clip of its own, and the same without any batch, as a session sees them."""
+
+    def single() -> list[ClipScore]:
+        return [last_of_each([scorer.score([part])[0] for part in _prefixes(clip)]) for clip in clips]
+
+    return {
+        "shared": partial(scorer.score_prefixes, clips),
+        "batched": lambda: [last_of_each(scorer.score(_prefixes(clip))) for clip in clips],
+        "single": single,
+    }
+
+
+def _clip(frames: int, seed: int, edge: int) -> Clip:
+    """Frames of noise: no two are alike, so that none is saved by chance."""
+    shape = (frames, edge, edge, 3)
+    return Clip(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), "open the drawer")
+
+
+def _prefixes(clip: Clip) -> list[Clip]:
+    return [clip.take(np.arange(n)) for n in range(1, len(clip) + 1)]
+
+
+def _values(scores: Sequence[ClipScore]) -> np.ndarray:
+    return np.concatenate([[score.progress, score.success] for score in scores], axis=1)
+
+
+# Actors
+
+
+def actors(folder: Path, quick: bool) -> None:
+    """Clips per second of one and of two actors, between the first file that each wrote and the last ones."""
+    from pipelines.cluster import connected
+    from pipelines.evaluate import UNITS_PER_PART
+
+    corpus = corpora.bundled(folder / "corpus", 160 if quick else 800)
+    base, rounds = ("tiny", 1) if quick else (str(mid_size(folder / "model")), 3)
+    splits = sorted(set(corpus.manifest["split"].to_pylist()))
+    settings = [f"corpus.path={folder / 'corpus'}", f"evaluate.checkpoint={_checkpoint(folder / 'checkpoint', base)}"]
+    settings += [f"evaluate.splits=[{','.join(splits)}]", "evaluate.evaluations=[success_detection]"]
+    settings += ["evaluate.bootstrap=0", "tracking.uri=none"]
+    counts, rates, walls = (1, 2), dict[int, list[float]](), dict[int, list[float]]()
+    with connected(load(settings)):
+        for number in range(rounds):
+            for count in counts[:: 1 if number % 2 else -1]:
+                output = folder / f"{count}-{number}"
+                walls.setdefault(count, []).append(_evaluate(settings, output, count))
+                rates.setdefault(count, []).append(UNITS_PER_PART * steady_rate(_written_s(output), count))
+    one, two = (Predictions.load(Storage(str(folder / f"{count}-0"))) for count in counts)
+    print(f"\nactors: {len(one.clips)} clips forwards, parts of {UNITS_PER_PART}; {rounds} fresh runs of each, in turn")
+    print(f"{'actors':>6}{'clips/s, once they run':>26}{'ratio':>7}{'whole job s':>26}")
+    for count in counts:
+        faster = ratio(rates[count], rates[1])
+        print(f"{count:>6}{spread(rates[count]):>26}{faster:>7.2f}{spread(walls[count], 1):>26}")
+    print(f"(target {TARGET_ACTORS} on 2 cores) predictions differ by {must_agree(_difference(one, two), 1e-5)}")
+
+
+def _checkpoint(folder: Path, base: str) -> Path:
+    """A Robometer of random weights."""
+    config = model_config(base)
+    config.sampling.max_frames = 8
+    torch.manual_seed(0)
+    save_checkpoint(folder, build_robometer(config)[0].state_dict(), config, {})
+    return folder
+
+
+def _evaluate(settings: Sequence[str], output: Path, count: int) -> float:
+    """Wall seconds of a whole evaluation, report included."""
+    from pipelines.evaluate import run_evaluate
+
+    started = time.perf_counter()
+    run_evaluate(load([*settings, f"evaluate.output={output}", f"evaluate.actors={count}"]))
+    return time.perf_counter() - started
+
+
+def _written_s(output: Path) -> list[float]:
+    """When each part of an evaluation was written."""
+    from pipelines.evaluate import PARTS
+
+    return [file.stat().st_mtime_ns / 1e9 for file in (output / PARTS).glob("*.parquet")]
+
+
+def steady_rate(written_s: Sequence[float], count: int) -> float:
+    """Parts per second of `count` actors while all of them work, from when each part was written.
+
+    The first parts wait for Ray and for the model; while the last ones are made, some actors have nothing to do. So it
+    counts from the `count`-th part to the `count`-th last.
+    """
+    times = sorted(written_s)
+    if len(times) < 2 * count + 1:
+        raise SystemExit(f"{len(times)} parts are too few for a rate of {count} actors")
+    between = times[count - 1 : len(times) - count + 1]
+    return (len(between) - 1) / (between[-1] - between[0])
+
+
+def _difference(one: Predictions, two: Predictions) -> float:
+    """Largest difference of any progress or success; both hold the same clips in the same order."""
+    if [(c.id, c.view) for c in one.clips] != [(c.id, c.view) for c in two.clips]:
+        raise SystemExit("one and two actors did not predict the same clips")
+    pairs = zip(one.clips, two.clips, strict=True)
+    return max(float(np.abs(getattr(a, n) - getattr(b, n)).max()) for a, b in pairs for n in ("progress", "success"))
+
+
+if __name__ == "__main__":
+    main()
