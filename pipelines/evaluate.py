@@ -14,7 +14,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,8 +195,7 @@ def _predict_parts(
 ) -> None:
     settings = config.evaluate
     arguments = {
-        "load": load
-        or partial(load_scorer, baseline=replace(config.baseline, cache=Storage(config.baseline.cache).path)),
+        "load": load or partial(load_scorer, baseline=baselines.for_workers(config.baseline)),
         "checkpoint": for_workers(settings.checkpoint, config.tracking.uri),
         "device": "cuda" if settings.num_gpus > 0 else "cpu",
         "corpus": corpus.storage.path,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.corpus.storage import Storage
 from robometer.scoring import Scorer
 
 PREFIX = "baseline:"
@@ -57,14 +60,46 @@ def _check(name: str) -> None:
 
 
 def identity(name: str, config: BaselineConfig) -> str:
-    """The settings that answers follow from: all but those of how fast and where they are asked and kept.
+    """What answers follow from: all settings but those of how fast and where they are asked and kept, and the contents
+    of the files that settings name.
 
     Raises:
-        ConfigError: no baseline has that name.
+        ConfigError: no baseline has that name, or `baseline.prompt` cannot be read.
     """
     _check(name)
-    kept = {k: v for k, v in asdict(config).items() if k not in _HOW}
+    kept = {k: v for k, v in asdict(config).items() if k not in _HOW} | _contents(config)
     return ",".join([name, *(f"{key}={value}" for key, value in kept.items())])
+
+
+def _contents(config: BaselineConfig) -> dict[str, str]:
+    """Hashes of the prompt's text and of a local model's files, where there are any."""
+    found = {}
+    if config.prompt:
+        from robometer.baselines.asking import read_prompt
+
+        found["prompt_hash"] = hashlib.sha256(read_prompt(config).encode()).hexdigest()[:12]
+    folder = _model_folder(config)
+    if folder is not None:
+        from robometer.models.weights import folder_hash
+
+        found["model_hash"] = folder_hash(folder)
+    return found
+
+
+def _model_folder(config: BaselineConfig) -> Path | None:
+    """The folder that `baseline.model` is; None where it is a hub id, a random model or a name at an API."""
+    if not config.model or config.base_url or not Path(config.model).expanduser().is_dir():
+        return None
+    from robometer.models.tiny import TINY
+
+    return None if config.model in TINY else Path(config.model).expanduser().absolute()
+
+
+def for_workers(config: BaselineConfig) -> BaselineConfig:
+    """The same settings with names that mean the same in a worker, whose working directory may be another."""
+    prompt = str(Path(config.prompt).expanduser().absolute()) if config.prompt else ""
+    model = str(_model_folder(config) or config.model)
+    return replace(config, cache=Storage(config.cache).path, prompt=prompt, model=model)
 
 
 def runtime_env(name: str) -> dict[str, Any]:

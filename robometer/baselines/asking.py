@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from robometer.configs.schema import BaselineConfig, ConfigError
-from robometer.scoring import ClipScore, MissingAnswer, spread, thin_positions
+from robometer.scoring import Clip, ClipScore, MissingAnswer, spread, thin_positions
 
 _MARK = re.compile("<image>|<video>")
 
@@ -36,6 +36,9 @@ Prompt = Sequence[Part]
 Ask = Callable[[Sequence[Prompt]], list[str]]
 """Answers to prompts, in their order. `ChatModel.ask` is one; a client of an endpoint is another."""
 
+Judge = Callable[[Clip], tuple[np.ndarray, Sequence[str]]]
+"""Progress float [M - 1] at every frame of a clip but the first, NaN where there is none, and what it was read from."""
+
 
 def read_template(config: BaselineConfig, default: str) -> str:
     """The text of the file `baseline.prompt`, or the default where there is none.
@@ -45,10 +48,7 @@ def read_template(config: BaselineConfig, default: str) -> str:
     """
     if not config.prompt:
         return default
-    try:
-        template = Path(config.prompt).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"baseline.prompt={config.prompt!r} cannot be read ({error})") from error
+    template = read_prompt(config)
     wanted, found = (_MARK.findall(text) for text in (default, template))
     if wanted != found:
         raise ConfigError(
@@ -56,6 +56,18 @@ def read_template(config: BaselineConfig, default: str) -> str:
             "are filled in: put them in this order"
         )
     return template
+
+
+def read_prompt(config: BaselineConfig) -> str:
+    """The text of the file `baseline.prompt`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return Path(config.prompt).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"baseline.prompt={config.prompt!r} cannot be read ({error})") from error
 
 
 def fill(template: str, task: str, shown: Sequence[np.ndarray | Video]) -> Prompt:
@@ -103,3 +115,16 @@ def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int, answers
     coverage = answered(progress, moments[1:], num_frames, answers).coverage
     whole = answered(np.append(0.0, progress), moments, num_frames)
     return ClipScore(whole.progress, whole.success, coverage=coverage)
+
+
+def score_moments(clip: Clip, max_frames: int, interval: int, judge: Judge) -> ClipScore:
+    """Score from what is judged of the moments of a clip (`moment_positions`); of one moment nothing is asked.
+
+    Raises:
+        MissingAnswer: the judge gave nothing that can be read.
+    """
+    moments = moment_positions(len(clip), max_frames, interval)
+    if len(moments) == 1:
+        return ClipScore.of_progress(np.zeros(1))
+    progress, answers = judge(clip.take(moments))
+    return anchored(progress, moments, len(clip), answers)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from robometer.baselines.api import ApiClient, ApiError
-from robometer.baselines.asking import Ask, Prompt, Video, anchored, fill, moment_positions, read_template
+from robometer.baselines.asking import Ask, Prompt, Video, fill, read_template, score_moments
 from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.baselines.providers import Answer, Question
@@ -93,15 +93,11 @@ class RoboDopamine(ProgressScorer):
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; a clip without any readable hop raises `MissingAnswer`."""
-        return [self._score(clip) for clip in clips]
+        return [score_moments(clip, self._max_frames, self._interval, self._judge) for clip in clips]
 
-    def _score(self, clip: Clip) -> ClipScore:
-        moments = moment_positions(len(clip), self._max_frames, self._interval)
-        if len(moments) == 1:
-            return ClipScore.of_progress(np.zeros(1))
-        answers = self._ask(self.prompts(clip.take(moments)))
-        progress = accumulate(np.array([parse_hop(answer) for answer in answers]), self._mode)
-        return anchored(progress, moments, len(clip), answers)
+    def _judge(self, moments: Clip) -> tuple[np.ndarray, list[str]]:
+        answers = self._ask(self.prompts(moments))
+        return accumulate(np.array([parse_hop(answer) for answer in answers]), self._mode), answers
 
     def prompts(self, moments: Clip) -> list[Prompt]:
         """One question for each moment but the first, of eight pictures each."""
@@ -132,7 +128,9 @@ def make(name: str, config: BaselineConfig, device: str) -> RoboDopamine:
     With `baseline.base_url` the model is not loaded here, but asked at an endpoint (vLLM, say), as its authors do.
     """
     default, *_ = PUBLISHED
-    mode = config.mode or PUBLISHED.get(config.model, PUBLISHED[default])
+    # a worker is told an absolute folder, which may still end in a published name
+    named = next((name for name in PUBLISHED if config.model.endswith(name)), default)
+    mode = config.mode or PUBLISHED[named]
     template = read_template(config, TEMPLATE)
     if config.base_url:
         ask = _endpoint(replace(config, provider="openai", model=config.model or default))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robometer.baselines.asking import Ask, anchored, fill, moment_positions, read_template
+from robometer.baselines.asking import Ask, fill, read_template, score_moments
 from robometer.baselines.progress import ProgressScorer
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.models.sources import locate
@@ -61,14 +61,10 @@ class Vlac(ProgressScorer):
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; a clip without any readable delta raises `MissingAnswer`."""
-        return [self._score(clip) for clip in clips]
+        return [score_moments(clip, self._max_frames, self._interval, self._judge) for clip in clips]
 
-    def _score(self, clip: Clip) -> ClipScore:
-        moments = moment_positions(len(clip), self._max_frames, self._interval)
-        if len(moments) == 1:
-            return ClipScore.of_progress(np.zeros(1))
-        deltas = fit(self._critic(clip.take(moments)), len(moments) - 1)
-        return anchored(accumulate(deltas), moments, len(clip))
+    def _judge(self, moments: Clip) -> tuple[np.ndarray, Sequence[str]]:
+        return accumulate(fit(self._critic(moments), len(moments) - 1)), [""]
 
 
 def fit(deltas: np.ndarray, count: int) -> np.ndarray:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 from robometer.baselines import PREFIX
 from robometer.configs.schema import TrackingConfig
-from robometer.models.weights import CheckpointError
+from robometer.models.weights import MODEL_FILES, CheckpointError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 MLFLOW_SCHEMES = ("models:/", "runs:/")
 SQLITE = "sqlite:///"
 
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
-
-_FILES = ["*.safetensors", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja"]
 
 
 def locate(source: str | Path, tracking_uri: str = "") -> Path:
@@ -66,7 +64,7 @@ def _from_hub(name: str, repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))
     except (OSError, ValueError, HTTPError) as error:  # what the hub's client raises: cache, offline, HTTP, the id
         absent = isinstance(error, LocalEntryNotFoundError)
         reason = "no hub can be reached, and the local cache does not hold it" if absent else _short(error)

@@ -24,6 +24,8 @@ from robometer.errors import RobometerError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
+MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
+"""All that a model and its tokenizer are read from, in our layout and in others."""
 
 EMBEDDING = re.compile(r"(^|\.)embed_tokens\.weight$")
 """The token embedding, wherever a backbone keeps it."""
@@ -237,10 +239,23 @@ def weights_hash(folder: str | Path) -> str:
     """First 12 hex digits of the SHA-256 of the weights, all files in order: the model's revision."""
     digest = hashlib.sha256()
     for file in weight_files(folder):
-        with file.open("rb") as stream:
-            for chunk in iter(lambda: stream.read(1 << 22), b""):
-                digest.update(chunk)
+        _read_into(digest, file)
     return digest.hexdigest()[:12]
+
+
+def folder_hash(folder: str | Path) -> str:
+    """First 12 hex digits of the SHA-256 of all `MODEL_FILES` of a folder of any layout, names and contents."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in MODEL_FILES for file in Path(folder).glob(pattern) if file.is_file()}):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        _read_into(digest, file)
+    return digest.hexdigest()[:12]
+
+
+def _read_into(digest: hashlib._Hash, file: Path) -> None:
+    with file.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(1 << 22), b""):
+            digest.update(chunk)
 
 
 def _some(names: Sequence[str]) -> str:

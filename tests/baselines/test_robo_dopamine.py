@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,17 @@ def test_a_single_frame_is_the_start() -> None:
 @pytest.mark.parametrize(("mode", "expected"), [("", "forward"), ("incremental", "incremental")])
 def test_the_mode_is_the_published_one_unless_it_is_set(mode: str, expected: str) -> None:
     scorer = load_baseline("robo_dopamine", BaselineConfig(model="tiny_qwen2_5_vl", mode=mode))
+    assert isinstance(scorer, RoboDopamine) and scorer._mode == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("", "forward"), ("tanhuajie2001/Robo-Dopamine-GRM-3B", "incremental")]
+)
+def test_a_folder_with_a_published_name_has_its_mode(
+    folder: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robo_dopamine, "load_chat_model", lambda *_: SimpleNamespace(ask=list))
+    scorer = load_baseline("robo_dopamine", BaselineConfig(model=str(tmp_path / folder)))
     assert isinstance(scorer, RoboDopamine) and scorer._mode == expected
 
 
