@@ -245,7 +245,7 @@ def _values(scores: Sequence[ClipScore]) -> np.ndarray:
 
 
 def actors(folder: Path, quick: bool) -> None:
-    """Clips per second of one and of two actors, between the first file that each wrote and the last ones."""
+    """Clips per second of one and of two actors while all work, by when their files were written."""
     from pipelines.cluster import connected
     from pipelines.evaluate import UNITS_PER_PART
 
@@ -299,13 +299,13 @@ def _written_s(output: Path) -> list[float]:
 def steady_rate(written_s: Sequence[float], count: int) -> float:
     """Parts per second of `count` actors while all of them work, from when each part was written.
 
-    The first parts wait for Ray and for the model; while the last ones are made, some actors have nothing to do. So it
-    counts from the `count`-th part to the `count`-th last.
+    The first parts wait for Ray and for the model; while the last ones are made, some actors have nothing to do, and
+    the very last one holds fewer clips. So it counts from the `count`-th part, and leaves out the last `count`.
     """
     times = sorted(written_s)
     if len(times) < 2 * count + 1:
         raise SystemExit(f"{len(times)} parts are too few for a rate of {count} actors")
-    between = times[count - 1 : len(times) - count + 1]
+    between = times[count - 1 : len(times) - count]
     return (len(between) - 1) / (between[-1] - between[0])
 
 

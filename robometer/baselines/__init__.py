@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from robometer.configs.schema import BaselineConfig, ConfigError
-from robometer.corpus.storage import Storage
 from robometer.scoring import Scorer
 
 PREFIX = "baseline:"
@@ -97,6 +96,8 @@ def _model_folder(config: BaselineConfig) -> Path | None:
 
 def for_workers(config: BaselineConfig) -> BaselineConfig:
     """The same settings with names that mean the same in a worker, whose working directory may be another."""
+    from robometer.corpus.storage import Storage  # not above: commands read the names of baselines for their --help
+
     prompt = str(Path(config.prompt).expanduser().absolute()) if config.prompt else ""
     model = str(_model_folder(config) or config.model)
     return replace(config, cache=Storage(config.cache).path, prompt=prompt, model=model)
