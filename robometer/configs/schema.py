@@ -317,11 +317,13 @@ class SweepConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Evaluations of one scorer on splits of a corpus."""
+    """Evaluations of a scorer, or of several, on splits of a corpus."""
 
-    checkpoint: str = "outputs/train/best"  # a checkpoint folder, or the URL of an endpoint
+    checkpoint: str = "outputs/train/best"  # a checkpoint folder, org/name, an MLflow URI, a URL, or baseline:NAME
+    against: list[str] = field(default_factory=list)  # more of these, evaluated alike into OUTPUT/against
     output: str = "outputs/evaluation"
     splits: list[str] = field(default_factory=lambda: ["seen", "held_out"])
+    sources: list[str] = field(default_factory=list)  # sources and groups (rbm-1m-ood); empty: all
     evaluations: list[str] = field(
         default_factory=lambda: [
             "reward_alignment",
