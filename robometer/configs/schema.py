@@ -235,6 +235,8 @@ class TrainConfig:
     best_metric: str = "seen/preference_accuracy"
     best_mode: str = "max"
     validate: bool = True  # at every checkpoint
+    validate_async: bool = False  # in a task beside training, which else waits (as in a sweep, which decides by it)
+    validation_gpus: float = 0.0  # of that task
     validation_clips: int = 150  # per split
     validation_splits: list[str] = field(default_factory=lambda: ["seen"])
     log_every: int = 10
