@@ -15,7 +15,8 @@ robustness and instruction grounding, with bootstrap intervals, on splits of a c
 Reads   evaluate.checkpoint and the corpus at corpus.path. A checkpoint is a folder, org/name of the hub, an MLflow URI,
         the URL of an endpoint, or a baseline: baseline:@BASELINES@
 Writes  evaluate.output: report.html, metrics.json, metrics.parquet, predictions.parquet, pairs.parquet,
-        confusion.parquet, parts/ (predictions as they come in); MLflow.
+        confusion.parquet, parts/ (predictions as they come in); MLflow. With evaluate.against also these models' own,
+        in against/, and all of them in report.html, report.md, report.tex, report.csv.
 Re-run  goes on where it was killed, and asks again for what failed. With --recompute: metrics and report anew from the
         predictions, without the model. `robometer report` sets several outputs beside one another.
 
@@ -23,6 +24,8 @@ Examples
   robometer evaluate evaluate.checkpoint=outputs/train/best corpus.path=outputs/corpus
   robometer evaluate evaluate.checkpoint=baseline:clock evaluate.output=outputs/clock
   robometer evaluate evaluate.checkpoint=http://127.0.0.1:8000 'evaluate.splits=[held_out]'
+  robometer evaluate 'evaluate.against=[outputs/other/best,baseline:clock,baseline:random]'
+  robometer evaluate 'evaluate.sources=[rbm-1m-ood]' 'evaluate.splits=[train]' corpus.path=/data/rbm_1m
   ray job submit --working-dir . -- python -m jobs.evaluate evaluate.checkpoint=/data/run/best corpus.path=/data/corpus
 """
 
@@ -35,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     anew = "--recompute" in arguments
 
     def evaluate(config: Config) -> None:
-        from pipelines.evaluate import recompute, run_evaluate
+        from pipelines.evaluate import run_evaluations
 
-        found = recompute(config) if anew else run_evaluate(config)
-        print(common.metrics_table(found))
+        for found in run_evaluations(config, anew):
+            print(common.metrics_table(found) + "\n")
         print(f"report: {config.evaluate.output}/report.html")
 
     rest = [argument for argument in arguments if argument != "--recompute"]

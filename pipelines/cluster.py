@@ -87,6 +87,7 @@ def warn_if_short(config: Config, runs: int = 1) -> None:
     """
     train = config.train
     wanted = runs * (train.num_workers * train.cpus_per_worker + train.data_actors * train.data_cpus)
+    wanted += runs * train.validate_async
     there = ray.cluster_resources().get("CPU", 0.0)
     if wanted > there:
         logger.warning("training wants %g CPUs and the cluster has %g: it waits until there are more", wanted, there)

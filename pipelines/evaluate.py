@@ -1,4 +1,4 @@
-"""Evaluate a scorer on splits of a corpus: Ray Data actors predict, the driver computes metrics and writes the report.
+"""Evaluate scorers on splits of a corpus: Ray Data actors predict, the driver computes metrics and writes the report.
 
 Predictions are kept in parts, each written whole by the worker that made it, under a name that follows from what was
 asked of which scorer: a run that was killed goes on with the parts that are not there, and none is there twice. Metrics
@@ -12,8 +12,11 @@ import datetime as dt
 import hashlib
 import json
 import logging
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from ray.exceptions import RayError
 
 from pipelines.cluster import cause_of, connected, interactive, progress_bar
 from robometer import baselines, tracking
-from robometer.configs.loading import to_dict
+from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
@@ -34,8 +37,9 @@ from robometer.errors import RobometerError
 from robometer.evaluation import report, suite
 from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict_each
-from robometer.evaluation.predictions import Predictions, from_table, to_table
+from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
+from robometer.evaluation.runs import load_runs
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_scorer, scorer_identity
 from robometer.models.sources import for_workers
@@ -54,7 +58,8 @@ MODES = {
 RETRIES = 3
 """Of an actor that dies; Ray Data's own default would go on with a clip that always kills it for ever."""
 
-PARTS = "parts"
+AGAINST = "against"
+PARTS, SCORER, SPENT = "parts", "scorer", "spent"
 UNITS_PER_PART = 32
 """Clips and pairs that a killed run predicts again at most, per actor."""
 
@@ -74,13 +79,47 @@ class Predictor:
         self._storage, self._batch_size, self._mode = Storage(output), batch_size, mode
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        (part,) = batch["part"].unique().to_pylist()
         units = units_from(batch.drop_columns(["part"]))
         if getattr(self._scorer, "compares_only", False):
             units = [unit for unit in units if unit.pair_kind]
+        started, spent = time.monotonic(), self._usage()
         table = to_table(predict_each(self._scorer, self._source, units, self._batch_size, self._mode))
-        names = pa.array([self._scorer.name] * table.num_rows, pa.string())
-        self._storage.write_parquet(_file(batch["part"][0].as_py()), table.append_column("scorer", names))
+        spent = {"busy_seconds": time.monotonic() - started} | {k: v - spent[k] for k, v in self._usage().items()}
+        said = {SCORER: self._scorer.name, SPENT: json.dumps(spent)}
+        self._storage.write_parquet(_file(part), table.replace_schema_metadata(said))
         return pa.table({"done": [batch.num_rows]})
+
+    def _usage(self) -> dict[str, float]:
+        """What a scorer that asks an API has asked so far; empty for any other."""
+        usage = getattr(self._scorer, "usage", None)
+        return asdict(usage) if usage else {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a worker answered to one part of the units.
+
+    Attributes:
+        scorer: its name.
+        spent: seconds that it took, and what was asked of an API (`baselines.api.Usage`), by name.
+    """
+
+    scorer: str
+    spent: Mapping[str, float]
+    records: Sequence[Record]
+
+    @classmethod
+    def read(cls, storage: Storage, name: str) -> Part:
+        """What `Predictor` wrote under this name."""
+        table = storage.read_parquet(_file(name))
+        said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        return cls(said[SCORER], json.loads(said[SPENT]), from_table(table))
+
+    @property
+    def failed(self) -> bool:
+        """Whether a clip or pair of it was not scored."""
+        return any(getattr(record, "error", "") for record in self.records)
 
 
 def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, Any]:
@@ -104,15 +143,17 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
     storage = Storage(config.evaluate.output)
     parts = _parts(units, f"{corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     with tracking.start(config, kind="evaluate") as run, connected(config):
-        name, predictions = _predict(config, corpus, parts, load)
+        answered = _predict(config, corpus, parts, load)
+        predictions = Predictions.of(record for part in answered for record in part.records)
         predictions.save(storage)
         if not predictions.split_names():
             first = predictions.errors()[0].error
             raise EvaluationFailed(f"none of {len(units)} clips and pairs could be scored; the first error: {first}")
-        provenance = _provenance(config, corpus, name, predictions) | {"seconds": round(time.monotonic() - started, 1)}
+        provenance = _provenance(config, corpus, answered, predictions)
+        provenance["seconds"] = round(time.monotonic() - started, 1)
         found, results = _measure(config, storage, predictions, provenance, corpus)
         run.metrics(flat(results), step=0)
-        run.tags({"robometer.model": name, "robometer.corpus": corpus.content_hash})
+        run.tags({"robometer.model": provenance["model"], "robometer.corpus": corpus.content_hash})
         if Path(config.evaluate.output).is_dir():
             for file in (report.REPORT, report.METRICS_JSON):
                 run.artifact(Path(config.evaluate.output) / file)
@@ -131,6 +172,40 @@ def recompute(config: Config) -> dict[str, Any]:
     return _measure(config, storage, Predictions.load(storage), provenance, corpus)[0]
 
 
+def run_evaluations(config: Config, anew: bool = False) -> list[dict[str, Any]]:
+    """Evaluate `evaluate.checkpoint` into `evaluate.output`, and each of `evaluate.against` alike into a folder of its
+    own below it, one after the other; with several, `report.html` there sets all beside one another.
+
+    Args:
+        anew: metrics and reports from the predictions that are there, without the models.
+
+    Returns:
+        What each one's `metrics.json` holds.
+
+    Raises:
+        ConfigError: as `run_evaluate`, or two of `evaluate.against` have the same name.
+    """
+    output, against = config.evaluate.output, config.evaluate.against
+    folders = [output, *(f"{output}/{AGAINST}/{_slug(checkpoint)}" for checkpoint in against)]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"evaluate.against={against} names one model twice")
+    ones = [
+        override(config, {"evaluate.checkpoint": checkpoint, "evaluate.output": folder, "evaluate.against": []})
+        for checkpoint, folder in zip([config.evaluate.checkpoint, *against], folders, strict=True)
+    ]
+    if against and not anew:  # a name that stands for nothing ends here, not hours later
+        for one in ones:
+            _identity(one, None)
+    found = [recompute(one) if anew else run_evaluate(one) for one in ones]
+    if against:
+        report.write_report(Storage(output), load_runs(folders), Corpus(config.corpus.path))
+    return found
+
+
+def _slug(checkpoint: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", checkpoint).strip("-.")
+
+
 def _measure(
     config: Config, storage: Storage, predictions: Predictions, provenance: dict[str, Any], corpus: Corpus
 ) -> tuple[dict[str, Any], list[Result]]:
@@ -143,31 +218,42 @@ def _plan(config: Config, corpus: Corpus) -> list[Unit]:
     units: list[Unit] = []
     for split in settings.splits:
         of_split = plan_split(
-            corpus, split, settings.max_clips, settings.pairs_per_task, settings.seed, settings.evaluations
+            corpus,
+            split,
+            settings.max_clips,
+            settings.pairs_per_task,
+            settings.seed,
+            settings.evaluations,
+            settings.sources,
         )
         if not of_split:
-            logger.warning("split %s of %s has no clips", split, config.corpus.path)
+            logger.warning("split %s of %s has no clips%s", split, config.corpus.path, _of_sources(config))
         units += of_split
     if not units:
         there = sorted(set(corpus.manifest["split"].to_pylist()))
-        raise ConfigError(f"evaluate.splits={settings.splits} has no clips: {config.corpus.path} has {there}")
+        raise ConfigError(
+            f"evaluate.splits={settings.splits} has no clips{_of_sources(config)}: {config.corpus.path} has {there}"
+        )
     return units
+
+
+def _of_sources(config: Config) -> str:
+    return f" of {', '.join(config.evaluate.sources)}" if config.evaluate.sources else ""
 
 
 def _predict(
     config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Unit]], load: ScorerLoader | None
-) -> tuple[str, Predictions]:
-    """Name of the scorer, and all records."""
+) -> list[Part]:
     storage = Storage(config.evaluate.output)
-    missing = {name: part for name, part in parts.items() if not storage.exists(_file(name)) or _failed(storage, name)}
-    if len(missing) < len(parts):
-        logger.info("evaluate: %d of %d parts are there from before", len(parts) - len(missing), len(parts))
+    there = {name: Part.read(storage, name) for name in parts if storage.exists(_file(name))}
+    there = {name: part for name, part in there.items() if not part.failed}
+    missing = {name: units for name, units in parts.items() if name not in there}
+    if there:
+        logger.info("evaluate: %d of %d parts are there from before", len(there), len(parts))
     if missing:
         _predict_parts(config, corpus, missing, load)
     storage.remove_stale(PARTS, keep=set(parts), age_s=0.0)
-    tables = [storage.read_parquet(_file(name)) for name in parts]
-    scorer = next((str(table["scorer"][0]) for table in tables if table.num_rows), "unknown")
-    return scorer, Predictions.of(record for table in tables for record in from_table(table))
+    return [there[name] if name in there else Part.read(storage, name) for name in parts]
 
 
 def _parts(units: Sequence[Unit], identity: str) -> dict[str, Sequence[Unit]]:
@@ -184,10 +270,6 @@ def _identity(config: Config, load: ScorerLoader | None) -> str:
 
 def _file(part: str) -> str:
     return f"{PARTS}/{part}.parquet"
-
-
-def _failed(storage: Storage, part: str) -> bool:
-    return any(getattr(record, "error", "") for record in from_table(storage.read_parquet(_file(part))))
 
 
 def _predict_parts(
@@ -228,14 +310,14 @@ def _predict_parts(
         raise EvaluationFailed(f"a worker failed: {cause_of(error)}; mend that and run the same again") from error
 
 
-def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predictions) -> dict[str, Any]:
+def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictions: Predictions) -> dict[str, Any]:
     lengths = [len(c.progress) for c in predictions.clips if c.view == FORWARD and not c.error]
     counts: dict[str, str] = {}
     for split in config.evaluate.splits:
         clips = [c for c in predictions.split(split).clips if c.view == FORWARD]
         counts[split] = f"{len(clips)} of {len(corpus.rows(split))} clips, {len({c.task for c in clips})} tasks"
     return {
-        "model": name,
+        "model": parts[0].scorer,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "checkpoint": config.evaluate.checkpoint,
         "trained": _trained(config.evaluate.checkpoint),
@@ -247,9 +329,20 @@ def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predicti
         "frames": f"{min(lengths)} to {max(lengths)} per clip, median {int(np.median(lengths))}" if lengths else "none",
         "intervals": f"{config.evaluate.confidence:.0%} percentile bootstrap, {config.evaluate.bootstrap} resamples",
         "seed": config.evaluate.seed,
+        "scoring": _spent(parts),
         "failed": len(predictions.errors()),
         "config": to_dict(config),
     }
+
+
+def _spent(parts: Sequence[Part]) -> str:
+    """What the scoring took, in words; of an API, what it was asked and what that cost in tokens."""
+    total = Counter[str]()
+    for part in parts:
+        total.update(part.spent)
+    records, seconds = sum(len(part.records) for part in parts), total.pop("busy_seconds")
+    words = [f"{records} answers in {seconds:.1f} s of actors' time, {records / seconds:.3g} a second"]
+    return ", ".join(words + [f"{name.replace('_', ' ')} {value:g}" for name, value in total.items() if value])
 
 
 def _trained(checkpoint: str) -> str:

@@ -139,7 +139,9 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
     """One trial: a training run under the drawn values, in a folder named after the trial."""
     trial = tune.get_context().get_trial_id()
     folder = Path(base["sweep"]["output"], "trials", trial)
-    changed = values | {"train.output": str(folder), "tracking.run_name": f"trial {trial}"}
+    # Tune hears of a checkpoint when it is reported, and stops trials by what it hears.
+    here = {"train.output": str(folder), "tracking.run_name": f"trial {trial}", "train.validate_async": False}
+    changed = values | here
     run_train(override(from_dict(base), changed), callbacks=[ReportValidations()], parent_run_id=parent_run_id)
 
 

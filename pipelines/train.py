@@ -24,10 +24,12 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.result import Result
+from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
 from pipelines.cluster import connected, interactive, warn_if_short
 from pipelines.sample_stream import stream
 from pipelines.training.checkpointing import HISTORY, MODEL, TrainingError
+from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
 from robometer import plots, tracking
 from robometer.configs.loading import override, to_dict
@@ -127,6 +129,8 @@ _FREE = {
     "zero_init",
     "offload",
     "peak_tflops",
+    "validate_async",
+    "validation_gpus",
 }
 """Keys of `train` that may differ when a run is resumed: the rest decides what is computed."""
 
@@ -197,6 +201,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         scaling_config=scaling,
         datasets={"train": lambda: stream(config, _next_step(output / RUN_NAME))},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        validation_config=_validation(spec, train.validation_gpus) if train.validate_async else None,
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotation is that of Ray Train V1's class
             name=RUN_NAME,
             storage_path=str(output),
@@ -205,6 +210,14 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=cast(Any, callbacks),
         ),
+    )
+
+
+def _validation(spec: dict[str, Any], num_gpus: float) -> ValidationConfig:
+    return ValidationConfig(
+        cast(Any, validate_checkpoint),  # Ray's annotation has no room for named arguments
+        ValidationTaskConfig({"config": spec["config"], "run_id": spec["run_id"]}),
+        {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": 3},
     )
 
 
@@ -243,10 +256,13 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     if not ranked:
         raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
     key = config.train.best_metric if config.train.validate else "step"
-    known = sorted({name for _, metrics in ranked for name in metrics if name != "step"})
+    given = {
+        name for _, metrics in ranked for name, value in metrics.items() if name != "step" and math.isfinite(value)
+    }
     ranked = [(checkpoint, metrics) for checkpoint, metrics in ranked if math.isfinite(metrics.get(key, math.nan))]
     if not ranked:
-        raise ConfigError(f"train.best_metric={key} is not among the validation metrics {known}")
+        what = ", ".join(sorted(given)) or "nothing, for the reason that the log gives"
+        raise ConfigError(f"train.best_metric={key} is not among what the validations of {output} gave: {what}")
     sign = -1.0 if config.train.validate and config.train.best_mode == "min" else 1.0
     checkpoint, metrics = max(ranked, key=lambda item: (sign * item[1][key], item[1]["step"]))
     best = output / "best"
@@ -259,6 +275,7 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     staging.rename(best)
     assert result.checkpoint is not None
     history = [json.loads(line) for line in Path(result.checkpoint.path, HISTORY).read_text().splitlines()]
+    history = with_validations(history, output)
     plots.plot_history(history, output / "training.png")
     with tracking.start(config, "train", run_id=run_id) as run:
         run.artifact(output / "training.png")

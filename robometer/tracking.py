@@ -106,6 +106,15 @@ def close_open_run(config: Config, run_id: str) -> None:
         client.set_terminated(run_id, "KILLED")
 
 
+def attached(config: Config, run_id: str) -> Run:
+    """A run that another process has open, to add to it: whether it has ended is that process's to say."""
+    if config.tracking.uri in ("", "none"):
+        return NullRun()
+    from mlflow import MlflowClient
+
+    return MlflowRun(MlflowClient(tracking_uri=absolute_uri(config.tracking.uri)), run_id)
+
+
 @contextmanager
 def start(config: Config, kind: str, run_id: str = "", parent_run_id: str = "") -> Iterator[Run]:
     """A run of `kind` (train, evaluate, ...) for the duration of the block; it ends FAILED when the block raises.

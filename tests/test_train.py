@@ -146,3 +146,15 @@ def test_a_damaged_checkpoint_is_one_sentence(reference: TrainReport, tmp_path: 
     config.write_text(config.read_text().replace("num_layers: 1", "num_layers: 2"))
     with pytest.raises(CheckpointError, match="missing: members.0.transformer.layers.1"):
         load_model(tmp_path / "misfit")
+
+
+def test_validation_beside_training_finds_what_validation_within_it_finds(
+    reference: TrainReport, tiny_corpus: str, tmp_path: Path
+) -> None:
+    report = run_train(_config(tiny_corpus, tmp_path, "train.zero_stage=1", "train.validate_async=true"))
+    beside, within = (
+        [{k: v for k, v in entry.items() if "/" in k} for entry in one.history if "seen/voc" in entry]
+        for one in (report, reference)
+    )
+    assert len(within) == 2 and beside == within
+    assert report.metrics == reference.metrics

@@ -50,6 +50,24 @@ def test_two_workers_killed_with_their_driver_resume_as_one(tiny_corpus: str, tm
     np.testing.assert_allclose(_losses(resumed), _losses(whole), rtol=2e-5)
 
 
+def _validations(report: TrainReport) -> dict[float, float]:
+    return {entry["step"]: entry["seen/voc"] for entry in report.history if "seen/voc" in entry}
+
+
+@pytest.mark.slow
+def test_validations_that_a_kill_cut_off_are_made_by_the_resumed_run(tiny_corpus: str, tmp_path: Path) -> None:
+    beside = ["train.validate=true", "train.validate_async=true"]
+    whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole", *beside)))
+    output = tmp_path / "killed"
+    overrides = _overrides(tiny_corpus, output, *beside)
+    with driving(overrides, tmp_path / "log") as driver:
+        driver.kill(driver.wait_until(lambda: 2 * EVERY in checkpoints(output)))
+    assert len(list(output.glob("validations/*"))) < len(checkpoints(output))
+    resumed = run_train(load(overrides))
+    assert list(_validations(resumed)) == list(range(EVERY, STEPS + 1, EVERY))
+    assert _validations(resumed) == pytest.approx(_validations(whole), rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "workers"), [(1, 2), (2, 1), (2, 2), (3, 2)])
 def test_the_same_workers_resume_to_the_same_losses(stage: int, workers: int, tiny_corpus: str, tmp_path: Path) -> None:

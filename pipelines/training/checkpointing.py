@@ -71,11 +71,12 @@ def save_position(position: Position, folder: Path, name: str, metrics: dict[str
     (folder / POSITION).write_text(json.dumps(values))
 
 
-def report(folder: Path, metrics: dict[str, float], step: int, wait: bool) -> None:
+def report(folder: Path, metrics: dict[str, float], step: int, wait: bool, validation: bool) -> None:
     """Hand the checkpoint to Ray Train, which uploads it and then removes the folder.
 
     Args:
         wait: return when it is uploaded; otherwise training goes on meanwhile.
+        validation: have Ray Train validate it beside training.
     """
     ray.train.report(
         metrics,
@@ -83,6 +84,7 @@ def report(folder: Path, metrics: dict[str, float], step: int, wait: bool) -> No
         checkpoint_dir_name=f"step-{step:07d}",
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
+        validation=validation,
     )
 
 

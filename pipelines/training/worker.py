@@ -24,13 +24,13 @@ from pipelines.training import checkpointing
 from pipelines.training.accounting import Meter
 from pipelines.training.checkpointing import MODEL, TrainingError
 from pipelines.training.engine import full_state
+from pipelines.training.validation import measure
 from robometer import tracking
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
-from robometer.evaluation.validation import validate
 from robometer.losses import TERMS, compute_losses, counts
-from robometer.models.checkpoint import load_model, make_scorer, save_checkpoint
+from robometer.models.checkpoint import save_checkpoint
 from robometer.optimisation import learning_rate
 from robometer.sampling import ManifestIndex, plan
 
@@ -185,7 +185,7 @@ class Worker:
         self.run.metrics(named, self.position.step)
 
     def _checkpoint(self, whole: bool, wait: bool) -> None:
-        """Save on every rank, validate on the first one, report to Ray Train.
+        """Save on every rank, validate on the first one unless that is a task of its own, report to Ray Train.
 
         Args:
             whole: with the model and its validation, as candidate for the best; else just what resumes the run.
@@ -198,24 +198,22 @@ class Worker:
         state = full_state(self.engine, only_trained=self.config.model.lora.rank > 0) if whole else {}
         checkpointing.save_state(self.engine, folder, name)
         metrics: dict[str, float] = {"step": self.position.step}
+        train = self.config.train
+        beside = whole and train.validate and train.validate_async
         if self.rank == 0:
             if whole:
                 provenance = self.spec["provenance"] | {"step": self.position.step}
                 save_checkpoint(folder / MODEL, state, self.config, provenance)
-                metrics |= self._validate(folder / MODEL)
-            elif self.config.train.validate:
+            if train.validate and (beside or not whole):
                 # Ray Train ranks not-a-number last. Without the metric it would rank it first where less is better.
-                metrics[self.config.train.best_metric] = math.nan
+                metrics[train.best_metric] = math.nan
+            elif train.validate:
+                metrics |= self._validate(folder / MODEL)
             self._record({"checkpoint_seconds": time.perf_counter() - started})
             checkpointing.save_position(self.position, folder, name, metrics)
-        checkpointing.report(folder, metrics, self.position.step, wait)
+        checkpointing.report(folder, metrics, self.position.step, wait, validation=beside)
 
     def _validate(self, folder: Path) -> dict[str, float]:
-        train = self.config.train
-        if not train.validate:
-            return {}
-        model, config = load_model(folder)
-        scorer = make_scorer(model, config, "validation", folder=folder, corpus=self.corpus)
-        metrics = validate(scorer, self.corpus, train.validation_splits, train.validation_clips, train.seed)
+        metrics = measure(folder, self.config, self.corpus, str(self.engine.device))
         self._record(metrics)
         return metrics

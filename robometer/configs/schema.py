@@ -235,6 +235,8 @@ class TrainConfig:
     best_metric: str = "seen/preference_accuracy"
     best_mode: str = "max"
     validate: bool = True  # at every checkpoint
+    validate_async: bool = False  # in a task beside training, which else waits (as in a sweep, which decides by it)
+    validation_gpus: float = 0.0  # of that task
     validation_clips: int = 150  # per split
     validation_splits: list[str] = field(default_factory=lambda: ["seen"])
     log_every: int = 10
@@ -317,11 +319,13 @@ class SweepConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Evaluations of one scorer on splits of a corpus."""
+    """Evaluations of a scorer, or of several, on splits of a corpus."""
 
-    checkpoint: str = "outputs/train/best"  # a checkpoint folder, or the URL of an endpoint
+    checkpoint: str = "outputs/train/best"  # a checkpoint folder, org/name, an MLflow URI, a URL, or baseline:NAME
+    against: list[str] = field(default_factory=list)  # more of these, evaluated alike into OUTPUT/against
     output: str = "outputs/evaluation"
     splits: list[str] = field(default_factory=lambda: ["seen", "held_out"])
+    sources: list[str] = field(default_factory=list)  # sources and groups (rbm-1m-ood); empty: all
     evaluations: list[str] = field(
         default_factory=lambda: [
             "reward_alignment",

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.views import (
@@ -22,6 +23,7 @@ from robometer.evaluation.views import (
     counterfactual,
     paraphrases,
 )
+from robometer.sampling.groups import resolve
 from robometer.trajectory import QUALITY_LABELS, normalise_task
 
 BEST = QUALITY_LABELS[-1]
@@ -120,15 +122,16 @@ def plan_split(
     pairs_per_task: int,
     seed: int,
     evaluations: Sequence[str],
+    sources: Sequence[str] = (),
 ) -> list[Unit]:
     """Everything to predict for a split.
 
-    At most `max_clips` clips, balanced over tasks and qualities, forward; the successful ones also as the evaluations
-    ask: in other views, under every instruction of the split (`confusion_matrix`: clips x tasks scorings), under their
-    own turned around and in other words (`instruction_grounding`). With `preference`, up to `pairs_per_task` pairs of
-    each kind per task are asked.
+    At most `max_clips` clips of the `sources` (and groups of them; none: all), balanced over tasks and qualities,
+    forward; the successful ones also as the evaluations ask: in other views, under every instruction of the split
+    (`confusion_matrix`: clips x tasks scorings), under their own turned around and in other words
+    (`instruction_grounding`). With `preference`, up to `pairs_per_task` pairs of each kind per task are asked.
     """
-    labels = _Labels.of(corpus, select_rows(corpus, split, max_clips, seed))
+    labels = _Labels.of(corpus, select_rows(corpus, split, max_clips, seed, sources))
     tasks = sorted(set(labels.task.values()))
     views = [FORWARD, *(view for name in evaluations for view in SHOWN.get(name, ()))]
     following = _following(corpus, labels, seed) if MEMORY in views else {}
@@ -166,11 +169,19 @@ def _following(corpus: Corpus, labels: _Labels, seed: int) -> dict[int, int]:
     return found
 
 
-def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int) -> np.ndarray:
-    """At most `max_clips` rows of a split, int64, taken in turn from every (task, quality), ascending."""
+def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: Sequence[str] = ()) -> np.ndarray:
+    """At most `max_clips` rows of a split and of `sources`, int64, taken in turn from every (task, quality), ascending.
+
+    Raises:
+        SamplingError: the corpus lacks a source, or a member of a group.
+    """
     cells: dict[tuple[str, str], list[int]] = defaultdict(list)
+    rows, names = corpus.rows(split), corpus.manifest["source"]
+    if sources:
+        wanted = pa.array(resolve(sources, names.unique().to_pylist()))
+        rows = rows[pc.is_in(names, wanted).to_numpy()[rows]]
     tasks, qualities = corpus.manifest["task"], corpus.manifest["quality_label"]
-    for row in corpus.rows(split):
+    for row in rows:
         cells[normalise_task(tasks[int(row)].as_py()), qualities[int(row)].as_py()].append(int(row))
     turns = []
     for (task, quality), members in sorted(cells.items()):

@@ -60,8 +60,8 @@ def resolve(names: Sequence[str], available: Sequence[str]) -> list[str]:
     if missing:
         known = sorted(available)[:NAMES_SHOWN] + ["..."] * (len(available) > NAMES_SHOWN)
         raise SamplingError(
-            f"the corpus has no trajectory of {', '.join(missing)}: ingest them, or name in sampling.sources and "
-            f"sampling.source_weights only what it has ({', '.join(known)})"
+            f"the corpus has no trajectory of {', '.join(missing)}: ingest them, or name only "
+            f"sources that it has ({', '.join(known)})"
         )
     return list(found)
 

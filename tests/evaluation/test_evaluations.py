@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from robometer.baselines.progress import ProgressScorer
@@ -21,6 +22,8 @@ from robometer.evaluation.predictions import PairPrediction, Predictions, Record
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.validation import validate
 from robometer.evaluation.views import FORWARD
+from robometer.sampling.groups import members
+from robometer.sampling.types import SamplingError
 from robometer.scoring import Clip, Scorer
 from tests.evaluation.corpora import TASKS, build_corpus
 
@@ -186,6 +189,18 @@ def test_the_plan_is_seeded_bounded_and_balanced(corpus: Corpus) -> None:
     assert any(u.instructions for u in with_instructions)
     assert units_from(units_table(with_instructions)) == with_instructions
     assert plan_split(corpus, "no such split", 10, 2, 0, CONFIG.evaluations) == []
+
+
+def test_a_group_of_sources_is_evaluated_by_its_name(corpus: Corpus) -> None:
+    group = members("rbm-1m-ood")
+    names = [("elsewhere", *group)[row % 7] for row in range(corpus.manifest.num_rows)]
+    column = corpus.manifest.schema.get_field_index("source")
+    mixed = Corpus(corpus.storage.path, corpus.manifest.set_column(column, "source", pa.array(names)))
+    rows = select_rows(mixed, "seen", 1000, 0, ["rbm-1m-ood"])
+    assert list(rows) == [row for row in mixed.rows("seen") if names[row] != "elsewhere"]
+    assert {u.row for u in plan_split(mixed, "seen", 1000, 2, 0, [], ["elsewhere"])}.isdisjoint(rows)
+    with pytest.raises(SamplingError, match=r"usc_trossen \(of group rbm-1m-ood\)"):
+        select_rows(corpus, "seen", 1000, 0, ["rbm-1m-ood"])
 
 
 def test_reversed_truth_is_reversed_with_the_frames(corpus: Corpus) -> None:

@@ -14,7 +14,7 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.evaluate import EvaluationFailed, recompute, run_evaluate
+from pipelines.evaluate import EvaluationFailed, recompute, run_evaluate, run_evaluations
 from robometer.baselines.trivial import Clock, FrameDifference
 from robometer.configs.loading import load
 from robometer.configs.schema import Config, ConfigError
@@ -74,6 +74,43 @@ def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
         run_evaluate(config_for(tmp_path, "evaluate.checkpoint=baseline:nobody"))
     with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
         recompute(config_for(tmp_path))
+
+
+def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -> None:
+    build_corpus(tmp_path / "corpus", clips_per_quality=1)
+    config = config_for(
+        tmp_path,
+        "tracking.uri=none",
+        "evaluate.checkpoint=baseline:clock",
+        "evaluate.against=[baseline:frame_difference,baseline:constant]",
+        "evaluate.evaluations=[reward_alignment,policy_ranking]",
+    )
+    found = run_evaluations(config)
+    assert [one["provenance"]["model"] for one in found] == ["clock", "frame_difference", "constant"]
+    assert "answers in" in found[0]["provenance"]["scoring"]
+    written = (tmp_path / "out/report.csv").read_text()
+    assert all(name in written for name in ("clock", "frame_difference", "constant"))
+    parts = sorted((tmp_path / "out").rglob("parts/*.parquet"))
+    stamps = [path.stat().st_mtime_ns for path in parts]
+    assert len({path.parent for path in parts}) == 3
+    again = run_evaluations(config)
+    assert [path.stat().st_mtime_ns for path in parts] == stamps  # a second run asks no model
+    anew = run_evaluations(config, anew=True)
+    assert [one["metrics"] for one in again] == [one["metrics"] for one in anew] == [one["metrics"] for one in found]
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("baseline:random,baseline:random", "names one model twice"),
+        ("baseline:random,baseline:nobody", "baseline:nobody is none of"),
+    ],
+)
+def test_a_wrong_list_of_models_ends_before_the_first_is_asked(against: str, message: str, tmp_path: Path) -> None:
+    build_corpus(tmp_path / "corpus", clips_per_quality=1)
+    with pytest.raises(ConfigError, match=message):
+        run_evaluations(config_for(tmp_path, "evaluate.checkpoint=baseline:clock", f"evaluate.against=[{against}]"))
+    assert not (tmp_path / "out").exists()
 
 
 class Mortal(FrameDifference):

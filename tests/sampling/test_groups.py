@@ -43,11 +43,11 @@ def test_a_missing_member_fails_by_its_name(name: str) -> None:
         resolve([name], rest)
     for missing in (first, last):
         assert f"{missing} (of group {name})" in str(failure.value)
-    assert "ingest them, or name in sampling.sources" in str(failure.value)
+    assert "ingest them, or name only sources that it has" in str(failure.value)
 
 
 def test_all_that_is_missing_is_named_at_once() -> None:
-    with pytest.raises(SamplingError, match=r"no trajectory of one, two: .* only what it has \(lab\)"):
+    with pytest.raises(SamplingError, match=r"no trajectory of one, two: .* only sources that it has \(lab\)"):
         resolve(["one", "lab", "two"], ["lab"])
 
 

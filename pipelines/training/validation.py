@@ -1,0 +1,52 @@
+"""Validation of a checkpoint: by the first worker while all others wait, or by a task of its own beside training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint
+
+from pipelines.training.checkpointing import MODEL, POSITION
+from robometer import tracking
+from robometer.configs.loading import from_dict
+from robometer.configs.schema import Config
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
+from robometer.evaluation.validation import validate
+from robometer.models.checkpoint import load_model, make_scorer
+
+FOLDER = "validations"
+
+
+def measure(folder: Path, config: Config, corpus: Corpus, device: str) -> dict[str, float]:
+    """Metrics (`robometer.evaluation.validation.validate`) of the model in a folder, under the settings of `train`."""
+    train = config.train
+    model, trained = load_model(folder)
+    scorer = make_scorer(model, trained, "validation", device, folder=folder, corpus=corpus)
+    return validate(scorer, corpus, train.validation_splits, train.validation_clips, train.seed)
+
+
+def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: str) -> dict[str, float]:
+    """What Ray Train runs as a task of its own (`ValidationConfig`): metrics, which it adds to those of the checkpoint.
+
+    They are tracked, and kept in `train.output`, since Ray Train forgets them with the checkpoint. One that was cut off
+    is run again with the run.
+    """
+    settings = from_dict(config)
+    train = settings.train
+    with checkpoint.as_directory() as folder:
+        step = int(json.loads(Path(folder, POSITION).read_text())["step"])
+        device = "cuda" if train.validation_gpus else "cpu"
+        metrics = measure(Path(folder, MODEL), settings, Corpus(settings.corpus.path), device)
+    entry = json.dumps({"step": step} | metrics)
+    Storage(train.output).write_bytes(f"{FOLDER}/{step:07d}.json", entry.encode())
+    tracking.attached(settings, run_id).metrics(metrics, step)
+    return metrics
+
+
+def with_validations(history: list[dict[str, float]], output: Path) -> list[dict[str, float]]:
+    """What was recorded by step, with what `validate_checkpoint` kept of the same run."""
+    kept = [json.loads(path.read_text()) for path in sorted((output / FOLDER).glob("*.json"))]
+    return sorted([*history, *kept], key=lambda entry: entry["step"])
