@@ -13,7 +13,7 @@ from robometer.evaluation.paired import Difference
 from robometer.evaluation.published import anchor_tables, protocol
 from robometer.evaluation.results import metric_rows
 from robometer.evaluation.runs import Run
-from robometer.evaluation.tables import Table, difference_tables, leaderboards, source_tables
+from robometer.evaluation.tables import EFFECTIVE_N, Table, difference_tables, leaderboards, source_tables
 
 Row = Sequence[str]
 
@@ -62,7 +62,7 @@ def markdown(comparison: Comparison) -> str:
     if said := remarks(runs):
         parts.append(_md_list(said))
     for board in leaderboards(runs):
-        parts += [f"## {_md(board['split'])}", _md_table(*_board(board, "**{}**".format, _md))]
+        parts += [f"## {_md(board['split'])}", _md(EFFECTIVE_N), _md_table(*_board(board, "**{}**".format, _md))]
     for made in difference_tables(comparison):
         title = f"## Differences to {_md(runs[0].name)}, {_md(made['split'])}"
         parts += [title, _md_table(*_differences(runs, made, _md))]
@@ -109,7 +109,7 @@ def latex(comparison: Comparison) -> str:
     runs = comparison.runs
     parts = ["% by `robometer report`; needs \\usepackage{booktabs}"]
     for board in leaderboards(runs):
-        caption = f"{board['split']}: value and interval; the best in bold."
+        caption = f"{board['split']}: value, interval and n; the best in bold. {EFFECTIVE_N}"
         parts.append(_tex_table(caption, *_board(board, r"\textbf{{{}}}".format, _tex)))
     for made in difference_tables(comparison):
         caption = f"{made['split']}: difference to {runs[0].name}, its interval and two-sided p."
@@ -147,8 +147,9 @@ def _board(board: Table, bold: Callable[[str], str], escape: Callable[[str], str
         cells = []
         for headline, cell in zip(board["headlines"], row["cells"], strict=True):
             value = escape(cell["value"])
-            beside = f"; {headline.beside_what} {cell['beside']}" if cell["beside"] else ""
-            more = f"({cell['interval']}{beside})" if cell["interval"] else ""
+            beside = f"{headline.beside_what} {cell['beside']}" if cell["beside"] else ""
+            parts = [cell["interval"], f"n = {cell['n']}", beside]
+            more = f"({'; '.join(part for part in parts if part)})" if cell["interval"] else ""
             cells.append(f"{bold(value) if cell['best'] else value} {escape(more)}".rstrip())
         rows.append([escape(row["name"]), *cells])
     return header, rows

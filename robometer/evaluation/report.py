@@ -104,6 +104,7 @@ def render(comparison: Comparison, corpus: Corpus | None) -> str:
         cards=[] if several else tables.cards(runs[0]),
         leaderboards=tables.leaderboards(runs) if several else [],
         difference_tables=tables.difference_tables(comparison),
+        effective_n=tables.EFFECTIVE_N,
         metric_tables=tables.metric_tables(comparison),
         source_tables=tables.source_tables(comparison),
         anchor_tables=published.anchor_tables(comparison),

@@ -19,6 +19,12 @@ Table = dict[str, Any]
 _SIGNED = ("voc", "spearman", "kendall", "tau", "env_reward", "diagonal_gap")
 
 
+EFFECTIVE_N = (
+    "Effective n is how many independent items would be as uncertain as these n (Kish): fewer where those that are "
+    "resampled together are alike, more where each group has its share of easy and of hard ones."
+)
+
+
 def number(value: Any) -> str:
     """Three decimals with a true minus sign for a float, a dash for NaN; anything else as it is."""
     if not isinstance(value, float):
@@ -34,6 +40,13 @@ def signed(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """Ends of an interval; empty where there is none."""
     return f"{number(low)} to {number(high)}" if math.isfinite(low) else ""
+
+
+def extent(metric: Metric) -> str:
+    """What a metric is over: n, and the effective n where there is one."""
+    estimate = metric.estimate
+    effective = f"{estimate.effective_n:.{0 if estimate.effective_n >= 10 else 1}f}"
+    return f"{estimate.n} {metric.over}" + (f" (effective {effective})" if math.isfinite(estimate.effective_n) else "")
 
 
 def cards(run: Run) -> list[Table]:
@@ -76,7 +89,7 @@ def _board_column(runs: Sequence[Run], split: str, headline: Headline) -> list[T
                 "sort": value if math.isfinite(value) else "",
                 "best": value == top,
                 "interval": interval(metric.estimate.low, metric.estimate.high) if metric else "",
-                "n": f"{metric.estimate.n} {metric.over}" if metric else "",
+                "n": extent(metric) if metric else "",
                 "beside": number(beside.estimate.value) if beside else "",
             }
         )
@@ -155,7 +168,7 @@ def _cell(metric: Metric) -> Table:
     return {
         "value": number(estimate.value),
         "interval": interval(estimate.low, estimate.high),
-        "n": f"{estimate.n} {metric.over}",
+        "n": extent(metric),
         "resampled": f"{estimate.groups} {'tasks' if estimate.unit == 'task' else 'trajectories'}" if known else "",
         "undefined": estimate.undefined,
         "track": _track(estimate.value, estimate.low, estimate.high, metric.name.startswith(_SIGNED)),
