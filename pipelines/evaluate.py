@@ -40,6 +40,7 @@ from robometer.evaluation.results import Result, flat
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_scorer, scorer_identity
 from robometer.models.sources import for_workers
+from robometer.provenance import trained_by
 from robometer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -241,6 +242,7 @@ def _provenance(config: Config, corpus: Corpus, name: str, predictions: Predicti
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "checkpoint": config.evaluate.checkpoint,
         "trained": _trained(config.evaluate.checkpoint),
+        **trained_by(config.evaluate.checkpoint),
         "corpus": config.corpus.path,
         "corpus_hash": corpus.content_hash,
         "splits": counts,
