@@ -14,7 +14,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 MIN_TASKS_TO_RESAMPLE = 5
 """With fewer tasks a bootstrap over tasks has too few distinct resamples; trajectories are resampled instead."""
@@ -50,7 +49,13 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson correlation of the average ranks; NaN where `pearson` is."""
     pair = _pair(x, y)
-    return math.nan if pair is None or np.isnan(pair).any() else pearson(rankdata(pair[0]), rankdata(pair[1]))
+    return math.nan if pair is None or np.isnan(pair).any() else pearson(*map(_ranks, pair))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Average ranks [N], from 1; SciPy's takes ten times as long for the few frames of a clip."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index.reshape(-1)]
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from robometer import metrics
@@ -20,6 +20,13 @@ def test_constant_prediction_has_no_pearson_and_zero_tau_a() -> None:
     assert metrics.kendall([1, 2, 3], [5, 5, 5]) == 0.0
     assert math.isnan(metrics.kendall([1], [1]))
     assert math.isnan(metrics.pearson([1, 2, 3], [1, math.nan, 3]))
+
+
+def test_spearman_equals_scipy_with_and_without_ties() -> None:
+    rng = np.random.default_rng(10)
+    for values in (rng.random(12), rng.integers(0, 4, 12), np.array([0.0, -0.0, 1.0])):
+        truth = np.linspace(0, 1, len(values))
+        assert metrics.spearman(truth, values) == pytest.approx(spearmanr(truth, values).statistic)
 
 
 def test_closed_form_equals_the_average_over_all_choices_of_one_clip_per_label() -> None:

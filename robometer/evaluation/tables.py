@@ -249,7 +249,7 @@ def _source_rows(
     counts = [_clips(by_source.get(source), split) for source in sources]
     found = [[_headline(by_source.get(source), split, headline) for headline in headlines] for source in sources]
     cells = [[_source_cell(metric) for metric in row] for row in found]
-    means = [_mean([row[i].estimate.value for row in found if row[i]]) for i in range(len(headlines))]
+    means = [_mean([m.estimate.value for row in found if (m := row[i]) is not None]) for i in range(len(headlines))]
     cells.append([{"value": number(mean), "sort": _sortable(mean), "interval": "", "n": ""} for mean in means])
     lines = zip([*sources, "mean over sources"], [*counts, sum(counts)], cells, strict=True)
     return [{"source": s, "clips": count, "cells": row} for s, count, row in lines]
