@@ -18,8 +18,9 @@ robometer report: one page of one evaluated model, or of several beside one anot
 
 Reads   the output folders of `robometer evaluate` (evaluate.output), and for the pictures the corpus that they were
         evaluated on. Metrics are computed from the predictions, without the models.
-Writes  report.html (one self-contained file: leaderboard, paired differences to the first model, clips with every
-        model's curve, heat maps, reliability, published results beside ours), report.md, report.tex, report.csv
+Writes  report.html (one self-contained file: leaderboard, spread over training seeds, paired differences to the first
+        model, clips with every model's curve, heat maps, reliability, published results beside ours),
+        report.md, report.tex, report.csv
 
 Examples
   robometer report outputs/evaluation

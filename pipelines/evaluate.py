@@ -43,6 +43,7 @@ from robometer.evaluation.runs import load_runs
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_scorer, scorer_identity
 from robometer.models.sources import for_workers
+from robometer.provenance import trained_by
 from robometer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -321,6 +322,7 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "checkpoint": config.evaluate.checkpoint,
         "trained": _trained(config.evaluate.checkpoint),
+        **trained_by(config.evaluate.checkpoint),
         "corpus": config.corpus.path,
         "corpus_hash": corpus.content_hash,
         "splits": counts,

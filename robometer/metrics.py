@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -20,8 +21,15 @@ MIN_TASKS_TO_RESAMPLE = 5
 
 _ELEMENTS_PER_CHUNK = 1 << 17  # resampling weights held at once: 1 MB, which stays in a core's cache
 
+ITEM_RESAMPLES = 200
+"""For the variance that independent items would have: the square root of 2 / 200 is 10 %."""
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Maps weights [B, N] of N items to a value per row [B]; the point estimate is its value at all ones."""
+
+
+Side = tuple[np.ndarray, np.ndarray]
+"""Scores [P] of some items, ascending, and the weights [B, P] of each."""
 
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
@@ -76,7 +84,7 @@ def kendall(x: ArrayLike, y: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How the predictions of two groups compare, over all pairs of one clip each.
+    """How the predictions of two groups compare, over all pairs of one clip each; float64 [B], a row of weights each.
 
     Attributes:
         wins: pairs where the clip with the higher label has the higher prediction.
@@ -84,27 +92,49 @@ class PairCounts:
         total: all pairs.
     """
 
-    wins: int
-    ties: int
-    total: int
+    wins: np.ndarray
+    ties: np.ndarray
+    total: np.ndarray
 
     @property
-    def tau(self) -> float:
+    def correct(self) -> np.ndarray:
+        """Pairs in the right order, a tie counts 1/2."""
+        return self.wins + self.ties / 2
+
+    @property
+    def tau(self) -> np.ndarray:
         """Mean sign of (higher - lower), in [-1, 1]."""
-        return (2 * self.wins + self.ties - self.total) / self.total
+        return 2 * self.correct / self.total - 1
 
     @property
-    def accuracy(self) -> float:
-        """Share of pairs in the right order, a tie counts 1/2."""
-        return (self.wins + 0.5 * self.ties) / self.total
+    def ceiling(self) -> np.ndarray:
+        """What tau would be if every pair that is no tie were in the right order."""
+        return 1 - self.ties / self.total
 
 
-def compare_groups(lower: ArrayLike, higher: ArrayLike) -> PairCounts:
-    """Count in O(n log n) how often a value of `higher` beats a value of `lower`."""
-    low, high = np.sort(np.asarray(lower, dtype=np.float64)), np.asarray(higher, dtype=np.float64)
-    below = np.searchsorted(low, high, side="left")
-    not_above = np.searchsorted(low, high, side="right")
-    return PairCounts(int(below.sum()), int((not_above - below).sum()), low.size * high.size)
+def compare_labels(
+    labels: Sequence[int] | np.ndarray, scores: ArrayLike, weights: np.ndarray | None = None
+) -> list[PairCounts]:
+    """Count in O(n log n) for every two of the labels [N] how often the higher one has the higher score [N].
+
+    Args:
+        weights: [B, N], how often each item counts; one row of ones without.
+    """
+    label, score = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    weight = np.ones((1, score.size)) if weights is None else weights
+    order = np.argsort(score, kind="stable")
+    members = [order[label[order] == value] for value in np.unique(label)]
+    sides = [(score[index], weight[:, index]) for index in members]
+    return [_compare(low, high) for low, high in combinations(sides, 2)]
+
+
+def _compare(lower: Side, higher: Side) -> PairCounts:
+    (low, weight), (high, gain) = lower, higher
+    running = _running(weight)
+    below, not_above = (
+        np.einsum("bp,bp->b", gain, running[:, np.searchsorted(low, high, side=side)]) for side in ("left", "right")
+    )
+    return PairCounts(below, not_above - below, gain.sum(1) * running[:, -1])
 
 
 @dataclass(frozen=True)
@@ -118,6 +148,7 @@ class Ranking:
         accuracy: share of the pairs with different labels in the right order, pooled, a tie counts 1/2.
         pairs: how many those are.
         correct: accuracy * pairs.
+        ties: how many of the pairs the prediction ties.
     """
 
     tau: float
@@ -125,20 +156,17 @@ class Ranking:
     accuracy: float
     pairs: int
     correct: float
+    ties: int = 0
 
 
 def ranking(labels: Sequence[int] | np.ndarray, scores: ArrayLike) -> Ranking:
     """Compare predicted `scores` [N] with ordinal `labels` [N]; all NaN where there is only one label."""
-    label, score = np.asarray(labels), np.asarray(scores, dtype=np.float64)
-    groups = [score[label == value] for value in np.unique(label)]
-    counts = [compare_groups(a, b) for a, b in combinations(groups, 2)]
+    counts = compare_labels(labels, scores)
     if not counts:
         return Ranking(math.nan, math.nan, math.nan, 0, 0.0)
-    pairs = sum(c.total for c in counts)
-    correct = sum(c.wins + 0.5 * c.ties for c in counts)
-    tau = float(np.mean([c.tau for c in counts]))
-    ceiling = float(np.mean([1 - c.ties / c.total for c in counts]))
-    return Ranking(tau, ceiling, correct / pairs, pairs, correct)
+    pairs, correct, ties = (float(sum(getattr(c, name)[0] for c in counts)) for name in ("total", "correct", "ties"))
+    tau, ceiling = float(np.mean([c.tau for c in counts])), float(np.mean([c.ceiling for c in counts]))
+    return Ranking(tau, ceiling, correct / pairs, int(pairs), correct, int(ties))
 
 
 def tau_b_ceiling(labels: Sequence[int] | np.ndarray) -> float:
@@ -225,6 +253,7 @@ class Estimate:
         replicates: float64 [resamples], the values whose percentiles the interval is; empty where there is none. Equal
             groups, resamples and seed draw alike, so that two models' replicates differ pairwise
             (`evaluation.paired`).
+        effective_n: see `effective_n`.
     """
 
     value: float
@@ -235,6 +264,7 @@ class Estimate:
     groups: int
     undefined: int = 0
     replicates: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
+    effective_n: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -263,22 +293,68 @@ def estimate(
     """
     n, groups = len(group_of), int(group_of.max()) + 1 if len(group_of) else 0
     value = float(statistic(np.ones((1, n)))[0]) if n else math.nan
-    replicates = _replicates(statistic, group_of, groups, settings)
-    low, high = percentile_interval(replicates, settings.confidence)
-    return Estimate(value, low, high, n, unit, groups, undefined, replicates)
-
-
-def _replicates(statistic: Statistic, group_of: np.ndarray, groups: int, settings: Resampling) -> np.ndarray:
     if groups < 2 or settings.resamples == 0:
-        return np.zeros(0)
+        return Estimate(value, math.nan, math.nan, n, unit, groups, undefined)
+    drawn = _group_draws(groups, settings.resamples, settings.seed)
+    replicates = _replicates(statistic, n, settings.resamples, lambda rows: drawn[rows].take(group_of, axis=1))
+    low, high = percentile_interval(replicates, settings.confidence)
+    independent = n * _item_variance(statistic, n, settings) if groups < n else math.nan
+    effective = effective_n(independent, replicates) if groups < n else float(n)
+    return Estimate(value, low, high, n, unit, groups, undefined, replicates, effective)
+
+
+@lru_cache(maxsize=2)
+def _group_draws(groups: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each group is drawn, uint16 [resamples, groups]; most metrics of a split have the same groups."""
+    rng = np.random.default_rng(seed)
+    share = np.full(groups, 1 / groups)
+    return np.stack([rng.multinomial(groups, share).astype(np.uint16) for _ in range(resamples)])
+
+
+def _replicates(statistic: Statistic, n: int, resamples: int, draw: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Values [resamples] of a statistic of n items; `draw(rows)` says how often each counts in those resamples."""
+    chunk = max(1, _ELEMENTS_PER_CHUNK // n)
+    rows = [slice(start, min(start + chunk, resamples)) for start in range(0, resamples, chunk)]
+    return np.concatenate([statistic(draw(some).astype(np.float64)) for some in rows])
+
+
+def _item_variance(statistic: Statistic, n: int, settings: Resampling) -> float:
+    """Variance that a statistic would have if its n items were independent: the items themselves are resampled."""
     rng = np.random.default_rng(settings.seed)
-    chunk = max(1, _ELEMENTS_PER_CHUNK // len(group_of))
-    values = []
-    for start in range(0, settings.resamples, chunk):
-        size = min(chunk, settings.resamples - start)
-        weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(np.float64)
-        values.append(statistic(weights.take(group_of, axis=1)))
-    return np.concatenate(values)
+
+    def draw(rows: slice) -> np.ndarray:
+        size = rows.stop - rows.start
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+
+    return variance(_replicates(statistic, n, min(settings.resamples, ITEM_RESAMPLES), draw))
+
+
+def effective_n(item_variance: float, replicates: np.ndarray) -> float:
+    """How many independent items would be as uncertain as an estimate of these replicates: n over the design effect.
+
+    The design effect (Kish) is the variance of the replicates, in which what belongs together is drawn together, over
+    that of n independent items. It is known to about 10 % (`ITEM_RESAMPLES`), less well with few groups. More than n
+    says that groups are more alike than chance would make them, each with its share of easy and of hard items.
+
+    Args:
+        item_variance: of one item; the variance of the statistic over n independent ones, times n.
+        replicates: [resamples], as in `Estimate`.
+
+    Returns:
+        NaN where either side does not vary.
+    """
+    spread = variance(replicates)
+    return item_variance / spread if item_variance > 0 and spread > 0 else math.nan
+
+
+def variance(values: np.ndarray) -> float:
+    """Of the finite values, 0 where they differ by rounding alone; NaN with fewer than two."""
+    finite = values[np.isfinite(values)]
+    if finite.size < 2:
+        return math.nan
+    spread = float(finite.var())
+    return spread if spread > (1e-9 * max(1.0, float(np.abs(finite).max()))) ** 2 else 0.0
 
 
 def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[float, float]:

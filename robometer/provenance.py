@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.summary import summarise
@@ -22,6 +27,59 @@ def provenance_of(corpus: Corpus) -> dict[str, Any]:
         "splits": counts.by_split,
         "commit": commit(),
     }
+
+
+_TRAINED = {"sampling", "model", "loss", "train"}
+
+_NOT_THE_RECIPE = {
+    "seed",
+    "output",
+    "load_from_checkpoint",  # the hash of its weights stands for it (`base`)
+    "max_failures",
+    "log_every",
+    "data_actors",
+    "data_cpus",
+    "num_workers",
+    "min_workers",
+    "resize_every_s",
+    "cpus_per_worker",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "zero_init",
+    "offload",
+    "peak_tflops",
+}
+"""Keys of `train` that name a run, or say how its computation is spread; the others decide what is computed."""
+
+
+def trained_by(folder: str | Path) -> dict[str, str | int]:
+    """`recipe` and `train_seed` of a checkpoint folder; empty where the folder does not say.
+
+    Runs of one recipe and different seeds are one experiment that was repeated.
+    """
+    config, provenance = Path(folder, "config.yaml"), Path(folder, "provenance.json")
+    if not config.is_file() or not provenance.is_file():
+        return {}
+    values, origin = yaml.safe_load(config.read_text()), json.loads(provenance.read_text())
+    if not isinstance(values, dict) or not values.keys() >= _TRAINED or "corpus" not in origin:
+        return {}
+    return {"recipe": recipe(values, origin), "train_seed": int(values["train"]["seed"])}
+
+
+def recipe(config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """First 12 hex digits of a hash of what was trained, on which corpus and from which weights, without the seed.
+
+    Args:
+        config: of the run, as `to_dict` has it.
+        origin: the checkpoint's provenance.
+    """
+    kept = {section: config[section] for section in sorted(_TRAINED - {"train"})}
+    upstream = config["loss"].get("compat") == "upstream"  # its losses are means over micro-batches
+    left_out = _NOT_THE_RECIPE - ({"micro_batch_size", "num_workers"} if upstream else set())
+    kept["train"] = {key: value for key, value in config["train"].items() if key not in left_out}
+    kept["encoders"] = {key: v for key, v in config.get("embed", {}).items() if key.endswith("_encoder")}
+    kept["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def commit() -> str:

@@ -57,6 +57,17 @@ def test_ties_bound_the_ranking_and_count_half_in_its_accuracy() -> None:
     assert math.isnan(metrics.ranking([1, 1], [0.1, 0.2]).tau)
 
 
+def test_a_clip_that_counts_twice_ranks_like_two_equal_clips() -> None:
+    rng = np.random.default_rng(9)
+    labels, scores = np.repeat([0, 1, 2], 5), rng.integers(0, 6, 15).astype(float)
+    weights = rng.integers(1, 4, (4, 15))
+    made = metrics.compare_labels(labels, scores, weights.astype(float))
+    for i, counts in enumerate(weights):
+        expected = metrics.compare_labels(np.repeat(labels, counts), np.repeat(scores, counts))
+        for ours, theirs in zip(made, expected, strict=True):
+            assert (ours.wins[i], ours.ties[i], ours.total[i]) == (theirs.wins[0], theirs.ties[0], theirs.total[0])
+
+
 def test_tau_b_ceiling_is_reached_by_a_perfect_ranking() -> None:
     labels = np.repeat([0, 1, 2], 4)
     reached = kendalltau(labels, np.arange(12), variant="b").statistic
@@ -122,11 +133,55 @@ def test_clustered_interval_is_wider_when_tasks_differ_and_seeded() -> None:
     assert over_tasks.groups == 8
 
 
+def effective_n(values: np.ndarray, groups: np.ndarray) -> float:
+    return metrics.estimate(metrics.weighted_mean(values), groups, "task", Resampling(1000, 0.95, 1)).effective_n
+
+
+def test_equal_clips_of_a_task_count_once() -> None:
+    values = np.random.default_rng(4).normal(size=40)
+    assert effective_n(np.repeat(values, 10), np.repeat(np.arange(40), 10)) == pytest.approx(40, rel=0.25)
+
+
+def test_effective_n_follows_kish_for_a_known_correlation_within_tasks() -> None:
+    rng, size, correlation = np.random.default_rng(5), 8, 0.3
+    shared, own = rng.normal(size=(400, 1)), rng.normal(size=(400, size))
+    values = (math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own).ravel()
+    expected = values.size / (1 + (size - 1) * correlation)
+    assert effective_n(values, np.repeat(np.arange(400), size)) == pytest.approx(expected, rel=0.25)
+
+
+def test_effective_n_is_n_where_every_clip_is_its_own_group_and_about_n_where_tasks_do_not_matter() -> None:
+    values = np.random.default_rng(6).normal(size=2000)
+    assert effective_n(values, np.arange(2000)) == 2000
+    assert effective_n(values, np.repeat(np.arange(200), 10)) == pytest.approx(2000, rel=0.35)
+
+
+def test_effective_n_is_above_n_where_every_task_has_its_share_of_easy_and_hard_clips() -> None:
+    values = np.tile([0.0, 1.0], 50) + np.random.default_rng(7).normal(scale=0.1, size=100)
+    assert effective_n(values, np.repeat(np.arange(50), 2)) > 300
+
+
+def test_effective_n_of_an_area_counts_equal_frames_of_a_clip_once() -> None:
+    rng = np.random.default_rng(8)
+    labels = np.arange(60) % 2
+    scores = labels + rng.normal(size=60)
+    of_clip = np.repeat(np.arange(60), 20)
+    made = metrics.estimate(
+        lambda w: metrics.auroc(scores[of_clip], labels[of_clip], w), of_clip, "trajectory", Resampling(1000, 0.95, 1)
+    )
+    assert made.n == 1200 and made.effective_n == pytest.approx(60, rel=0.35)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_what_does_not_vary_has_no_effective_n(value: float) -> None:
+    assert math.isnan(effective_n(np.full(30, value), np.repeat(np.arange(10), 3)))
+
+
 def test_no_interval_without_resamples_or_with_one_group() -> None:
     statistic = metrics.weighted_mean([1.0, 2.0])
     for groups, settings in ((np.array([0, 1]), Resampling(0)), (np.array([0, 0]), Resampling())):
         made = metrics.estimate(statistic, groups, "task", settings)
-        assert made.value == 1.5 and math.isnan(made.low) and math.isnan(made.high)
+        assert made.value == 1.5 and math.isnan(made.low) and math.isnan(made.high) and math.isnan(made.effective_n)
 
 
 def test_tasks_are_resampled_only_where_there_are_enough() -> None:

@@ -11,6 +11,9 @@ from robometer.evaluation.predictions import ClipPrediction, InstructionPredicti
 from robometer.evaluation.runs import Run, splits_of
 from robometer.metrics import Resampling
 
+SOURCE_RESAMPLES = 200
+"""Of the intervals of one data source: coarser ones, since everything is computed once more for each of them."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -19,7 +22,8 @@ class Comparison:
     Attributes:
         runs: one or more; the others are compared with the first.
         differences: run name -> (evaluation, split, metric) -> difference to the first run.
-        sources: run name -> data source -> the run on the clips of that source alone, without intervals.
+        sources: run name -> data source -> the run on the clips of that source alone, with at most
+            `SOURCE_RESAMPLES` resamples.
     """
 
     runs: Sequence[Run]
@@ -88,10 +92,13 @@ def _differences(baseline: Run, other: Run) -> dict[tuple[str, str, str], Differ
 
 
 def _by_source(run: Run) -> dict[str, Run]:
-    """The run on the clips of each data source alone, without intervals."""
+    """The run on the clips of each data source alone."""
     predictions = run.predictions
     sources = {clip.id: clip.source for clip in predictions.clips}
-    quick = replace(run, settings=replace(run.settings, bootstrap=0))
+    names = sorted(set(sources.values()))
+    if len(names) == 1:
+        return {names[0]: run}
+    quick = replace(run, settings=replace(run.settings, bootstrap=min(run.settings.bootstrap, SOURCE_RESAMPLES)))
     return {
         source: quick.on(
             replace(
@@ -101,7 +108,7 @@ def _by_source(run: Run) -> dict[str, Run]:
                 pairs=[r for r in predictions.pairs if sources.get(r.chosen_id) == source],
             )
         )
-        for source in sorted(set(sources.values()))
+        for source in names
     }
 
 

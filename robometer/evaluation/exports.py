@@ -13,12 +13,16 @@ from robometer.evaluation.paired import Difference
 from robometer.evaluation.published import anchor_tables, protocol
 from robometer.evaluation.results import metric_rows
 from robometer.evaluation.runs import Run
-from robometer.evaluation.tables import Table, difference_tables, leaderboards, source_tables
+from robometer.evaluation.seeds import OVER_SEEDS, seed_groups, seed_tables, spread
+from robometer.evaluation.tables import EFFECTIVE_N, Table, difference_tables, leaderboards, source_tables
 
 Row = Sequence[str]
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
-        "τ": r"$\tau$"} | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
+        "τ": r"$\tau$", "±": r"$\pm$", "→": r"$\rightarrow$", "↔": r"$\leftrightarrow$", "…": r"\dots{}",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+        "[": "{[}", "]": "{]}", "*": "{*}",  # after the \\ of a row these would be its arguments
+        } | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
 def files(comparison: Comparison) -> dict[str, str]:
@@ -29,7 +33,8 @@ def files(comparison: Comparison) -> dict[str, str]:
 def table(comparison: Comparison) -> str:
     """Every metric of every run as CSV: a row each with value, interval, n, and the difference to the first run.
 
-    An undefined number is an empty cell.
+    Below them, where there are runs of one recipe, a row each for the mean, the standard deviation, the minimum and the
+    maximum over seeds (`statistic`). An undefined number is an empty cell.
     """
     baseline = comparison.runs[0].name
     rows: list[dict[str, Any]] = []
@@ -37,12 +42,27 @@ def table(comparison: Comparison) -> str:
         found = comparison.differences.get(run.name, {})
         for row in metric_rows(run.results):
             difference = found.get((row["evaluation"], row["split"], row["metric"]))
-            rows.append({"model": run.name} | row | _compared(difference, baseline))
+            rows.append({"model": run.name, "statistic": "value"} | row | _compared(difference, baseline))
+    rows += [dict.fromkeys(rows[0], "") | row for row in _over_seeds(comparison.runs)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(rows[0] if rows else ["model"])
     writer.writerows([_plain(value) for value in row.values()] for row in rows)
     return stream.getvalue()
+
+
+def _over_seeds(runs: Sequence[Run]) -> Iterable[dict[str, Any]]:
+    statistics = {"mean": "mean", "standard deviation": "std", "minimum": "low", "maximum": "high"}
+    for group in seed_groups(runs):
+        for result in group.runs[0].results:
+            for metric in result.metrics:
+                found = spread(group, result.evaluation, result.split, metric.name)
+                if found is None:
+                    continue
+                key = {"split": result.split, "evaluation": result.evaluation, "metric": metric.name}
+                for words, name in statistics.items():
+                    value = {"statistic": f"{words} over seeds", "value": getattr(found, name)}
+                    yield {"model": group.name} | key | value | {"n": found.n, "over": "seeds"}
 
 
 def _compared(found: Difference | None, baseline: str) -> dict[str, Any]:
@@ -62,13 +82,15 @@ def markdown(comparison: Comparison) -> str:
     if said := remarks(runs):
         parts.append(_md_list(said))
     for board in leaderboards(runs):
-        parts += [f"## {_md(board['split'])}", _md_table(*_board(board, "**{}**".format, _md))]
+        parts += [f"## {_md(board['split'])}", _md(EFFECTIVE_N), _md_table(*_board(board, "**{}**".format, _md))]
+    for made in seed_tables(runs):
+        parts += [f"## Over seeds, {_md(made['split'])}", _md(OVER_SEEDS), _md_table(*_seeds(made, _md))]
     for made in difference_tables(comparison):
         title = f"## Differences to {_md(runs[0].name)}, {_md(made['split'])}"
         parts += [title, _md_table(*_differences(runs, made, _md))]
     for made in source_tables(comparison):
         header = ["data source", "model", "clips", *(f"{h.title}: {h.what}" for h in made["headlines"])]
-        rows = [[row["source"], row["name"], row["clips"], *row["cells"]] for row in made["rows"]]
+        rows = [[r["source"], r["name"], r["clips"], *map(_with_interval, r["cells"])] for r in made["rows"]]
         parts += [f"## Data sources, {_md(made['split'])}", _md_table(map(_md, header), (map(_md, r) for r in rows))]
     parts += ["## Published results", _md_list(protocol(runs))]
     for made in anchor_tables(comparison):
@@ -77,6 +99,10 @@ def markdown(comparison: Comparison) -> str:
         parts += [f"### {_md(made['anchor'].title)}", _md_list(made["caveats"])]
         parts += [_md_table(map(_md, header), (map(_md, row) for row in rows))]
     return "\n\n".join([*parts, *map(_md_provenance, runs)]) + "\n"
+
+
+def _with_interval(cell: Table) -> str:
+    return f"{cell['value']} ({cell['interval']})" if cell["interval"] else str(cell["value"])
 
 
 def _md_provenance(run: Run) -> str:
@@ -107,10 +133,12 @@ def _md_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def latex(comparison: Comparison) -> str:
     """Leaderboards and differences as LaTeX tables, to be included; they need the package booktabs."""
     runs = comparison.runs
-    parts = ["% by `robometer report`; needs \\usepackage{booktabs}"]
+    parts = ["% by `robometer report`; needs \\usepackage{booktabs}; names in other scripts need lualatex or xelatex"]
     for board in leaderboards(runs):
-        caption = f"{board['split']}: value and interval; the best in bold."
+        caption = f"{board['split']}: value, interval and n; the best in bold. {EFFECTIVE_N}"
         parts.append(_tex_table(caption, *_board(board, r"\textbf{{{}}}".format, _tex)))
+    for made in seed_tables(runs):
+        parts.append(_tex_table(f"{made['split']}, over seeds. {OVER_SEEDS}", *_seeds(made, _tex)))
     for made in difference_tables(comparison):
         caption = f"{made['split']}: difference to {runs[0].name}, its interval and two-sided p."
         parts.append(_tex_table(caption, *_differences(runs, made, _tex)))
@@ -118,7 +146,9 @@ def latex(comparison: Comparison) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in str(text))
+    """Text that is no markup, on one line; letters of other scripts stay, and need lualatex or xelatex."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    return "".join(_TEX.get(character, character) for character in " ".join(printable.split()))
 
 
 def _tex_table(caption: str, header: Row, rows: Iterable[Row]) -> str:
@@ -147,10 +177,20 @@ def _board(board: Table, bold: Callable[[str], str], escape: Callable[[str], str
         cells = []
         for headline, cell in zip(board["headlines"], row["cells"], strict=True):
             value = escape(cell["value"])
-            beside = f"; {headline.beside_what} {cell['beside']}" if cell["beside"] else ""
-            more = f"({cell['interval']}{beside})" if cell["interval"] else ""
+            beside = f"{headline.beside_what} {cell['beside']}" if cell["beside"] else ""
+            parts = [cell["interval"], f"n = {cell['n']}", beside]
+            more = f"({'; '.join(part for part in parts if part)})" if cell["interval"] else ""
             cells.append(f"{bold(value) if cell['best'] else value} {escape(more)}".rstrip())
         rows.append([escape(row["name"]), *cells])
+    return header, rows
+
+
+def _seeds(made: Table, escape: Callable[[str], str]) -> tuple[Row, list[Row]]:
+    header = ["model", "seeds", *(escape(f"{h.title}: {h.what}") for h in made["headlines"])]
+    rows: list[Row] = []
+    for row in made["rows"]:
+        cells = [f"{cell['value']} ({cell['range']})" if cell["range"] else cell["value"] for cell in row["cells"]]
+        rows.append([escape(text) for text in (row["name"], row["seeds"], *cells)])
     return header, rows
 
 

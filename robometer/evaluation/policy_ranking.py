@@ -44,14 +44,14 @@ class _Task:
     def ranking(self) -> Ranking:
         return metrics.ranking(self.labels, self.rewards)
 
-    def resampled(self, rng: np.random.Generator) -> _Task:
-        """Clips drawn anew within each label, so that no label disappears."""
-        index = np.concatenate([rng.choice(cell, len(cell)) for cell in _cells(self.labels)])
-        return _Task(self.labels[index], self.rewards[index])
-
-
-def _cells(labels: np.ndarray) -> list[np.ndarray]:
-    return [np.flatnonzero(labels == value) for value in np.unique(labels)]
+    def replicates(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Tau, its ceiling, and the pairs in the right order, each [B], where clips count `weights` [B, N] times."""
+        counts = metrics.compare_labels(self.labels, self.rewards, weights)
+        return {
+            "kendall": np.mean([c.tau for c in counts], axis=0),
+            "kendall_ceiling": np.mean([c.ceiling for c in counts], axis=0),
+            "correct": np.sum([c.correct for c in counts], axis=0),
+        }
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
@@ -123,7 +123,7 @@ def _over_tasks(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, E
     return {
         "kendall": mean([r.tau for r in rankings]),
         "kendall_ceiling": mean([r.ceiling for r in rankings]),
-        "accuracy": replace(accuracy, n=int(sum(pairs))),
+        "accuracy": replace(accuracy, n=int(sum(pairs)), effective_n=_effective_pairs(rankings, accuracy.replicates)),
         "tau_b": mean([_tau_b(task) for task in tasks.values()]),
         "tau_b_ceiling": mean([metrics.tau_b_ceiling(task.labels) for task in tasks.values()]),
     }
@@ -131,20 +131,38 @@ def _over_tasks(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, E
 
 def _over_clips(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, Estimate]:
     rankings = {name: task.ranking() for name, task in tasks.items()}
-    rng = np.random.default_rng(settings.seed)
-    draws = [
-        _statistics({name: task.resampled(rng).ranking() for name, task in tasks.items()})
-        for _ in range(settings.resamples)
-    ]
     clips = sum(len(task.labels) for task in tasks.values())
     pairs = sum(r.pairs for r in rankings.values())
+    drawn = _over_draws(tasks, settings, pairs)
     estimates = {}
     for name, value in _statistics(rankings).items():
-        replicates = np.array([d[name] for d in draws])
+        replicates = drawn[name]
         low, high = metrics.percentile_interval(replicates, settings.confidence)
-        n = pairs if name == "accuracy" else len(tasks)
-        estimates[name] = Estimate(value, low, high, n, "trajectory", clips, replicates=replicates)
+        n, effective = len(tasks), math.nan  # tasks themselves are not resampled
+        if name == "accuracy":
+            n, effective = pairs, _effective_pairs(list(rankings.values()), replicates)
+        estimates[name] = Estimate(value, low, high, n, "trajectory", clips, 0, replicates, effective)
     return estimates
+
+
+def _over_draws(tasks: Mapping[str, _Task], settings: Resampling, pairs: int) -> dict[str, np.ndarray]:
+    """`_statistics` [resamples] of clips that are drawn anew within each label of a task: no label disappears."""
+    rng = np.random.default_rng(settings.seed)
+    found = []
+    for task in tasks.values():
+        weights = np.empty((settings.resamples, len(task.labels)))
+        for value in np.unique(task.labels):
+            cell = np.flatnonzero(task.labels == value)
+            weights[:, cell] = rng.multinomial(len(cell), np.full(len(cell), 1 / len(cell)), size=settings.resamples)
+        found.append(task.replicates(weights))
+    means = {name: np.mean([f[name] for f in found], axis=0) for name in ("kendall", "kendall_ceiling")}
+    return means | {"accuracy": np.sum([f["correct"] for f in found], axis=0) / pairs}
+
+
+def _effective_pairs(rankings: Sequence[Ranking], replicates: np.ndarray) -> float:
+    """Pairs share clips and tasks: how many independent ones would be as uncertain, each 1, 1/2 (a tie) or 0."""
+    pairs, correct, ties = (sum(getattr(r, name) for r in rankings) for name in ("pairs", "correct", "ties"))
+    return metrics.effective_n((correct - ties / 4) / pairs - (correct / pairs) ** 2, replicates)
 
 
 def _tau_b(task: _Task) -> float:

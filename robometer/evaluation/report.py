@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import clips, exports, figures, published, tables
-from robometer.evaluation.comparison import Comparison, compare, remarks
+from robometer.evaluation import clips, exports, figures, published, seeds, tables
+from robometer.evaluation.comparison import SOURCE_RESAMPLES, Comparison, compare, remarks
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result, metric_rows
-from robometer.evaluation.runs import METRICS_JSON, Run, splits_of
+from robometer.evaluation.runs import METRICS_JSON, Run, settings_of, splits_of
 from robometer.trajectory import QUALITY_LABELS
 
 REPORT, METRICS_TABLE = "report.html", "metrics.parquet"
@@ -71,7 +71,8 @@ def write(
     storage.write_bytes(METRICS_JSON, json.dumps(found, indent=1, allow_nan=False).encode())
     if rows := metric_rows(results):
         storage.write_parquet(METRICS_TABLE, pa.Table.from_pylist(rows))
-    settings = EvaluateConfig(
+    settings = replace(
+        settings_of([provenance]),
         splits=list(dict.fromkeys(r.split for r in results)),
         evaluations=list(dict.fromkeys(r.evaluation for r in results)),
     )
@@ -103,8 +104,12 @@ def render(comparison: Comparison, corpus: Corpus | None) -> str:
         remarks=remarks(runs) + ([] if corpus else ["The corpus was not at hand: clips are not shown."]),
         cards=[] if several else tables.cards(runs[0]),
         leaderboards=tables.leaderboards(runs) if several else [],
+        seed_tables=seeds.seed_tables(runs),
+        over_seeds=seeds.OVER_SEEDS,
         difference_tables=tables.difference_tables(comparison),
+        effective_n=tables.EFFECTIVE_N,
         metric_tables=tables.metric_tables(comparison),
+        source_resamples=min(runs[0].settings.bootstrap, SOURCE_RESAMPLES),
         source_tables=tables.source_tables(comparison),
         anchor_tables=published.anchor_tables(comparison),
         protocol=published.protocol(runs),

@@ -61,7 +61,8 @@ class Result:
 
 
 def metric_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """All metrics as flat rows: split, evaluation, metric, value, low, high, n, over, unit, groups, undefined."""
+    """All metrics as flat rows: split, evaluation, metric, value, low, high, n, effective_n, over, resampled, groups,
+    undefined, meaning."""
     return [
         {
             "split": result.split,
@@ -71,6 +72,7 @@ def metric_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "low": metric.estimate.low,
             "high": metric.estimate.high,
             "n": metric.estimate.n,
+            "effective_n": metric.estimate.effective_n,
             "over": metric.over,
             "resampled": metric.estimate.unit,
             "groups": metric.estimate.groups,

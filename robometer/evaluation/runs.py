@@ -71,7 +71,7 @@ def load_runs(folders: Sequence[str], baseline: str = "") -> list[Run]:
     names = _unique([str(provenance["model"]) for _, provenance in stored], folders)
     if baseline and baseline not in names:
         raise ReportError(f"--baseline {baseline!r} is none of the runs: {', '.join(names)}")
-    settings = _settings([provenance for _, provenance in stored])
+    settings = settings_of([provenance for _, provenance in stored])
     runs = [
         Run(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)
         for name, (predictions, provenance) in zip(names, stored, strict=True)
@@ -92,7 +92,7 @@ def _unique(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"{n} {bare[:i].count(n) + 1}" if bare.count(n) > 1 else n for i, n in enumerate(bare)]
 
 
-def _settings(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
+def settings_of(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
     """Of the first run, with the splits and evaluations of all; what this version does not know is left out."""
     stored = [p.get("config", {}).get("evaluate", {}) for p in provenances]
     known = {f.name for f in fields(EvaluateConfig)}

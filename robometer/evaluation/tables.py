@@ -19,6 +19,12 @@ Table = dict[str, Any]
 _SIGNED = ("voc", "spearman", "kendall", "tau", "env_reward", "diagonal_gap")
 
 
+EFFECTIVE_N = (
+    "Effective n is how many independent items would be as uncertain as these n (Kish): fewer where those that are "
+    "resampled together are alike, more where each group has its share of easy and of hard ones."
+)
+
+
 def number(value: Any) -> str:
     """Three decimals with a true minus sign for a float, a dash for NaN; anything else as it is."""
     if not isinstance(value, float):
@@ -34,6 +40,13 @@ def signed(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """Ends of an interval; empty where there is none."""
     return f"{number(low)} to {number(high)}" if math.isfinite(low) else ""
+
+
+def extent(metric: Metric) -> str:
+    """What a metric is over: n, and the effective n where there is one."""
+    estimate = metric.estimate
+    effective = f"{estimate.effective_n:.{0 if estimate.effective_n >= 10 else 1}f}"
+    return f"{estimate.n} {metric.over}" + (f" (effective {effective})" if math.isfinite(estimate.effective_n) else "")
 
 
 def cards(run: Run) -> list[Table]:
@@ -73,10 +86,10 @@ def _board_column(runs: Sequence[Run], split: str, headline: Headline) -> list[T
         cells.append(
             {
                 "value": number(value),
-                "sort": value if math.isfinite(value) else "",
+                "sort": _sortable(value),
                 "best": value == top,
                 "interval": interval(metric.estimate.low, metric.estimate.high) if metric else "",
-                "n": f"{metric.estimate.n} {metric.over}" if metric else "",
+                "n": extent(metric) if metric else "",
                 "beside": number(beside.estimate.value) if beside else "",
             }
         )
@@ -155,7 +168,7 @@ def _cell(metric: Metric) -> Table:
     return {
         "value": number(estimate.value),
         "interval": interval(estimate.low, estimate.high),
-        "n": f"{estimate.n} {metric.over}",
+        "n": extent(metric),
         "resampled": f"{estimate.groups} {'tasks' if estimate.unit == 'task' else 'trajectories'}" if known else "",
         "undefined": estimate.undefined,
         "track": _track(estimate.value, estimate.low, estimate.high, metric.name.startswith(_SIGNED)),
@@ -214,7 +227,8 @@ def _side_by_side(runs: Sequence[Run], by_task: Sequence[Mapping[str, Mapping[st
 
 
 def source_tables(comparison: Comparison) -> list[Table]:
-    """Per split with more than one source: headlines of each source, and the unweighted mean that papers print."""
+    """Per split with more than one source: headlines of each with their intervals, and the unweighted mean that papers
+    print."""
     headlines = headlines_of(comparison.runs)
     tables = []
     for split in splits_of(comparison.runs):
@@ -233,19 +247,32 @@ def _source_rows(
     by_source: Mapping[str, Run], split: str, sources: Sequence[str], headlines: Sequence[Headline]
 ) -> list[Table]:
     counts = [_clips(by_source.get(source), split) for source in sources]
-    values = [[_value(by_source.get(source), split, headline) for headline in headlines] for source in sources]
-    mean = [_mean([row[i] for row in values]) for i in range(len(headlines))]
-    lines = zip([*sources, "mean over sources"], [*counts, sum(counts)], [*values, mean], strict=True)
-    return [{"source": s, "clips": count, "cells": [number(v) for v in found]} for s, count, found in lines]
+    found = [[_headline(by_source.get(source), split, headline) for headline in headlines] for source in sources]
+    cells = [[_source_cell(metric) for metric in row] for row in found]
+    means = [_mean([m.estimate.value for row in found if (m := row[i]) is not None]) for i in range(len(headlines))]
+    cells.append([{"value": number(mean), "sort": _sortable(mean), "interval": "", "n": ""} for mean in means])
+    lines = zip([*sources, "mean over sources"], [*counts, sum(counts)], cells, strict=True)
+    return [{"source": s, "clips": count, "cells": row} for s, count, row in lines]
+
+
+def _source_cell(metric: Metric | None) -> Table:
+    if metric is None:
+        return {"value": number(math.nan), "sort": "", "interval": "", "n": ""}
+    found = metric.estimate
+    shown = {"value": number(found.value), "sort": _sortable(found.value), "n": extent(metric)}
+    return shown | {"interval": interval(found.low, found.high)}
+
+
+def _sortable(value: float) -> float | str:
+    return value if math.isfinite(value) else ""
 
 
 def _clips(run: Run | None, split: str) -> int:
     return len({clip.id for clip in run.predictions.split(split).clips}) if run else 0
 
 
-def _value(run: Run | None, split: str, headline: Headline) -> float:
-    metric = run.metric(headline.evaluation, split, headline.main) if run else None
-    return metric.estimate.value if metric else math.nan
+def _headline(run: Run | None, split: str, headline: Headline) -> Metric | None:
+    return run.metric(headline.evaluation, split, headline.main) if run else None
 
 
 def _mean(values: Sequence[float]) -> float:

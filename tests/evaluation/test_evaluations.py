@@ -18,10 +18,11 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
 from robometer.evaluation.plan import plan_split, select_rows, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict, predict_each
-from robometer.evaluation.predictions import PairPrediction, Predictions, Record, from_table, to_table
+from robometer.evaluation.predictions import ClipPrediction, PairPrediction, Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.validation import validate
 from robometer.evaluation.views import FORWARD
+from robometer.metrics import Resampling
 from robometer.sampling.groups import members
 from robometer.sampling.types import SamplingError
 from robometer.scoring import Clip, Scorer
@@ -61,6 +62,26 @@ class Reader(Reach):
         shade = 40 + 3 * len(clip.task), 60 + ord(clip.task[0])
         same = np.abs(clip.frames[0, 2, 2, :2].astype(int) - shade).max() <= 1
         return super().progress(clip) if same else np.zeros(len(clip))
+
+
+@pytest.mark.parametrize(("tasks", "unit"), [(3, "trajectory"), (12, "task")])
+def test_pairs_that_share_clips_are_worth_far_fewer_independent_ones(tasks: int, unit: str) -> None:
+    """400 pairs of 20 clips each are worth about 30: the variance of an AUROC by chance is 41 / (12 * 20 * 20)."""
+    rng, none = np.random.default_rng(0), np.zeros(0)
+    clips = [
+        ClipPrediction(
+            "seen", f"{task} {label} {i}", 0, "test", f"task {task}", label, FORWARD, values, none, none, none
+        )
+        for task in range(tasks)
+        for label in ("failure", "successful")
+        for i, values in enumerate(rng.random((20, 2)))
+    ]
+    made = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(1000, 0.95, 0))
+    found = {m.name: m.estimate for m in made.metrics}
+    accuracy, kendall = found["accuracy_last"], found["kendall_last"]
+    assert accuracy.unit == unit and accuracy.n == 400 * tasks
+    assert 15 * tasks < accuracy.effective_n < 60 * tasks
+    assert (kendall.effective_n == kendall.n) if unit == "task" else math.isnan(kendall.effective_n)
 
 
 def test_a_clock_is_perfect_forwards_and_backwards_and_ranks_nothing(corpus: Corpus) -> None:

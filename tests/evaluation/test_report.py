@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def test_metrics_json_is_strict_and_equals_the_table(written: tuple[Path, Corpus
     for row in rows:
         entry = found["metrics"][row["split"]][row["evaluation"]][row["metric"]]
         assert entry["value"] == row["value"] and entry["n"] == row["n"]
+        assert entry["effective_n"] == (row["effective_n"] if math.isfinite(row["effective_n"]) else None)
+    assert sum(math.isfinite(row["effective_n"]) for row in rows) > 40
 
 
 def test_without_the_corpus_there_are_no_clips(written: tuple[Path, Corpus, Predictions]) -> None:

@@ -205,9 +205,81 @@ def test_hostile_names_are_text_in_every_file(corpus: Corpus, tmp_path: Path) ->
     html = report.render(comparison, corpus)
     assert "<b>a" not in html and html.count("</script>") == html.count("<script")
     latex = exports.latex(comparison)
-    assert r"a|b\_c \& 50\% \{x\} \textbackslash{} `y`" in latex
+    assert r"a\textbar{}b\_c \& 50\% \{x\} \textbackslash{} `y`" in latex
     assert re.sub(r"\\[{}]", "", latex).count("{") == re.sub(r"\\[{}]", "", latex).count("}")
     assert r"\</script\>\<b\>a\|b\_c & 50% {x} \\ \`y\`" in exports.markdown(comparison)
+
+
+def of_sources(run: Run, sources: int) -> Run:
+    """The run as if its tasks came from several data sources, of five tasks and of fewer."""
+    index = {task: i for i, task in enumerate(sorted({clip.task for clip in run.predictions.clips}))}
+    clips = [replace(clip, source=f"lab_{index[clip.task] % sources}") for clip in run.predictions.clips]
+    return run.on(replace(run.predictions, clips=clips))
+
+
+def test_each_source_has_the_interval_of_its_own_clips(runs: Sequence[Run]) -> None:
+    comparison = compare([of_sources(run, 2) for run in runs[1:]])
+    table = tables.source_tables(comparison)[0]
+    column = [headline.main for headline in table["headlines"]].index("kendall_last")
+    row = next(r for r in table["rows"] if (r["name"], r["source"]) == ("random", "lab_0"))
+    alone = comparison.sources["random"]["lab_0"].metric("policy_ranking", table["split"], "kendall_last")
+    assert alone is not None and alone.estimate.low < alone.estimate.value < alone.estimate.high
+    shown = tables.interval(alone.estimate.low, alone.estimate.high)
+    assert row["cells"][column]["interval"] == shown
+    means = [r for r in table["rows"] if r["source"] == "mean over sources"]
+    assert len(means) == 2 and not any(cell["interval"] for r in means for cell in r["cells"])
+    html = report.render(comparison, None)
+    sources = html[html.index('id="sources"') : html.index('id="strips"')]
+    assert shown in sources and shown in exports.markdown(comparison)
+
+
+def test_sources_are_resampled_no_more_often_than_is_quick(runs: Sequence[Run]) -> None:
+    thorough = of_sources(replace(runs[1], settings=replace(CONFIG, bootstrap=1000)), 2)
+    quick = compare([thorough]).sources["difference"]["lab_0"]
+    assert {m.estimate.replicates.size for r in quick.results for m in r.metrics} <= {0, 200}
+    none = of_sources(replace(runs[1], settings=replace(CONFIG, bootstrap=0)), 2)
+    found = compare([none]).sources["difference"]["lab_0"].results
+    assert all(math.isnan(m.estimate.low) for r in found for m in r.metrics)
+
+
+HOSTILE = {
+    "a_b": r"a\_b", "50%": r"50\%", "a&b": r"a\&b", "#1": r"\#1", "~x": r"\textasciitilde{}x",
+    "x^2": r"x\textasciicircum{}2", "a\\b": r"a\textbackslash{}b", "${x}": r"\$\{x\}", "τ": r"$\tau$",
+    "1 ± 2": r"1 $\pm$ 2", "a→b": r"a$\rightarrow$b", "−1": "$-$1", "<x|y>": r"\textless{}x\textbar{}y\textgreater{}",
+    "[best]": "{[}best{]}", "*": "{*}", "a\n\n b\x00c": "a b c", "Zoë": "Zoë",
+}  # fmt: skip
+"""Text, and how LaTeX is to be told it: `[` and `*` after the end of a row would be taken for its arguments, an empty
+line in a caption or a control character is an error."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_in_latex_is_the_name(runs: Sequence[Run], name: str) -> None:
+    latex = exports.latex(compare([replace(runs[0], name=name), runs[1]]))
+    rows = [line.strip() for line in latex.splitlines() if line.endswith(r"\\")]
+    assert any(row.startswith(f"{HOSTILE[name]} & ") for row in rows)
+    assert not any(row.startswith(("[", "*")) for row in rows)
+    assert f"difference to {HOSTILE[name]}, its interval" in latex
+    assert re.sub(r"\\[{}]", "", latex).count("{") == re.sub(r"\\[{}]", "", latex).count("}")
+
+
+def test_all_that_the_latex_tables_say_of_themselves_is_ascii(output: Path) -> None:
+    assert (output / "report.tex").read_text().isascii()
+
+
+def test_n_and_effective_n_stand_beside_the_value_in_every_file(output: Path, runs: Sequence[Run]) -> None:
+    metric = runs[1].metric("policy_ranking", "seen", "kendall_last")
+    assert metric is not None and tables.extent(metric) == "5 tasks (effective 5.0)"
+    made = {name: (output / name).read_text() for name in ("report.html", "report.md", "report.tex", "report.csv")}
+    assert "n = 5 tasks (effective 5.0)" in made["report.html"] and "as these n (Kish)" in made["report.html"]
+    assert r"n = 5 tasks (effective 5.0)" in made["report.md"] and "as these n (Kish)" in made["report.md"]
+    assert "n = 5 tasks (effective 5.0)" in made["report.tex"] and "as these n (Kish)" in made["report.tex"]
+    rows = list(csv.DictReader(io.StringIO(made["report.csv"])))
+    found = [
+        r["effective_n"]
+        for r in rows
+        if (r["model"], r["split"], r["metric"]) == ("difference", "seen", "kendall_last")
+    ]
+    assert found == ["5.0"]
 
 
 def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequence[Run]) -> None:
