@@ -37,7 +37,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
-from robometer.provenance import provenance_of
+from robometer.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
 logger = logging.getLogger(__name__)
@@ -113,25 +113,7 @@ def _mix(config: Config, index: ManifestIndex) -> Histograms:
     return mix
 
 
-_FREE = {
-    "steps",
-    "max_failures",
-    "log_every",
-    "output",
-    "data_actors",
-    "data_cpus",
-    "num_workers",
-    "min_workers",
-    "resize_every_s",
-    "cpus_per_worker",
-    "micro_batch_size",
-    "gradient_checkpointing",
-    "zero_init",
-    "offload",
-    "peak_tflops",
-    "validate_async",
-    "validation_gpus",
-}
+_FREE = HOW_IT_RUNS | {"steps"}
 """Keys of `train` that may differ when a run is resumed: the rest decides what is computed."""
 
 _CONVERTIBLE = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}

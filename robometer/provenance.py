@@ -31,10 +31,8 @@ def provenance_of(corpus: Corpus) -> dict[str, Any]:
 
 _TRAINED = {"sampling", "model", "loss", "train"}
 
-_NOT_THE_RECIPE = {
-    "seed",
+HOW_IT_RUNS = {
     "output",
-    "load_from_checkpoint",  # the hash of its weights stands for it (`base`)
     "max_failures",
     "log_every",
     "data_actors",
@@ -48,8 +46,12 @@ _NOT_THE_RECIPE = {
     "zero_init",
     "offload",
     "peak_tflops",
+    "validate_async",
+    "validation_gpus",
 }
-"""Keys of `train` that name a run, or say how its computation is spread; the others decide what is computed."""
+"""Keys of `train` that say where a run lies and how its computation is spread; the others decide what is computed."""
+
+_NOT_THE_RECIPE = HOW_IT_RUNS | {"seed", "load_from_checkpoint"}  # for which the hash of its weights stands (`base`)
 
 
 def trained_by(folder: str | Path) -> dict[str, str | int]:
