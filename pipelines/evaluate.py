@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -331,20 +331,21 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
         "frames": f"{min(lengths)} to {max(lengths)} per clip, median {int(np.median(lengths))}" if lengths else "none",
         "intervals": f"{config.evaluate.confidence:.0%} percentile bootstrap, {config.evaluate.bootstrap} resamples",
         "seed": config.evaluate.seed,
-        "scoring": _spent(parts),
+        "scoring": what_it_took(parts),
         "failed": len(predictions.errors()),
         "config": to_dict(config),
     }
 
 
-def _spent(parts: Sequence[Part]) -> str:
+def what_it_took(parts: Sequence[Part]) -> str:
     """What the scoring took, in words; of an API, what it was asked and what that cost in tokens."""
-    total = Counter[str]()
+    total: dict[str, float] = defaultdict(float)
     for part in parts:
-        total.update(part.spent)
+        for name, value in part.spent.items():
+            total[name] += value
     records, seconds = sum(len(part.records) for part in parts), total.pop("busy_seconds")
     words = [f"{records} answers in {seconds:.1f} s of actors' time, {records / seconds:.3g} a second"]
-    return ", ".join(words + [f"{name.replace('_', ' ')} {value:g}" for name, value in total.items() if value])
+    return ", ".join(words + [f"{name.replace('_', ' ')} {value:,.0f}" for name, value in total.items() if value])
 
 
 def _trained(checkpoint: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from robometer.baselines.api import ApiClient, ApiError
+from robometer.baselines.api import ApiClient, ApiError, Usage
 from robometer.baselines.asking import Ask, Prompt, Video, fill, read_template, score_moments
 from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
@@ -75,6 +75,7 @@ class RoboDopamine(ProgressScorer):
         interval: frames from one moment to the next; the last frame is always one.
         goals: by task, the picture uint8 [H, W, 3] of its end; without one the published grey stands in, and in
             `backward` every hop starts from it.
+        usage: of an endpoint, what was asked and spent so far.
     """
 
     name = "robo_dopamine"
@@ -87,9 +88,11 @@ class RoboDopamine(ProgressScorer):
         max_frames: int = _MAX_FRAMES,
         interval: int = 1,
         goals: Mapping[str, np.ndarray] | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self._ask, self._mode, self._template = ask, mode, template
         self._max_frames, self._interval, self._goals = max_frames, interval, goals or {}
+        self.usage = usage
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; a clip without any readable hop raises `MissingAnswer`."""
@@ -109,9 +112,7 @@ class RoboDopamine(ProgressScorer):
         ]
 
 
-def _endpoint(config: BaselineConfig) -> Ask:
-    client = ApiClient(config, {})
-
+def _endpoint(client: ApiClient) -> Ask:
     def ask(prompts: Sequence[Prompt]) -> list[str]:
         answers = client.ask([Question([part for part in prompt if not isinstance(part, Video)]) for prompt in prompts])
         broken = next((answer for answer in answers if isinstance(answer, ApiError)), None)
@@ -132,8 +133,10 @@ def make(name: str, config: BaselineConfig, device: str) -> RoboDopamine:
     named = next((name for name in PUBLISHED if config.model.endswith(name)), default)
     mode = config.mode or PUBLISHED[named]
     template = read_template(config, TEMPLATE)
+    usage = None
     if config.base_url:
-        ask = _endpoint(replace(config, provider="openai", model=config.model or default))
+        client = ApiClient(replace(config, provider="openai", model=config.model or default), {})
+        ask, usage = _endpoint(client), client.usage
     else:
         ask = load_chat_model(config, default, device, _MAX_NEW_TOKENS, _BOUNDS).ask
-    return RoboDopamine(ask, mode, template, config.max_frames or _MAX_FRAMES, config.interval)
+    return RoboDopamine(ask, mode, template, config.max_frames or _MAX_FRAMES, config.interval, usage=usage)

@@ -14,10 +14,11 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.evaluate import EvaluationFailed, recompute, run_evaluate, run_evaluations
+from pipelines.evaluate import EvaluationFailed, Part, recompute, run_evaluate, run_evaluations, what_it_took
 from robometer.baselines.trivial import Clock, FrameDifference
 from robometer.configs.loading import load
 from robometer.configs.schema import Config, ConfigError
+from robometer.evaluation.predictions import PairPrediction
 from robometer.scoring import Scorer
 from tests.evaluation.corpora import build_corpus
 
@@ -97,6 +98,13 @@ def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -
     assert [path.stat().st_mtime_ns for path in parts] == stamps  # a second run asks no model
     anew = run_evaluations(config, anew=True)
     assert [one["metrics"] for one in again] == [one["metrics"] for one in anew] == [one["metrics"] for one in found]
+
+
+def test_what_the_scoring_took_is_added_up_over_parts() -> None:
+    spent = {"busy_seconds": 2.0, "requests": 3, "retries": 0, "input_tokens": 100}
+    pair = PairPrediction("seen", "quality", "open the door", "a", "b", "successful", "failure", 0.7, 0.2)
+    parts = [Part("gvl", spent, [pair, pair])] * 2
+    assert what_it_took(parts) == "4 answers in 4.0 s of actors' time, 1 a second, requests 6, input tokens 200"
 
 
 @pytest.mark.parametrize(
