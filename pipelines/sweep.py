@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.cluster import connected, warn_if_short
-from pipelines.train import run_train
+from pipelines.train import kept_checkpoints, run_train
 from pipelines.training.checkpointing import MODEL, TrainingError
 from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
@@ -131,17 +131,27 @@ class ReportValidations(TuneReportCallback):
     """Tells Tune of every validated checkpoint; one that a node's notice called for was not validated."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if not any(math.isnan(value) for value in metrics[0].values()):
+        if _validated(metrics[0]):
             super().after_report(run_context, metrics, checkpoint)
 
 
+def _validated(metrics: Mapping[str, float]) -> bool:
+    return not any(math.isnan(value) for value in metrics.values())
+
+
 def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
-    """One trial: a training run under the drawn values, in a folder named after the trial."""
+    """One trial: a training run under the drawn values, in a folder named after the trial.
+
+    A trial that Tune starts again goes on, or has ended: Tune is told anew what it forgot.
+    """
     trial = tune.get_context().get_trial_id()
     folder = Path(base["sweep"]["output"], "trials", trial)
     # Tune hears of a checkpoint when it is reported, and stops trials by what it hears.
     here = {"train.output": str(folder), "tracking.run_name": f"trial {trial}", "train.validate_async": False}
     changed = values | here
+    for metrics, checkpoint in kept_checkpoints(folder):
+        if _validated(metrics):
+            tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
     run_train(override(from_dict(base), changed), callbacks=[ReportValidations()], parent_run_id=parent_run_id)
 
 

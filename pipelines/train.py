@@ -210,14 +210,25 @@ def _provenance(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 def _next_step(run: Path) -> int:
     """The step after Ray Train's latest committed checkpoint; asked again whenever workers are started anew."""
-    snapshot = run / SNAPSHOT
-    if not snapshot.is_file():
-        return 0
-    latest = json.loads(
-        json.loads(snapshot.read_text()) if snapshot.read_text().startswith('"') else snapshot.read_text()
-    )
-    result = latest["latest_checkpoint_result"]
+    result = _committed(run).get("latest_checkpoint_result")
     return int(result["checkpoint_dir_name"].removeprefix("step-")) if result else 0
+
+
+def kept_checkpoints(output: Path) -> list[tuple[dict[str, float], Path]]:
+    """Metrics and folder of each checkpoint that the run in `output` has committed and kept, by step."""
+    run = output / RUN_NAME
+    found = _committed(run).get("checkpoint_results", [])
+    return [
+        (one["metrics"], run / one["checkpoint_dir_name"]) for one in sorted(found, key=lambda r: r["metrics"]["step"])
+    ]
+
+
+def _committed(run: Path) -> dict[str, Any]:
+    """Ray Train's own record of a run; empty before its first checkpoint."""
+    if not (run / SNAPSHOT).is_file():
+        return {}
+    record = json.loads((run / SNAPSHOT).read_text())
+    return dict(json.loads(record) if isinstance(record, str) else record)
 
 
 def _finished(config: Config, output: Path) -> TrainReport | None:
