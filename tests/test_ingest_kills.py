@@ -157,6 +157,7 @@ def commits(corpus: Path) -> int:
 
 
 @pytest.mark.timeout(120 + 60 * KILLS)
+@pytest.mark.slow
 def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_corpus(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw")
     rng = random.Random(0)
