@@ -231,12 +231,12 @@ def auroc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = Non
     Returns:
         float64 [B].
     """
-    return Areas(scores, labels).auroc(np.ones((1, np.size(scores))) if weights is None else weights)
+    return Areas(scores, labels).auroc(np.ones((1, np.asarray(scores).size)) if weights is None else weights)
 
 
 def auprc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
     """See `Areas.auprc`; arguments as in `auroc`."""
-    return Areas(scores, labels).auprc(np.ones((1, np.size(scores))) if weights is None else weights)
+    return Areas(scores, labels).auprc(np.ones((1, np.asarray(scores).size)) if weights is None else weights)
 
 
 @dataclass(frozen=True)
