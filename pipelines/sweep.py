@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.cluster import connected, warn_if_short
 from pipelines.train import kept_checkpoints, run_train
-from pipelines.training.checkpointing import MODEL, TrainingError
+from pipelines.training.checkpointing import MODEL, TrainingError, known
 from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
@@ -136,7 +135,7 @@ class ReportValidations(TuneReportCallback):
 
 
 def _validated(metrics: Mapping[str, float]) -> bool:
-    return not any(math.isnan(value) for value in metrics.values())
+    return all(map(known, metrics.values()))
 
 
 def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:

@@ -28,7 +28,7 @@ from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskC
 
 from pipelines.cluster import connected, interactive, warn_if_short
 from pipelines.sample_stream import stream
-from pipelines.training.checkpointing import HISTORY, MODEL, TrainingError
+from pipelines.training.checkpointing import HISTORY, MODEL, TrainingError, known
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
 from robometer import plots, tracking
@@ -249,10 +249,8 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     if not ranked:
         raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
     key = config.train.best_metric if config.train.validate else "step"
-    given = {
-        name for _, metrics in ranked for name, value in metrics.items() if name != "step" and math.isfinite(value)
-    }
-    ranked = [(checkpoint, metrics) for checkpoint, metrics in ranked if math.isfinite(metrics.get(key, math.nan))]
+    given = {name for _, metrics in ranked for name, value in metrics.items() if known(value)} - {"step"}
+    ranked = [(checkpoint, metrics) for checkpoint, metrics in ranked if known(metrics.get(key, math.nan))]
     if not ranked:
         what = ", ".join(sorted(given)) or "nothing, for the reason that the log gives"
         raise ConfigError(f"train.best_metric={key} is not among what the validations of {output} gave: {what}")

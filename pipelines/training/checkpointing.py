@@ -34,6 +34,15 @@ STATE = "state"
 MODEL = "model"
 POSITION = "step.json"
 
+UNKNOWN = 1e300
+"""Of the metric that checkpoints are ranked by, what one has that was not validated (yet), with the sign that ranks it
+last. Ray Train would rank one without the metric first where less is better, and reads not-a-number back as null."""
+
+
+def known(value: float) -> bool:
+    """Whether a metric of a checkpoint is a number that a validation gave."""
+    return abs(value) < UNKNOWN
+
 
 class TrainingError(RobometerError):
     """Training that cannot go on; the message says why."""

@@ -22,7 +22,7 @@ from pipelines.cluster import Progress, progress_bar
 from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training import checkpointing
 from pipelines.training.accounting import Meter
-from pipelines.training.checkpointing import MODEL, TrainingError
+from pipelines.training.checkpointing import MODEL, UNKNOWN, TrainingError
 from pipelines.training.engine import full_state
 from pipelines.training.validation import measure
 from robometer import tracking
@@ -205,8 +205,7 @@ class Worker:
                 provenance = self.spec["provenance"] | {"step": self.position.step}
                 save_checkpoint(folder / MODEL, state, self.config, provenance)
             if train.validate and (beside or not whole):
-                # Ray Train ranks not-a-number last. Without the metric it would rank it first where less is better.
-                metrics[train.best_metric] = math.nan
+                metrics[train.best_metric] = UNKNOWN if train.best_mode == "min" else -UNKNOWN
             elif train.validate:
                 metrics |= self._validate(folder / MODEL)
             self._record({"checkpoint_seconds": time.perf_counter() - started})
