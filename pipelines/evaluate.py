@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.evaluation import report, suite
 from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
-from robometer.evaluation.predict import ClipSource, predict_each
+from robometer.evaluation.predict import ClipSource, failed, predict_each
 from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.runs import load_runs
@@ -56,11 +57,11 @@ MODES = {
     "prefix": "prefixes: each frame's prediction is the last one of the clip up to it, no padding",
 }
 
-RETRIES = 3
-"""Of an actor that dies; Ray Data's own default would go on with a clip that always kills it for ever."""
+DEATHS = 16
+"""Of one actor, after which something else than its clips is wrong; Ray Data's own default would go on for ever."""
 
 AGAINST = "against"
-PARTS, SCORER, SPENT = "parts", "scorer", "spent"
+PARTS, MARK, SCORER, SPENT = "parts", ".begun", "scorer", "spent"
 UNITS_PER_PART = 32
 """Clips and pairs that a killed run predicts again at most, per actor."""
 
@@ -70,14 +71,27 @@ class EvaluationFailed(RobometerError):
 
 
 class Predictor:
-    """A Ray Data actor: holds a scorer and the corpus, turns each part of the units into a file of records."""
+    """A Ray Data actor: holds a scorer and the corpus, turns each part of the units into a file of records.
+
+    While it works on a part, a mark beside it says so. Who finds the mark of the same run takes the place of one that
+    died, and goes on one unit at a time: the unit that kills again is a record with its error.
+    """
 
     def __init__(
-        self, load: ScorerLoader, checkpoint: str, device: str, corpus: str, output: str, batch_size: int, mode: str
+        self,
+        load: ScorerLoader,
+        checkpoint: str,
+        device: str,
+        corpus: str,
+        output: str,
+        batch_size: int,
+        mode: str,
+        run: str,
     ) -> None:
         self._scorer = load(checkpoint, device)
         self._source = ClipSource.for_scorer(Corpus(corpus), self._scorer)
-        self._storage, self._batch_size, self._mode = Storage(output), batch_size, mode
+        self._storage, self._run = Storage(output), run
+        self._records = partial(predict_each, self._scorer, self._source, batch_size=batch_size, mode=mode)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (part,) = batch["part"].unique().to_pylist()
@@ -85,11 +99,26 @@ class Predictor:
         if getattr(self._scorer, "compares_only", False):
             units = [unit for unit in units if unit.pair_kind]
         started, spent = time.monotonic(), self._usage()
-        table = to_table(predict_each(self._scorer, self._source, units, self._batch_size, self._mode))
+        table = to_table(self._answers(f"{PARTS}/{part}{MARK}", units))
         spent = {"busy_seconds": time.monotonic() - started} | {k: v - spent[k] for k, v in self._usage().items()}
         said = {SCORER: self._scorer.name, SPENT: json.dumps(spent)}
         self._storage.write_parquet(_file(part), table.replace_schema_metadata(said))
+        self._storage.remove(f"{PARTS}/{part}{MARK}")
         return pa.table({"done": [batch.num_rows]})
+
+    def _answers(self, mark: str, units: Sequence[Unit]) -> list[Record]:
+        run, *killers = self._storage.read_bytes(mark).decode().split() if self._storage.exists(mark) else [""]
+        if run != self._run:
+            self._storage.write_bytes(mark, self._run.encode())
+            return self._records(units)
+        records: list[Record] = []
+        for number, unit in enumerate(units):
+            if str(number) in killers:
+                records.append(failed(self._source, unit, "the worker that scored it was killed, twice"))
+                continue
+            self._storage.write_bytes(mark, " ".join([run, *killers, str(number)]).encode())
+            records += self._records([unit])
+        return records
 
     def _usage(self) -> dict[str, float]:
         """What a scorer that asks an API has asked so far; empty for any other."""
@@ -286,6 +315,7 @@ def _predict_parts(
         "output": Storage(settings.output).path,
         "batch_size": settings.batch_size,
         "mode": settings.mode,
+        "run": uuid.uuid4().hex,
     }
     tables = [
         units_table(units).append_column("part", pa.array([name] * len(units), pa.string()))
@@ -298,8 +328,8 @@ def _predict_parts(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=settings.actors),
         num_gpus=settings.num_gpus,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
+        max_restarts=DEATHS,
+        max_task_retries=DEATHS,
         runtime_env=baselines.runtime_env(settings.checkpoint.removeprefix(baselines.PREFIX)),
     )
     total, done = sum(map(len, parts.values())), 0

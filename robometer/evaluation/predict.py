@@ -87,7 +87,7 @@ def predict_each(
     except Exception as error:  # the border of a worker: one bad clip must not end an evaluation of thousands
         if len(units) == 1:
             logger.warning("row %d was not scored: %s", units[0].row, error)
-            return [_failed(source, units[0], f"{type(error).__name__}: {error}")]
+            return [failed(source, units[0], f"{type(error).__name__}: {error}")]
     half = len(units) // 2
     return [r for part in (units[:half], units[half:]) for r in predict_each(scorer, source, part, batch_size, mode)]
 
@@ -196,7 +196,8 @@ def _pair_record(
     )
 
 
-def _failed(source: ClipSource, unit: Unit, error: str) -> Record:
+def failed(source: ClipSource, unit: Unit, error: str) -> Record:
+    """The record of a unit that was not scored, and why."""
     if unit.pair_kind:
         return _pair_record(source, unit, math.nan, math.nan, error)
     none = np.zeros(0, dtype=np.float32)

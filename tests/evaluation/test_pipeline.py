@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,7 +19,9 @@ from pipelines.evaluate import EvaluationFailed, Part, recompute, run_evaluate, 
 from robometer.baselines.trivial import Clock, FrameDifference
 from robometer.configs.loading import load
 from robometer.configs.schema import Config, ConfigError
-from robometer.evaluation.predictions import PairPrediction
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
+from robometer.evaluation.predictions import PairPrediction, Predictions
 from robometer.scoring import Scorer
 from tests.evaluation.corpora import build_corpus
 
@@ -164,6 +167,33 @@ def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: N
     for name in ("predictions", "confusion", "pairs"):
         tables = [pq.read_table(folder / f"{name}.parquet") for folder in (output, tmp_path / "out")]
         assert str(tables[0].to_pylist()) == str(tables[1].to_pylist())  # as text: NaN is not equal to itself
+
+
+class Deadly(FrameDifference):
+    """Kills its process whenever it sees one of two clips."""
+
+    def score(self, clips):  # type: ignore[no-untyped-def]
+        if any(np.array_equal(clip.frames[-1], frame) for clip in clips for frame in self.deadly):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(clips)
+
+
+def deadly(checkpoint: str, device: str) -> Scorer:
+    scorer, corpus = Deadly(), Corpus(f"{checkpoint}/corpus")
+    scorer.deadly = [corpus.frames(row)[-1] for row in (1, 3)]  # type: ignore[attr-defined]
+    return scorer
+
+
+def test_clips_that_kill_every_worker_cost_only_themselves(ray_local: None, tmp_path: Path) -> None:
+    corpus = build_corpus(tmp_path / "corpus", clips_per_quality=1)
+    settings = ("evaluate.evaluations=[success_detection]", "tracking.uri=none", f"evaluate.checkpoint={tmp_path}")
+    found = run_evaluate(config_for(tmp_path, *settings), deadly)
+    predictions = Predictions.load(Storage(str(tmp_path / "out")))
+    errors = {clip.id: clip.error for clip in predictions.clips if clip.error}
+    assert set(errors) == {corpus.manifest["id"][row].as_py() for row in (1, 3)} and found["provenance"]["failed"] == 2
+    assert set(errors.values()) == {"the worker that scored it was killed, twice"}
+    assert sorted(clip.row for clip in predictions.clips) == list(range(len(corpus)))
+    assert not list((tmp_path / "out/parts").glob("*.begun"))
 
 
 class Silent(Clock):
