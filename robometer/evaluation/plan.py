@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ from robometer.sampling.groups import resolve
 from robometer.trajectory import QUALITY_LABELS, normalise_task
 
 BEST = QUALITY_LABELS[-1]
+
+Rows = Sequence[int] | np.ndarray
 
 SHOWN = {
     "reward_alignment": (REVERSED, REWOUND),
@@ -156,17 +158,24 @@ def plan_split(
 
 def _following(corpus: Corpus, labels: _Labels, seed: int) -> dict[int, int]:
     """For each successful clip one of another task that can come after it: of its source, camera and size."""
-    names, alike = ("source", "view", "height", "width"), defaultdict(list)
-    for row, quality in sorted(labels.quality.items()):
-        if quality == BEST:
-            alike[tuple(corpus.manifest[name][row].as_py() for name in names)].append(row)
+    alike: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    rows = sorted(row for row, quality in labels.quality.items() if quality == BEST)
+    kinds = corpus.manifest.select(["source", "view", "height", "width"]).take(pa.array(rows, pa.int64()))
+    for row, kind in zip(rows, zip(*(column.to_pylist() for column in kinds.columns), strict=True), strict=True):
+        alike[tuple(map(str, kind))][labels.task[row]].append(row)
     found = {}
-    for kind, rows in alike.items():
-        for row in rows:
-            others = [other for other in rows if labels.task[other] != labels.task[row]]
-            if others:
-                found[row] = others[int(_rng(seed, *map(str, kind), str(row)).integers(len(others)))]
+    for alike_in, by_task in alike.items():
+        for task, others in _others(by_task).items():
+            for row in by_task[task] if len(others) else ():
+                found[row] = int(others[_rng(seed, *alike_in, str(row)).integers(len(others))])
     return found
+
+
+def _others(by_task: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """The rows of all other tasks, int64, by task."""
+    everyone = np.array([row for rows in by_task.values() for row in rows], dtype=np.int64)
+    ends = np.cumsum([len(rows) for rows in by_task.values()])
+    return {t: np.delete(everyone, np.s_[end - len(by_task[t]) : end]) for t, end in zip(by_task, ends, strict=True)}
 
 
 def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: Sequence[str] = ()) -> np.ndarray:
@@ -180,9 +189,9 @@ def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: 
     if sources:
         wanted = pa.array(resolve(sources, names.unique().to_pylist()))
         rows = rows[pc.is_in(names, wanted).to_numpy()[rows]]
-    tasks, qualities = corpus.manifest["task"], corpus.manifest["quality_label"]
-    for row in rows:
-        cells[normalise_task(tasks[int(row)].as_py()), qualities[int(row)].as_py()].append(int(row))
+    chosen = corpus.manifest.select(["task", "quality_label"]).take(pa.array(rows))
+    for row, task, quality in zip(rows.tolist(), *(column.to_pylist() for column in chosen.columns), strict=True):
+        cells[normalise_task(task), quality].append(row)
     turns = []
     for (task, quality), members in sorted(cells.items()):
         order = _rng(seed, task, quality).permutation(len(members))
@@ -192,20 +201,32 @@ def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: 
 
 def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Unit]:
     cells = {quality: labels.by_task(quality) for quality in QUALITY_LABELS}
-    best = cells[BEST]
+    foreign = _others(cells[BEST])
     units = []
-    for task, successes in best.items():
+    for task, successes in cells[BEST].items():
         ranked = [cells[quality][task] for quality in QUALITY_LABELS]
-        foreign = [row for other, rows in best.items() if other != task for row in rows]
-        candidates = {
-            "quality": [(b, a) for i, low in enumerate(ranked) for high in ranked[i + 1 :] for a in low for b in high],
-            "task": [(own, other) for own in successes for other in foreign],
-            "reversed": [(own, own) for own in successes],
+        blocks: dict[str, list[tuple[Rows, Rows]]] = {
+            "quality": [(high, low) for i, low in enumerate(ranked) for high in ranked[i + 1 :]],
+            "task": [(successes, foreign[task])],
+            "reversed": [([row], [row]) for row in successes],
         }
-        for kind, pairs in candidates.items():
-            chosen = _rng(seed, task, kind).permutation(len(pairs))[:limit]
-            units += [Unit(split, pairs[i][0], task, second=pairs[i][1], pair_kind=kind) for i in sorted(chosen)]
+        for kind, of_kind in blocks.items():
+            pairs = _draw_pairs(of_kind, limit, _rng(seed, task, kind))
+            units += [Unit(split, chosen, task, second=rejected, pair_kind=kind) for chosen, rejected in pairs]
     return units
+
+
+def _draw_pairs(blocks: Sequence[tuple[Rows, Rows]], limit: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """At most `limit` different pairs of rows from the products of the blocks, which are never listed."""
+    ends = np.cumsum([len(chosen) * len(rejected) for chosen, rejected in blocks], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    pairs = []
+    for number in np.sort(rng.choice(total, min(limit, total), replace=False)):
+        block = int(np.searchsorted(ends, number, side="right"))
+        chosen, rejected = blocks[block]
+        first, second = divmod(int(number - ends[block]) + len(chosen) * len(rejected), len(rejected))
+        pairs.append((int(chosen[first]), int(rejected[second])))
+    return pairs
 
 
 def _rng(seed: int, *names: str) -> np.random.Generator:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from robometer.metrics import Resampling
 from robometer.sampling.groups import members
 from robometer.sampling.types import SamplingError
 from robometer.scoring import Clip, Scorer
+from robometer.trajectory import QUALITY_LABELS
 from tests.evaluation.corpora import TASKS, build_corpus
 
 CONFIG = EvaluateConfig(bootstrap=50)
@@ -210,6 +213,18 @@ def test_the_plan_is_seeded_bounded_and_balanced(corpus: Corpus) -> None:
     assert any(u.instructions for u in with_instructions)
     assert units_from(units_table(with_instructions)) == with_instructions
     assert plan_split(corpus, "no such split", 10, 2, 0, CONFIG.evaluations) == []
+
+
+def test_with_room_for_all_every_pair_is_planned_once(corpus: Corpus) -> None:
+    pairs = [u for u in plan_split(corpus, "seen", 1000, 10_000, 0, ["preference"]) if u.pair_kind]
+    clips = corpus.manifest.select(["task", "quality_label"]).to_pylist()
+    clips = [(row, clip["task"], QUALITY_LABELS.index(clip["quality_label"])) for row, clip in enumerate(clips)]
+    seen = [clip for clip in clips if clip[1] in TASKS["seen"]]
+    wanted = Counter(("reversed", row, row) for row, _, rank in seen if rank == 2)
+    for (a, task, rank), (b, other, lower) in itertools.permutations(seen, 2):
+        wanted["quality", a, b] += task == other and rank > lower
+        wanted["task", a, b] += task != other and rank == lower == 2
+    assert Counter((u.pair_kind, u.row, u.second) for u in pairs) == wanted
 
 
 def test_a_group_of_sources_is_evaluated_by_its_name(corpus: Corpus) -> None:
