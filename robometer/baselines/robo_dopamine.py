@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 
@@ -22,16 +23,8 @@ PUBLISHED = {
 }
 """The published models and how their hops are summed up; the first one is the default."""
 
-TEMPLATE = """You judge how far a robot gets with a task. The task: {task}
-Before the task is begun, the scene looks like this: <image>
-When the task is done, it looks like this (a grey picture says nothing): <image>
-BEFORE, seen from the front, the left and the right: <image><image><image>
-AFTER, seen from the front, the left and the right: <image><image><image>
-How much of what is left to do at BEFORE is done at AFTER? If AFTER is further from the goal than BEFORE, how much of \
-what was done at BEFORE is undone? Answer with one signed percentage between -100% and +100%, positive for progress, \
-like <score>+25%</score>"""
-"""In our words. The published weights were trained with their authors' wording, which may answer better:
-`baseline.prompt` takes a file with it."""
+TEMPLATE = resources.files("robometer.baselines").joinpath("robo_dopamine.txt").read_text(encoding="utf-8")
+"""The authors' wording (public code `Robo-Dopamine`), which the published weights depend on."""
 
 _MAX_FRAMES, _MAX_NEW_TOKENS = 64, 1024
 _BOUNDS = (12_544, 76_800)  # px of a picture, as published

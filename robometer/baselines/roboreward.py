@@ -14,19 +14,18 @@ from robometer.configs.schema import BaselineConfig
 from robometer.scoring import Clip, ClipScore, thin_positions
 
 PUBLISHED = "teetone/RoboReward-4B"
-TEMPLATE = """<video>The video shows a robot that was told: {task}
+TEMPLATE = """<video>Given the task, assign a discrete progress score reward (1,2,3,4,5) for the robot in the video in \
+the format: ANSWER: <score>
+Rubric for end-of-episode progress (judge only the final state without time limits):
+1 - No Success: Final state shows no goal-relevant change for the command.
+2 - Minimal Progress: Final state shows a small but insufficient change toward the goal.
+3 - Partial Completion: The final state shows good progress toward the goal but violates more than one requirement or \
+a major requirement.
+4 - Near Completion: Final state is correct in region and intent but misses a single minor requirement.
+5 - Perfect Completion: Final state satisfies all requirements.
 
-Grade the state in which the episode ends, by how much of what was asked for is achieved then:
-1: nothing that helps was achieved.
-2: a first step towards it was achieved, most is open.
-3: about half was achieved, an important part is open.
-4: nearly all was achieved, a detail is open or wrong.
-5: all was achieved, and it holds at the end.
-
-Judge the outcome only, not style or speed. Answer with one line:
-ANSWER: <a whole number from 1 to 5>"""
-"""The rubric in our words. The published weights were trained with their authors' wording, which may grade better:
-`baseline.prompt` takes a file with it."""
+Task: {task}"""
+"""The authors' wording (their model card, CC-BY-4.0), which the published weights depend on."""
 
 # Each grade costs an answer; the published protocol asks for this many prefixes (spec 0).
 _PREFIXES, _MAX_FRAMES, _FPS = 5, 64, 1.0
