@@ -19,10 +19,10 @@ from robometer.scoring import Clip, ClipScore, spread, thin_positions
 
 PUBLISHED = "Qwen/Qwen3-VL-8B-Instruct"
 TEMPLATE = (
-    "<video>The video above shows a robot that completes the following task: {task} "
+    "<video>The above video shows a robot manipulation trajectory that completes the following task: {task} "
     "Decide whether the above statement is True or not. The answer is:"
 )
-"""Published from "completes the following task" on; the words before it are ours."""
+"""The prompt u of the paper, on which the reward is conditioned by definition."""
 
 _PREFIXES, _MAX_FRAMES, _EDGE, _FPS = 15, 64, 224, 2.0
 
