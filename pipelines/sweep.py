@@ -145,13 +145,20 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
     """
     trial = tune.get_context().get_trial_id()
     folder = Path(base["sweep"]["output"], "trials", trial)
-    # Tune hears of a checkpoint when it is reported, and stops trials by what it hears.
-    here = {"train.output": str(folder), "tracking.run_name": f"trial {trial}", "train.validate_async": False}
-    changed = values | here
+    here = {
+        "train.output": str(folder),
+        "tracking.run_name": f"trial {trial}",
+        # Tune hears of a checkpoint when it is reported, and stops trials by what it hears.
+        "train.validate_async": False,
+        "train.validation_gpus": 0.0,
+        # The checkpoint that a trial is judged by must be among those that are kept.
+        "train.best_metric": base["sweep"]["metric"],
+        "train.best_mode": base["sweep"]["mode"],
+    }
     for metrics, checkpoint in kept_checkpoints(folder):
         if _validated(metrics):
             tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
-    run_train(override(from_dict(base), changed), callbacks=[ReportValidations()], parent_run_id=parent_run_id)
+    run_train(override(from_dict(base), values | here), callbacks=[ReportValidations()], parent_run_id=parent_run_id)
 
 
 def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:

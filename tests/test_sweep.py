@@ -59,6 +59,7 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     assert len(table) == 2
     assert table["seen/voc"].is_monotonic_decreasing
     winner = load_config(output / "best")
+    assert winner.train.best_metric == "seen/voc"  # or its checkpoint may be gone
     assert winner.loss.preference_weight == pytest.approx(table["loss.preference_weight"][0])
     assert (output / "sweep.png").stat().st_size > 5000
 

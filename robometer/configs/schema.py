@@ -258,6 +258,10 @@ class TrainConfig:
         )
         _check(self.offload == "none" or self.zero_stage > 0, "train.offload needs train.zero_stage=1, 2 or 3")
         _check(not self.zero_init or self.zero_stage == 3, "train.zero_init needs train.zero_stage=3")
+        _check(
+            not self.validation_gpus or (self.validate and self.validate_async),
+            "train.validation_gpus is what the task beside training gets: it needs train.validate_async=true",
+        )
         _check(self.steps >= 1, "train.steps must be at least 1")
         _check(self.num_workers >= 1, "train.num_workers must be at least 1")
         _check(
@@ -350,6 +354,12 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _one_of("evaluate.mode", self.mode, ("whole", "prefix"))
+        for name in ("max_clips", "batch_size", "actors"):
+            _check(getattr(self, name) >= 1, f"evaluate.{name} must be at least 1")
+        _check(
+            min(self.pairs_per_task, self.bootstrap) >= 0, "evaluate.pairs_per_task and bootstrap must not be negative"
+        )
+        _check(0 < self.confidence < 1, f"evaluate.confidence={self.confidence} must be between 0 and 1")
 
 
 @dataclass
@@ -360,7 +370,7 @@ class BaselineConfig:
     provider: str = "gemini"  # of API models: gemini, or openai (any server that speaks its chat completions)
     base_url: str = ""  # of the API with its version; empty: the provider's, its key in GEMINI_API_KEY/OPENAI_API_KEY
     max_frames: int = 0  # shown of a clip; 0: as published
-    prompt: str = ""  # of local models: a file with {task} and the marks <image> or <video>; empty: ours
+    prompt: str = ""  # of local models: a file with {task} and the marks <image> or <video>; empty: as published
     batch_size: int = 8  # of local models: prompts that are answered at once
     interval: int = 1  # of models that compare two frames: how many frames lie between them
     mode: str = ""  # of robo_dopamine: incremental, forward or backward; empty: as published for the model
