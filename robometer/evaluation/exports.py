@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from robometer.evaluation.comparison import Comparison, remarks
+from robometer.evaluation.headlines import Headline
 from robometer.evaluation.paired import Difference
 from robometer.evaluation.published import anchor_tables, protocol
 from robometer.evaluation.results import metric_rows
@@ -82,12 +83,12 @@ def markdown(comparison: Comparison) -> str:
     if said := remarks(runs):
         parts.append(_md_list(said))
     for board in leaderboards(runs):
-        parts += [f"## {_md(board['split'])}", _md(EFFECTIVE_N), _md_table(*_board(board, "**{}**".format, _md))]
+        parts += [f"## {_md(board['split'])}", _md(EFFECTIVE_N), _md_table(*_board(board))]
     for made in seed_tables(runs):
-        parts += [f"## Over seeds, {_md(made['split'])}", _md(OVER_SEEDS), _md_table(*_seeds(made, _md))]
+        parts += [f"## Over seeds, {_md(made['split'])}", _md(OVER_SEEDS), _md_table(*_seeds(made))]
     for made in difference_tables(comparison):
         title = f"## Differences to {_md(runs[0].name)}, {_md(made['split'])}"
-        parts += [title, _md_table(*_differences(runs, made, _md))]
+        parts += [title, _md_table(*_differences(runs, made))]
     for made in source_tables(comparison):
         header = ["data source", "model", "clips", *(f"{h.title}: {h.what}" for h in made["headlines"])]
         rows = [[r["source"], r["name"], r["clips"], *map(_with_interval, r["cells"])] for r in made["rows"]]
@@ -136,13 +137,43 @@ def latex(comparison: Comparison) -> str:
     parts = ["% by `robometer report`; needs \\usepackage{booktabs}; names in other scripts need lualatex or xelatex"]
     for board in leaderboards(runs):
         caption = f"{board['split']}: value, interval and n; the best in bold. {EFFECTIVE_N}"
-        parts.append(_tex_table(caption, *_board(board, r"\textbf{{{}}}".format, _tex)))
+        parts.append(_tex_table(caption, [row["name"] for row in board["rows"]], *_across(board, _tex_value)))
     for made in seed_tables(runs):
-        parts.append(_tex_table(f"{made['split']}, over seeds. {OVER_SEEDS}", *_seeds(made, _tex)))
+        names = [f"{row['name']}, seeds {row['seeds']}" for row in made["rows"]]
+        cells = _across(made, lambda cell: _tex_stack("r", _tex(cell["value"]), cell["range"]))
+        parts.append(_tex_table(f"{made['split']}, over seeds. {OVER_SEEDS}", names, *cells))
     for made in difference_tables(comparison):
         caption = f"{made['split']}: difference to {runs[0].name}, its interval and two-sided p."
-        parts.append(_tex_table(caption, *_differences(runs, made, _tex)))
+        headlines = [row["headline"] for row in made["rows"]]
+        differences = [[_tex_difference(cell) for cell in row["cells"]] for row in made["rows"]]
+        parts.append(_tex_table(caption, [run.name for run in runs[1:]], headlines, differences))
     return "\n\n".join(parts) + "\n"
+
+
+def _across(made: Table, show: Callable[[Table], str]) -> tuple[Sequence[Headline], list[Row]]:
+    """Headlines, and of each the cells of all rows: numbers of a page's width go across, however many models."""
+    return made["headlines"], [
+        list(map(show, cells)) for cells in zip(*(r["cells"] for r in made["rows"]), strict=True)
+    ]
+
+
+def _tex_value(cell: Table) -> str:
+    value = _tex(cell["value"])
+    n, _, effective = cell["n"].partition(" (")
+    under = (cell["interval"], f"n = {n}", f"({effective}" if effective else "") if cell["interval"] else ()
+    return _tex_stack("r", rf"\textbf{{{value}}}" if cell["best"] else value, *under)
+
+
+def _tex_difference(cell: Table | None) -> str:
+    if cell and cell["interval"]:
+        return _tex_stack("r", _tex(cell["value"]), cell["interval"], f"p {cell['p']}")
+    return _tex(cell["reason"] if cell else "–")
+
+
+def _tex_stack(side: str, first: str, *under: str) -> str:
+    """A cell of several lines."""
+    lines = r" \\ ".join([first, *(rf"\scriptsize {_tex(text)}" for text in under if text)])
+    return rf"\begin{{tabular}}[t]{{@{{}}{side}@{{}}}}{lines}\end{{tabular}}" if any(under) else first
 
 
 def _tex(text: str) -> str:
@@ -151,18 +182,20 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in " ".join(printable.split()))
 
 
-def _tex_table(caption: str, header: Row, rows: Iterable[Row]) -> str:
-    body = [f"    {' & '.join(row)} \\\\" for row in rows]
+def _tex_table(caption: str, names: Sequence[str], headlines: Sequence[Headline], cells: Sequence[Row]) -> str:
+    labels = [_tex_stack("l", _tex(headline.title), headline.what) for headline in headlines]
+    rows = [["metric", *map(_tex, names)], *([label, *row] for label, row in zip(labels, cells, strict=True))]
+    header, *body = [f"    {' & '.join(row)} \\\\" for row in rows]
     return "\n".join(
         [
             r"\begin{table}",
             r"  \centering",
             f"  \\caption{{{_tex(caption)}}}",
-            f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            f"  \\begin{{tabular}}{{l{'r' * len(names)}}}",
             r"    \toprule",
-            f"    {' & '.join(header)} \\\\",
+            header,
             r"    \midrule",
-            *body,
+            "\n    \\addlinespace\n".join(body),
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",
@@ -170,37 +203,37 @@ def _tex_table(caption: str, header: Row, rows: Iterable[Row]) -> str:
     )
 
 
-def _board(board: Table, bold: Callable[[str], str], escape: Callable[[str], str]) -> tuple[Row, list[Row]]:
-    header = ["model", *(escape(f"{h.title}: {h.what}") for h in board["headlines"])]
+def _board(board: Table) -> tuple[Row, list[Row]]:
+    header = ["model", *(_md(f"{h.title}: {h.what}") for h in board["headlines"])]
     rows: list[Row] = []
     for row in board["rows"]:
         cells = []
         for headline, cell in zip(board["headlines"], row["cells"], strict=True):
-            value = escape(cell["value"])
+            value = _md(cell["value"])
             beside = f"{headline.beside_what} {cell['beside']}" if cell["beside"] else ""
             parts = [cell["interval"], f"n = {cell['n']}", beside]
             more = f"({'; '.join(part for part in parts if part)})" if cell["interval"] else ""
-            cells.append(f"{bold(value) if cell['best'] else value} {escape(more)}".rstrip())
-        rows.append([escape(row["name"]), *cells])
+            cells.append(f"{f'**{value}**' if cell['best'] else value} {_md(more)}".rstrip())
+        rows.append([_md(row["name"]), *cells])
     return header, rows
 
 
-def _seeds(made: Table, escape: Callable[[str], str]) -> tuple[Row, list[Row]]:
-    header = ["model", "seeds", *(escape(f"{h.title}: {h.what}") for h in made["headlines"])]
+def _seeds(made: Table) -> tuple[Row, list[Row]]:
+    header = ["model", "seeds", *(_md(f"{h.title}: {h.what}") for h in made["headlines"])]
     rows: list[Row] = []
     for row in made["rows"]:
         cells = [f"{cell['value']} ({cell['range']})" if cell["range"] else cell["value"] for cell in row["cells"]]
-        rows.append([escape(text) for text in (row["name"], row["seeds"], *cells)])
+        rows.append([_md(text) for text in (row["name"], row["seeds"], *cells)])
     return header, rows
 
 
-def _differences(runs: Sequence[Run], made: Table, escape: Callable[[str], str]) -> tuple[Row, list[Row]]:
-    header = ["metric", *(escape(run.name) for run in runs[1:])]
+def _differences(runs: Sequence[Run], made: Table) -> tuple[Row, list[Row]]:
+    header = ["metric", *(_md(run.name) for run in runs[1:])]
     rows: list[Row] = []
     for row in made["rows"]:
         cells = []
         for cell in row["cells"]:
             text = f"{cell['value']} ({cell['interval']}), p {cell['p']}" if cell and cell["interval"] else ""
-            cells.append(escape(text or (cell["reason"] if cell else "–")))
-        rows.append([escape(f"{row['headline'].title}: {row['headline'].what}"), *cells])
+            cells.append(_md(text or (cell["reason"] if cell else "–")))
+        rows.append([_md(f"{row['headline'].title}: {row['headline'].what}"), *cells])
     return header, rows

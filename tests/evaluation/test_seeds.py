@@ -71,7 +71,7 @@ def test_the_table_is_in_every_file_and_says_what_it_is_over() -> None:
     assert "training itself that was repeated" in html and "3 (1, 2, 3)" in html
     made = exports.files(comparison)
     assert "| rewind, recipe abc123 | 3 (1, 2, 3) | 0.700 ± 0.100 (0.600 to 0.800) |" in made["report.md"]
-    assert r"0.700 $\pm$ 0.100 (0.600 to 0.800)" in made["report.tex"]
+    assert r"0.700 $\pm$ 0.100 \\ \scriptsize 0.600 to 0.800" in made["report.tex"]
     rows = list(csv.DictReader(io.StringIO(made["report.csv"]), strict=True))
     over = {row["statistic"]: float(row["value"]) for row in rows if row["over"] == "seeds"}
     assert over == pytest.approx(

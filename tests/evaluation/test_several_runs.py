@@ -191,7 +191,7 @@ def test_the_tables_of_markdown_and_latex_are_rectangular(output: Path) -> None:
     for table in re.findall(r"(?:^\|.*\n)+", (output / "report.md").read_text(), re.MULTILINE):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     latex = (output / "report.tex").read_text()
-    found = re.findall(r"\\begin{tabular}{(l?r*)}(.*?)\\end{tabular}", latex, re.DOTALL)
+    found = re.findall(r"\\begin{tabular}{(l?r*)}\n(.*?)\n  \\end{tabular}", latex, re.DOTALL)
     assert len(found) == 4  # leaderboard and differences of two splits
     for columns, body in found:
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
@@ -256,7 +256,7 @@ line in a caption or a control character is an error."""
 def test_a_name_in_latex_is_the_name(runs: Sequence[Run], name: str) -> None:
     latex = exports.latex(compare([replace(runs[0], name=name), runs[1]]))
     rows = [line.strip() for line in latex.splitlines() if line.endswith(r"\\")]
-    assert any(row.startswith(f"{HOSTILE[name]} & ") for row in rows)
+    assert any(row.startswith(f"metric & {HOSTILE[name]} & ") for row in rows)
     assert not any(row.startswith(("[", "*")) for row in rows)
     assert f"difference to {HOSTILE[name]}, its interval" in latex
     assert re.sub(r"\\[{}]", "", latex).count("{") == re.sub(r"\\[{}]", "", latex).count("}")
@@ -272,7 +272,10 @@ def test_n_and_effective_n_stand_beside_the_value_in_every_file(output: Path, ru
     made = {name: (output / name).read_text() for name in ("report.html", "report.md", "report.tex", "report.csv")}
     assert "n = 5 tasks (effective 5.0)" in made["report.html"] and "as these n (Kish)" in made["report.html"]
     assert r"n = 5 tasks (effective 5.0)" in made["report.md"] and "as these n (Kish)" in made["report.md"]
-    assert "n = 5 tasks (effective 5.0)" in made["report.tex"] and "as these n (Kish)" in made["report.tex"]
+    assert (
+        r"n = 5 tasks \\ \scriptsize (effective 5.0)" in made["report.tex"]
+        and "as these n (Kish)" in made["report.tex"]
+    )
     rows = list(csv.DictReader(io.StringIO(made["report.csv"])))
     found = [
         r["effective_n"]
