@@ -12,10 +12,7 @@ the median (least, most) over rounds, and ratios of medians. Times are CPU time 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import statistics
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -23,14 +20,12 @@ from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-import transformers
 
 from benchmarks import corpora
 from benchmarks.predictions import SPLIT, predictions
-from benchmarks.training import by_turns, mid_size, model_config, ratio, spread
+from benchmarks.training import by_turns, mid_size, model_config, ratio, run_parts, spread
 from robometer.configs import load
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.storage import Storage
@@ -57,15 +52,7 @@ def main() -> None:
     }
     parser.add_argument("--only", choices=parts, help="one of the parts")
     options = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    for name, run in parts.items():
-        if options.only in (None, name):
-            with tempfile.TemporaryDirectory(prefix="robometer-benchmark-") as folder:
-                run(Path(folder), options.quick)
+    run_parts(parts, options)
 
 
 def must_agree(apart: float, limit: float) -> str:

@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -83,6 +83,11 @@ def main() -> None:
     parser.add_argument("--only", choices=parts, help="one of the parts")
     parser.add_argument("settings", nargs="*", help="of `step`, as in train.use_gpu=true")
     options = parser.parse_args()
+    run_parts(parts, options)
+
+
+def run_parts(parts: Mapping[str, Callable[[Path, bool], None]], options: argparse.Namespace) -> None:
+    """Run one part, or all of them, on one thread, each in a folder of its own that is gone afterwards."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
