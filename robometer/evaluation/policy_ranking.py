@@ -22,8 +22,10 @@ NAME = "policy_ranking"
 REWARDS: dict[str, Callable[[ClipPrediction], float]] = {
     "last": lambda clip: clip.value,
     "mean": lambda clip: float(clip.progress.mean()),
+    "sum": lambda clip: float(clip.progress.sum()),
 }
-"""What one number a clip is ranked by; `last` is a raw value where a scorer gives one to rank by."""
+"""What one number a clip is ranked by; `last` is a raw value where a scorer gives one to rank by, and `sum` is what a
+policy that is paid by the frame would get: of two clips alike the longer one gets more."""
 
 _MEANINGS = {
     "kendall": "tau-a over one clip of each quality, by {} progress, mean over tasks",
@@ -55,7 +57,7 @@ class _Task:
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Ranking metrics by the last frame's progress and by the mean progress; tasks with one quality do not count."""
+    """Ranking metrics by the last frame's progress, its mean and its sum; tasks with one quality do not count."""
     clips = [c for c in predictions.clips if c.view == FORWARD]
     by_reward = {name: _tasks(clips, reward) for name, reward in REWARDS.items()}
     if not by_reward["last"]:
@@ -102,7 +104,7 @@ def _statistics(rankings: Mapping[str, Ranking]) -> dict[str, float]:
 
 def _metrics(reward: str, tasks: Mapping[str, _Task], settings: Resampling) -> list[Metric]:
     estimates = _over_tasks(tasks, settings) if len(tasks) >= MIN_TASKS_TO_RESAMPLE else _over_clips(tasks, settings)
-    word = "last-frame" if reward == "last" else "mean"
+    word = {"last": "last-frame", "sum": "summed"}.get(reward, reward)
     kinds = {"accuracy": "pairs"}
     return [
         Metric(f"{name}_{reward}", value, kinds.get(name, "tasks"), _MEANINGS[name].format(word))

@@ -87,6 +87,17 @@ def test_pairs_that_share_clips_are_worth_far_fewer_independent_ones(tasks: int,
     assert (kendall.effective_n == kendall.n) if unit == "task" else math.isnan(kendall.effective_n)
 
 
+def test_a_longer_clip_has_the_greater_sum_and_not_the_greater_mean() -> None:
+    none = np.zeros(0, np.float32)
+    told = {"failure": [0.6, 0.6], "successful": [1.0]}
+    clips = [
+        ClipPrediction("seen", label, 0, "test", "open", label, FORWARD, np.array(values), np.array(values), none, none)
+        for label, values in told.items()
+    ]
+    made = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
+    assert [made.value(f"accuracy_{reward}") for reward in ("last", "mean", "sum")] == [1.0, 1.0, 0.0]
+
+
 def test_a_clock_is_perfect_forwards_and_backwards_and_ranks_nothing(corpus: Corpus) -> None:
     _, results = run(corpus, Clock())
     for split in CONFIG.splits:
