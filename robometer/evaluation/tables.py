@@ -121,7 +121,7 @@ def difference_cell(found: Difference | None) -> Table | None:
         "value": signed(found.value),
         "interval": interval(found.low, found.high),
         "p": ("< 0.001" if found.p < 0.001 else f"= {found.p:.3f}") if math.isfinite(found.p) else "",
-        "clear": known and (found.low > 0 or found.high < 0),
+        "is_clear": known and (found.low > 0 or found.high < 0),
         "reason": found.reason,
         "track": _track(found.value, found.low, found.high, is_signed=True),
     }

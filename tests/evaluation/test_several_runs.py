@@ -92,6 +92,16 @@ def test_the_page_of_several_runs_is_whole_and_fetches_nothing(output: Path) -> 
     assert all(f'id="{name}"' in html for name in ("leaderboard", "differences", "reliability", "published"))
 
 
+def test_only_a_difference_whose_interval_leaves_out_nought_is_bold(output: Path) -> None:
+    html = (output / "report.html").read_text()
+    shown = re.findall(r'class="value (clear|unclear)">([^<]*)</span><span class="detail nowrap">([^<]*)<', html)
+    assert {kind for kind, _, _ in shown} == {"clear", "unclear"}
+    for kind, _, interval in shown:
+        if interval:
+            low, high = (float(end.replace("−", "-")) for end in interval.split(" to "))
+            assert (kind == "clear") == (low > 0 or high < 0)
+
+
 def test_every_clip_has_one_curve_per_model(runs: Sequence[Run], corpus: Corpus) -> None:
     for group in clip_cards(runs, corpus, CONFIG.splits):
         for card in group["clips"]:
