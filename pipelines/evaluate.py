@@ -74,7 +74,7 @@ class Predictor:
     """A Ray Data actor: holds a scorer and the corpus, turns each part of the units into a file of records.
 
     While it works on a part, a mark beside it says so. Who finds the mark of the same run takes the place of one that
-    died, and goes on one unit at a time: the unit that kills again is a record with its error.
+    died, and goes on one unit at a time: one that kills two more is a record with its error.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Predictor:
             return self._records(units)
         records: list[Record] = []
         for number, unit in enumerate(units):
-            if str(number) in killers:
-                records.append(failed(self._source, unit, "the worker that scored it was killed, twice"))
+            if killers.count(str(number)) > 1:  # once may be the node's fault
+                records.append(failed(self._source, unit, "the worker that scored it alone was killed, twice"))
                 continue
             self._storage.write_bytes(mark, " ".join([run, *killers, str(number)]).encode())
             records += self._records([unit])
