@@ -3,7 +3,7 @@
 metrics    all evaluations with their intervals, on stored predictions
 tau        policy ranking's tau in closed form, against the definition over all triples and over all pairs
 prefix     a Robometer's scores of all prefixes of a clip, against one clip per prefix
-actors     `pipelines.evaluate` with two actors against one, once they run
+actors     `pipelines.evaluate` with two actors against one, once they run, and plain processes without Ray: the limit
 
 The last three compare results too: they must be equal. One torch thread per process; contenders take turns; tables hold
 the median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, but in `actors`.
@@ -12,12 +12,16 @@ the median (least, most) over rounds, and ratios of medians. Times are CPU time 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
 import tracemalloc
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import combinations, product
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +32,21 @@ from benchmarks.predictions import SPLIT, predictions
 from benchmarks.training import by_turns, mid_size, model_config, ratio, run_parts, spread
 from robometer.configs import load
 from robometer.configs.schema import EvaluateConfig
+from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
+from robometer.evaluation.plan import plan_split
+from robometer.evaluation.predict import ClipSource, predict_each
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.suite import EVALUATIONS
 from robometer.metrics import Resampling, ranking
-from robometer.models.checkpoint import save_checkpoint
+from robometer.models.checkpoint import load_scorer, save_checkpoint
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.robometer_scorer import RobometerScorer
 from robometer.scoring import Clip, ClipScore, last_of_each
 
 TARGET_S, TARGET_PREFIX, TARGET_ACTORS = 5, 4, 1.8
+
+_ready: Barrier  # of the processes of `plain_rate`
 
 
 def main() -> None:
@@ -232,30 +241,64 @@ def _values(scores: Sequence[ClipScore]) -> np.ndarray:
 
 
 def actors(folder: Path, quick: bool) -> None:
-    """Clips per second of one and of two actors while all work, by when their files were written."""
+    """Clips per second of one and of two actors while all work, by when their files were written.
+
+    Beside them as many processes that do nothing but predict: what this machine can give. What Ray's own processes take
+    of the cores, actors on as many cores cannot have.
+    """
     from pipelines.cluster import connected
     from pipelines.evaluate import UNITS_PER_PART
 
-    corpus = corpora.bundled(folder / "corpus", 160 if quick else 800)
+    corpus = corpora.bundled(folder / "corpus", 160 if quick else 400)
     base, rounds = ("tiny", 1) if quick else (str(mid_size(folder / "model")), 3)
     splits = sorted(set(corpus.manifest["split"].to_pylist()))
-    settings = [f"corpus.path={folder / 'corpus'}", f"evaluate.checkpoint={_checkpoint(folder / 'checkpoint', base)}"]
+    checkpoint = _checkpoint(folder / "checkpoint", base)
+    settings = [f"corpus.path={folder / 'corpus'}", f"evaluate.checkpoint={checkpoint}"]
     settings += [f"evaluate.splits=[{','.join(splits)}]", "evaluate.evaluations=[success_detection]"]
     settings += ["evaluate.bootstrap=0", "tracking.uri=none"]
-    counts, rates, walls = (1, 2), dict[int, list[float]](), dict[int, list[float]]()
-    with connected(load(settings)):
-        for number in range(rounds):
-            for count in counts[:: 1 if number % 2 else -1]:
+    counts, walls = (1, 2), defaultdict[int, list[float]](list)
+    rates, limits = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
+    for number in range(rounds):
+        for count in counts[:: 1 if number % 2 else -1]:
+            limits[count].append(plain_rate(folder, splits[0], count, 2 if quick else 20))
+            with connected(load(settings)):
                 output = folder / f"{count}-{number}"
-                walls.setdefault(count, []).append(_evaluate(settings, output, count))
-                rates.setdefault(count, []).append(UNITS_PER_PART * steady_rate(_written_s(output), count))
+                walls[count].append(_evaluate(settings, output, count))
+            rates[count].append(UNITS_PER_PART * steady_rate(_written_s(output), count))
     one, two = (Predictions.load(Storage(str(folder / f"{count}-0"))) for count in counts)
     print(f"\nactors: {len(one.clips)} clips forwards, parts of {UNITS_PER_PART}; {rounds} fresh runs of each, in turn")
-    print(f"{'actors':>6}{'clips/s, once they run':>26}{'ratio':>7}{'whole job s':>26}")
+    print(f"{'':>6}{'actors, clips/s':>26}{'ratio':>7}{'plain processes, clips/s':>26}{'ratio':>7}{'whole job s':>26}")
     for count in counts:
-        faster = ratio(rates[count], rates[1])
-        print(f"{count:>6}{spread(rates[count]):>26}{faster:>7.2f}{spread(walls[count], 1):>26}")
-    print(f"(target {TARGET_ACTORS} on 2 cores) predictions differ by {must_agree(_difference(one, two), 1e-5)}")
+        columns = "".join(f"{spread(r[count]):>26}{ratio(r[count], r[1]):>7.2f}" for r in (rates, limits))
+        print(f"{count:>6}{columns}{spread(walls[count], 1):>26}")
+    print(f"(target {TARGET_ACTORS} on 2 free cores) predictions differ by {must_agree(_difference(one, two), 1e-5)}")
+
+
+def plain_rate(folder: Path, split: str, count: int, seconds: float) -> float:
+    """Clips per second that `count` processes predict together, without Ray, from when all of them are ready."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(count)
+    with ProcessPoolExecutor(count, context, initializer=_hold, initargs=(ready,)) as pool:
+        return sum(pool.map(_predict_for, [str(folder)] * count, [split] * count, [seconds] * count))
+
+
+def _hold(ready: Barrier) -> None:
+    global _ready
+    _ready = ready
+    torch.set_num_threads(1)
+
+
+def _predict_for(folder: str, split: str, seconds: float) -> float:
+    corpus, scorer = Corpus(f"{folder}/corpus"), load_scorer(f"{folder}/checkpoint", "cpu")
+    source, batch = ClipSource.for_scorer(corpus, scorer), EvaluateConfig().batch_size
+    units = plan_split(corpus, split, 2 * batch, 0, 0, ["success_detection"])
+    predict_each(scorer, source, units, batch)
+    _ready.wait()
+    started, clips = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        predict_each(scorer, source, units, batch)
+        clips += len(units)
+    return clips / (time.perf_counter() - started)
 
 
 def _checkpoint(folder: Path, base: str) -> Path:
