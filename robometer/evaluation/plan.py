@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -165,17 +165,19 @@ def _following(corpus: Corpus, labels: _Labels, seed: int) -> dict[int, int]:
         alike[tuple(map(str, kind))][labels.task[row]].append(row)
     found = {}
     for alike_in, by_task in alike.items():
-        for task, others in _others(by_task).items():
+        for task, others in _others(by_task):
             for row in by_task[task] if len(others) else ():
                 found[row] = int(others[_rng(seed, *alike_in, str(row)).integers(len(others))])
     return found
 
 
-def _others(by_task: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """The rows of all other tasks, int64, by task."""
+def _others(by_task: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every task, and the rows of all others, int64."""
     everyone = np.array([row for rows in by_task.values() for row in rows], dtype=np.int64)
-    ends = np.cumsum([len(rows) for rows in by_task.values()])
-    return {t: np.delete(everyone, np.s_[end - len(by_task[t]) : end]) for t, end in zip(by_task, ends, strict=True)}
+    start = 0
+    for task, rows in by_task.items():
+        yield task, np.delete(everyone, np.s_[start : start + len(rows)])
+        start += len(rows)
 
 
 def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: Sequence[str] = ()) -> np.ndarray:
@@ -201,13 +203,13 @@ def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: 
 
 def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Unit]:
     cells = {quality: labels.by_task(quality) for quality in QUALITY_LABELS}
-    foreign = _others(cells[BEST])
     units = []
-    for task, successes in cells[BEST].items():
+    for task, foreign in _others(cells[BEST]):
+        successes = cells[BEST][task]
         ranked = [cells[quality][task] for quality in QUALITY_LABELS]
         blocks: dict[str, list[tuple[Rows, Rows]]] = {
             "quality": [(high, low) for i, low in enumerate(ranked) for high in ranked[i + 1 :]],
-            "task": [(successes, foreign[task])],
+            "task": [(successes, foreign)],
             "reversed": [([row], [row]) for row in successes],
         }
         for kind, of_kind in blocks.items():
