@@ -249,7 +249,7 @@ def actors(folder: Path, quick: bool) -> None:
     from pipelines.cluster import connected
     from pipelines.evaluate import UNITS_PER_PART
 
-    corpus = corpora.bundled(folder / "corpus", 160 if quick else 400)
+    corpus = corpora.bundled(folder / "corpus", 160 if quick else 800)
     base, rounds = ("tiny", 1) if quick else (str(mid_size(folder / "model")), 3)
     splits = sorted(set(corpus.manifest["split"].to_pylist()))
     checkpoint = _checkpoint(folder / "checkpoint", base)
