@@ -171,8 +171,8 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
     corpus = Corpus(config.corpus.path)
     units = _plan(config, corpus)
     storage = Storage(config.evaluate.output)
-    # parts of the first form did not say what they took
-    parts = _parts(units, f"form 2 {corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
+    # raised where the same settings give other answers: form 3 asks baselines in their published wording
+    parts = _parts(units, f"form 3 {corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     with tracking.start(config, kind="evaluate") as run, connected(config):
         answered = _predict(config, corpus, parts, load)
         predictions = Predictions.of(record for part in answered for record in part.records)
