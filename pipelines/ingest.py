@@ -32,9 +32,7 @@ from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import (
     entries,
     isolated_entries,
-    pixel_settings,
     quarantine_row,
-    settings_hash,
 )
 from robometer.corpus.manifest import (
     LISTING,
@@ -51,6 +49,7 @@ from robometer.corpus.sources import Refused, SourceError, Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import commit_shard
 from robometer.errors import RobometerError
+from robometer.frames import FrameSettings
 from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
@@ -192,7 +191,7 @@ class _Again:
 
 def _add_group(plan: _Plan, group: list[Unit], ledger: Ledger, again: _Again | None, config: IngestConfig) -> None:
     todo: dict[str, Unit] = {}
-    key = [settings_hash(config)]
+    key = [FrameSettings.of(config).hash()]
     for unit in group:
         digest = unit.digest(config.source)
         before, retried = ledger.get(digest), again is not None and digest in again
@@ -262,7 +261,7 @@ def _check_settings(storage: Storage, config: IngestConfig) -> None:
             f"the corpus at {storage.path} has schema version {info['schema_version']}, not {SCHEMA_VERSION}: "
             "give another corpus.path"
         )
-    made, wanted = info["settings"], pixel_settings(config)
+    made, wanted = info["settings"], FrameSettings.of(config).as_dict()
     if changed := [name for name in wanted if made.get(name) != wanted[name]]:
         name = changed[0]
         raise CorpusError(
@@ -285,7 +284,7 @@ def _write_info(storage: Storage, config: IngestConfig, state: str) -> None:
     info = {
         "schema_version": SCHEMA_VERSION,
         "state": state,
-        "settings": pixel_settings(config),
+        "settings": FrameSettings.of(config).as_dict(),
         "counts": {
             "trajectories": sizes.num_rows,
             "frames": pc.sum(sizes["num_frames"]).as_py() or 0,

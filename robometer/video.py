@@ -36,10 +36,17 @@ class VideoError(RobometerError):
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What is refused before memory is spent: more frames than this, or more pixels in one frame."""
+    """What is refused before memory is spent, whatever a header says.
+
+    Attributes:
+        max_frames: frames of a recording.
+        max_pixels: of one frame.
+        max_total_pixels: of all frames that are decoded; the default is that of two hours of 1080p at 60 per second.
+    """
 
     max_frames: int = 100_000
     max_pixels: int = 8192 * 8192
+    max_total_pixels: int = 10**12
 
 
 @dataclass(frozen=True)

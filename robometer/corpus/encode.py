@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import multiprocessing
 from collections.abc import Collection, Iterator, Sequence
@@ -18,26 +16,14 @@ from robometer.corpus.manifest import SKIP
 from robometer.corpus.sources import Refused, Unit, read_unit
 from robometer.corpus.writer import Rejected, Stored, content_hash
 from robometer.errors import RobometerError
+from robometer.frames import FrameSettings, encode_frames
 from robometer.trajectory import SHARD_SCHEMA, Episode, TrajectoryError
-from robometer.video import VideoError, VideoLimits, encode_jpeg, first_line, thin
+from robometer.video import VideoError, VideoLimits, first_line
 
 logger = logging.getLogger(__name__)
 
 MAX_TEXT = 2000
 """Characters of a text in quarantine, which may be an error that quotes a whole file."""
-
-PIXEL_SETTINGS = ("max_frames", "short_edge", "jpeg_quality")
-"""The settings that change what is stored; one corpus is made with one choice of them."""
-
-
-def pixel_settings(config: IngestConfig) -> dict[str, int]:
-    """The settings that change the stored pixels."""
-    return {name: getattr(config, name) for name in PIXEL_SETTINGS}
-
-
-def settings_hash(config: IngestConfig) -> str:
-    """16 hex digits over the settings that change the stored pixels."""
-    return hashlib.sha256(json.dumps(pixel_settings(config)).encode()).hexdigest()[:16]
 
 
 def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
@@ -48,12 +34,9 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
         VideoError: a video that is corrupt, missing or beyond the limits.
     """
     label = episode.validate()
-    limits = VideoLimits(config.max_source_frames, config.max_source_pixels)
-    video = episode.recording.read(
-        lambda n, fps: thin(n, config.max_frames), short_edge=config.short_edge, limits=limits
-    )
-    frames = [encode_jpeg(frame, config.jpeg_quality) for frame in video.frames]
-    index = video.frame_index.tolist()
+    settings, limits = FrameSettings.of(config), VideoLimits(config.max_source_frames, config.max_source_pixels)
+    video = encode_frames(episode.recording, settings, limits)
+    frames, index = video.frames, video.frame_index.tolist()
     truth = {
         name: _at_frames(getattr(episode, name), name, index, video.num_source_frames)
         for name in ("env_reward", "success")
@@ -70,14 +53,14 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
         "partial_success": episode.partial_success,
         "split": episode.split or config.split,
         "num_frames": len(frames),
-        "height": video.frames.shape[1],
-        "width": video.frames.shape[2],
+        "height": video.height,
+        "width": video.width,
         "source_fps": video.fps if episode.fps is None else episode.fps,
         "source_num_frames": video.num_source_frames,
         "size_bytes": sum(map(len, frames)),
         "uri": episode.uri,
         "content_hash": content_hash(index, frames),
-        "settings_hash": settings_hash(config),
+        "settings_hash": settings.hash(),
         "frame_index": index,
         **truth,
     }
