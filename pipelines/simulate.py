@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from robometer import simulation
-from robometer.simulation import EpisodeSpec, SimulationSettings
+from robometer.simulation import EpisodeSpec, SimulationError, SimulationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class SimulationSummary:
 def simulate(settings: SimulationSettings, out: Path, max_in_flight: int | None = None) -> SimulationSummary:
     """Make every missing clip of `settings` under `out`, at most `max_in_flight` Ray tasks at a time (default: all).
 
-    Raises ValueError if `out` holds clips of other settings, RuntimeError if the workers cannot simulate.
+    Raises SimulationError if `out` holds clips of other settings, or the workers cannot simulate.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def _clips(specs: list[EpisodeSpec], max_in_flight: int | None) -> Iterator[Clip
         except RayTaskError as error:
             for ref in running:
                 ray.cancel(ref)
-            raise RuntimeError(f"A simulation worker failed: {error.cause}") from error
+            raise SimulationError(f"a simulation worker failed: {error.cause}") from error
 
 
 def _act_out(specs: list[EpisodeSpec]) -> list[Clip]:
@@ -135,7 +135,7 @@ def _claim(out: Path, settings: SimulationSettings) -> None:
         found = json.loads(path.read_text())
         if found != wanted:
             changed = ", ".join(sorted(name for name in wanted | found if wanted.get(name) != found.get(name)))
-            raise ValueError(f"{out} holds clips made with another {changed}; choose another folder or delete it.")
+            raise SimulationError(f"{out} holds clips made with another {changed}; choose another folder or delete it")
     else:
         _write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
 

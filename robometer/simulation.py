@@ -33,7 +33,14 @@ from typing import Any
 
 import numpy as np
 
+from robometer.errors import RobometerError
+
 logger = logging.getLogger(__name__)
+
+
+class SimulationError(RobometerError):
+    """A simulation that cannot be made; the message says why in one sentence."""
+
 
 QUALITIES = ("successful", "suboptimal", "failure")
 SOURCE = "metaworld"
@@ -165,17 +172,30 @@ class SimulationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError with one sentence for settings that no corpus can be made from."""
+        """Raises SimulationError for settings that no corpus can be made from."""
         unknown = sorted(set(self.tasks) - set(INSTRUCTIONS))
         if unknown:
-            raise ValueError(f"Unknown Meta-World task {unknown[0]!r}; choose from: {', '.join(INSTRUCTIONS)}.")
+            raise SimulationError(f"unknown Meta-World task {unknown[0]!r}: choose from {', '.join(INSTRUCTIONS)}")
         wrong = sorted(set(self.qualities) - set(QUALITIES))
         if wrong:
-            raise ValueError(f"Unknown quality {wrong[0]!r}; choose from: {', '.join(QUALITIES)}.")
+            raise SimulationError(f"unknown quality {wrong[0]!r}: choose from {', '.join(QUALITIES)}")
         if self.image_size < 32 or self.image_size > 480 or self.image_size % 2:
-            raise ValueError(f"image_size must be an even number from 32 to 480, not {self.image_size}.")
-        if self.max_frames < 4:
-            raise ValueError(f"max_frames must be at least 4, not {self.max_frames}.")
+            raise SimulationError(f"image_size must be an even number from 32 to 480, not {self.image_size}")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SimulationError(f"{name} must be from {low} to {high}, not {value}")
+
+
+_RANGES = (
+    ("max_frames", 4, 1000),
+    ("clips_per_quality", 0, 999),
+    ("held_out_clips_per_quality", 0, 999),
+    ("seen_clips_per_quality", 0, 999),
+    ("crf", 0, 51),
+    ("seed", 0, 2**63 - 1),
+)
+"""Settings with their smallest and largest values; clips are numbered with three digits."""
 
 
 @dataclass(frozen=True)
@@ -248,14 +268,14 @@ class _Trace:
 
 
 def require_simulator() -> Any:
-    """The `mujoco` module, ready to render. Raises RuntimeError with the way out if it or a GL driver is missing."""
+    """The `mujoco` module, ready to render. Raises SimulationError with the way out if it or a GL driver is missing."""
     if importlib.util.find_spec("metaworld") is None or importlib.util.find_spec("mujoco") is None:
-        raise RuntimeError('Simulation needs Meta-World; run: pip install "robometer[simulate]".')
+        raise SimulationError('simulation needs Meta-World; run: pip install "robometer[simulate]"')
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
     except Exception as error:  # without EGL an AttributeError, ImportError or OSError
-        raise RuntimeError(f"MuJoCo cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}; {_GL_HELP}.") from error
+        raise SimulationError(f"MuJoCo cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}; {_GL_HELP}") from error
     return mujoco
 
 
@@ -295,8 +315,8 @@ def episodes(settings: SimulationSettings) -> list[EpisodeSpec]:
 def roll_out(spec: EpisodeSpec) -> Rollout | None:
     """Act out one episode and film it.
 
-    Returns None if none of `MAX_ATTEMPTS` roll-outs agreed with the label. Raises RuntimeError if Meta-World is not
-    installed.
+    Returns None if none of `MAX_ATTEMPTS` roll-outs agreed with the label. Raises SimulationError if Meta-World is
+    not installed.
     """
     stage = _stage(spec.task, spec.image_size)
     for attempt in range(MAX_ATTEMPTS):
@@ -544,7 +564,7 @@ class _Stage:
             try:
                 self._renderer = mujoco.Renderer(model, self._image_size, self._image_size)
             except Exception as error:  # each GL library fails in its own way
-                raise RuntimeError(f"MuJoCo cannot open a GL context ({error}); {_GL_HELP}.") from error
+                raise SimulationError(f"MuJoCo cannot open a GL context ({error}); {_GL_HELP}") from error
             # at exit too, and before Python takes the GL module apart
             weakref.finalize(self, self._renderer.close)
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0

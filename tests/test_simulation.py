@@ -15,9 +15,17 @@ import av
 import numpy as np
 import pytest
 
+from jobs import simulate as simulate_job
 from pipelines.simulate import ROWS_FILE, SETTINGS_FILE, simulate
 from robometer import simulation
-from robometer.simulation import HELD_OUT_TASKS, INSTRUCTIONS, OPPOSITE_TASKS, QUALITIES, SimulationSettings
+from robometer.simulation import (
+    HELD_OUT_TASKS,
+    INSTRUCTIONS,
+    OPPOSITE_TASKS,
+    QUALITIES,
+    SimulationError,
+    SimulationSettings,
+)
 
 CORPUS = Path(simulation.__file__).parent / "data" / "metaworld"
 MAX_CORPUS_BYTES = 12_000_000
@@ -170,17 +178,29 @@ def test_how_far_an_episode_got_is_told_in_the_experts_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("override", "message"),
     [
-        ({"tasks": ("fold-shirt-v3",)}, "Unknown Meta-World task 'fold-shirt-v3'"),
-        ({"qualities": ("perfect",)}, "Unknown quality 'perfect'"),
-        ({"image_size": 161}, "image_size must be an even number"),
-        ({"max_frames": 1}, "max_frames must be at least 4"),
+        ("simulate.tasks=[fold-shirt-v3]", "unknown Meta-World task 'fold-shirt-v3': choose from assembly-v3, "),
+        ("simulate.image_size=161", "image_size must be an even number from 32 to 480, not 161"),
+        ("simulate.image_size=16", "image_size must be an even number from 32 to 480, not 16"),
+        ("simulate.max_frames=1", "max_frames must be from 4 to 1000, not 1"),
+        ("simulate.clips_per_quality=-1", "clips_per_quality must be from 0 to 999, not -1"),
+        ("simulate.crf=52", "crf must be from 0 to 51, not 52"),
+        ("simulate.seed=-1", "seed must be from 0 to "),
     ],
 )
-def test_settings_that_make_no_corpus_are_refused_in_one_sentence(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SimulationSettings(**settings)
+def test_settings_that_make_no_corpus_end_in_one_sentence(
+    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate_job.main([override, f"simulate.output={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_quality_is_refused() -> None:
+    with pytest.raises(SimulationError, match="unknown quality 'perfect'"):
+        SimulationSettings(qualities=("perfect",))
 
 
 def test_encoded_frames_come_back_in_order_and_upright() -> None:
@@ -210,7 +230,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     shutil.copy(CORPUS / SETTINGS_FILE, tmp_path)
-    with pytest.raises(ValueError, match="another seed; choose another folder"):
+    with pytest.raises(SimulationError, match="another seed; choose another folder"):
         simulate(SimulationSettings(seed=99), tmp_path)
 
 

@@ -27,8 +27,8 @@ class Eligible:
 
     Attributes:
         usable: rows of the split and of the chosen sources with enough frames.
-        whole: unsuccessful rows without partial success, which are shown whole and only as the rejected of a pair.
-        rejected: the usable ones of them that have a success of their task to be rejected against.
+        whole: ungraded unsuccessful rows whose task has a success, which are shown whole and only as the rejected of a
+            pair (see `Partners.shown_whole`).
         options: preference strategies that a row can serve, bit k for `PREFERENCE_KINDS[k]`, uint8 [R].
         preference_weights: running sums of the strategies' weights for each value of `options`.
         progress_weights: running sums of the strategies' weights, without and with another task to be had.
@@ -39,7 +39,6 @@ class Eligible:
     config: SamplingConfig
     usable: np.ndarray
     whole: np.ndarray
-    rejected: np.ndarray
     options: np.ndarray
     preference_weights: list[tuple[float, ...]]
     progress_weights: list[tuple[float, ...]]
@@ -47,14 +46,12 @@ class Eligible:
     @classmethod
     def of(cls, columns: Columns, partners: Partners, usable: np.ndarray, config: SamplingConfig) -> Eligible:
         """Sort out the `usable` rows."""
-        whole = np.isnan(columns.partial_success) & ~columns.successful
         return cls(
             columns=columns,
             partners=partners,
             config=config,
             usable=usable,
-            whole=whole,
-            rejected=usable & whole & (partners.successes.sizes[columns.task] > 0),
+            whole=partners.shown_whole(columns),
             options=_options(columns, partners, config),
             preference_weights=_preference_weights(config),
             progress_weights=_progress_weights(config),
@@ -66,13 +63,14 @@ class Eligible:
         return self.config.compat == "upstream"
 
     def preference(self) -> np.ndarray:
-        """Rows that make a pair in mode rbm. An ungraded unsuccessful one needs a success to be rejected against.
+        """Rows that make a pair in mode rbm.
 
-        Fixed: such rows count as `suboptimal`, so that a weight of 0 leaves them out (upstream always uses them).
+        Fixed: those that are shown whole count as `suboptimal`, so that a weight of 0 leaves them out (upstream always
+        uses them).
         """
         wanted = self.config.preference_strategies.suboptimal > 0 or self.upstream
         drawn = ~self.whole & (np.array([w[-1] for w in self.preference_weights]) > 0)[self.options]
-        return np.asarray(self.usable & (self.rejected & wanted | drawn))
+        return np.asarray(self.usable & (self.whole & wanted | drawn))
 
     def progress(self) -> np.ndarray:
         """Rows that make a progress sample (fixed: those whose progress is trained; upstream: successes)."""
@@ -83,12 +81,12 @@ class Eligible:
         """Rows that make a sample of `kind` when `strategy` is asked of them (mode strategy_first).
 
         Fixed: the rows to which mode rbm may give that strategy. Upstream: those of `offered` that can serve; among
-        them unsuccessful rows without partial success, which become a `suboptimal` pair whatever was asked, and rows
-        that its routing sends to the preference sampler, which become a pair by that sampler's own choice.
+        them rows that are shown whole, which become a `suboptimal` pair whatever was asked, and rows that its routing
+        sends to the preference sampler, which become a pair by that sampler's own choice.
         """
         if kind == "preference":
             drawn = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
-            rejected = self.rejected & (self.upstream or strategy == "suboptimal")
+            rejected = self.whole & (self.upstream or strategy == "suboptimal")
             return np.asarray(self.offered(strategy) & (rejected | drawn))
         possible = (self._other > 0) | (strategy != "different_instruction")
         possible &= self.config.max_frames >= needed_frames(strategy, self.config.compat)
@@ -129,6 +127,8 @@ def routed(columns: Columns) -> np.ndarray:
 def _options(columns: Columns, partners: Partners, config: SamplingConfig) -> np.ndarray:
     task, partial = columns.task, columns.partial_success
     has_others = partners.others.sizes[task] > 0
+    # Upstream takes another unsuccessful row of the task for worse than one; fixed: nobody says which of the two is.
+    has_peer = (partners.others.sizes[task] > 1) & (config.compat == "upstream")
     first, last = partners.partial.offsets[:-1], partners.partial.offsets[1:] - 1
     graded = partners.partial.sizes > 0
     low, high = np.full(len(graded), np.nan), np.full(len(graded), np.nan)
@@ -138,7 +138,7 @@ def _options(columns: Columns, partners: Partners, config: SamplingConfig) -> np
     possible = {
         "rewind": True,
         "reverse": True,
-        "suboptimal": np.where(np.isnan(partial), has_others, has_gap),
+        "suboptimal": np.where(np.isnan(partial), np.where(columns.successful, has_others, has_peer), has_gap),
         "different_task": len(partners.tasks) - (partners.successes.sizes[task] > 0) > 0,
         "paired": columns.successful & (partners.embodied.sizes[columns.embodied_task ^ 1] > 0),
     }

@@ -79,6 +79,15 @@ class Partners:
     place_task: np.ndarray
     place_rows: Groups
 
+    def shown_whole(self, columns: Columns) -> np.ndarray:
+        """Ungraded unsuccessful rows whose task has a success, bool [R].
+
+        They are shown whole, and lose against that success. Without one they go the way of all others, as upstream has
+        it: they are the chosen of a pair, and their rewind or reverse, or a success of another task, is the rejected.
+        """
+        beaten = self.successes.sizes[columns.task] > 0
+        return np.asarray(np.isnan(columns.partial_success) & ~columns.successful & beaten)
+
     @classmethod
     def of(cls, columns: Columns, usable: np.ndarray) -> Partners:
         """Sort the rows that are `usable` (bool [R])."""

@@ -88,7 +88,8 @@ def _preference_sample(
     index: ManifestIndex, config: SamplingConfig, i: int, row: int, strategy: str | None, draws: Draws
 ) -> SamplePlan:
     columns = index.columns
-    whole = not columns.successful_row(row) and columns.partial_of(row) is None
+    ungraded = not columns.successful_row(row) and columns.partial_of(row) is None
+    whole = ungraded and index.partners.successes.size(int(columns.task[row])) > 0
     if whole:
         chosen, rejected = _graded(index, config, row, draws)
         strategy = "suboptimal"
@@ -133,7 +134,10 @@ def _pair(index: ManifestIndex, config: SamplingConfig, strategy: str, row: int,
         return row, row, strategy
     value = index.columns.partial_of(row)
     if value is None:
-        return row, _of_task(index.partners.others, index, row, draws), strategy
+        others = index.partners.others.group(int(index.columns.task[row]))
+        other = _another(others, row, draws)  # of an unsuccessful row, in compat upstream, one that is not itself
+        assert other is not None, "a row without another of its task is not offered this strategy"
+        return row, int(others[other]), strategy
     partner = _partner_by_gap(index, config, row, value, draws)
     higher = float(index.columns.partial_success[partner]) > value
     return (partner, row, "partial_success") if higher else (row, partner, "partial_success")
@@ -167,11 +171,11 @@ def _other_task_row(index: ManifestIndex, config: SamplingConfig, row: int, draw
     return partners.successes.member(int(partners.tasks[other]), draws)
 
 
-def _another(tasks: np.ndarray, task: int, draws: Draws) -> int | None:
-    """Position in `tasks` (ascending) of a random one that is not `task`; None where there is none."""
-    own = int(tasks.searchsorted(task))
-    present = own < len(tasks) and int(tasks[own]) == task
-    count = len(tasks) - present
+def _another(values: np.ndarray, value: int, draws: Draws) -> int | None:
+    """Position in `values` (ascending) of a random one that is not `value`; None where there is none."""
+    own = int(values.searchsorted(value))
+    present = own < len(values) and int(values[own]) == value
+    count = len(values) - present
     if count == 0:
         return None
     pick = draws.below(count)

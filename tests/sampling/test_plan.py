@@ -179,6 +179,45 @@ def test_ungraded_unsuccessful_rows_are_rejected_and_shown_whole(samples: list[S
     assert sum(rejected is not None and rejected.positions.tolist() == spread for rejected in whole) >= 20
 
 
+@pytest.mark.parametrize(
+    ("compat", "drawn"),
+    [
+        ("fixed", {"rewind", "reverse", "different_task"}),
+        ("upstream", {"rewind", "reverse", "different_task", "suboptimal"}),
+    ],
+)
+def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one(compat: str, drawn: set[str]) -> None:
+    """Spec 3.9: the sampler finds no success to reject it against, and goes on as with any other row.
+
+    Of two ungraded failures nobody says which is worse; upstream takes the item for the better one.
+    """
+    tasks = ["hopeless", "hopeless", "hopeless", "alone", "done", "done"]
+    quality = ["failure", "suboptimal", "failure", "failure", "successful", "failure"]
+    table = manifest([{"task": t, "quality_label": q} for t, q in zip(tasks, quality, strict=True)])
+    config = SamplingConfig(compat=compat, progress=0.0)
+    index = ManifestIndex.from_table(table, config)
+    found: dict[int, set[str]] = {}
+    for sample in (plan(index, config, 5, i) for i in range(600)):
+        assert sample.rejected is not None and sample.kind == "preference"
+        chosen, rejected = sample.chosen, sample.rejected
+        if chosen.row > 3:  # of the task with a success, whose failure loses
+            assert chosen.row == 4 and (sample.strategy != "suboptimal" or rejected.row == 5)
+            continue
+        found.setdefault(chosen.row, set()).add(sample.strategy)
+        assert sample.task == tasks[chosen.row] and (np.diff(chosen.positions) > 0).all()
+        for clip in (chosen, rejected):
+            assert not clip.success_label.any() and clip.success_mask.all()
+            assert not clip.progress_mask.any() or tasks[clip.row] == "done"
+        if sample.strategy in ("rewind", "reverse"):
+            assert rejected.row == chosen.row
+            assert (np.diff(rejected.positions) <= 0).any()  # upstream's thinning may drop the peak
+        elif sample.strategy == "suboptimal":
+            assert tasks[rejected.row] == tasks[chosen.row] and rejected.row != chosen.row
+        else:
+            assert rejected.row == 4
+    assert found == {0: drawn, 1: drawn, 2: drawn, 3: drawn - {"suboptimal"}}
+
+
 def test_partial_success_pairs_are_far_enough_apart(samples: list[SamplePlan]) -> None:
     """Item 5."""
     gaps = set()
@@ -310,8 +349,9 @@ def test_nothing_to_sample_is_one_sentence() -> None:
     with pytest.raises(SamplingError, match="no trajectory of split 'train'"):
         ManifestIndex.from_table(TABLE.slice(0, 0), SamplingConfig())
     failures = manifest([{"quality_label": "failure"}])
+    only = PreferenceStrategies(rewind=0.0, reverse=0.0)
     with pytest.raises(SamplingError, match="can make a preference sample"):
-        ManifestIndex.from_table(failures, SamplingConfig())
+        ManifestIndex.from_table(failures, SamplingConfig(preference_strategies=only))
 
 
 def test_another_configuration_or_a_negative_index_is_refused() -> None:

@@ -107,17 +107,15 @@ def item_of_quality_pairs(rows: list[dict[str, Any]], config: SamplingConfig) ->
 
 
 def test_upstream_draws_again_where_a_row_cannot_serve() -> None:
-    """Of `few`, one task in two has a success to be paired with, so that its draws fail half of the time."""
-    few = [{"source": "few", "task": f"lone {i}", "quality_label": "failure", "partial_success": 0.5} for i in range(6)]
-    rows = lab("many", 6) + few
-    config = settings("upstream", preference_strategies=only("different_task"))
-    index = ManifestIndex.from_table(manifest(rows + [{"source": "few", "quality_label": "failure"}] * 6), config)
-    shares = Counter(rows[plan(index, config, 0, i).chosen.row]["source"] for i in range(8000))
-    assert abs(shares["few"] / 8000 - 1 / 3) < 0.02  # 1/2 x 1/2 against 1/2
-    fixed = settings(preference_strategies=only("different_task"))
-    index = ManifestIndex.from_table(manifest(rows + [{"source": "few", "quality_label": "failure"}] * 6), fixed)
-    shares = Counter(rows[plan(index, fixed, 0, i).chosen.row]["source"] for i in range(8000))
-    assert abs(shares["few"] / 8000 - 1 / 2) < 0.02
+    """Of `roboreward_x`, one row in two has another grade of its task to be paired with: half of its draws fail."""
+    graded = {"source": "roboreward_x", "quality_label": "failure"}
+    rows = lab("many", 6) + lab("many", 6, quality_label="failure")
+    rows += [graded | {"task": f"lone {i}", "partial_success": 0.5} for i in range(6)]
+    rows += [graded | {"task": "both", "partial_success": value} for value in (0.2, 0.8) for _ in range(3)]
+    upstream = item_shares(rows, settings("upstream", preference_strategies=only("suboptimal")))
+    assert abs(upstream["roboreward_x"] - 1 / 3) < 0.02  # 1/2 x 1/2 against 1/2
+    fixed = item_shares(rows, settings(preference_strategies=only("suboptimal")))
+    assert abs(fixed["roboreward_x"] - 1 / 2) < 0.02
 
 
 @pytest.mark.parametrize("compat", ["fixed", "upstream"])
@@ -187,6 +185,6 @@ def test_same_plan_in_any_order_and_process(compat: str) -> None:
 def test_nothing_to_draw_is_one_sentence() -> None:
     failures = lab("a", 4, quality_label="failure")
     with pytest.raises(SamplingError, match="can make a preference sample with these sampling.preference_strategies"):
-        ManifestIndex.from_table(manifest(failures), settings())
+        ManifestIndex.from_table(manifest(failures), settings(preference_strategies=only("suboptimal")))
     with pytest.raises(SamplingError, match="can make a progress sample"):
         ManifestIndex.from_table(manifest(failures), settings(preference=0.0, progress=1.0))
