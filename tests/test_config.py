@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
+from robometer.configs.loading import as_given
+
+TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b", "${",
+         "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null", "true", "007",
+         "1e5", "choice(1,2)", "range(1,3)", "*.mp4", "\udcff", "s3://bucket/a?x=1&y=2", "", ".")  # fmt: skip
 
 
 def test_overrides_and_groups_reach_the_typed_tree() -> None:
@@ -34,6 +41,32 @@ def test_a_mistake_is_one_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_any_text_of_a_shell_means_itself() -> None:
+    keys = ("ingest.input", "corpus.path", "train.output", "tracking.uri", "serve.checkpoint", "sampling.split")
+    for number in range(0, len(TEXTS), len(keys)):
+        given = dict(zip(keys, TEXTS[number:], strict=False))
+        config = load([f"{key}={text}" for key, text in given.items()])
+        assert {key: getattr(getattr(config, (at := key.split("."))[0]), at[1]) for key in given} == given
+
+
+def test_random_texts_mean_themselves() -> None:
+    rng, parser = random.Random(0), OverridesParser.create()
+    for _ in range(400):
+        text = "".join(rng.choices("aü \\'\"()[]{},=:#$~!&%\n.1", k=rng.randrange(1, 12)))
+        if not (text[0] == text[-1] and text[0] in "'\"") and "${" not in text:
+            assert parser.parse_override(as_given(f"ingest.input={text}")).value() == text
+
+
+def test_what_hydra_has_a_meaning_for_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/data")
+    given = ["ingest.input=${oc.env:DATA}/a (b)", "corpus.path='a b'", 'train.output="it\'s"', "sampling.sources=[a,b]",
+             "+sampling.source_weights={lab:2}", "train.learning_rate=1e-3", "model=rewind", "sampling.split=val"]  # fmt: skip
+    config = load(given)
+    assert (config.ingest.input, config.corpus.path, config.train.output) == ("/data/a (b)", "a b", "it's")
+    assert (config.sampling.sources, config.sampling.source_weights) == (["a", "b"], {"lab": 2.0})
+    assert (config.train.learning_rate, config.model.hidden_dim, config.sampling.split) == (1e-3, 512, "val")
 
 
 def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:

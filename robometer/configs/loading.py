@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,10 +32,41 @@ def load(overrides: Sequence[str] = ()) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("robometer.configs", version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
+            composed = compose("config", overrides=[as_given(override) for override in overrides])
         return cast(Config, OmegaConf.to_object(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_sentence(error)) from error
+
+
+def as_given(override: str) -> str:
+    """An override whose value is free text, such as a path, quoted for Hydra's grammar, so that it means itself.
+
+    Texts that are quoted already and interpolations (`${oc.env:NAME}`) keep their meaning; overrides of groups, numbers,
+    lists and mappings are left as they are.
+    """
+    key, given, value = override.partition("=")
+    if not given or key not in _texts() or _QUOTED.fullmatch(value):
+        return override
+    literal = value if _INTERPOLATION.search(value) else value.replace("${", r"\${")
+    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+
+
+@cache
+def _texts() -> frozenset[str]:
+    """The dotted keys of the configuration whose values are free text."""
+    return frozenset(_texts_of(Config, ""))
+
+
+def _texts_of(node: type, prefix: str) -> Iterator[str]:
+    for name, kind in get_type_hints(node).items():
+        if kind is str:
+            yield prefix + name
+        elif dataclasses.is_dataclass(kind):
+            yield from _texts_of(cast(type, kind), f"{prefix}{name}.")
+
+
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_INTERPOLATION = re.compile(r"\$\{[^{}]+\}")
 
 
 def _sentence(error: Exception) -> str:
