@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robometer.corpus.sources import Refused, Unit
+from robometer.corpus.sources.common import name_of
 from robometer.recording import VideoFile
 from robometer.trajectory import Episode
 
@@ -113,7 +114,7 @@ def from_row(
     """
     try:
         row = {key: value for key, value in read(raw).items() if value is not None}
-        return video_unit(row, root, source or row.get("source", root.name))
+        return video_unit(row, root, source or row.get("source", name_of(root)))
     except (ValueError, RecursionError) as error:
         return Refused(uri, f"{place} is malformed: {error}", source)
 

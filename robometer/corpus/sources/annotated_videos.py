@@ -31,7 +31,7 @@ from typing import Any
 
 from robometer.corpus.annotations import FIELDS, from_row, video_episodes
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import read_yaml
+from robometer.corpus.sources.common import absolute, read_yaml
 from robometer.corpus.tables import KINDS, header, read_table
 
 COLUMNS = "columns.yaml"
@@ -59,7 +59,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
 
 
 def _table(input: str) -> Path:
-    path = Path(input).expanduser().resolve()
+    path = absolute(input)
     if not path.is_dir():
         return path
     found = [name for name in TABLES if (path / name).is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,10 +21,32 @@ def folder(input: str, what: str) -> Path:
     Raises:
         SourceError: there is none; `what` says what it should hold.
     """
-    path = Path(input).expanduser().resolve()
+    path = absolute(input)
     if not path.is_dir():
         raise SourceError(f"no folder {input}: give ingest.input {what}")
     return path
+
+
+def absolute(input: str) -> Path:
+    """`input` as an absolute path under the names by which it was given.
+
+    Links are not followed: hub caches keep files under links, beside which the others of a data set lie, while what
+    they point to has neither name nor neighbours. A `~` is the user's home where nothing is really called so.
+    """
+    path = Path(input if os.path.exists(input) else os.path.expanduser(input)).absolute()
+    if ".." not in path.parts:
+        return path
+    up = len(path.parts) - path.parts[::-1].index("..")  # what is above a folder that is a link, only the link knows
+    return Path(os.path.realpath(Path(*path.parts[:up])), *path.parts[up:])
+
+
+def name_of(folder: Path) -> str:
+    """The name of the data set in a folder: the folder's own, or in a hub cache the one that it is published under.
+
+    There it lies in datasets--ORGANISATION--NAME/snapshots/REVISION, and has one name in all revisions.
+    """
+    cached = re.fullmatch(r"(?:datasets|models|spaces)--(?:.+?--)?(.+)", folder.parent.parent.name)
+    return cached[1] if cached and folder.parent.name == "snapshots" else folder.name
 
 
 def files(root: Path, *patterns: str) -> list[Path]:

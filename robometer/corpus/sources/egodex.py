@@ -36,14 +36,15 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     if not stems:
         raise SourceError(f"no *.hdf5 and *.mp4 files below {input}: give ingest.input a folder of EgoDex's parts")
     for stem in stems:
-        part = next((f for f in stem.parents if _PART.fullmatch(f.name) and f.is_relative_to(root)), None)
+        part = next((f for f in stem.parents if _PART.fullmatch(common.name_of(f)) and f.is_relative_to(root)), None)
         if part is None and not source:
             reason = "it lies in none of the folders part1 ... part5, test: name its data set with ingest.data_source"
             yield Refused(f"{stem}.hdf5", reason)
             continue
         # From the part's folder on, so that an episode has one key whether its part was given or the folder above.
-        key = stem.relative_to(part.parent if part else root).as_posix()
-        name = f"egodex_{part.name.removeprefix('egodex_')}" if part else ""
+        key = stem.relative_to(part or root).as_posix()
+        key = f"{common.name_of(part)}/{key}" if part else key
+        name = f"egodex_{common.name_of(part).removeprefix('egodex_')}" if part else ""
         yield Unit(key, source or name, f"{stem}.hdf5")
 
 

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import folder, natural, numbered, read_json, subfolders, text
+from robometer.corpus.sources.common import folder, name_of, natural, numbered, read_json, subfolders, text
 from robometer.errors import RobometerError
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode
@@ -208,7 +208,7 @@ def _unit(here: Path, root: Path, tasks: Mapping[str, Any], source: str) -> Unit
         fields |= fields_of(read_json(here / "episode.json"), "episode.json")
     if not str(fields.get("task", "")).strip():
         raise SourceError("no task text: give it in task.txt or episode.json, or for the folder in <input>/tasks.json")
-    return Unit(key, source or fields.get("source", utf8(Path(root.name))), str(here), data=fields)
+    return Unit(key, source or fields.get("source", utf8(Path(name_of(root)))), str(here), data=fields)
 
 
 def _is_image(name: str) -> bool:

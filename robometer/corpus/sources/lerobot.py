@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 
 from robometer.corpus.episode_rows import EpisodeRows
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder, read_json
+from robometer.corpus.sources.common import files, folder, name_of, read_json
 from robometer.recording import ImageSequence, Recording, VideoFile
 from robometer.trajectory import Episode, TrajectoryError
 
@@ -92,7 +92,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         except SourceError as error:
             if path == root:
                 raise
-            yield Refused(str(path), str(error), source or path.name)
+            yield Refused(str(path), str(error), source or name_of(path))
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
@@ -129,7 +129,7 @@ def _read_info(path: Path, root: Path) -> _Dataset:
         features = {str(key): dict(feature) for key, feature in info["features"].items()}
         fps = float(info["fps"])
         templates = str(info["data_path"]), str(info.get("video_path") or "")
-        dataset = _Dataset(path, path.relative_to(root).as_posix(), major, fps, features, *templates,
+        dataset = _Dataset(path, _relative(path, root), major, fps, features, *templates,
                            int(info.get("chunks_size", 1000)))  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f"{path / INFO} is malformed ({type(error).__name__}: {error})") from error
@@ -142,8 +142,15 @@ def _read_info(path: Path, root: Path) -> _Dataset:
     return dataset
 
 
+def _relative(path: Path, root: Path) -> str:
+    """Where a dataset lies below the input; of a hub cache without its revision, which is not part of its name."""
+    if path != root and name_of(path) != path.name:
+        path = root / path.parent.parent.relative_to(root) if path.parent != root else root
+    return path.relative_to(root).as_posix()
+
+
 def _episodes_of(dataset: _Dataset, source: str) -> Iterator[Unit | Refused]:
-    named = source or dataset.path.name
+    named = source or name_of(dataset.path)
     cameras: dict[str, str] = {}
     for key, feature in sorted(dataset.features.items()):
         if feature.get("dtype") in ("video", "image"):
@@ -205,7 +212,7 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
         first = float(row[f"videos/{key}/from_timestamp"]) * dataset.fps if dataset.major == 3 else 0.0
         place = _place(dataset, row, f"videos/{key}")
         videos[cameras[key]] = (dataset.place(dataset.video_path, video_key=key, **place), first)
-    named = source or str(row.get("robometer.source") or dataset.path.name)
+    named = source or str(row.get("robometer.source") or name_of(dataset.path))
     # Folders below folders may have equal names, and all are of one source where the user gives its name.
     alone = dataset.relative == "." or (not source and "/" not in dataset.relative)
     key = f"episode_{episode:06d}" if alone else f"{dataset.relative}/episode_{episode:06d}"
@@ -251,5 +258,5 @@ def _facts(row: Mapping[str, Any], dataset: _Dataset) -> dict[str, Any]:
 
 
 def _label_of(dataset: _Dataset) -> str:
-    words = re.split(r"[^a-z]+", f"{dataset.path.name}/{dataset.relative}".lower())
+    words = re.split(r"[^a-z]+", f"{name_of(dataset.path)}/{dataset.relative}".lower())
     return next((label for word, label in _BY_WORD.items() if word in words), "successful")

@@ -54,7 +54,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     if not found:
         raise SourceError(f"no *.hdf5 file below {input}: give ingest.input a folder of LIBERO demonstrations")
     for path in found:
-        suite = next((f for f in path.parents if _SUITE.fullmatch(f.name) and f.is_relative_to(root)), None)
+        suite = next((f for f in path.parents if _SUITE.fullmatch(common.name_of(f)) and f.is_relative_to(root)), None)
         if suite is None and not source:
             yield Refused(
                 str(path),
@@ -62,9 +62,10 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
                 "the like, or name the data set with ingest.data_source",
             )
             continue
-        name = _data_source(suite.name) if suite else source
+        name = _data_source(common.name_of(suite)) if suite else source
         # From the suite's folder on, so that a file has one key whether its folder was given or the one above.
-        key = path.relative_to(suite.parent if suite else root).with_suffix("").as_posix()
+        key = path.relative_to(suite or root).with_suffix("").as_posix()
+        key = f"{common.name_of(suite)}/{key}" if suite else key
         yield Unit(key, source or name, str(path), count=50, data={"failure": name.endswith("_failure")})
 
 

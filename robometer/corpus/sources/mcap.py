@@ -24,7 +24,7 @@ from typing import Any
 from mcap.reader import McapReader, make_reader
 
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder, read_json
+from robometer.corpus.sources.common import files, folder, name_of, read_json
 from robometer.corpus.sources.image_folders import fields_of, unit_of
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode
@@ -42,7 +42,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     if not (paths := files(root, "**/*.mcap")):
         raise SourceError(f"{input} has no .mcap files")
     for path in paths:
-        yield unit_of(path, root, source or root.name)
+        yield unit_of(path, root, source or name_of(root))
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:

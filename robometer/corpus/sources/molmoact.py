@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from robometer.corpus.episode_rows import EpisodeRows, open_parquet, ranges
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder
+from robometer.corpus.sources.common import files, folder, name_of
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
@@ -49,7 +49,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         raise SourceError(f"no {EPISODES} in {input}, nor up to three folders below: give ingest.input MolmoAct")
     for path in (path.parent.parent for path in found):
         relative = path.relative_to(root).as_posix()
-        part = next((part for part in PARTS if part in f"{relative}/{path.name}".lower()), "")
+        part = next((part for part in PARTS if part in f"{relative}/{name_of(path)}".lower()), "")
         if part or source:
             yield from _episodes_of(path, source or f"molmoact_dataset_{part}")
         else:
@@ -90,7 +90,7 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
             message = f"line {number} of {EPISODES} is malformed ({type(error).__name__}: {error})"
             yield Refused(f"{path / EPISODES}:{number}", message, source)
             continue
-        key, held = f"{path.name}/episode_{episode:06d}", where.pop(episode, [])
+        key, held = f"{name_of(path)}/episode_{episode:06d}", where.pop(episode, [])
         if (words := LEFT_OUT.get(source)) and words in task.lower():
             yield Refused(str(path), f"tasks with {words!r} are left out, as upstream does", source, key, skipped=True)
         elif not held:
@@ -100,7 +100,7 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
             yield Unit(key, source, str(path), len(VIEWS), data)
     for episode in sorted(where):
         yield Refused(
-            str(path), f"episode {episode} is not in {EPISODES}", source, f"{path.name}/episode_{episode:06d}"
+            str(path), f"episode {episode} is not in {EPISODES}", source, f"{name_of(path)}/episode_{episode:06d}"
         )
 
 

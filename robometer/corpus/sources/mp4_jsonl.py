@@ -27,6 +27,7 @@ from typing import Any
 
 from robometer.corpus.annotations import from_row, video_episodes
 from robometer.corpus.sources import Refused, SourceError, Unit
+from robometer.corpus.sources.common import absolute
 
 FILE = "trajectories.jsonl"
 BUNDLED = "bundled"
@@ -49,11 +50,11 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
 
 
 def _listing(input: str) -> Path:
-    path = Path(str(resources.files("robometer") / "data" / "metaworld")) if input == BUNDLED else Path(input)
+    path = Path(str(resources.files("robometer") / "data" / "metaworld")) if input == BUNDLED else absolute(input)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise SourceError(f"no {FILE} at {input}: give ingest.input a folder that holds one, or the file itself")
-    return path.resolve()
+    return path
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ that a layout leaves out are skipped. Other views of an episode are episodes wit
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -178,9 +179,10 @@ def _from_metadata(root: Path, source: str) -> Iterator[Unit | Refused]:
 def _from_entry(entry: Any, beside: Path, root: Path, source: str) -> Unit:
     if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
         raise ValueError("it is no object with a filename")
-    if not (beside / entry["filename"]).resolve().is_relative_to(root):
+    path = Path(os.path.normpath(beside / entry["filename"]))
+    if not path.is_relative_to(root):
         raise ValueError(f"{entry['filename']} lies outside of {root.name}")
-    video = (beside / entry["filename"]).relative_to(root).as_posix()
+    video = path.relative_to(root).as_posix()
     return video_unit(
         {"video": video, "task": entry.get("instruction"), "quality_label": _quality(str(entry.get("success")))},
         root,

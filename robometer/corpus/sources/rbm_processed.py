@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files
+from robometer.corpus.sources.common import absolute, files, name_of
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode
 from robometer.video import VideoError, first_line
@@ -106,7 +106,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     Raises:
         SourceError: there is none.
     """
-    root = Path(input).expanduser().resolve()
+    root = absolute(input)
     if not root.exists():
         raise SourceError(
             f"no file or folder {input}: give ingest.input a processed data set of upstream's, or its tar"
@@ -116,7 +116,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         members = {path.relative_to(folder.parent).as_posix(): _Place([str(path)])
                    for path in files(folder, "processed_dataset/*", "frames/*.npz")}  # fmt: skip
         found += 1
-        yield from _rows_of(folder.name, members, str(folder), source)
+        yield from _rows_of(name_of(folder), members, str(folder), source)
     for name, parts in _tars(root):
         found += 1
         yield from _of_tar(name, parts, source)

@@ -45,7 +45,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     builder, *others = tfds.builders(input)
     if others:
         raise SourceError(f"{builder.folder} and {others[0].folder} are two data sets: give ingest.input one of them")
-    labels, blacklist = _labels(builder.folder, Path(input).expanduser().resolve())
+    labels, blacklist = _labels(builder.folder, common.absolute(input))
     of, first = source or "soar_rfm", 0
     files = {(file.split, file.number): file for file in builder.files()}
     for split, quality in SPLITS.items():

@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import folder, numbered, read_json
+from robometer.corpus.sources.common import absolute, folder, numbered, read_json
 from robometer.corpus.sources.image_folders import fields_of, refused, utf8
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode
@@ -38,7 +38,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     Raises:
         SourceError: there is no store.
     """
-    path = Path(input).expanduser().resolve()
+    path = absolute(input)
     single = path.suffix == ".zip" and path.is_file() or _is_store(path)
     root = path.parent if single else folder(input, "a zarr store, or stores in it")
     stores = [path] if single else numbered(p for p in root.iterdir() if p.name.endswith(".zarr.zip") or _is_store(p))
