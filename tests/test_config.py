@@ -12,9 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
 from robometer.configs.loading import as_given
 
-TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b", "${",
-         "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null", "true", "007",
-         "1e5", "choice(1,2)", "range(1,3)", "*.mp4", "\udcff", "s3://bucket/a?x=1&y=2", "", ".")  # fmt: skip
+TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",
+         "${", "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null", "true",
+         "007", "1e5", "choice(1,2)", "range(1,3)", "*.mp4", "\udcff", "s3://bucket/a?x=1&y=2", "", ".")  # fmt: skip
 
 
 def test_overrides_and_groups_reach_the_typed_tree() -> None:
@@ -61,8 +61,9 @@ def test_random_texts_mean_themselves() -> None:
 
 def test_what_hydra_has_a_meaning_for_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/data")
-    given = ["ingest.input=${oc.env:DATA}/a (b)", "corpus.path='a b'", 'train.output="it\'s"', "sampling.sources=[a,b]",
-             "+sampling.source_weights={lab:2}", "train.learning_rate=1e-3", "model=rewind", "sampling.split=val"]  # fmt: skip
+    given = ["ingest.input=${oc.env:DATA}/a (b)", "corpus.path='a b'", 'train.output="it\'s"', 
+             "sampling.sources=[a,b]", "+sampling.source_weights={lab:2}", "train.learning_rate=1e-3", "model=rewind",
+             "sampling.split=val"]  # fmt: skip
     config = load(given)
     assert (config.ingest.input, config.corpus.path, config.train.output) == ("/data/a (b)", "a b", "it's")
     assert (config.sampling.sources, config.sampling.source_weights) == (["a", "b"], {"lab": 2.0})

@@ -41,8 +41,8 @@ def load(overrides: Sequence[str] = ()) -> Config:
 def as_given(override: str) -> str:
     """An override whose value is free text, such as a path, quoted for Hydra's grammar, so that it means itself.
 
-    Texts that are quoted already and interpolations (`${oc.env:NAME}`) keep their meaning; overrides of groups, numbers,
-    lists and mappings are left as they are.
+    Texts that are quoted already and interpolations (`${oc.env:NAME}`) keep their meaning; overrides of groups,
+    numbers, lists and mappings are left as they are.
     """
     key, given, value = override.partition("=")
     if not given or key not in _texts() or _QUOTED.fullmatch(value):
