@@ -13,8 +13,8 @@ from robometer.configs import ConfigError, from_dict, load, override, save, to_d
 from robometer.configs.loading import as_given
 
 TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",
-         "${", "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null", "true",
-         "007", "1e5", "choice(1,2)", "range(1,3)", "*.mp4", "\udcff", "s3://bucket/a?x=1&y=2", "", ".")  # fmt: skip
+         "${", "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null",
+         "true", "007", "1e5", "choice(1,2)", "range(1,3)", "*.mp4", "\udcff", "s3://b/a?x=1&y=2", "", ".")  # fmt: skip
 
 
 def test_overrides_and_groups_reach_the_typed_tree() -> None:
