@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import wraps
+from threading import RLock
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from robometer.errors import RobometerError
+from robometer.errors import InputError, RobometerError
+
+_Self = TypeVar("_Self", bound="OneAtATime")
+_Args = ParamSpec("_Args")
+_Answer = TypeVar("_Answer")
 
 
 class MissingAnswer(RobometerError):
@@ -28,6 +35,9 @@ class Clip:
         task: the instruction text.
         features: per-frame embeddings float [T, D] by image-encoder name, where they are known already
             (a corpus that was embedded); a scorer that needs them and finds none encodes `frames` itself.
+
+    Raises:
+        InputError: the frames have another type or shape, or there are none.
     """
 
     frames: np.ndarray
@@ -36,11 +46,11 @@ class Clip:
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
-            raise ValueError(
+            raise InputError(
                 f"frames must be uint8 [T, H, W, 3] RGB, got {self.frames.dtype} {list(self.frames.shape)}"
             )
         if len(self.frames) == 0:
-            raise ValueError("a clip needs at least one frame")
+            raise InputError("a clip needs at least one frame")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -115,6 +125,8 @@ class Session(Protocol):
 class Scorer(Protocol):
     """Batched scoring. Implementations are deterministic: the same clips give the same numbers in any batch.
 
+    Every one may be called from several threads at once: it keeps nothing between calls, or it is `OneAtATime`.
+
     One that has preferences alone says so by an attribute `compares_only = True`; it raises `NoProgress` elsewhere.
     """
 
@@ -131,6 +143,29 @@ class Scorer(Protocol):
     def open_session(self, task: str) -> Session:
         """Start scoring one trajectory frame by frame."""
         ...
+
+
+class OneAtATime:
+    """What a model in this process is behind: methods marked `one_at_a_time` run in one thread at a time.
+
+    Networks of others, tokenizers and what is loaded on first use keep state that two calls would share.
+    """
+
+    def __init__(self) -> None:
+        self.busy: AbstractContextManager[object] = RLock()  # a marked method may call another
+
+
+def one_at_a_time(
+    method: Callable[Concatenate[_Self, _Args], _Answer],
+) -> Callable[Concatenate[_Self, _Args], _Answer]:
+    """Mark a method of a `OneAtATime`: while it runs, calls of marked methods of the same object wait."""
+
+    @wraps(method)
+    def alone(self: _Self, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Answer:
+        with self.busy:
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 class PrefixSession:

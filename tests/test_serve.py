@@ -23,7 +23,9 @@ from pipelines.serve import start, stop, token_of
 from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
+from robometer.errors import InputError
 from robometer.scoring import Clip, ClipScore, Scorer
+from tests.test_scorers import ensemble
 
 TOKEN = "a token of this test"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -44,7 +46,11 @@ class Fussy(FrameDifference):
     def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
         time.sleep(self.pause_s)
         if any(clip.task == "refuse" for clip in clips):
-            raise ValueError("this task is refused")
+            raise InputError("this task is refused")
+        if any(clip.task == "stumble" for clip in clips):
+            raise ValueError("secret detail of the model")
+        if any(clip.task == "no number" for clip in clips):
+            return [ClipScore(np.full(len(clip), np.nan), np.zeros(len(clip))) for clip in clips]
         if any(clip.task == "fail" for clip in clips):
             raise RuntimeError("secret detail of the model")
         return super().score(clips)
@@ -56,6 +62,20 @@ def load_fussy(checkpoint: str, device: str = "cpu") -> Scorer:
 
 def load_slow(checkpoint: str, device: str = "cpu") -> Scorer:
     return Fussy(1.0)
+
+
+def load_ensemble(checkpoint: str, device: str = "cpu") -> Scorer:
+    """A real model, which fails on one task."""
+    scorer: Any = ensemble()
+    score = scorer.score
+
+    def fails(clips: list[Clip]) -> list[ClipScore]:
+        if any(clip.task == "fail" for clip in clips):
+            raise RuntimeError
+        return list(score(clips))
+
+    scorer.score = fails
+    return scorer  # type: ignore[no-any-return]
 
 
 def load_broken(checkpoint: str, device: str = "cpu") -> Scorer:
@@ -362,12 +382,18 @@ def test_client_refuses_to_send_what_the_endpoint_will_not_take(url: str) -> Non
 
 
 def test_one_bad_job_fails_alone_in_its_batch(http: httpx.Client) -> None:
-    tasks = ["refuse" if i == 3 else "fail" if i == 5 else TASK for i in range(12)]
+    faults = {3: "refuse", 5: "fail", 7: "stumble", 9: "no number"}
+    tasks = [faults.get(i, TASK) for i in range(12)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda task: post_frames(http, npy(frames_of(3)), task), tasks))
     assert refusal(answers[3], 422) == "this task is refused"
-    assert "secret detail" not in refusal(answers[5], 500)
-    assert [a.status_code for i, a in enumerate(answers) if i not in (3, 5)] == [200] * 10
+    for i, error in (
+        (5, "RuntimeError"),
+        (7, "ValueError"),
+        (9, "ArithmeticError"),
+    ):  # the model's own: its input is fine
+        assert refusal(answers[i], 500) == f"the model failed on this input ({error})"
+    assert [a.status_code for i, a in enumerate(answers) if i not in faults] == [200] * 8
 
 
 def test_requests_outlive_the_replica_that_held_them(http: httpx.Client) -> None:
@@ -399,6 +425,19 @@ def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http:
         # The client waits and tries again, so that a burst of it comes through.
         with RemoteScorer(url, TOKEN) as remote:
             assert len(remote.score([Clip(frames_of(2, seed=i), TASK) for i in range(5)])) == 5
+
+
+def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_scores(url: str, port: int) -> None:
+    start(config_with(f"serve.port={port}"), load_ensemble)
+    clips = [Clip(frames_of(1 + 5 * i % 11, seed=i), "fail" if i % 4 == 3 else f"task {i % 3}") for i in range(24)]
+    with httpx.Client(base_url=url, headers=AUTH, timeout=120) as http, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda clip: post_frames(http, npy(clip.frames), clip.task), clips))
+    local = ensemble()
+    for clip, answer in zip(clips, answers, strict=True):
+        if clip.task == "fail":  # each makes the model score a clip that must work
+            assert answer.status_code == 500
+        else:
+            np.testing.assert_allclose(answer.json()["progress"], local.score([clip])[0].progress, atol=1e-5)
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> None:

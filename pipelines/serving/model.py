@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from ray import serve
 
 from pipelines.serving.jobs import CompareJob, Job, ModelInfo, Outcome, ScoreJob
 from robometer.configs.schema import ServeConfig
+from robometer.errors import InputError
 from robometer.scoring import Clip, ClipScore, Scorer
 
 logger = logging.getLogger(__name__)
@@ -29,13 +31,17 @@ class ScorerLoader(Protocol):
 
 
 class Model:
-    """One replica of the model. Score and compare requests share one batch queue."""
+    """One replica of the model. Score and compare requests share one batch queue.
+
+    All that the Scorer does, it does in one thread, one after another.
+    """
 
     def __init__(self, loader: ScorerLoader, config: ServeConfig) -> None:
         # Torch collapses when its threads outnumber the cores that Ray gave this replica.
         torch.set_num_threads(max(1, int(config.num_cpus)))
         self._scorer = loader(config.checkpoint, device="cuda" if config.num_gpus > 0 else "cpu")
-        self._suspect = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._suspect, self._sick = False, ""
         self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
         # Encoders load on first use: ready means that one clip went through all of it.
@@ -50,15 +56,14 @@ class Model:
         return await self._batched(job)
 
     async def check_health(self) -> None:
-        """Ray Serve replaces this replica if a clip that must work fails after an unexpected error."""
-        if self._suspect:
-            await asyncio.to_thread(self._scorer.score, [_CANARY])
-            self._suspect = False
+        """Ray Serve replaces this replica if a clip that must work failed after an unexpected error."""
+        if self._sick:
+            raise RuntimeError(f"the model fails on any clip ({self._sick})")
 
     @serve.batch
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
         # A thread, so that health checks and the queue go on while the model computes.
-        return await asyncio.to_thread(self._answer, jobs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
 
     def _answer(self, jobs: Sequence[Job]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
@@ -70,7 +75,19 @@ class Model:
         ):
             for i, (value, error, rejected) in zip(indices, values, strict=True):
                 outcomes[i] = Outcome(self._scorer.name, value, error, rejected, len(jobs), first=i == 0)
+        if self._suspect:
+            self._examine()
         return [outcomes[i] for i in range(len(jobs))]
+
+    def _examine(self) -> None:
+        """Find out, between two batches, whether the model is at fault or what it was given."""
+        self._suspect = False
+        try:
+            self._score([_CANARY])
+            self._sick = ""
+        except Exception as error:  # whatever it is, no clip can be scored any more
+            logger.exception("the model fails on a clip that must work")
+            self._sick = type(error).__name__
 
     def _score(self, clips: Sequence[Clip]) -> list[ClipScore | float]:
         scores = self._scorer.score(clips)
@@ -95,7 +112,7 @@ class Model:
         except Exception as error:  # a request must end in an answer, whatever the model does
             if len(items) > 1:
                 return [self._guarded(answer, [item])[0] for item in items]
-            if isinstance(error, ValueError):
+            if isinstance(error, InputError):
                 return [(None, _first_line(error), True)]
             logger.exception("the model failed on a request")
             self._suspect = True

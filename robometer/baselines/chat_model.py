@@ -24,6 +24,7 @@ from robometer.models.processing import PromptTokenizer
 from robometer.models.prompts import chat_prompt
 from robometer.models.sources import locate
 from robometer.models.tiny import TINY, tiny_config, tiny_tokenizer
+from robometer.scoring import OneAtATime, one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Tokens:
         )
 
 
-class ChatModel:
+class ChatModel(OneAtATime):
     """A vision-language model and its tokenizer.
 
     Every call stands for itself, and its prompts are grouped in their order. So a scorer that asks for one clip at a
@@ -75,6 +76,7 @@ class ChatModel:
         max_new_tokens: int = 128,
         bounds: tuple[int, int] | None = None,
     ) -> None:
+        super().__init__()
         self.model, self.tokenizer, self.family = model.eval(), tokenizer, backbone_of(model.config)
         cutter = self.family.cutter(model.config)
         self._cutter = replace(cutter, bounds=bounds) if isinstance(cutter, QwenCutter) else cutter
@@ -87,6 +89,7 @@ class ChatModel:
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._end, pad_token_id=self._end[0]
         )
 
+    @one_at_a_time
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
         """The most likely words, one after another, in answer to each prompt."""
         groups = (prompts[i : i + self._batch_size] for i in range(0, len(prompts), self._batch_size))
@@ -98,6 +101,7 @@ class ChatModel:
         written = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
         return cast(list[str], self.tokenizer.batch_decode(written, skip_special_tokens=True))
 
+    @one_at_a_time
     @torch.inference_mode()
     def log_prob(self, prompts: Sequence[Prompt], word: str) -> np.ndarray:
         """Log-probability float64 [N] that the answer to each prompt begins with `word`.

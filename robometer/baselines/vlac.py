@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -102,11 +103,13 @@ def published_critic(source: str, batch_size: int, device: str) -> Critic:
     model.set_config()
     model.set_system_prompt()
 
+    busy = Lock()  # as `OneAtATime`: what their package keeps between calls is not known
+
     def critic(clip: Clip) -> np.ndarray:
         frames = [Image.fromarray(frame) for frame in clip.frames]
-        deltas, _ = model.get_trajectory_critic(
-            task=clip.task, image_list=frames, ref_image_list=None, ref_num=0, batch_num=batch_size, skip=1, rich=True
-        )
+        settings = {"ref_image_list": None, "ref_num": 0, "batch_num": batch_size, "skip": 1, "rich": True}
+        with busy:
+            deltas, _ = model.get_trajectory_critic(task=clip.task, image_list=frames, **settings)
         return np.array([float(delta) / 100 for delta in deltas])
 
     return critic

@@ -166,23 +166,22 @@ class _Lite0(nn.Module):
     def __init__(self, network: Any, grid: bool) -> None:
         super().__init__()
         self.network, self._grid = network, grid
-        self._middle = torch.empty(0)
-        if grid:
-            network._blocks[self.GRID_BLOCK].register_forward_hook(self._keep)
 
     @property
     def dim(self) -> int:
         return 1280 + (self.GRID_CHANNELS * self.GRID**2 if self._grid else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        pooled = self.network.extract_features(pixels).mean((2, 3))
-        if not self._grid:
-            return pooled
-        cells = nn.functional.adaptive_avg_pool2d(self._middle, self.GRID).flatten(1)
+        # The package's `extract_features`, which does not give the blocks in between. A hook that stores them would
+        # hand one thread's to another.
+        net, cells = self.network, pixels.new_zeros(len(pixels), 0)
+        features = net._swish(net._bn0(net._conv_stem(pixels)))
+        for number, block in enumerate(net._blocks):
+            features = block(features)
+            if self._grid and number == self.GRID_BLOCK:
+                cells = nn.functional.adaptive_avg_pool2d(features, self.GRID).flatten(1)
+        pooled = net._swish(net._bn1(net._conv_head(features))).mean((2, 3))
         return torch.cat([pooled, cells], dim=1)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._middle = output
 
 
 LITE0_SIZE = 160

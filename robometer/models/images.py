@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robometer.errors import RobometerError
+from robometer.errors import InputError
 
 _MIN_TOKENS, _MAX_TOKENS = 4, 16384
 _MAX_ASPECT_RATIO = 200
@@ -67,10 +67,10 @@ class QwenCutter:
         Follows qwen_vl_utils 0.0.14, down to Python's rounding of halves to even.
 
         Raises:
-            RobometerError: one edge is more than 200 times the other.
+            InputError: one edge is more than 200 times the other.
         """
         if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-            raise RobometerError(
+            raise InputError(
                 f"a frame of {height}x{width} px is too long: one edge may be at most {_MAX_ASPECT_RATIO} times the "
                 "other"
             )

@@ -18,7 +18,16 @@ from robometer.models.collate import collate_targets
 from robometer.models.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
 from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.sampling.types import ClipPlan, SamplePlan
-from robometer.scoring import Clip, ClipScore, PrefixSession, Session, spread, thin_positions
+from robometer.scoring import (
+    Clip,
+    ClipScore,
+    OneAtATime,
+    PrefixSession,
+    Session,
+    one_at_a_time,
+    spread,
+    thin_positions,
+)
 
 
 class RewindCollator:
@@ -71,7 +80,7 @@ def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[
     }
 
 
-class RewindScorer:
+class RewindScorer(OneAtATime):
     """Scorer of a trained ReWiND. Clips longer than it was trained on are thinned, and predictions interpolated.
 
     Args:
@@ -86,6 +95,7 @@ class RewindScorer:
         device: str = "cpu",
         texts: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        super().__init__()
         self.name = name
         self.image_encoder = config.embed.image_encoder
         self._text_name, self._device = config.embed.text_encoder, device
@@ -94,6 +104,7 @@ class RewindScorer:
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
         self.provenance: dict[str, Any] = {}
 
+    @one_at_a_time
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; clips without features are encoded first."""
         if not clips:
@@ -108,6 +119,7 @@ class RewindScorer:
             for i, (clip, at) in enumerate(zip(clips, positions, strict=True))
         ]
 
+    @one_at_a_time
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
         """See `Scorer.compare`."""
         if not pairs:

@@ -12,10 +12,19 @@ from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import Config
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
-from robometer.scoring import Clip, ClipScore, PrefixSession, Session, spread, thin_positions
+from robometer.scoring import (
+    Clip,
+    ClipScore,
+    OneAtATime,
+    PrefixSession,
+    Session,
+    one_at_a_time,
+    spread,
+    thin_positions,
+)
 
 
-class RobometerScorer:
+class RobometerScorer(OneAtATime):
     """Scorer of a trained Robometer.
 
     A clip that is longer than the model was trained on (`sampling.max_frames`) is thinned to that many frames, evenly
@@ -32,16 +41,19 @@ class RobometerScorer:
         name: str = "robometer",
         device: str = "cpu",
     ) -> None:
+        super().__init__()
         self.name, self.processor = name, processor
         self.provenance: dict[str, Any] = {}
         self._device, self._batch_size = device, config.evaluate.batch_size
         self._max_frames = config.sampling.max_frames
         self._model = model.to(device).eval()
 
+    @one_at_a_time
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`."""
         return [score for chunk in self._chunks(len(clips)) for score in self._score(clips[chunk])]
 
+    @one_at_a_time
     def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `robometer.scoring.score_prefixes`; equal to it, with less work.
 
@@ -60,6 +72,7 @@ class RobometerScorer:
         )
         return ClipScore(progress, success)
 
+    @one_at_a_time
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
         """See `Scorer.compare`; the first clip is shown as trajectory A."""
         parts = [self._compare(pairs[chunk]) for chunk in self._chunks(len(pairs))]
