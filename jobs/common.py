@@ -10,6 +10,7 @@ from typing import Any
 
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import RobometerError
+from robometer.redaction import RedactingFormatter, redacted
 
 
 def main(
@@ -34,13 +35,20 @@ def main(
 
 def guarded(body: Callable[[], None]) -> int:
     """Run `body`; the user's mistakes end in one sentence on stderr and status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "httpx2", "alembic", "mlflow", "ray.data", "ray.tune", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         body()
     except RobometerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a disk or a connection
+        if "\n" in str(error):  # Ray's, of a worker: whose traceback is needed
+            raise
+        print(f"error: the system refused ({redacted(str(error))}): mend that and run the same again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

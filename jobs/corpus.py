@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from jobs import common
 from pipelines.maintain import MaintenanceError, run_compact, run_verify
+from robometer import paths
 from robometer.configs import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.export import export_lerobot
@@ -44,6 +45,8 @@ Examples
 
 def look(options: argparse.Namespace, config: Config) -> None:
     """Print the summary, and write the page where one is asked for."""
+    if options.show:
+        paths.lasting("--show", paths.check_local("--show", options.show))
     corpus = Corpus(config.corpus.path)
     print(render(summarise(corpus)))
     if options.show:
@@ -75,9 +78,11 @@ def export(options: argparse.Namespace, config: Config) -> None:
     """Write a LeRobot dataset, and say of how many episodes."""
     if not options.to:
         raise ConfigError("give the folder to write to, --to=FOLDER")
+    paths.lasting("--to", paths.check_local("--to", options.to))
     corpus = Corpus(config.corpus.path)
     scores = None
     if options.scores:
+        paths.check_storage("--scores", options.scores)
         predicted = Storage(options.scores)
         if not predicted.exists("predictions.parquet"):
             raise ConfigError(f"no predictions in {options.scores}: run `robometer evaluate` first")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
+from robometer import paths
 from robometer.configs import Config
 from robometer.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
 from robometer.tracking import REGISTERED_MODEL
@@ -50,6 +51,10 @@ def publish(options: argparse.Namespace, config: Config) -> None:
     """Publish, and say where it is."""
     if not options.source or not options.to:
         raise PublishingError("give what to publish and where to: robometer publish SOURCE --to=FOLDER, mlflow or hub")
+    if options.evaluation:
+        paths.check_local("--evaluation", options.evaluation)
+    if options.to not in ("mlflow", "hub"):
+        paths.lasting("--to", paths.check_local("--to", options.to))
     what = prepare(options.source, options.evaluation, options.license, config.tracking.uri, options.merge)
     if options.to == "mlflow":
         place = to_mlflow(what, config, options.name)

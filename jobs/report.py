@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
+from robometer import paths
 from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.corpus.storage import Storage
+from robometer.corpus.storage import Storage, StorageError
 from robometer.evaluation.report import write_report
 from robometer.evaluation.runs import Run, load_runs
 
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    paths.lasting("--output", paths.check_storage("--output", arguments.output))
+    for name, value in [("--corpus", arguments.corpus), *(("RUN", run) for run in arguments.runs)]:
+        paths.check_storage(name, value or ".")
     runs = load_runs(arguments.runs, arguments.baseline)
     write_report(Storage(arguments.output), runs, _corpus(runs[0], arguments.corpus))
     print(f"report of {', '.join(run.name for run in runs)}: {arguments.output}/report.html")
@@ -56,7 +60,7 @@ def _corpus(run: Run, path: str) -> Corpus | None:
         corpus = Corpus(path or str(run.provenance.get("corpus")))
         if corpus.content_hash != run.provenance.get("corpus_hash"):
             raise CorpusError(f"{corpus.storage.path} is not the corpus that was evaluated")
-    except CorpusError as error:
+    except (CorpusError, StorageError) as error:
         if path:
             raise
         logger.warning("clips are not shown (--corpus says where the corpus lies now): %s", error)

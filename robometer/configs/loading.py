@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robometer.configs.schema import Config, ConfigError
+from robometer.redaction import redacted
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -28,6 +29,7 @@ def load(overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: an unknown key or group, a value of the wrong type, or values that contradict each other.
+        PathError: a path or URI that its stage cannot use.
     """
     GlobalHydra.instance().clear()
     try:
@@ -73,7 +75,7 @@ def _sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key"))]
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
-    return f"configuration: {' '.join(kept[:4])}{cause}"
+    return redacted(f"configuration: {' '.join(kept[:4])}{cause}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from robometer import paths
 from robometer.errors import RobometerError
 
 
@@ -27,6 +28,9 @@ class CorpusConfig:
 
     path: str = "outputs/corpus"
 
+    def __post_init__(self) -> None:
+        paths.check_storage("corpus.path", self.path)
+
 
 @dataclass
 class IngestConfig:
@@ -46,6 +50,8 @@ class IngestConfig:
     retry_quarantined: bool = False
 
     def __post_init__(self) -> None:
+        if "." not in self.source:  # a module of one's own may read from anywhere
+            paths.check_local("ingest.input", self.input)
         _check(self.max_frames >= 2, "ingest.max_frames must be at least 2")
         _check(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")
         _check(1 <= self.jpeg_quality <= 100, "ingest.jpeg_quality must be in 1..100")
@@ -175,6 +181,7 @@ class ModelConfig:
     progress_loss: str = "discrete"  # discrete (two-hot over sampling.progress_bins) | l1 | l2
 
     def __post_init__(self) -> None:
+        paths.check_local("model.base_model", self.base_model)
         _one_of("model.kind", self.kind, ("rewind", "robometer"))
         _one_of("model.attention", self.attention, ("full", "causal", "state"))
         _one_of("model.frame_pooling", self.frame_pooling, ("mean", "boundary", "attention"))
@@ -243,6 +250,8 @@ class TrainConfig:
     max_failures: int = 3
 
     def __post_init__(self) -> None:
+        paths.check_local("train.output", self.output)
+        paths.check_checkpoint("train.load_from_checkpoint", self.load_from_checkpoint, empty=True)
         _check(self.zero_stage in (0, 1, 2, 3), "train.zero_stage must be 0, 1, 2 or 3")
         _check(self.learning_rate > 0, "train.learning_rate must be above 0")
         _one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
@@ -316,6 +325,7 @@ class SweepConfig:
     )
 
     def __post_init__(self) -> None:
+        paths.check_local("sweep.output", self.output)
         _one_of("sweep.scheduler", self.scheduler, ("asha", "fifo"))
         _one_of("sweep.search", self.search, ("random", "optuna"))
         _one_of("sweep.mode", self.mode, ("max", "min"))
@@ -353,6 +363,10 @@ class EvaluateConfig:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        paths.check_storage("evaluate.output", self.output)
+        paths.check_checkpoint("evaluate.checkpoint", self.checkpoint, asked=True)
+        for checkpoint in self.against:
+            paths.check_checkpoint("evaluate.against", checkpoint, asked=True)
         _one_of("evaluate.mode", self.mode, ("whole", "prefix"))
         for name in ("max_clips", "batch_size", "actors"):
             _check(getattr(self, name) >= 1, f"evaluate.{name} must be at least 1")
@@ -384,6 +398,10 @@ class BaselineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        paths.check_storage("baseline.cache", self.cache)
+        paths.check_local("baseline.prompt", self.prompt, empty=True)
+        if "://" in self.model:  # names at an API may hold a colon
+            paths.check_local("baseline.model", self.model)
         _one_of("baseline.provider", self.provider, ("gemini", "openai"))
         _check(
             not self.base_url or self.base_url.startswith(("http://", "https://")),
@@ -394,7 +412,6 @@ class BaselineConfig:
         _check(self.max_tokens >= 1, "baseline.max_tokens must be at least 1")
         _check(self.requests_per_minute > 0, "baseline.requests_per_minute must be above 0")
         _check(self.concurrency >= 1, "baseline.concurrency must be at least 1")
-        _check(bool(self.cache), "baseline.cache must name a folder")
         _check(self.timeout_s > 0, "baseline.timeout_s must be above 0")
         _check(self.seed >= 0, "baseline.seed must not be negative")
         _check(self.batch_size > 0 and self.interval > 0, "baseline.batch_size and interval must be positive")
@@ -417,9 +434,11 @@ class ServeConfig:
     max_source_frames: int = 10_000
     max_source_pixels: int = 4096 * 4096
     max_queued_requests: int = 64
-    token: str = ""  # bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none
+    # bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none
+    token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        paths.check_checkpoint("serve.checkpoint", self.checkpoint)
         _check(0 < self.port < 65536, "serve.port must be in 1..65535")
 
 
@@ -437,6 +456,9 @@ class SimulateConfig:
     crf: int = 36  # of H.264; larger is smaller and worse
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        paths.check_local("simulate.output", self.output)
+
 
 @dataclass
 class TrackingConfig:
@@ -445,6 +467,9 @@ class TrackingConfig:
     uri: str = "sqlite:///outputs/mlflow.db"
     experiment: str = "robometer"
     run_name: str = ""
+
+    def __post_init__(self) -> None:
+        paths.check_tracking("tracking.uri", self.uri)
 
 
 @dataclass

@@ -18,6 +18,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from robometer.errors import RobometerError
+from robometer.redaction import redacted
 
 _HOST = socket.gethostname().replace(".", "-")
 
@@ -31,14 +32,25 @@ class StorageError(RobometerError):
 
 
 class Storage:
-    """A folder on a pyarrow filesystem: a local path, or a URI such as s3://bucket/corpus or gs://bucket/corpus."""
+    """A folder on a pyarrow filesystem: a local path, or a URI such as s3://bucket/corpus or gs://bucket/corpus.
+
+    Raises:
+        StorageError: no filesystem opens the URI.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path if "://" in path else os.path.abspath(path)
         self.fs: pafs.FileSystem = pafs.LocalFileSystem()
         self.root: str = self.path
         if "://" in path:
-            self.fs, self.root = pafs.FileSystem.from_uri(path)
+            try:
+                self.fs, self.root = pafs.FileSystem.from_uri(path)
+            except (OSError, ValueError, ImportError) as error:
+                reason = redacted(" ".join(str(error).split()))[:300]
+                raise StorageError(
+                    f"{redacted(path)} cannot be opened ({reason}): check the address, the keys and the library that "
+                    "opens it, or give a path on a disk"
+                ) from error
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.path,)

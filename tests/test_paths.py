@@ -1,0 +1,175 @@
+"""Paths: each setting and flag that takes one refuses, in a sentence, what its stage cannot use, and makes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from robometer.configs import Config, load
+from robometer.configs.schema import IngestConfig
+from robometer.corpus.storage import Storage, StorageError
+from robometer.paths import PathError, lasting, make_folder
+
+LOCAL = ("train.output", "sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
+STORAGE = ("corpus.path", "evaluate.output", "baseline.cache")
+CHECKPOINT = ("train.load_from_checkpoint", "evaluate.checkpoint", "serve.checkpoint")
+
+NEVER = {
+    "s3a://bucket/x": "",
+    "s3:/bucket/x": "",
+    "s3:bucket": "",
+    "hdfs:/x": "",
+    "file:///data/x": "/data/x",
+    "file:/data/x": "/data/x",
+    "ftp://host/x": "",
+    "memory://x": "",
+    "C:\\data": "Windows",
+    "D:/data": "Windows",
+    "~/x": "expanded",
+    "$HOME/x": "expanded",
+    "outputs/s3://bucket/x": "in its middle",
+    "/s3://bucket": "in its middle",
+}
+"""What no setting takes, and a word of the sentence."""
+
+URIS = ("s3://bucket/x", "gs://bucket/x", "abfss://c@a.dfs.core.windows.net/x", "hdfs://name:9000/x")
+
+
+PLAIN = Config()
+
+
+def setting_is(setting: str, value: object) -> None:
+    """Make the section that a setting belongs to, as every way to a configuration does in the end."""
+    section, key = setting.split(".")
+    type(getattr(PLAIN, section))(**{key: value})
+
+
+@pytest.mark.parametrize("setting", [*LOCAL, *STORAGE, *CHECKPOINT, "tracking.uri"])
+@pytest.mark.parametrize("value", [*NEVER, "http:/host/x"])
+def test_a_wrong_value_is_refused_by_name(
+    setting: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PathError) as caught:
+        setting_is(setting, value)
+    sentence = str(caught.value)
+    assert setting in sentence and NEVER.get(value, "") in sentence and "\n" not in sentence
+    assert not os.listdir(tmp_path)
+
+
+def test_the_command_line_says_so_too() -> None:
+    with pytest.raises(PathError, match="train.output=s3://bucket/run is object storage"):
+        load(["train.output=s3://bucket/run"])
+
+
+@pytest.mark.parametrize("setting", LOCAL)
+@pytest.mark.parametrize("value", [*URIS, "http://host/x"])
+def test_a_setting_of_a_disk_takes_no_uri(setting: str, value: str) -> None:
+    with pytest.raises(PathError, match=f"{setting}=.*path"):
+        setting_is(setting, value)
+
+
+@pytest.mark.parametrize("value", ["s3://", "s3:///x", "S3://bucket", "http://host/x", ""])
+def test_a_setting_of_a_storage_takes_whole_uris_only(value: str) -> None:
+    with pytest.raises(PathError, match="corpus.path"):
+        setting_is("corpus.path", value)
+
+
+@pytest.mark.parametrize("value", ["", "none", "sqlite:///a.db", "sqlite:////a/b.db", "http://h:1", "https://u:p@h/x"])
+def test_stores_of_mlflow_are_taken(value: str) -> None:
+    setting_is("tracking.uri", value)
+
+
+@pytest.mark.parametrize(
+    "value", ["sqlite://a.db", "sqlite:a.db", "sqlite:///", "sqlite:///s3://b/x", "mlruns", "h:5000"]
+)
+def test_what_is_no_store_of_mlflow_is_refused(value: str) -> None:
+    with pytest.raises(PathError, match="tracking.uri"):
+        setting_is("tracking.uri", value)
+
+
+@pytest.mark.parametrize("value", ["outputs/a", "/data/x y/ü (copy)", "./s3:x", "a/b:c", "org/name@main", "robot+1"])
+def test_plain_paths_are_taken(value: str) -> None:
+    for setting in (*LOCAL, *STORAGE, *CHECKPOINT):
+        setting_is(setting, value)
+
+
+@pytest.mark.parametrize("value", ["models:/robometer/1", "models:/robometer@best", "runs:/abc/best"])
+def test_checkpoints_lie_in_mlflow_too(value: str) -> None:
+    for setting in CHECKPOINT:
+        setting_is(setting, value)
+
+
+def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
+    setting_is("evaluate.checkpoint", "http://127.0.0.1:8000")
+    setting_is("evaluate.against", ["baseline:clock", "https://host/x"])
+    for value in ("http://127.0.0.1:8000", "baseline:clock"):
+        with pytest.raises(PathError, match="is no checkpoint"):
+            setting_is("serve.checkpoint", value)
+    with pytest.raises(PathError, match="evaluate.against=s3:"):
+        setting_is("evaluate.against", ["baseline:clock", "s3://bucket/x"])
+
+
+def test_a_source_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:
+    IngestConfig(source="my.source", input="s3://bucket/raw")
+    setting_is("baseline.model", "qwen2.5-vl:7b")
+    with pytest.raises(PathError, match="baseline.model"):
+        setting_is("baseline.model", "s3://bucket/weights")
+
+
+FLAGS: dict[str, Callable[[str], list[str]]] = {
+    "publish --to": lambda value: ["publish", "none", f"--to={value}"],
+    "publish --evaluation": lambda value: ["publish", "none", "--to=x", f"--evaluation={value}"],
+    "corpus --show": lambda value: ["corpus", f"--show={value}"],
+    "corpus export --to": lambda value: ["corpus", "export", f"--to={value}"],
+    "report --output": lambda value: ["report", "none", "--output", value],
+    "report RUN": lambda value: ["report", value],
+    "report --corpus": lambda value: ["report", "none", "--corpus", value],
+    "score --json": lambda value: ["score", "--video", "none", "--task", "t", "--json", value],
+    "score --png": lambda value: ["score", "--video", "none", "--task", "t", "--png", value],
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("value", ["s3a://bucket/x", "~/x"])
+def test_flags_refuse_the_same(
+    flag: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(FLAGS[flag](value)) == 2
+    error = capsys.readouterr().err
+    assert f"{flag.split()[-1]}={value}" in error and error.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_a_uri_whose_library_is_absent_is_one_sentence() -> None:
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Storage("hdfs://name:9000/corpus")
+    with pytest.raises(StorageError, match=r"s3a://\*\*\*@bucket"):
+        Storage("s3a://key:secret@bucket/corpus")
+
+
+def test_a_relative_path_is_refused_in_a_copy_that_ray_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lasting("train.output", "run") == str(tmp_path / "run")
+    assert lasting("tracking.uri", "sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
+    copy = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for value in ("run", "./run", "sqlite:///outputs/mlflow.db"):
+        with pytest.raises(PathError, match="Ray deletes.*absolute"):
+            lasting("x", value)
+    for value in ("/data/run", "sqlite:////data/mlflow.db", "s3://bucket/x", "http://host:5000", "none", ""):
+        assert lasting("x", value) == value
+
+
+def test_what_cannot_be_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(PathError, match="train.output=.*cannot be a folder"):
+            make_folder("train.output", path)
+    assert make_folder("train.output", tmp_path / "a/b").is_dir()
