@@ -13,9 +13,10 @@ import pyarrow as pa
 import pytest
 
 from robometer.corpus.corpus import Corpus, CorpusError
+from robometer.corpus.manifest import Counts, merge_ledger
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
-from robometer.corpus.writer import Rejected, Stored, commit_shard
+from robometer.corpus.writer import Rejected, Stored, commit_shard, content_hash
 from robometer.trajectory import SCHEMA_VERSION, trajectory_id
 from robometer.video import encode_jpeg
 
@@ -124,6 +125,46 @@ def test_of_two_rows_with_one_id_one_is_seen(storage: Storage, corpus: Corpus) -
     commit_shard(storage, "c", [stored(0), stored(9)])
     again = Corpus(storage.path)
     assert len(again) == 6 and len(set(again.manifest["id"].to_pylist())) == 6
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_of_two_rows_with_one_id_the_first_shards_is_seen(storage: Storage, order: str) -> None:
+    """Whichever was committed first; their frames are read from the shard that the row is of."""
+    for shard in order:
+        commit_shard(storage, shard, [stored(9), stored(0, task=f"of shard {shard}", num_frames=3 + (shard == "b"))])
+    corpus = Corpus(storage.path)
+    row = corpus.manifest["episode_key"].to_pylist().index("0")
+    assert len(corpus) == 2 and corpus.manifest["task"][row].as_py() == "of shard a"
+    assert len(corpus.frames(row)) == corpus.manifest["num_frames"][row].as_py() == 3
+
+
+def test_ids_are_what_they_were_and_tell_their_parts_apart() -> None:
+    """The first 32 digits of `printf 'data\\0372.mp4\\037main' | sha256sum`: corpora that exist depend on it."""
+    assert trajectory_id("data", "2.mp4", "main") == "4b3273554ee41c230e25470899c7427f"
+    parts = [("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"), ("abc", "", "d"), ("", "abc", "d")]
+    assert len({trajectory_id(*three) for three in parts}) == len(parts)
+
+
+def test_the_content_hash_is_of_the_frames_and_of_which_they_are() -> None:
+    frames = [b"one", b"two"]
+    hashes = [content_hash([0, 4], frames), content_hash([0, 5], frames), content_hash([0, 4], [b"on", b"etwo"])]
+    assert len(set(hashes)) == 3 and hashes[0] == content_hash([0, 4], frames)
+
+
+def test_a_temporary_file_of_a_living_process_stays(storage: Storage) -> None:
+    with storage.write("shards/x.arrow") as stream:
+        stream.write(b"half")
+        assert storage.remove_stale("shards") == 0
+        stream.write(b" and half")
+    assert storage.read_bytes("shards/x.arrow") == b"half and half"
+
+
+def test_what_one_try_refused_and_another_stored_is_mended() -> None:
+    """Stored ones add up; refused and skipped is what the better of both tries left."""
+    ledger = {"u": Counts(1, 2, 3)}
+    merge_ledger(ledger, {"u": Counts(1, 1, 3), "v": Counts(5, 0, 0)})
+    merge_ledger(ledger, {"u": Counts(1, 0, 4)})
+    assert ledger == {"u": Counts(3, 0, 3), "v": Counts(5, 0, 0)}
 
 
 def test_a_shard_without_manifest_is_not_seen(storage: Storage, corpus: Corpus) -> None:

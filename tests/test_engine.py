@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.training.checkpointing import STATE, load_state, save_state, state_name, to_universal
-from pipelines.training.engine import build_engine, deepspeed_config, full_state, import_deepspeed
+from pipelines.training.engine import apply_gradients, build_engine, deepspeed_config, full_state, import_deepspeed
 from robometer.batch import Batch
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
@@ -78,6 +79,26 @@ def test_bf16_keeps_updates_that_are_smaller_than_its_own_resolution(stage: int,
     np.testing.assert_allclose(master.detach().numpy(), 1 - steps * 1e-5, rtol=1e-6 + 1e-7 * steps)
     weight = full_state(engine)["weight"]
     assert torch.all(weight == torch.tensor(1 - steps * 1e-5).bfloat16())  # which at 200 steps is no longer 1
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+)
+def test_gradients_that_are_not_finite_change_no_weight(stage: int, precision: str, bad: float) -> None:
+    config = _config(f"train.precision={precision}", f"train.zero_stage={stage}")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = nn.Linear(2, 1, bias=False).to(dtype)
+    settings = deepspeed_config(config, 1)
+    engine, *_ = import_deepspeed(config).initialize(model=model, model_parameters=model.parameters(), config=settings)
+    first = full_state(engine)["weight"]
+    engine.backward(engine(torch.tensor([[3.0, 4.0]], dtype=dtype)).sum())  # whose gradients are 3 and 4
+    assert apply_gradients(engine) == pytest.approx(5.0)
+    before = full_state(engine)["weight"]
+    assert not torch.equal(before, first)
+    engine.backward(engine(torch.tensor([[3.0, bad]], dtype=dtype)).sum())
+    assert not math.isfinite(apply_gradients(engine))
+    assert torch.equal(full_state(engine)["weight"], before)
 
 
 def test_a_model_partitioned_while_it_is_built_learns_as_one_that_is_not() -> None:

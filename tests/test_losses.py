@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -44,6 +46,142 @@ def _output(batch: int, length: int = 6, bins: int = 10) -> RewardOutput:
 def _rows(batch: Batch, output: RewardOutput, rows: slice) -> tuple[Batch, RewardOutput]:
     part = Batch.from_arrays({name: value[rows] for name, value in batch.to_arrays().items()})
     return part, RewardOutput(*(value[rows] for value in output))
+
+
+# --- two samples of three frames, by hand ---
+#
+# Sample 0 is a pair: A has three frames, B two. Sample 1 is one clip of two frames. Probabilities are powers of 1/2, so
+# that every error is a multiple of ln 2. What is padding, or not supervised, has absurd logits.
+
+LN2 = math.log(2)
+ABSURD = 7.0
+
+
+def _by_hand(kind: str = "discrete") -> tuple[Batch, RewardOutput]:
+    a = ClipTargets(
+        frame_mask=torch.tensor([[True, True, True], [True, True, False]]),
+        progress_target=torch.tensor([[0.0, 0.5, 1.0], [0.5, 1.0, 0.0]]),
+        progress_mask=torch.tensor([[True, True, True], [True, False, False]]),
+        success_label=torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]),
+        success_mask=torch.tensor([[True, False, True], [True, False, False]]),
+    )
+    b = ClipTargets(
+        frame_mask=torch.tensor([[True, True], [False, False]]),
+        progress_target=torch.tensor([[0.25, 1.0], [0.0, 0.0]]),
+        progress_mask=torch.tensor([[True, True], [False, False]]),
+        success_label=torch.zeros(2, 2),
+        success_mask=torch.tensor([[True, True], [False, False]]),
+    )
+    batch = Batch(
+        sample_index=torch.arange(2),
+        inputs={},
+        a=a,
+        b=b,
+        preference_label=torch.tensor([1.0, 0.0]),
+        preference_mask=torch.tensor([True, False]),
+        strategy=torch.zeros(2, dtype=torch.int64),
+    )
+    if kind == "discrete":  # probabilities of progress 0, 1/2 and 1
+        progress_a = [
+            [[1 / 2, 1 / 4, 1 / 4], [7 / 16, 1 / 8, 7 / 16], [1 / 4, 1 / 4, 1 / 2]],
+            [[1 / 4, 1 / 2, 1 / 4], [1e-9, 1.0, 1e-9], [1e-9, 1.0, 1e-9]],
+        ]
+        progress_b = [[[1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 4, 1 / 2]], [[1e-9, 1.0, 1e-9]] * 2]
+        of_a, of_b = (torch.tensor(side).log() for side in (progress_a, progress_b))
+    else:
+        of_a = torch.tensor([[0.25, 0.5, 0.5], [1.0, ABSURD, ABSURD]])[..., None]
+        of_b = torch.tensor([[0.75, 0.5], [ABSURD, ABSURD]])[..., None]
+    success_a = torch.tensor([[_logit(1 / 2), ABSURD, _logit(1 / 4)], [_logit(1 / 2), -ABSURD, ABSURD]])
+    success_b = torch.tensor([[_logit(3 / 4), _logit(1 / 2)], [ABSURD, ABSURD]])
+    return batch, RewardOutput(of_a, success_a, of_b, success_b, torch.tensor([_logit(1 / 4), ABSURD]))
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+# Progress, in ln 2: A0 -log 1/2, -log 1/8, -log 1/2 = 1 + 3 + 1; B0 half of -log 1/2 and half of -log 1/4, then
+# -log 1/2 = 1.5 + 1; A1 -log 1/2 = 1.
+# Success: positive A0 -log 1/4 = 2; negative A0 1, A1 1, B0 -log 1/4 and -log 1/2 = 2 + 1.
+# Preference: -log 1/4 = 2, of one pair.
+@pytest.mark.parametrize(
+    ("config", "progress", "success", "preference"),
+    [
+        (LossConfig(), (5 + 2.5 + 1) / 6, (2 / 1 + 5 / 4) / 2, 2),
+        (LossConfig(2.0, 4.0, 8.0), (5 + 2.5 + 1) / 6, (2 / 1 + 5 / 4) / 2, 2),
+        (LossConfig(balance_success=False), (5 + 2.5 + 1) / 6, (2 + 5) / 5, 2),
+        (LossConfig(supervise_b=False), (5 + 1) / 4, (2 / 1 + 2 / 2) / 2, 2),
+        (LossConfig(pair_progress=False), 1 / 1, (2 / 1 + 5 / 4) / 2, 2),
+    ],
+)
+def test_every_term_by_hand(config: LossConfig, progress: float, success: float, preference: float) -> None:
+    batch, output = _by_hand()
+    losses = compute_losses(output, batch, config, "discrete")
+    assert float(losses.progress) == pytest.approx(progress * LN2, rel=1e-6)
+    assert float(losses.success) == pytest.approx(success * LN2, rel=1e-6)
+    assert float(losses.preference) == pytest.approx(preference * LN2, rel=1e-6)
+    total = config.progress_weight * progress + config.success_weight * success + config.preference_weight * preference
+    assert float(losses.total) == pytest.approx(total * LN2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress"),
+    [
+        ("l1", (0.25 + 0 + 0.5 + 0.5 + 0.5 + 0.5) / 6),
+        ("l2", (0.0625 + 0 + 0.25 + 0.25 + 0.25 + 0.25) / 6),
+    ],
+)
+def test_progress_as_one_value_by_hand(kind: str, progress: float) -> None:
+    batch, output = _by_hand(kind)
+    assert float(compute_losses(output, batch, LossConfig(), kind).progress) == pytest.approx(progress, rel=1e-6)
+
+
+def test_counts_by_hand() -> None:
+    """Supervised frames; positives; negatives; pairs."""
+    batch, _ = _by_hand()
+    assert counts(batch, LossConfig()).tolist() == [6, 1, 4, 1]
+    assert counts(batch, LossConfig(supervise_b=False)).tolist() == [4, 1, 2, 1]
+    assert counts(batch, LossConfig(pair_progress=False)).tolist() == [1, 1, 4, 1]
+
+
+@pytest.mark.parametrize(("missing", "success"), [("positive", 5 / 4), ("negative", 2 / 1)])
+def test_a_class_that_is_missing_halves_nothing(missing: str, success: float) -> None:
+    batch, output = _by_hand()
+    for side in (batch.a, batch.b):
+        side.success_mask &= side.success_label == (0.0 if missing == "positive" else 1.0)
+    losses = compute_losses(output, batch, LossConfig(), "discrete")
+    assert float(losses.success) == pytest.approx(success * LN2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("logit", "error"), [(-1.0, math.log1p(math.e)), (-40.0, 40.0), (-60.0, 50.0)])
+def test_logits_are_clamped_at_fifty(logit: float, error: float) -> None:
+    batch, output = _by_hand()
+    output = output._replace(preference_logits=torch.tensor([logit, 0.0]))
+    losses = compute_losses(output, batch, LossConfig(), "discrete")
+    assert float(losses.preference) == pytest.approx(error, rel=1e-5)
+
+
+def test_the_loss_falls_in_the_direction_of_the_labels() -> None:
+    """One small step against each gradient: A preferred, success where it is, progress up where the target is above."""
+    batch, output = _by_hand()
+    leaves = RewardOutput(*(part.clone().requires_grad_() for part in output))
+    compute_losses(leaves, batch, LossConfig(), "discrete").total.backward()
+    assert leaves.preference_logits is not None and leaves.preference_logits.grad is not None
+    assert leaves.preference_logits.grad[0] < 0 and leaves.preference_logits.grad[1] == 0
+    assert leaves.success_logits.grad is not None
+    assert [[float(g) for g in row.sign()] for row in leaves.success_logits.grad] == [[1, 0, -1], [1, 0, 0]]
+    for logits, mask in (
+        (leaves.progress_logits, batch.a.progress_mask),
+        (leaves.progress_logits_b, batch.b.progress_mask),
+    ):
+        assert logits is not None and logits.grad is not None
+        assert torch.equal(logits.grad.abs().sum(-1) > 0, mask)
+
+
+def test_progress_is_the_mean_of_its_bins() -> None:
+    probabilities = torch.tensor([[1 / 2, 1 / 4, 1 / 4], [0.0, 0.0, 1.0]])
+    assert progress_from_logits(probabilities.log()).tolist() == pytest.approx([0.375, 1.0])
+    assert progress_from_logits(torch.tensor([[0.25], [1.0]])).tolist() == [0.25, 1.0]
 
 
 @pytest.mark.parametrize("balance", [True, False])

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from safetensors.torch import load_file
 
 from pipelines.train import TrainReport, run_train
+from pipelines.training.checkpointing import TrainingError
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import CheckpointError, load_model, load_scorer
+from robometer.sampling import ManifestIndex, plan
 from tests.conftest import TINY
+from tests.training_runs import checkpoints
 
 TOLERANCE = 2e-5
 """Relative difference of losses between ZeRO stages and numbers of workers: float32 sums in another order."""
@@ -121,20 +128,74 @@ def test_other_settings_in_the_same_folder_are_refused(
         run_train(_config(tiny_corpus, reference.best.parent, "train.zero_stage=1", override))
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_a_number_names_its_trajectories(tiny_corpus: str, tmp_path: Path) -> None:
-    from pipelines.training.checkpointing import TrainingError
+def _poison(corpus: Corpus, row: int) -> Path:
+    """Make the last frame's embedding of a row infinite, as one that float16 cannot hold is; returns the file."""
+    shard, place = (corpus.manifest[name][row].as_py() for name in ("shard", "row"))
+    path = Path(corpus.storage.full(f"embeddings/random_image/{shard}.arrow"))
+    whole = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+    columns = whole.to_pydict()
+    columns["embedding"][place][-1] = math.inf
+    path.unlink()  # others may have it mapped
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, whole.schema) as writer:
+        for batch in pa.table(columns, schema=whole.schema).to_batches(max_chunksize=1):
+            writer.write_batch(batch)
+    return path
 
-    with pytest.raises(TrainingError, match="not a number at step"):
-        run_train(_config(tiny_corpus, tmp_path, "train.learning_rate=1e30", "train.warmup_ratio=0", "train.steps=20"))
-    blamed = json.loads(next(tmp_path.glob("nan-step*-rank0.json")).read_text())
-    ids = set(Corpus(tiny_corpus).manifest["id"].to_pylist())
-    assert len(blamed) == 8 and all(set(sample["trajectories"]) <= ids for sample in blamed)
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        ["train.num_workers=1", "train.validate_async=true"],
+        pytest.param(["train.num_workers=2", "train.zero_stage=0"], marks=pytest.mark.slow),
+        pytest.param(["train.num_workers=2", "train.zero_stage=2", "train.micro_batch_size=2"], marks=pytest.mark.slow),
+        pytest.param(["train.num_workers=2", "train.zero_stage=3", "train.min_workers=1"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_before_its_step_and_mended_data_goes_on(
+    reference: TrainReport, tiny_corpus: str, tmp_path: Path, scale: list[str]
+) -> None:
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    config = _config(str(tmp_path / "corpus"), tmp_path / "run", *scale, "train.checkpoint_every=1")
+    corpus = Corpus(config.corpus.path)
+    index = ManifestIndex.from_table(corpus.manifest, config.sampling)
+    plans = [plan(index, config.sampling, config.train.seed, i) for i in range(32)]
+    steps: dict[int, set[int]] = {}  # that show the last frame of a row
+    for i, sample in enumerate(plans):
+        for clip in (sample.a, sample.b):
+            if clip is not None and corpus.manifest["num_frames"][clip.row].as_py() - 1 in clip.positions:
+                steps.setdefault(clip.row, set()).add(i // config.train.batch_size + 1)
+    row = next(row for row, seen in steps.items() if min(seen) == 3)
+    bad = corpus.manifest["id"][row].as_py()
+    path = _poison(corpus, row)
+
+    with pytest.raises(TrainingError, match="the loss is not a finite number at step 3, which was not taken") as error:
+        run_train(config)
+    (listed,) = (tmp_path / "run").glob("not-finite-step*.json")
+    blamed = {id for sample in json.loads(listed.read_text()) for id in sample["trajectories"]}
+    assert bad in blamed and len(blamed) <= 2 * config.train.samples_per_micro_batch
+    assert str(listed) in str(error.value) and any(id in str(error.value) for id in blamed)
+    assert checkpoints(tmp_path / "run") == [1, 2]
+    for checkpoint in (tmp_path / "run/run").glob("step-*"):
+        assert all(value.isfinite().all() for value in load_file(checkpoint / "model/model.safetensors").values())
+
+    shutil.copy(Path(tiny_corpus) / path.relative_to(tmp_path / "corpus"), path)
+    np.testing.assert_allclose(_losses(run_train(config)), _losses(reference), rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", [[], pytest.param(["model=tiny", "model.lora.rank=4"], marks=pytest.mark.slow)])
+def test_gradients_too_large_for_their_norm_end_before_the_step(
+    tiny_corpus: str, tmp_path: Path, kind: list[str], reference: TrainReport
+) -> None:
+    if kind:  # adapters of a model that was trained
+        base = run_train(_config(tiny_corpus, tmp_path / "base", "model=tiny", "train.steps=1", "train.batch_size=4"))
+        kind = [*kind, "train.batch_size=4", f"train.load_from_checkpoint={base.best}"]
+    huge = ["loss.progress_weight=1e30", "train.steps=1", "train.checkpoint_every=1", *kind]
+    with pytest.raises(TrainingError, match="the norm of the gradients is not a finite number at step 1"):
+        run_train(_config(tiny_corpus, tmp_path / "run", *huge))
+    assert checkpoints(tmp_path / "run") == []
 
 
 def test_a_damaged_checkpoint_is_one_sentence(reference: TrainReport, tmp_path: Path) -> None:
-    import shutil
-
     with pytest.raises(CheckpointError, match="is not a checkpoint folder"):
         load_scorer(tmp_path)
     shutil.copytree(reference.best, tmp_path / "damaged")

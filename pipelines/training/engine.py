@@ -82,6 +82,23 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
     return engine
 
 
+def apply_gradients(engine: Any) -> float:
+    """End a global batch: the optimizer's step, unless the norm of the gradients is not finite; every rank must call.
+
+    Returns:
+        The norm before clipping, over all parameters and workers. Where it is not finite, no weight was changed.
+    """
+    # Stages 1 to 3 skip such a step themselves; without ZeRO DeepSpeed clips by the norm, whatever it is, and steps.
+    # Every rank has the same gradients there.
+    if engine.zero_optimization_stage() == 0:
+        norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        if math.isfinite(norm):
+            engine.step()
+        return norm
+    engine.step()
+    return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
+
+
 def full_state(engine: Any, only_trained: bool = False) -> dict[str, Tensor]:
     """All parameters and buffers, whole, on the CPU of the first rank; empty elsewhere. Every rank must call this."""
     state, first = {}, dist.get_rank() == 0

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training import checkpointing
 from pipelines.training.accounting import Meter
 from pipelines.training.checkpointing import MODEL, UNKNOWN, TrainingError
-from pipelines.training.engine import full_state
+from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
 from robometer import tracking
 from robometer.configs.loading import from_dict
@@ -42,8 +43,15 @@ NOTICE_INTERVAL_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S",
 """How often workers ask whether a node of theirs will be taken away: as often as Ray Train looks."""
 
 
+NAMED = 8
+"""Trajectories that an error names; a file lists the others."""
+
+
 class NotANumberError(TrainingError):
-    """A loss that is not finite. Every rank raises it at the same step, and a retry would only raise it again."""
+    """A loss, or a norm of gradients, that is not finite, found before it changes a weight.
+
+    Every rank raises it at the same step, and a retry would only raise it again.
+    """
 
 
 def train_worker(spec: dict[str, Any]) -> str:
@@ -110,17 +118,21 @@ class Worker:
         total, work, ask = self._totals(micro_batches)
         self._set_learning_rate()
         self.engine.train()
-        parts = torch.zeros(len(LOSSES), dtype=torch.float64)
+        parts: list[Tensor] = []
         for micro_batch in micro_batches:
-            parts += micro_batch.weight * self._accumulate(micro_batch, total)
-        self.position.step += 1
-        losses = self._sum(parts)
+            if parts:
+                self.engine.step()  # which only counts, before the last micro-batch
+            parts.append(micro_batch.weight * self._accumulate(micro_batch, total))
+        losses = self._sum(torch.stack(parts).sum(0))
         if not torch.isfinite(losses[0]):
-            raise NotANumberError(self._blame(micro_batches))
-        norm = self.engine.get_global_grad_norm()
+            raise NotANumberError(self._blame("loss", self._not_finite(micro_batches, parts)))
+        norm = apply_gradients(self.engine)
+        if not math.isfinite(norm):
+            raise NotANumberError(self._blame("norm of the gradients", range(self.config.train.micro_batches)))
+        self.position.step += 1
         values = dict(zip(LOSSES, losses.tolist(), strict=True)) | {
             "learning_rate": learning_rate(self.position.step, self.config),
-            "grad_norm": float(norm) if norm is not None else math.nan,
+            "grad_norm": norm,
         }
         return values | self.meter.stop(work), ask and self._warned()
 
@@ -138,7 +150,7 @@ class Worker:
             group["lr"] = rate * group["lr_scale"]
 
     def _accumulate(self, micro_batch: MicroBatch, total: Tensor) -> Tensor:
-        """Forward and backward of one micro-batch, and the optimizer's step after the last; its `LOSSES`, float64."""
+        """Forward and backward of one micro-batch; its `LOSSES`, float64."""
         # Dropout follows from the micro-batch, not from the worker, so that no number of workers changes a draw.
         seed = np.random.SeedSequence([self.config.train.seed, micro_batch.number]).generate_state(1)[0]
         torch.manual_seed(int(seed))
@@ -150,7 +162,6 @@ class Worker:
         scale = self.world_size * self.engine.gradient_accumulation_steps()
         share = 1 / self.config.train.micro_batches if self.config.loss.compat == "upstream" else 1.0
         self.engine.backward(losses.total * (micro_batch.weight * scale * share))
-        self.engine.step()
         parts = share * torch.stack([losses.total, losses.progress, losses.success, losses.preference])
         return parts.detach().cpu().double()
 
@@ -166,18 +177,32 @@ class Worker:
         self.notice = ray.train.get_preemption_info()
         return self.notice is not None and self.notice != known
 
-    def _blame(self, micro_batches: list[MicroBatch]) -> str:
-        """Write down which trajectories gave a loss that is not a number; every rank writes its own."""
+    def _not_finite(self, micro_batches: list[MicroBatch], parts: list[Tensor]) -> list[int]:
+        """Which micro-batches of the step, counted from its first, gave a loss that is not finite, on any worker."""
+        found = torch.zeros(self.config.train.micro_batches, dtype=torch.float64)
+        for micro_batch, (loss, *_) in zip(micro_batches, parts, strict=True):
+            found[micro_batch.number % len(found)] += not torch.isfinite(loss)
+        return self._sum(found).nonzero().flatten().tolist()
+
+    def _blame(self, what: str, micro_batches: Sequence[int]) -> str:
+        """One sentence that names the trajectories of some micro-batches of this step; the first rank lists all."""
         index = ManifestIndex.from_table(self.corpus.manifest, self.config.sampling)
-        samples = []
-        for i in torch.cat([m.batch.sample_index for m in micro_batches if m.weight]).tolist():
-            sample = plan(index, self.config.sampling, self.config.train.seed, i)
+        train, step = self.config.train, self.position.step
+        size, samples, named = train.samples_per_micro_batch, [], dict[str, None]()
+        for i in (step * train.batch_size + m * size + k for m in micro_batches for k in range(size)):
+            sample = plan(index, self.config.sampling, train.seed, i)
             rows = [clip.row for clip in (sample.a, sample.b) if clip is not None]
             ids = [self.corpus.manifest["id"][row].as_py() for row in rows]
             samples.append({"sample_index": i, "strategy": sample.strategy, "trajectories": ids})
-        path = Path(self.config.train.output, f"nan-step{self.position.step}-rank{self.rank}.json")
-        path.write_text(json.dumps(samples, indent=1))
-        return f"the loss is not a number at step {self.position.step}: {path} lists the trajectories of the batch"
+            named |= dict.fromkeys(ids)
+        path = Path(train.output, f"not-finite-step{step + 1}.json")
+        if self.rank == 0:
+            path.write_text(json.dumps(samples, indent=1))
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        return (
+            f"the {what} is not a finite number at step {step + 1}, which was not taken: look at its trajectories "
+            f"{', '.join(list(named)[:NAMED])}{more} (all in {path}); the same command goes on from the last checkpoint"
+        )
 
     def _record(self, values: dict[str, float]) -> None:
         self.position.history.append({"step": self.position.step} | values)

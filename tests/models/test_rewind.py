@@ -10,8 +10,9 @@ from robometer.batch import Batch, progress_from_logits
 from robometer.configs import load
 from robometer.models.collate import collate_targets
 from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind, RewindEnsemble, member_of
-from robometer.models.rewind_scorer import clip_inputs
+from robometer.models.rewind_scorer import RewindScorer, clip_inputs
 from robometer.sampling.types import ClipPlan, SamplePlan
+from robometer.scoring import Clip
 
 
 def _clip(length: int) -> ClipPlan:
@@ -158,3 +159,29 @@ def test_each_sample_teaches_the_member_that_its_index_names(samples: int) -> No
 def test_members_share_samples_evenly_though_kinds_repeat(period: int) -> None:
     index = torch.arange(0, 960 * period, period)
     assert 470 <= int(member_of(index, 2).sum()) <= 490
+
+
+def test_a_scorer_reads_known_features_at_the_frames_that_it_shows() -> None:
+    """Of five frames a model of three is shown the first, third and last; between them it is a straight line."""
+    config = load(["sampling.max_frames=3", "embed.image_encoder=known"])
+    scorer = RewindScorer(_model("causal"), config, texts={"t": np.ones(5, dtype=np.float32)})
+    features = {"known": _random(5, 6).numpy()}
+    clip = Clip(np.zeros((5, 8, 8, 3), dtype=np.uint8), "t", features)
+    whole, shown = scorer.score([clip, clip.take([0, 2, 4])])
+    for name in ("progress", "success"):
+        five, three = getattr(whole, name), getattr(shown, name)
+        np.testing.assert_allclose(five[[0, 2, 4]], three, atol=1e-6)
+        np.testing.assert_allclose(five[[1, 3]], [three[:2].mean(), three[1:].mean()], atol=1e-6)
+    assert np.unique(whole.progress).size == 5
+    other = clip.take([1, 3, 0])
+    pairs = scorer.compare([(clip, other), (clip.take([0, 2, 4]), other), (clip.take([0, 1, 2]), other)])
+    assert pairs[0] == pytest.approx(pairs[1], abs=1e-6) and abs(pairs[0] - pairs[2]) > 1e-5
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_heads_read_the_tokens_behind_the_frames(tokens: bool) -> None:
+    """[task, f1, p1, f2, p2, ...] or [task, f1, f2, ...]: the state of frame i is that of p_i, or of f_i."""
+    model = _model("causal", tokens)
+    hidden = torch.arange(12.0).reshape(1, 12, 1).expand(1, 12, 16)
+    states = model._frame_states(hidden, 1, 6 if tokens else 3)[0, :, 0]
+    assert states.tolist() == ([2, 4, 6] if tokens else [1, 2, 3])

@@ -35,6 +35,32 @@ def test_upstream_applies_the_cutoff_twice() -> None:
     assert begins == {"fixed": 29, "upstream": 28}
 
 
+@pytest.mark.parametrize(
+    ("kind", "cutoff", "progress", "success"),
+    [  # K = int(0.6 x 5) = 3 (spec 3.6)
+        ("absolute_wrt_total_frames", 0.6, [0.2, 0.4, 0.6, 1, 1], [0, 0, 0, 1, 1]),
+        ("absolute_wrt_total_frames", 1.0, [0.2, 0.4, 0.6, 0.8, 1], [0, 0, 0, 0, 1]),
+        ("absolute_first_frame", 0.6, [0, 0.5, 1, 1, 1], [0, 0, 1, 1, 1]),
+        ("absolute_first_frame", 1.0, [0, 0.25, 0.5, 0.75, 1], [0, 0, 0, 0, 1]),
+        ("relative_first_frame", 0.6, [0, 0.5, 0.5, 0, 0], [0, 0, 1, 1, 1]),
+    ],
+)
+def test_targets_of_five_frames_by_hand(kind: str, cutoff: float, progress: list[float], success: list[float]) -> None:
+    rules = FIXED._replace(progress_target=kind)
+    clip = clip_plan(0, subject(cutoff=cutoff)._replace(num_frames=5), rules, "forward", None)
+    np.testing.assert_allclose(clip.progress_target, progress, atol=1e-6)
+    assert clip.success_label.tolist() == success
+
+
+def test_the_success_mask_leaves_out_what_is_half_done_and_not_done() -> None:
+    """Of progress 0, 1/4, 1/2, 3/4, 1 with `min_success` 1/2: below it, and where it succeeded."""
+    progress, labels = np.array([0, 0.25, 0.5, 0.75, 1]), np.array([0, 0, 0, 0, 1.0])
+    assert targets.success_mask(progress, labels, "successful", 0.5).tolist() == [True, True, False, False, True]
+    assert targets.success_mask(progress, labels, "failure", 0.5).all()
+    assert targets.success_labels(progress, "successful").tolist() == [0, 0, 0, 0, 1]
+    assert not targets.success_labels(progress, "suboptimal").any()
+
+
 def test_frames_past_the_cutoff_are_done_in_any_clip() -> None:
     path = np.array([30, 31])
     assert targets.progress_targets(path, 32, KIND, 0.9).tolist() == [1.0, 1.0]

@@ -1,0 +1,189 @@
+"""Storage that fails, at every operation in turn: readers never see half of anything, and the same work done again ends
+where it would have ended."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.maintenance import join_shards
+from robometer.corpus.manifest import ledger_in, merge_ledger, read_schemas
+from robometer.corpus.storage import Storage, StorageError
+from robometer.corpus.writer import Rejected, Stored, commit_shard
+from robometer.trajectory import SCHEMA_VERSION
+from tests.test_corpus import rejected, stored
+
+INFO = b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION
+
+UNITS: dict[str, list[Stored | Rejected]] = {
+    "u0": [Stored(stored(0).record, "u0")],
+    "u7": [rejected(7, "corrupt at frame 7")],
+    "u1": [Stored(stored(1).record, "u1"), Stored(stored(2).record, "u1")],
+}
+"""A listing: one unit gives a trajectory, one is refused, one gives two."""
+
+READS = {"get_file_info", "open_input_stream", "open_input_file"}
+
+
+class Failing(Storage):
+    """A folder that fails at one of its changes, or from it on, as a full disk or a killed process does."""
+
+    def __init__(self, path: str, at: int, for_good: bool) -> None:
+        super().__init__(path)
+        self._at, self._for_good, self.done = at, for_good, 0
+        self.fs: Any = _Counted(self.fs, self.count)
+
+    def count(self) -> None:
+        """One more change is asked for."""
+        self.done += 1
+        if self.done == self._at or (self._for_good and self.done > self._at):
+            raise OSError(28, "No space left on device")
+
+
+class _Counted:
+    """A file system, or a file of it, whose changes are counted."""
+
+    def __init__(self, inner: Any, count: Callable[[], None]) -> None:
+        self._inner, self._count = inner, count
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name in READS or not callable(found):
+            return found
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._count()
+            result = found(*args, **kwargs)
+            return _Stream(result, self._count) if name == "open_output_stream" else result
+
+        return counted
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, inner: Any, count: Callable[[], None]) -> None:
+        self._inner, self._count = inner, count
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._count()
+        self._inner.write(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._inner.close()
+
+
+def ingest(storage: Storage) -> None:
+    """What an ingest does with the listing: units that no committed shard covers become one."""
+    known: dict[str, Any] = {}
+    for schema in read_schemas(storage).values():
+        merge_ledger(known, ledger_in(schema))
+    todo = [unit for unit in UNITS if unit not in known]
+    if todo:
+        commit_shard(storage, "shard", [entry for unit in todo for entry in UNITS[unit]], todo)
+
+
+def content(path: str) -> tuple[str, list[str], list[list[bytes]]]:
+    """All that a reader sees: rows, what was refused, and every frame."""
+    corpus = Corpus(path)
+    frames = [[bytes(frame) for frame in corpus.encoded_frames(row)] for row in range(len(corpus))]
+    return corpus.content_hash, corpus.quarantine()["error"].to_pylist(), frames
+
+
+def faults(make: Callable[[], Storage], work: Callable[[Storage], object], for_good: bool) -> Iterator[Storage]:
+    """For n = 1, 2, ...: a folder as `make` leaves it, in which `work` failed at its nth change; till none fails."""
+    for n in range(1, 1000):
+        storage = make()
+        failing = Failing(storage.path, n, for_good)
+        try:
+            work(failing)
+        except (OSError, StorageError):
+            yield storage
+        if failing.done < n:
+            assert n > 10, "the work changed next to nothing"
+            return
+
+
+@pytest.fixture(params=[False, True], ids=["once", "for good"])
+def for_good(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[[], Storage]:
+    """Makes empty corpora."""
+    numbers = iter(range(10_000))
+
+    def make() -> Storage:
+        storage = Storage(str(tmp_path / str(next(numbers))))
+        storage.write_bytes("corpus.json", INFO)
+        return storage
+
+    return make
+
+
+def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
+    fresh: Callable[[], Storage], for_good: bool
+) -> None:
+    whole, empty = fresh(), fresh()
+    ingest(whole)
+    expected, nothing = content(whole.path), content(empty.path)
+    assert len(expected[2]) == 3 and expected[1] == ["corrupt at frame 7"]
+    for storage in faults(fresh, ingest, for_good):
+        assert content(storage.path) in (nothing, expected)  # at once, or not at all
+        ingest(storage)
+        assert content(storage.path) == expected
+
+
+def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(
+    fresh: Callable[[], Storage], for_good: bool
+) -> None:
+    def made() -> Storage:
+        storage = fresh()
+        ingest(storage)
+        return storage
+
+    def again(storage: Storage) -> None:
+        commit_shard(storage, "shard", [entry for entries in UNITS.values() for entry in entries], list(UNITS))
+
+    expected = content(made().path)
+    for storage in faults(made, again, for_good):
+        assert content(storage.path) == expected
+
+
+def test_a_join_that_fails_anywhere_ends_the_same_when_it_is_run_again(
+    fresh: Callable[[], Storage], for_good: bool
+) -> None:
+    """Two shards that share a trajectory: of it the first shard's row is kept, and the second's is gone for good."""
+
+    def made() -> Storage:
+        storage = fresh()
+        commit_shard(storage, "b", [stored(0, task="the second's"), stored(1)], ["u1"])
+        commit_shard(storage, "a", [stored(0, task="the first's"), rejected(7, "corrupt at frame 7")], ["u0", "u7"])
+        return storage
+
+    def join(storage: Storage) -> None:
+        shards = sorted(read_schemas(storage))
+        if len(shards) > 1:
+            join_shards(storage, shards)
+
+    expected = content(made().path)
+    for storage in faults(made, join, for_good):
+        assert content(storage.path) == expected
+        join(storage)
+        (shard,) = read_schemas(storage)
+        assert content(storage.path) == expected
+        assert storage.open_arrow(f"shards/{shard}.arrow").num_record_batches == 2
+        assert sorted(storage.read_parquet(f"manifest/{shard}.parquet")["task"].to_pylist()) == [
+            "task 1",
+            "the first's",
+        ]
