@@ -40,7 +40,7 @@ from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard, write_manifest
 from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
-from robometer.video import decode_video, resize_short_edge, thin
+from robometer.video import resize_short_edge, thin
 
 CORES = os.cpu_count() or 1
 ROUNDS = 3
@@ -150,9 +150,11 @@ def bare(units: list[Unit]) -> int:
 
 def deflate(units: list[Unit]) -> int:
     """Decode with decord, resize, and write an npz with deflate, as upstream's preprocessing does."""
+    import decord
+
     for unit in units:
-        video = decode_video(unit.uri, lambda n, fps: thin(n, 32))
-        frames = np.stack([resize_short_edge(frame, 240) for frame in video.frames])
+        reader = decord.VideoReader(unit.uri, num_threads=1)
+        frames = np.stack([resize_short_edge(f, 240) for f in reader.get_batch(thin(len(reader), 32)).asnumpy()])
         np.savez_compressed(io.BytesIO(), frames=frames, shape=frames.shape, num_frames=len(frames))
     return len(units)
 

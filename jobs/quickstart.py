@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from jobs import common
 from pipelines import serve
 from pipelines.cluster import connected, free_port
@@ -28,9 +26,9 @@ from robometer.configs import Config, override
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.page import write_page
 from robometer.corpus.summary import render, summarise
+from robometer.frames import FrameSettings, read_frames
 from robometer.plots import plot_curve
 from robometer.scoring import Clip
-from robometer.video import decode_video, thin
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +129,9 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
 
 
 def _clips(config: Config, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
-    def pick(num_frames: int, fps: float) -> np.ndarray:
-        return thin(num_frames, config.ingest.max_frames)
-
     for name, task in EXAMPLE_TASKS.items():
         if (EXAMPLES / name).is_file():
-            video = decode_video(str(EXAMPLES / name), pick, short_edge=config.ingest.short_edge)
+            video = read_frames(str(EXAMPLES / name), FrameSettings.of(config.ingest))
             yield Path(name).stem, Clip(video.frames, task)
     quality = corpus.manifest["quality_label"].to_pylist()
     row = next(int(row) for row in corpus.rows("held_out") if quality[row] == "successful")

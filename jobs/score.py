@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from robometer import paths
 from robometer.client import RemoteScorer
 from robometer.configs import Config
 from robometer.errors import RobometerError
+from robometer.frames import FrameSettings, read_frames
 from robometer.scoring import Clip, ClipScore, Scorer
-from robometer.video import Video, VideoLimits, decode_video, thin
+from robometer.video import Video, VideoLimits
 
 HELP = """
 robometer score: score one video: progress and success at every frame, and the reward (the progress at the last one).
@@ -69,7 +71,7 @@ def read_video(path: str, max_frames: int) -> Video:
     """Decode, thin and resize as ingestion and the endpoint do, so that all three score the same pixels."""
     config = Config()
     limits = VideoLimits(config.ingest.max_source_frames, config.ingest.max_source_pixels)
-    return decode_video(path, lambda n, fps: thin(n, max_frames), short_edge=config.ingest.short_edge, limits=limits)
+    return read_frames(path, replace(FrameSettings.of(config.ingest), max_frames=max_frames), limits)
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from robometer.timeline import packets_from, timeline_of
 from robometer.video import (
     DEFAULT_LIMITS,
     Pick,
     Source,
     Video,
     VideoError,
+    VideoInfo,
     VideoLimits,
+    VideoTooLargeError,
+    breaks_off,
+    check_count,
     check_size,
     decode_jpeg,
     describe,
     first_line,
     image_size,
+    is_mov,
     opened,
     resize_short_edge,
+    turned,
 )
-
-MAX_REORDER = 16
-"""By how many frames a video's order of decoding and its order of showing may differ (H.264, HEVC)."""
 
 
 class Recording(Protocol):
@@ -48,116 +52,177 @@ class Recording(Protocol):
 class VideoFile:
     """A video by its path, or the bytes of one.
 
-    Every frame is decoded strictly, and those that are wanted are kept: so corruption anywhere is found, at the price
-    of one decode (decord returns frames without an error from a stream that is corrupt in its middle).
+    Frames are counted as they are decoded and shown; counts and times in a header are hints. What is read is decoded
+    strictly, all of it, so that corruption is found wherever it is, and what is wanted is kept.
 
     Attributes:
         source: path, or content.
-        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to its end. A cut
-            that was timed by a clock may begin between two frames: the nearest is taken, and those that follow it.
-        fps: frames per second by which frames of a cut are counted; 0 for the container's own figure, which is an
-            average, and wrong by whole frames late in a long video of which one frame lasts longer.
+        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to its end.
+        fps: frames per second where it is known better than by the container, whose figure is an average.
     """
 
     source: Source
-    first: float = 0
+    first: int = 0
     count: int | None = None
     fps: float = 0.0
 
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
-        """See `Recording.read`; the container's count of frames must be true."""
-        with ExitStack() as stack:
-            container, stream = stack.enter_context(opened(self.source))
-            info = describe(container, stream, VideoLimits(sys.maxsize, limits.max_pixels))
-            first, fps = round(self.first), self.fps or info.fps
-            count = info.num_frames - first if self.count is None else self.count
-            if first < 0 or not 0 < count <= info.num_frames - first:
-                raise VideoError(f"frames {first} to {first + count} are not in a video of {info.num_frames} frames")
+        """See `Recording.read`."""
+        with opened(self.source) as (container, stream):
+            info = describe(container, stream, limits)
+        self._check_rate(info)
+        count = info.num_frames - self.first if self.count is None else self.count
+        if self.first < 0 or (count < 1 and info.num_frames > 0):
+            raise self._not_there(info.num_frames)
+        fps, to_end = self.fps or info.fps, self.first + count == info.num_frames
+        while True:
             check_count(count, limits)
             index = pick(count, fps)
-            if self.first or count != info.num_frames:
-                decoded = self._cut(count, fps)
-            elif stream.frames:
-                decoded = _whole(container, stream, count)
-            else:  # its packets were read, to count them
-                decoded = _whole(*stack.enter_context(opened(self.source)), count)
-            return video_of(_kept(decoded, index, short_edge, limits), index, fps, count)
+            frames, found = self._kept(index, short_edge, limits, None if to_end else count)
+            if found < count and self.count is not None:
+                raise self._not_there(self.first + found)
+            if found == count or self.count is not None:
+                return video_of(frames, index, fps, count)
+            count = found  # the header was wrong: what is picked follows from what was decoded
 
-    def _cut(self, count: int, fps: float) -> Iterator[tuple[int, Any]]:
-        """(position in the cut, decoded frame) of its frames, in order; what is decoded on the way is dropped."""
-        if fps <= 0:
-            raise VideoError("a cut needs to know the video's frames per second")
-        seen = 0
-        # Containers are sought by time of decoding, which is up to MAX_REORDER frames before that of showing.
-        for lead in (self.first - MAX_REORDER - 1, 0.0):
+    def _check_rate(self, info: VideoInfo) -> None:
+        rates = [info.fps, info.usual_fps]
+        other = self.fps > 0 and all(abs(rate - self.fps) > 0.02 * self.fps for rate in rates)
+        if other and self.count not in (None, info.num_frames):
+            raise VideoError(
+                f"the video has {info.num_frames} frames at {info.fps:g} per second, and its data {self.count} at "
+                f"{self.fps:g} per second: which frames these are cannot be told"
+            )
+
+    def _not_there(self, total: int) -> VideoError:
+        end = "the end" if self.count is None else self.first + self.count
+        return VideoError(f"frames {self.first} to {end} are not in a video of {total} frames")
+
+    def _kept(
+        self, index: np.ndarray, short_edge: int | None, limits: VideoLimits, stop: int | None
+    ) -> tuple[list[np.ndarray], int]:
+        """The frames of the cut at `index`, as RGB, resized; and how many frames were decoded of it, up to `stop`."""
+        key = self._key_before()
+        if key is not None:
             try:
-                for at, frame in self._from(lead / fps, fps):
-                    if at != seen or frame.is_corrupt:
-                        problem = "corrupt" if frame.is_corrupt else "not evenly timed"
-                        raise VideoError(f"the video is {problem} at frame {round(self.first) + seen}")
-                    yield at, frame
-                    seen += 1
-                    if seen == count:
-                        return
-                raise VideoError(f"the video has {seen} of the {count} frames from frame {round(self.first)} on")
+                return _pixels(self._from_key(key, limits, stop), index, short_edge)
+            except VideoTooLargeError:
+                raise
             except VideoError:
-                # Some streams (H.264 of open GOPs) cannot be entered at every key frame, but all at their start.
-                if seen or lead <= 0:
-                    raise
+                pass  # it cannot be entered there, or not surely; from its start there is no doubt
+        return _pixels(islice(self._all(limits), self.first, stop and self.first + stop), index, short_edge)
 
-    def _from(self, seconds: float, fps: float) -> Iterator[tuple[int, Any]]:
-        """(position in the cut, decoded frame) of the frames that the cut begins with, read from `seconds` on."""
+    def _key_before(self) -> int | None:
+        timeline = timeline_of(self.source) if self.first else None
+        if timeline is None:
+            return None
+        if self.first + (self.count or 1) > len(timeline.times):
+            raise self._not_there(len(timeline.times))
+        return timeline.key_before(self.first)
+
+    def _from_key(self, key: int, limits: VideoLimits, stop: int | None) -> Iterator[Any]:
+        """Decoded frames of the cut, read from a key frame on; their times must be those of the timeline."""
+        timeline = timeline_of(self.source)
+        assert timeline is not None
+        at, last = int(np.searchsorted(timeline.times, key)), self.first + stop if stop else len(timeline.times)
         with opened(self.source) as (container, stream):
-            stream.codec_context.options = {"err_detect": "explode"}
-            start, unit = stream.start_time or 0, stream.time_base
-            if seconds > 0:
-                container.seek(start + int(seconds / unit), stream=stream)
-            for frame in _from_key_frame(container, stream):
-                if frame.pts is None:
-                    raise VideoError("the video has frames without a time, so that no part of it can be found")
-                at = round(float((frame.pts - start) * unit) * fps - self.first)
-                if at >= 0:
-                    yield at, frame
+            for frame in _strictly(stream, packets_from(container, stream, key), limits):
+                if (
+                    at == len(timeline.times)
+                    or frame.pts != timeline.times[at]
+                    or (frame.pts == key and not frame.key_frame)
+                ):
+                    raise VideoError(f"the video is not as its packets say at frame {at}")
+                if at >= self.first:
+                    yield frame
+                at += 1
+                if at == last:
+                    return
+        raise VideoError(f"the video ends at frame {at}, and not at {last} as its packets say")
+
+    def _all(self, limits: VideoLimits) -> Iterator[Any]:
+        """All decoded frames, in the order in which they are shown."""
+        with opened(self.source) as (container, stream):
+            tally = _Tally(container, stream)
+            for frame in _strictly(stream, tally.packets(), limits):
+                tally.frames += 1
+                tally.interlaced |= frame.interlaced_frame
+                yield frame
+            tally.check(self.source)
 
 
-def _whole(container: Any, stream: Any, count: int) -> Iterator[tuple[int, Any]]:
-    """(position, decoded frame) of all frames, in order."""
-    seen = 0
-    stream.codec_context.options = {"err_detect": "explode"}
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise VideoError(f"the video is corrupt at frame {seen}")
-        if seen == count:
-            raise VideoError(f"the video has more than the {count} frames that its container names")
-        yield seen, frame
-        seen += 1
-    if seen != count:
-        raise VideoError(f"the video has {seen} of the {count} frames that its container names")
+# Some packets of these may show nothing.
+_MAY_HIDE = frozenset({"vp8", "vp9", "mpeg4", "msmpeg4v2", "msmpeg4v3", "theora"})
 
 
-def _kept(
-    decoded: Iterator[tuple[int, Any]], index: np.ndarray, short_edge: int | None, limits: VideoLimits
-) -> list[np.ndarray]:
-    """Those frames whose positions are in `index`, as RGB, resized; all are decoded."""
-    wanted = {int(i) for i in index}
+class _Tally:
+    """Counts what is read of a video, so that nothing of it is lost in silence."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        self._read, self._to_show = 0, 0
+        self._key: int | None = None
+        self.frames, self.interlaced = 0, False
+
+    def packets(self) -> Iterator[Any]:
+        """The packets of the stream."""
+        for packet in self._container.demux(self._stream):
+            if packet.size:
+                self._read += 1
+                if self._key is None and packet.is_keyframe:
+                    self._key = packet.pts or 0
+                # Before the first key frame there is nothing to show, also of what is coded after it.
+                shown = self._key is not None and (packet.pts is None or packet.pts >= self._key)
+                self._to_show += shown and not packet.is_discard
+            yield packet
+
+    def check(self, source: Source) -> None:
+        """Raise `VideoError` if the file breaks off, or packets gave no frame."""
+        mov = is_mov(self._container)
+        named = len(self._stream.index_entries) if mov else self._stream.frames
+        if self._read < named:
+            raise VideoError(f"the video breaks off: it holds {self._read} of the {named} frames that its header names")
+        if "matroska" in self._container.format.name and breaks_off(source):
+            raise VideoError("the video breaks off: the file is shorter than its header says")
+        may_hide = self.interlaced or self._stream.codec_context.codec.canonical_name in _MAY_HIDE
+        if self.frames < self._to_show and not may_hide:
+            raise VideoError(f"the video is corrupt: only {self.frames} of its {self._to_show} frames can be decoded")
+
+
+def _strictly(stream: Any, packets: Iterator[Any], limits: VideoLimits) -> Iterator[Any]:
+    """The frames that packets decode to, all of one size and within the limits, none of them corrupt."""
+    codec, first, total = stream.codec_context, None, 0
+    codec.options = {"err_detect": "explode", "max_pixels": str(min(limits.max_pixels, 2**31 - 1))}
+    try:
+        for number, frame in enumerate(frame for packet in packets for frame in packet.decode()):
+            first = first or (frame.width, frame.height)
+            check_size(frame.width, frame.height, limits)
+            total += frame.width * frame.height
+            if total > limits.max_total_pixels:
+                raise VideoTooLargeError(f"the video has more than {limits.max_total_pixels} pixels in all its frames")
+            if frame.is_corrupt:
+                raise VideoError(f"the video is corrupt at frame {number}")
+            if (frame.width, frame.height) != first:
+                sizes = f"{first[0]}x{first[1]} to {frame.width}x{frame.height}"
+                raise VideoError(f"the video changes its size from {sizes} pixels at frame {number}")
+            yield frame
+    except av.error.FFmpegError:
+        if codec.width and codec.height:
+            check_size(codec.width, codec.height, limits)  # the decoder refused to go on for that reason
+        raise
+
+
+def _pixels(decoded: Iterable[Any], index: np.ndarray, short_edge: int | None) -> tuple[list[np.ndarray], int]:
+    """Those frames whose positions are in `index`, as RGB, turned and resized; and how many there were."""
+    wanted, seen = {int(i) for i in index}, 0
     frames = []
     rgb = VideoReformatter()  # one for all frames: making one costs more than a conversion
-    for position, frame in decoded:
-        check_size(frame.width, frame.height, limits)
-        if position in wanted:
-            pixels = rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    for frame in decoded:
+        if seen in wanted:
+            pixels = turned(rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame)
             frames.append(pixels if short_edge is None else resize_short_edge(pixels, short_edge))
-    return frames
-
-
-def _from_key_frame(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames from where the container stands; it stands at a key frame."""
-    key: int | None = None
-    for packet in container.demux(stream):
-        key = packet.pts if key is None else key
-        # What is shown before the key frame but coded after it refers to frames that were not read ("open GOP").
-        if packet.pts is None or key is None or packet.pts >= key:
-            yield from packet.decode()
+        seen += 1
+    return frames, seen
 
 
 @dataclass(frozen=True)
@@ -202,12 +267,6 @@ class ImageSequence:
         check_size(frame.shape[1], frame.shape[0], limits)
         frame = frame if self.change is None else np.ascontiguousarray(self.change(frame))
         return frame if short_edge is None else resize_short_edge(frame, short_edge)
-
-
-def check_count(count: int, limits: VideoLimits) -> None:
-    """Raise `VideoError` for more frames than the limit."""
-    if count > limits.max_frames:
-        raise VideoError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
 
 
 def video_of(frames: list[np.ndarray], index: np.ndarray, fps: float, num_source_frames: int) -> Video:

@@ -1,7 +1,6 @@
-"""Video in, frames out: probe, decode, thin, resize and JPEG, one function each, decoders behind them.
+"""Video in, frames out: open, turn, thin, resize and JPEG, one function each. PyAV decodes, and nothing else.
 
-decord decodes what it can, with the pixels that upstream's pipeline saw; PyAV decodes the rest (AV1, which LeRobot
-writes). Ingest, which must find corruption, reads through `robometer.recording`.
+`robometer.recording` reads frames with them, and `robometer.frames` says which of them a model sees.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 from PIL import Image
 
 from robometer.errors import RobometerError
@@ -25,13 +26,20 @@ Pick = Callable[[int, float], np.ndarray]
 """From (number of frames, frames per second) of a video to the ascending indices of the frames to keep."""
 
 # Files only: a playlist ("hls", "concat") would make ffmpeg open whatever other file or URL an upload names.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,ogg,mpeg,mpegts,flv"
-_DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
-_CHUNK_BYTES = 64 * 2**20
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,ogg,mpeg,mpegts,flv"
+CODECS = frozenset(
+    "h264 hevc vp8 vp9 av1 mpeg4 mjpeg mpeg1video mpeg2video gif flv1 h263 theora "
+    "msmpeg4v2 msmpeg4v3 ffv1 huffyuv png rawvideo prores".split()
+)
+_DECODERS = ",".join(sorted(CODECS - {"flv1"} | {"flv", "libdav1d", "msmpeg4"}))  # as ffmpeg names them
 
 
 class VideoError(RobometerError):
     """A video or image that cannot be used; the message says why in one sentence."""
+
+
+class VideoTooLargeError(VideoError):
+    """A video or image that is beyond `VideoLimits`."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,19 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says of its first video stream; `num_frames` is counted where it does not say."""
+    """What the container says of the video stream that is shown, before it is turned; none of it is proven.
+
+    Attributes:
+        num_frames: how many frames it names, or has packets for, without those that an edit list hides.
+        fps: frames per second, on average; 0 where it does not say.
+        usual_fps: of most frames, where some last longer.
+        height, width: as coded.
+        codec: `h264`, `av1`, ...
+    """
 
     num_frames: int
     fps: float
+    usual_fps: float
     height: int
     width: int
     codec: str
@@ -130,113 +147,72 @@ def probe(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
         VideoError: no file, no video stream, or a video beyond the limits.
     """
     with opened(source) as (container, stream):
-        return describe(container, stream, limits)
+        info = describe(container, stream, limits)
+        check_count(info.num_frames, limits)
+        return info
 
 
 def describe(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
     """`probe` of a video that is open; where the header has no count of frames, this reads all packets to count them.
 
     Raises:
-        VideoError: a video without frames, or beyond the limits.
+        VideoError: frames without pixels, or with more than the limit.
     """
     check_size(stream.width, stream.height, limits)
-    count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-    if count == 0:
-        raise VideoError("the video has no frames")
-    if count > limits.max_frames:
-        raise VideoError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
+    count = sum(not entry.is_discard for entry in stream.index_entries) if is_mov(container) else stream.frames
     return VideoInfo(
-        num_frames=count,
+        num_frames=count or sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard),
         fps=float(stream.average_rate or stream.guessed_rate or 0.0),
+        usual_fps=float(stream.guessed_rate or stream.average_rate or 0.0),
         height=stream.height,
         width=stream.width,
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
     )
 
 
-def decode_video(
-    source: Source,
-    pick: Pick | None = None,
-    *,
-    short_edge: int | None = None,
-    limits: VideoLimits = DEFAULT_LIMITS,
-) -> Video:
-    """Decode a file, or the bytes of one, on one thread; source frames are held a few at a time.
-
-    Args:
-        source: path or content of the video.
-        pick: which frames to keep (all without one), e.g. `lambda n, fps: thin(n, 32)`.
-        short_edge: resize each frame to this short edge; None keeps the size.
-        limits: what is refused before anything is decoded.
-
-    Raises:
-        VideoError: the video cannot be read or is beyond the limits.
-    """
-    info = probe(source, limits)
-    read = _read_decord if info.codec in _DECORD_CODECS else _read_pyav
-    num_frames, index, chunks = read(source, info, pick or (lambda n, fps: np.arange(n)), limits)
-    frames: list[np.ndarray] = []
-    for chunk in chunks:
-        frames += chunk if short_edge is None else [resize_short_edge(frame, short_edge) for frame in chunk]
-    if len(frames) != len(index) or not frames:
-        raise VideoError(f"only {len(frames)} of {len(index)} wanted frames could be decoded")
-    return Video(np.stack(frames), np.asarray(index, dtype=np.int32), info.fps, num_frames)
+def is_mov(container: Any) -> bool:
+    """Whether it is of the MP4 family, whose index names every frame."""
+    return "mov" in container.format.name.split(",")
 
 
-_Read = tuple[int, np.ndarray, Iterator[list[np.ndarray]]]
+def breaks_off(source: Source) -> bool:
+    """Whether a Matroska file is shorter than its segment, which ffmpeg takes for its end."""
+    head, size = _head(source, 4096), len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    at = head.find(b"\x18\x53\x80\x67") + 4  # the segment's id; its length follows, of as many bytes as its first says
+    width = 9 - head[at].bit_length() if 4 <= at < len(head) else 9
+    length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
+    unknown = width > 8 or length == (1 << 7 * width) - 1
+    return not unknown and at + width + length > size
 
 
-def _read_decord(source: Source, info: VideoInfo, pick: Pick, limits: VideoLimits) -> _Read:
-    import decord
-
-    errors = (RuntimeError, decord.DECORDError)
-    try:
-        reader = decord.VideoReader(_file(source), ctx=decord.cpu(0), num_threads=1)
-    except errors:
-        return _read_pyav(source, info, pick, limits)
-    index = pick(len(reader), info.fps)
-
-    def chunks() -> Iterator[list[np.ndarray]]:
-        step = max(1, _CHUNK_BYTES // (info.height * info.width * 3))
-        for start in range(0, len(index), step):
-            try:
-                yield list(reader.get_batch(index[start : start + step]).asnumpy())
-            except errors as error:
-                raise VideoError(f"the video cannot be decoded ({first_line(error)})") from error
-
-    return len(reader), index, chunks()
-
-
-def _read_pyav(source: Source, info: VideoInfo, pick: Pick, limits: VideoLimits) -> _Read:
-    index = pick(info.num_frames, info.fps)
-    wanted = {int(i) for i in index}
-
-    def chunks() -> Iterator[list[np.ndarray]]:
-        with opened(source) as (container, stream):
-            for position, frame in enumerate(container.decode(stream)):
-                if position in wanted:
-                    check_size(frame.width, frame.height, limits)
-                    yield [frame.to_ndarray(format="rgb24")]
-                if position == index[-1]:
-                    return
-
-    return info.num_frames, index, chunks()
+def _head(source: Source, size_bytes: int) -> bytes:
+    if isinstance(source, bytes):
+        return source[:size_bytes]
+    with open(source, "rb") as file:
+        return file.read(size_bytes)
 
 
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and first video stream of a file, strict about errors, on one thread.
+    """PyAV's container of a file and the video stream that is shown, strict about errors, on one thread.
 
     Raises:
         VideoError: no file, no video stream, or data that cannot be decoded, also while the block runs.
     """
+    # "file:" keeps ffmpeg from taking a name such as "a:b.mp4" for a protocol. Bytes need none, and get none.
+    file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
+    options = {
+        "format_whitelist": CONTAINERS,
+        "codec_whitelist": _DECODERS,
+        "protocol_whitelist": "none" if isinstance(source, bytes) else "file",
+        "err_detect": "explode",
+    }
     try:
-        with av.open(_file(source), options={"format_whitelist": _CONTAINERS, "err_detect": "explode"}) as container:
-            if not container.streams.video:
-                raise VideoError("the file has no video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise VideoError("the header of the video is incomplete, or of a codec that cannot be decoded")
+        with av.open(file, options=options, metadata_errors="replace") as container:
+            # ffmpeg would look for the start of a stream behind whatever else a file begins with, a playlist for one.
+            if container.format.name == "mpegts" and b"G" not in (_head(source, 5)[:1], _head(source, 5)[4:]):
+                raise VideoError("the file does not begin as a video does")
+            stream = _shown(container)
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.error.FileNotFoundError as error:
@@ -245,8 +221,41 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
         raise VideoError(f"the file is not a video that can be decoded ({error.strerror})") from error
 
 
-def _file(source: Source) -> str | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+def _shown(container: Any) -> Any:
+    """The video stream that a player shows: the container's (first) default, else the best; never a cover picture."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        raise VideoError("the file has no video stream")
+    best = container.streams.best("video")
+    fallback = best if best in streams else streams[0]
+    stream = next((stream for stream in streams if stream.disposition & Disposition.default), fallback)
+    if stream.codec_context is None:
+        raise VideoError("the header of the video is incomplete, or of a codec that cannot be decoded")
+    codec = stream.codec_context.codec.canonical_name
+    if codec not in CODECS:
+        raise VideoError(f"videos of the codec {codec} are not taken: convert it to H.264")
+    return stream
+
+
+def turned(pixels: np.ndarray, frame: Any) -> np.ndarray:
+    """The pixels [H, W, 3] of a decoded frame as its display matrix wants them: turned by 90 degrees, or mirrored.
+
+    Raises:
+        VideoError: a turn by another angle.
+    """
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)  # x' = a x + c y, y' = b x + d y
+    upright, sideways = min(abs(a), abs(d)), min(abs(b), abs(c))
+    if max(abs(b), abs(c)) < 0.001 * upright:
+        x, y = a, d
+    elif max(abs(a), abs(d)) < 0.001 * sideways:
+        pixels, x, y = pixels.swapaxes(0, 1), c, b
+    else:
+        raise VideoError("the video is to be turned by an angle that is no multiple of 90 degrees when it is shown")
+    return np.ascontiguousarray(pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1])
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -265,9 +274,19 @@ def image_size(data: bytes) -> tuple[int, int]:
 def check_size(width: int, height: int, limits: VideoLimits) -> None:
     """Raise `VideoError` for more pixels than the limit, or none."""
     if width * height > limits.max_pixels:
-        raise VideoError(f"frames of {width}x{height} pixels are more than the limit of {limits.max_pixels} pixels")
+        raise VideoTooLargeError(
+            f"frames of {width}x{height} pixels are more than the limit of {limits.max_pixels} pixels"
+        )
     if width * height == 0:
         raise VideoError("the video has frames without pixels")
+
+
+def check_count(count: int, limits: VideoLimits) -> None:
+    """Raise `VideoError` for more frames than the limit, or none."""
+    if count > limits.max_frames:
+        raise VideoTooLargeError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
+    if count <= 0:
+        raise VideoError("the video has no frames")
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import pytest
 from robometer.corpus import export
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.export import ExportError, export_lerobot
-from robometer.video import decode_video
+from robometer.frames import FrameSettings, read_frames
 from tests.sources.raw import ingest, refusals, roll_out, row_of, rows
 from tests.test_video import moving_square, video_bytes
 
@@ -97,7 +97,7 @@ def test_smaller_trajectories_are_padded_and_rewards_that_not_all_know_are_left_
     export_lerobot(two, tmp_path / "out", rows=rows_in_order)
     info = json.loads((tmp_path / "out/meta/info.json").read_text())
     assert info["features"][export.CAMERA]["shape"] == [48, 96, 3] and "next.success" not in info["features"]
-    frames = decode_video(tmp_path / f"out/videos/{export.CAMERA}/chunk-000/file-000.mp4").frames
+    frames = read_frames(tmp_path / f"out/videos/{export.CAMERA}/chunk-000/file-000.mp4", FrameSettings(0, 0, 0)).frames
     assert len(frames) == 12
     brightest = frames.max(axis=-1)
     assert brightest[:6, :, 72:].max() < 25 < brightest[:6, :, :60].min()

@@ -13,10 +13,9 @@ import pytest
 
 from jobs import compare, score
 from robometer.baselines.trivial import FrameDifference
-from robometer.configs import Config
+from robometer.frames import FrameSettings, read_frames
 from robometer.plots import plot_curve
 from robometer.scoring import Clip, ClipScore
-from robometer.video import decode_video, thin
 from tests.local_endpoint import endpoint
 
 TASK = "push the square to the right"
@@ -50,7 +49,7 @@ def test_score_writes_numbers_and_picture(video: Path, url: str, capsys: pytest.
     flags = ["--video", str(video), "--task", TASK, "--url", url, "--json", str(numbers), "--png", str(picture)]
     assert score.main(flags) == 0
     result = json.loads(numbers.read_text())
-    frames = decode_video(video, lambda n, fps: thin(n, 32), short_edge=Config().ingest.short_edge).frames
+    frames = read_frames(video, FrameSettings()).frames
     expected = FrameDifference().score([Clip(frames, TASK)])[0]
     assert result["progress"] == expected.progress.tolist()
     assert result["num_source_frames"] == 40 and result["num_frames"] == 32

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from robometer.recording import VideoFile
+from robometer.timeline import frames_at
 from robometer.video import (
     VideoError,
     VideoLimits,
     decode_jpeg,
-    decode_video,
     encode_jpeg,
     probe,
     resize_short_edge,
@@ -23,6 +23,11 @@ from robometer.video import (
 )
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "example_videos"
+
+
+def every(num_frames: int, fps: float) -> np.ndarray:
+    """Picks all frames."""
+    return np.arange(num_frames)
 
 
 def moving_square(num_frames: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
@@ -119,12 +124,11 @@ def test_every_codec_gives_the_frames_that_went_in(codec: str, container: str, t
     data = video_bytes(frames, codec, container)
     path = tmp_path / f"clip.{container}"
     path.write_bytes(data)
-    video = decode_video(path, lambda n, fps: thin(n, 5))
+    video = VideoFile(path).read(lambda n, fps: thin(n, 5))
     assert video.num_source_frames == 20 and video.fps == pytest.approx(10)
     assert video.frame_index.tolist() == [0, 5, 10, 14, 19]
     assert np.abs(video.frames.astype(int) - frames[video.frame_index]).mean() < 12
-    assert np.array_equal(decode_video(data, lambda n, fps: thin(n, 5)).frames, video.frames)
-    assert np.array_equal(VideoFile(path).read(lambda n, fps: thin(n, 5)).frames, video.frames)
+    assert np.array_equal(VideoFile(data).read(lambda n, fps: thin(n, 5)).frames, video.frames)
     cut = VideoFile(path, 7, 9).read(lambda n, fps: np.array([0, 3, 8]))
     assert cut.num_source_frames == 9
     assert np.abs(cut.frames.astype(int) - frames[[7, 10, 15]]).mean() < 12
@@ -169,21 +173,21 @@ def test_a_cut_is_exact_wherever_it_begins(codec: str, options: dict[str, str], 
         pytest.skip(f"this PyAV has no encoder {codec}")
     data = numbered_video(codec, options, container)
     for first in range(1, 117, 3):
-        cut = VideoFile(data, first, 4).read(lambda n, fps: np.arange(n))
+        cut = VideoFile(data, first, 4).read(every)
         assert numbers(cut.frames) == list(range(first, first + 4))
-    assert numbers(VideoFile(data, 100).read(lambda n, fps: np.arange(n)).frames) == list(range(100, 120))
+    assert numbers(VideoFile(data, 100).read(every).frames) == list(range(100, 120))
     for first, count in ((117, 4), (120, 1), (3, 0), (-1, 2)):
         with pytest.raises(VideoError, match="are not in a video of 120 frames"):
-            VideoFile(data, first, count).read(lambda n, fps: np.arange(n))
+            VideoFile(data, first, count).read(every)
 
 
-def test_frames_of_a_cut_are_counted_by_the_rate_that_is_given() -> None:
+def test_frames_of_an_uneven_video_are_counted_as_they_are_decoded() -> None:
     data = numbered_video("libx264", {}, longer_frame=9)
     assert probe(data).fps != 30
-    cut = VideoFile(data, 30 + 50.4, 5, 30.0).read(lambda n, fps: np.arange(n))  # timed by a clock: 30 frames late
-    assert (numbers(cut.frames), cut.fps) == ([50, 51, 52, 53, 54], 30.0)
-    with pytest.raises(VideoError, match="not evenly timed at frame 10"):
-        VideoFile(data, 5, 20, 30.0).read(lambda n, fps: np.arange(n))
+    cut = VideoFile(data, 5, 20, 30.0).read(every)
+    assert (numbers(cut.frames), cut.fps) == (list(range(5, 25)), 30.0)
+    # Of a clock 2.5 s are 75 frames, of which the pause after frame 9 took 30.
+    assert frames_at(data, [0.0, 0.19, 0.31, 2.5, 99.0], 30.0) == [0, 6, 9, 45, 119]
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "text", "middle"])
@@ -197,10 +201,10 @@ def test_ingest_finds_every_kind_of_corruption(kind: str) -> None:
 def test_limits_are_checked_from_the_header() -> None:
     data = video_bytes(moving_square(12))
     with pytest.raises(VideoError, match="12 frames, more than the limit of 11"):
-        decode_video(data, limits=VideoLimits(max_frames=11))
+        VideoFile(data).read(every, limits=VideoLimits(max_frames=11))
     with pytest.raises(VideoError, match="64x48 pixels"):
         probe(data, VideoLimits(max_pixels=48 * 64 - 1))
-    assert len(decode_video(data, limits=VideoLimits(12, 48 * 64)).frames) == 12
+    assert len(VideoFile(data).read(every, limits=VideoLimits(12, 48 * 64)).frames) == 12
 
 
 def test_a_playlist_is_no_video_even_if_what_it_names_is(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_a_playlist_is_no_video_even_if_what_it_names_is(tmp_path: Path) -> None
     target.write_bytes(video_bytes(moving_square(5)))
     for playlist in (f"#EXTM3U\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n", f"ffconcat version 1.0\nfile {target}\n"):
         with pytest.raises(VideoError):
-            decode_video(playlist.encode())
+            VideoFile(playlist.encode()).read(every)
 
 
 def test_a_missing_file_and_a_file_without_video_say_so(tmp_path: Path) -> None:
@@ -226,5 +230,5 @@ def test_a_missing_file_and_a_file_without_video_say_so(tmp_path: Path) -> None:
 
 
 def test_decoding_resizes_frame_by_frame() -> None:
-    video = decode_video(video_bytes(moving_square(6, 96, 128)), short_edge=48)
+    video = VideoFile(video_bytes(moving_square(6, 96, 128))).read(every, short_edge=48)
     assert video.frames.shape == (6, 48, 64, 3)

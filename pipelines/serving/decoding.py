@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipelines.serving.errors import ApiError
 from pipelines.serving.jobs import Limits
-from robometer.video import VideoError, VideoInfo, VideoLimits, decode_video, probe, thin
+from robometer.frames import FrameSettings, read_frames
+from robometer.video import VideoError, VideoInfo, VideoLimits, probe
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,8 @@ def decode_upload(data: bytes, field: str, limits: Limits) -> Decoded:
         raise ApiError(415, f"field '{field}' is not a video: {error}") from error
     _check_video(info, field, limits)
     try:
-        video = decode_video(
-            data,
-            lambda n, fps: thin(n, limits.num_frames),
-            short_edge=limits.short_edge,
-            limits=VideoLimits(limits.max_source_frames, limits.max_source_pixels),
-        )
+        settings = FrameSettings(limits.num_frames, limits.short_edge)
+        video = read_frames(data, settings, VideoLimits(limits.max_source_frames, limits.max_source_pixels))
     except VideoError as error:
         raise ApiError(422, f"field '{field}' cannot be decoded: {error}") from error
     return Decoded(video.frames, [int(i) for i in video.frame_index], video.fps or None)

@@ -20,9 +20,10 @@ from robometer.parity.difference import close, exact, wrong_upstream
 from robometer.parity.recorded import read
 from robometer.parity.shared_data import find
 from robometer.parity.table import Row
+from robometer.recording import VideoFile
 from robometer.sampling.index import ManifestIndex
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS
-from robometer.video import at_fps, decode_video, thin
+from robometer.video import at_fps, thin
 
 GROUP = "g_video"
 _LEVELS = 2.0
@@ -40,14 +41,14 @@ def rows(folder: Path) -> Iterator[Row]:
 
 def _video(case: str, path: Path, recorded: dict[str, Any], pixels: Mapping[str, np.ndarray]) -> Iterator[Row]:
     yield exact(case, "file", hashlib.sha256(path.read_bytes()).hexdigest(), recorded["sha256"])
-    video = decode_video(path)
+    video = VideoFile(path).read(lambda n, fps: np.arange(n))
     count, fps, name = video.num_source_frames, video.fps, recorded["video"]
     yield exact(case, "frames and rate", [count, fps], [recorded["total_frames"], recorded["native_fps"]])
     yield from _frames(case, f"{name}.all", video.frames, recorded["all_frames"], pixels)
     for rate, extract in recorded["extract"].items():
         index = at_fps(count, fps, float(rate))
         yield exact(f"{case}/{rate} fps", "frames at a rate", index.tolist(), extract["indices"])
-        picked = decode_video(path, partial(at_fps, fps=float(rate))).frames
+        picked = VideoFile(path).read(partial(at_fps, fps=float(rate))).frames
         yield from _frames(f"{case}/{rate} fps", f"{name}.fps{rate}", picked, extract, pixels)
     for most, stored in recorded["preprocess"].items():
         yield from _stored(f"{case}/at most {most}", f"{name}.pre{most}", video.frames, int(most), stored, pixels)

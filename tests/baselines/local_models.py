@@ -12,15 +12,15 @@ from torch.nn.functional import one_hot
 from robometer.baselines.asking import Prompt
 from robometer.baselines.chat_model import ChatModel, load_chat_model
 from robometer.configs.schema import BaselineConfig
+from robometer.frames import FrameSettings, read_frames
 from robometer.scoring import Clip
-from robometer.video import decode_video, thin
 
 VIDEO = Path(__file__).resolve().parents[2] / "robometer/data/metaworld/videos/drawer-open-v3/successful-000.mp4"
 
 
 def bundled_clip(max_frames: int = 8) -> Clip:
     """A bundled video, at 64 px."""
-    return Clip(decode_video(VIDEO, lambda n, fps: thin(n, max_frames), short_edge=64).frames, "open the drawer")
+    return Clip(read_frames(VIDEO, FrameSettings(max_frames, 64)).frames, "open the drawer")
 
 
 def tiny_model(name: str = "tiny", **settings: int) -> ChatModel:

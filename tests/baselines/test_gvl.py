@@ -13,8 +13,8 @@ import robometer
 from robometer.baselines import load_baseline
 from robometer.baselines.gvl import MAX_FRAMES, read_percentages, read_progress, shuffled
 from robometer.baselines.trivial import FrameDifference
+from robometer.frames import FrameSettings, read_frames
 from robometer.scoring import Clip, MissingAnswer, Scorer
-from robometer.video import decode_video
 from tests.baselines.chat_server import ChatServer, Reply, Seen, openai, settings
 
 BUNDLED = Path(robometer.__file__).parent / "data/metaworld"
@@ -142,7 +142,7 @@ def test_a_bundled_clip_is_scored_from_end_to_end(tmp_path: Path) -> None:
     """The server's model measures how far a frame is from the first, which can also be done without any server."""
     rows = [json.loads(line) for line in (BUNDLED / "trajectories.jsonl").read_text().splitlines()]
     row = next(r for r in rows if re.match("drawer-open.*success", r["episode_key"]))
-    clip = Clip(decode_video(BUNDLED / row["video"]).frames, row["task"])
+    clip = Clip(read_frames(BUNDLED / row["video"], FrameSettings()).frames, row["task"])
 
     def by_difference(seen: Seen) -> Reply:
         first, *shown = (picture.astype(np.float32) for picture in seen.pictures)

@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.ingest import run_ingest
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
-from robometer.video import decode_video
+from robometer.frames import FrameSettings, read_frames
 
 BUNDLED = Path(__file__).resolve().parents[2] / "robometer/data/metaworld"
 SETTINGS = ("ingest.max_frames=6", "ingest.short_edge=48")
@@ -53,7 +53,7 @@ def roll_out(number: int, quality: str = "successful") -> RollOut:
             by_task.setdefault(row["task"], row)
     row = list(by_task.values())[number % len(by_task)]
     path = BUNDLED / row["video"]
-    return RollOut(row["task"], quality, path, decode_video(path).frames)
+    return RollOut(row["task"], quality, path, read_frames(path, FrameSettings(0, 0, 0)).frames)
 
 
 def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None) -> Corpus:

@@ -7,7 +7,7 @@
 
 One episode per row, `epic`, seen from the head (view `ego`), a human, successful; the task is the narration. A cut
 has the frames from start_frame to before stop_frame, counted from 0 as by upstream; without those columns its times
-(start_timestamp, stop_timestamp, as HH:MM:SS.ss) and the video's frame rate say it. Clips of more than 1000 frames are
+(start_timestamp, stop_timestamp, as HH:MM:SS.ss) say it. Clips of more than 1000 frames are
 left out, as by upstream.
 """
 
@@ -22,6 +22,7 @@ from robometer.corpus.annotations import video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder
 from robometer.corpus.tables import header, read_table
+from robometer.timeline import frames_at
 from robometer.trajectory import Episode
 from robometer.video import probe
 
@@ -83,7 +84,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     if "count" not in row:
         info = probe(unit.uri)
         if times := row.pop("times", None):
-            first, stop = (round(time * info.fps) for time in times)
+            first, stop = frames_at(unit.uri, times, info.fps)
             row |= {"first": first, "count": max(stop - first, 1)}
         count = row.get("count", info.num_frames)
         if count > MAX_FRAMES:

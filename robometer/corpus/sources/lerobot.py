@@ -207,9 +207,9 @@ def _rows(dataset: _Dataset) -> Iterator[tuple[str, dict[str, Any] | str]]:
 def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any], source: str) -> Unit:
     episode, length = int(row["episode_index"]), int(row["length"])
     tasks = row.get("tasks") or [""]
-    videos: dict[str, tuple[str, float]] = {}
+    videos: dict[str, tuple[str, int]] = {}
     for key in (key for key in cameras if dataset.features[key]["dtype"] == "video"):
-        first = float(row[f"videos/{key}/from_timestamp"]) * dataset.fps if dataset.major == 3 else 0.0
+        first = round(float(row[f"videos/{key}/from_timestamp"]) * dataset.fps) if dataset.major == 3 else 0
         place = _place(dataset, row, f"videos/{key}")
         videos[cameras[key]] = (dataset.place(dataset.video_path, video_key=key, **place), first)
     named = source or str(row.get("robometer.source") or name_of(dataset.path))
