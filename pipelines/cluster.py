@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import ray
+from ray._private.state import jobs
 from ray.data import DataContext
 from ray.exceptions import ActorDiedError
 from ray.experimental import tqdm_ray
 
-from robometer.configs.schema import Config
+from robometer.configs.schema import Config, ConfigError
 from robometer.errors import RobometerError
 
 logger = logging.getLogger(__name__)
@@ -28,13 +33,20 @@ Progress = Callable[[int, Mapping[str, float]], None]
 """Shows how far work is: (done, values)."""
 
 MIN_LOCAL_CPUS = 4
-"""Logical CPUs of a local Ray: a trainer, its workers and the data stages must all find a place on a small machine."""
+"""Logical CPUs of a local Ray: an endpoint's replicas and a few workers find a place on a small machine too."""
+
+WARN_AFTER_S = 30.0
+"""Without a step, after which a job says what it waits for."""
+
+_started_here = False
+"""Whether this process started the Ray that it is connected to."""
 
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
     """A Ray session for the duration of the block; one that was there before is left as it is."""
     DataContext.get_current().raise_original_map_exception = True  # else only its traceback says what a task raised
+    global _started_here
     if ray.is_initialized():
         yield
         return
@@ -55,9 +67,11 @@ def connected(config: Config) -> Iterator[None]:
             logging_level=logging.WARNING,
             dashboard_port=port,
         )
+        _started_here = True
     try:
         yield
     finally:
+        _started_here = False
         ray.shutdown()
         if not os.environ.get("RAY_ADDRESS"):  # what is set beside it is the user's
             os.environ.pop(API_SERVER, None)
@@ -80,17 +94,124 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def warn_if_short(config: Config, runs: int = 1) -> None:
-    """Say so when `runs` trainings at a time want more CPUs than there are: they would wait for each other.
+class Stalled(RobometerError):
+    """Work that made no step for `ray.stall_timeout_s`; the message says what it lacks."""
 
-    Only a warning, since a cluster may grow.
+
+@dataclass(frozen=True)
+class Needs:
+    """What work must have at once to make any step: `places` of so many CPUs and GPUs each, wherever they are."""
+
+    places: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def fit(self) -> int:
+        """How many times over the cluster has room for this, were it empty."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(int(min(self._on(node), 1e9)) for node in nodes) // self.places
+
+    def _on(self, node: Mapping[str, float]) -> float:
+        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        return min((node.get(name, 0.0) // amount for name, amount in wanted.items() if amount), default=1e9)
+
+    def __str__(self) -> str:
+        each = f"{_count(self.cpus, 'CPU')}" + (f" and {_count(self.gpus, 'GPU')}" if self.gpus else "")
+        return each if self.places == 1 else f"{self.places} times {each}"
+
+
+def _count(number: float, name: str) -> str:
+    return f"{number:g} {name}{'' if number == 1 else 's'}"
+
+
+def what_there_is() -> str:
+    """What the cluster has, how much of it is in use, and whose other jobs run on it, in words."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    words = []
+    for name in ("CPU", "GPU"):
+        if name == "CPU" or total.get(name):
+            used = total.get(name, 0.0) - free.get(name, 0.0)
+            words.append(f"{_count(total.get(name, 0.0), name)}, {used:g} in use")
+    own = ray.get_runtime_context().get_job_id()
+    others = [job["Entrypoint"] for job in jobs() if not job["IsDead"] and job["JobID"] != own]
+    nodes = _count(sum(node["Alive"] for node in ray.nodes()), "node")
+    return f"{nodes} with {', '.join(words)}" + (f"; jobs beside it: {'; '.join(others)}" if others else "")
+
+
+def check_room(what: str, needs: Needs, remedy: str) -> None:
+    """Say so when `needs` can never be met: for good on a Ray that this job started, since no other will grow.
+
+    Raises:
+        ConfigError: the Ray of this job is too small.
     """
-    train = config.train
-    wanted = runs * (train.num_workers * train.cpus_per_worker + train.data_actors * train.data_cpus)
-    wanted += runs * train.validate_async
-    there = ray.cluster_resources().get("CPU", 0.0)
-    if wanted > there:
-        logger.warning("training wants %g CPUs and the cluster has %g: it waits until there are more", wanted, there)
+    if needs.fit():
+        return
+    if _started_here:
+        raise ConfigError(f"{what} needs {needs} and this Ray has {what_there_is()}: raise ray.num_cpus or {remedy}")
+    logger.warning("%s needs %s, and the cluster has %s: it waits until there are more", what, needs, what_there_is())
+
+
+Result = TypeVar("Result")
+
+
+def watched(
+    results: Iterable[Result],
+    what: str,
+    needs: Needs,
+    timeout_s: float,
+    pulse: Callable[[], str] = str,
+) -> Iterator[Result]:
+    """`results` as they come, taken in a thread of its own, since nothing can end a wait within Ray.
+
+    A step is a result, or that `pulse()` says something else. What waits because the cluster is too small, or was taken
+    by others when this began, says so after a while.
+
+    Raises:
+        Stalled: no step for `timeout_s`.
+    """
+    arrived = queue.SimpleQueue[tuple[str, Result | BaseException | None]]()
+
+    def take() -> None:
+        try:
+            for result in results:
+                arrived.put(("result", result))
+            arrived.put(("end", None))
+        except BaseException as error:  # whatever it is, it is raised where the results are awaited
+            arrived.put(("error", error))
+
+    threading.Thread(target=take, name=f"{what} results", daemon=True).start()
+    last, beat, warned, taken = time.monotonic(), pulse(), False, _short(needs)
+    while True:
+        try:
+            kind, value = arrived.get(timeout=1.0)
+        except queue.Empty:
+            waited = time.monotonic() - last
+            if (now := pulse()) != beat:
+                last, beat, warned, taken = time.monotonic(), now, False, False
+            elif timeout_s and waited > timeout_s:
+                raise Stalled(f"{_stall(what, needs, waited, beat)}; ray.stall_timeout_s lets it wait longer") from None
+            elif waited > WARN_AFTER_S and not warned and (taken or not needs.fit()):
+                warned = True
+                logger.warning("%s", _stall(what, needs, waited, beat))
+            continue
+        if kind == "end":
+            return
+        if kind == "error":
+            assert isinstance(value, BaseException)
+            raise value
+        last, warned, taken = time.monotonic(), False, False
+        yield value  # type: ignore[misc]
+
+
+def _short(needs: Needs) -> bool:
+    """Whether less than `needs` is free."""
+    free = ray.available_resources()
+    return free.get("CPU", 0.0) < needs.places * needs.cpus or free.get("GPU", 0.0) < needs.places * needs.gpus
+
+
+def _stall(what: str, needs: Needs, waited: float, beat: str) -> str:
+    since = f" (since {beat})" if beat else ""
+    return f"{what} made no step for {waited:.0f} s{since}: it needs {needs}, and the cluster has {what_there_is()}"
 
 
 def interactive() -> bool:

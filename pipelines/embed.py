@@ -17,9 +17,9 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
-from pipelines.cluster import cause_of, connected, interactive, progress_bar
+from pipelines.cluster import Needs, cause_of, check_room, connected, interactive, progress_bar, watched
 from robometer.configs.schema import Config, EmbedConfig
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
@@ -33,6 +33,10 @@ IMAGE_SCHEMA = pa.schema([("id", pa.string()), ("num_frames", pa.int32()), ("emb
 """One record batch per trajectory, in the order of its shard; `embedding` is [num_frames, D], flat."""
 
 TEXT_SCHEMA = pa.schema([("task", pa.string()), ("embedding", pa.list_(pa.float32()))])
+
+
+DEATHS = 3
+"""Of an actor, after which a shard and not its node is to blame; Ray Data's own default would go on for ever."""
 
 
 class EmbedError(RobometerError):
@@ -71,11 +75,21 @@ def run_embed(config: Config) -> EmbedReport:
         image_encoder(config.embed.image_encoder)
     if tasks or shards:
         with connected(config):
-            _embed_tasks(corpus.storage, tasks, config.embed.text_encoder)
-            frames = _run_shards(corpus.storage, shards, config.embed)
+            check_room("embed", _needs(config.embed), "set embed.num_gpus lower")
+            try:
+                _embed_tasks(corpus.storage, tasks, config)
+                frames = _run_shards(corpus.storage, shards, config)
+            except RayError as error:
+                raise EmbedError(f"a worker failed ({cause_of(error)}); mend it and run the same again") from error
+    for encoder in (config.embed.image_encoder, config.embed.text_encoder):
+        corpus.storage.remove_stale(f"embeddings/{encoder}")
     report = EmbedReport(len(shards), frames, len(tasks), time.monotonic() - started)
     logger.info("embed: %s", json.dumps(dataclasses.asdict(report)))
     return report
+
+
+def _needs(config: EmbedConfig) -> Needs:
+    return Needs(gpus=config.num_gpus)
 
 
 class EmbedShards:
@@ -132,7 +146,7 @@ def _decoded(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, np.ndarra
         yield batch.column("id")[0].as_py(), np.stack(frames)
 
 
-def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedConfig) -> int:
+def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: Config) -> int:
     """Embed shards on the cluster; returns how many frames."""
     if not shards:
         return 0
@@ -141,17 +155,16 @@ def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedCon
         EmbedShards,
         batch_size=1,
         num_cpus=1,
-        num_gpus=config.num_gpus or None,
-        compute=ActorPoolStrategy(size=min(config.actors, len(shards))),
-        fn_constructor_kwargs={"path": storage.path, "config": config},
+        num_gpus=config.embed.num_gpus or None,
+        compute=ActorPoolStrategy(size=min(config.embed.actors, len(shards))),
+        fn_constructor_kwargs={"path": storage.path, "config": config.embed},
+        max_restarts=DEATHS,
+        max_task_retries=DEATHS,
     )
     frames = 0
-    try:
-        for result in dataset.iter_rows():
-            frames += int(result["frames"])
-            show(frames, {})
-    except RayTaskError as error:
-        raise EmbedError(f"an embedding worker failed ({cause_of(error)}); mend it and run the same again") from error
+    for result in watched(dataset.iter_rows(), "embed", _needs(config.embed), config.ray.stall_timeout_s):
+        frames += int(result["frames"])
+        show(frames, {})
     return frames
 
 
@@ -179,12 +192,14 @@ def _missing_tasks(corpus: Corpus, encoder: str) -> list[str]:
     return sorted(set(corpus.manifest["task"].to_pylist()) - known)
 
 
-def _embed_tasks(storage: Storage, tasks: list[str], encoder: str) -> None:
+def _embed_tasks(storage: Storage, tasks: list[str], config: Config) -> None:
     """Embed tasks into one more file of the encoder's folder."""
+    encoder = config.embed.text_encoder
     if not tasks:
         return
     # In a worker of one core: a driver with a thread per core collapses where the cores are shared.
-    vectors = ray.get(ray.remote(num_cpus=1)(_encode_texts).remote(encoder, tasks))
+    task = ray.remote(num_cpus=1)(_encode_texts).remote(encoder, tasks)
+    (vectors,) = watched(map(ray.get, [task]), "embed", Needs(), config.ray.stall_timeout_s)
     table = pa.table({"task": tasks, "embedding": list(vectors)}, schema=TEXT_SCHEMA)
     name = f"embeddings/{encoder}/tasks-{hashlib.sha256(chr(10).join(tasks).encode()).hexdigest()[:16]}.arrow"
     with storage.write(name) as stream, pa.ipc.new_file(stream, TEXT_SCHEMA) as writer:

@@ -28,7 +28,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from pipelines.cluster import cause_of, connected, interactive, progress_bar
+from pipelines.cluster import Needs, cause_of, check_room, connected, interactive, progress_bar, watched
 from robometer import baselines, tracking
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
@@ -332,10 +332,12 @@ def _predict_parts(
         max_task_retries=DEATHS,
         runtime_env=baselines.runtime_env(settings.checkpoint.removeprefix(baselines.PREFIX)),
     )
-    total, done = sum(map(len, parts.values())), 0
+    needs, total, done = Needs(gpus=settings.num_gpus), sum(map(len, parts.values())), 0
+    check_room("evaluate", needs, "set evaluate.num_gpus lower")
     show = progress_bar("evaluate", total, interactive())
     try:
-        for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        blocks = answered.iter_batches(batch_size=None, batch_format="pyarrow")
+        for block in watched(blocks, "evaluate", needs, config.ray.stall_timeout_s):
             done += int(np.sum(block["done"]))
             show(done, {})
     except RayError as error:

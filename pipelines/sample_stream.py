@@ -7,8 +7,8 @@ worker knows which of a step's micro-batches are its own (`MicroBatches`).
 
 The manifest and its index are made once and lie in the object store: all actors of a node read the same memory.
 
-The numbers cost no CPU: a source that takes one for as long as the run lasts (as `range(...).repartition(...)` does)
-starves on a small or shared cluster, where a run's share is just its data actors.
+Nothing here asks for a CPU: the workers reserve what they and their stream need, as one, and the stream runs on their
+nodes (`BesideWorkers`). What waited for a CPU of its own would wait for ever where workers hold them all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
+from ray.train import DataConfig
 
 from robometer.batch import Batch
 from robometer.configs.loading import from_dict, to_dict
@@ -50,6 +51,9 @@ class MicroBatchNumbers(Datasource):
         metadata = BlockMetadata(count, 8 * count, exec_stats=None, input_files=None)
         return [ReadTask(lambda: (pa.table({"id": [i]}) for i in range(count)), metadata)]
 
+
+DEATHS = 4
+"""Of a data actor, after which its workers are told: Ray Data's own default would start it anew for ever."""
 
 Shared = tuple[pa.Table, ManifestIndex]
 """A manifest and its index."""
@@ -97,9 +101,29 @@ def stream(config: Config, start_step: int) -> Dataset:
         Collate,
         fn_constructor_args=(to_dict(config), start_step * train.micro_batches, share(config)),
         batch_size=None,
-        num_cpus=train.data_cpus,
+        num_cpus=0,
         compute=ActorPoolStrategy(size=train.data_actors),
+        max_restarts=DEATHS,
+        max_task_retries=DEATHS,
     )
+
+
+class BesideWorkers(DataConfig):
+    """Deals a stream to the workers in the order of its blocks, and runs it on their nodes."""
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: list[Any] | None,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """As in Ray Train."""
+        nodes = ",".join(sorted(set(worker_node_ids or ())))
+        options = ExecutionOptions(preserve_order=True, label_selector={"ray.io/node-id": f"in({nodes})"})
+        dealt = DataConfig(execution_options=options)
+        return dealt.configure(datasets, world_size, worker_handles, worker_node_ids, **kwargs)
 
 
 class StreamError(RobometerError):

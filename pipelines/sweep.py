@@ -21,8 +21,8 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from pipelines.cluster import connected, warn_if_short
-from pipelines.train import kept_checkpoints, run_train
+from pipelines.cluster import check_room, connected, watched
+from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import MODEL, TrainingError, known
 from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
@@ -96,14 +96,21 @@ def run_sweep(config: Config) -> SweepReport:
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
     with connected(config), tracking.start(config, "sweep", run_id=_known_run(output)) as run:
-        warn_if_short(config, config.sweep.max_concurrent)
+        check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
         _remember(output, config, run.run_id)
-        results = _tuner(config, output, space, run.run_id).fit()
+        tuner = _tuner(config, output, space, run.run_id)
+        ends = (tuner.fit() for _ in range(1))
+        # Of its trials, some may wait while others go on: here is where all of them are seen.
+        (results,) = watched(ends, "the sweep", needs(config), config.ray.stall_timeout_s, lambda: _pulses(output))
         report = _finish(config, output, results, list(space))
         run.artifact(report.plot)
         run.artifact(output / "trials.csv")
         run.artifact(report.best)
     return report
+
+
+def _pulses(output: Path) -> str:
+    return ", ".join(f"trial {folder.name} at {last_pulse(folder)}" for folder in sorted(output.glob("trials/*")))
 
 
 def _known_run(output: Path) -> str:
@@ -154,6 +161,7 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
         # The checkpoint that a trial is judged by must be among those that are kept.
         "train.best_metric": base["sweep"]["metric"],
         "train.best_mode": base["sweep"]["mode"],
+        "ray.stall_timeout_s": 0.0,  # one may wait for another; the sweep sees whether none goes on
     }
     for metrics, checkpoint in kept_checkpoints(folder):
         if _validated(metrics):

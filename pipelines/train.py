@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ray.data import DataContext, ExecutionOptions
+import ray
+from ray.data import DataContext
 from ray.train import (
     CheckpointConfig,
-    DataConfig,
     FailureConfig,
     LoggingConfig,
     RunConfig,
@@ -26,9 +26,9 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.result import Result
 from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
-from pipelines.cluster import connected, interactive, warn_if_short
-from pipelines.sample_stream import stream
-from pipelines.training.checkpointing import HISTORY, MODEL, TrainingError, known
+from pipelines.cluster import Needs, check_room, connected, interactive, watched
+from pipelines.sample_stream import BesideWorkers, stream
+from pipelines.training.checkpointing import HISTORY, MODEL, PULSE, TrainingError, known
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
 from robometer import plots, tracking
@@ -83,9 +83,12 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     if finished := _finished(config, output):
         return finished
     with connected(config):
-        warn_if_short(config)
+        check_room("training", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
+        trainer = _trainer(config, corpus, output, run_id, callbacks or [])
+        ends = (cast(Result, trainer.fit()) for _ in range(1))
+        timeout_s = config.ray.stall_timeout_s
         try:
-            result = cast(Result, _trainer(config, corpus, output, run_id, callbacks or []).fit())
+            (result,) = watched(ends, "training", needs(config), timeout_s, lambda: last_pulse(output))
         except TrainingFailedError as error:
             logger.error("%s", error)
             reason = str(error).strip().splitlines()[-1]
@@ -95,6 +98,20 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     if result.return_value:
         raise TrainingError(result.return_value)
     return _finish(config, output, result, run_id)
+
+
+def needs(config: Config) -> Needs:
+    """What a run must have to make any step: its least number of workers, who pay for all that runs beside them."""
+    train = config.train
+    return Needs(train.min_workers or train.num_workers, train.cpus_per_worker, float(train.use_gpu))
+
+
+def last_pulse(output: Path) -> str:
+    """How far the run in a folder says that it is."""
+    try:
+        return (output / PULSE).read_text()
+    except OSError:
+        return ""
 
 
 def _check_inputs(config: Config, corpus: Corpus) -> ManifestIndex:
@@ -182,7 +199,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=scaling,
         datasets={"train": lambda: stream(config, _next_step(output / RUN_NAME))},
-        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        dataset_config=BesideWorkers(),
         validation_config=_validation(spec, train.validation_gpus) if train.validate_async else None,
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotation is that of Ray Train V1's class
             name=RUN_NAME,
@@ -196,11 +213,17 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
 
 
 def _validation(spec: dict[str, Any], num_gpus: float) -> ValidationConfig:
+    bare = [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("CPU")]
     return ValidationConfig(
         cast(Any, validate_checkpoint),  # Ray's annotation has no room for named arguments
         ValidationTaskConfig({"config": spec["config"], "run_id": spec["run_id"]}),
-        {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": 3},
+        # The workers reserve CPUs for it too. A node without CPUs, as some heads are, is there to run nothing.
+        {"num_cpus": 0, "num_gpus": num_gpus, "max_retries": 3, "label_selector": _not_on(bare)},
     )
+
+
+def _not_on(nodes: list[str]) -> dict[str, str]:
+    return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else {}
 
 
 def _provenance(config: Config, corpus: Corpus) -> dict[str, Any]:

@@ -36,7 +36,6 @@ HOW_IT_RUNS = {
     "max_failures",
     "log_every",
     "data_actors",
-    "data_cpus",
     "num_workers",
     "min_workers",
     "resize_every_s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@contextmanager
+def taken(cpus: int) -> Iterator[None]:
+    """So many CPUs of the cluster belong to somebody else for the duration of the block."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([{"CPU": 1}] * cpus)
+    assert group.wait(60)
+    yield
+    remove_placement_group(group)
 
 
 TINY = (

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines.cluster import Needs, Stalled, check_room, watched
+from robometer.configs import ConfigError
 
 SCRIPT = """
 import ray
@@ -36,3 +45,46 @@ def test_a_local_ray_is_not_mistaken_for_one_that_was_started_here_before() -> N
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert "answer None" in done.stdout, done.stderr[-2000:]
+
+
+def test_what_waits_for_ever_ends_and_says_what_is_lacking(ray_local: None) -> None:
+    waiting = ray.remote(num_cpus=9)(lambda: 0).remote()
+    lacking = r"the work made no step for 2 s: it needs 9 CPUs, and the cluster has 1 node with 4 CPUs, \d in use"
+    with pytest.raises(Stalled, match=lacking):
+        list(watched(map(ray.get, [waiting]), "the work", Needs(cpus=9), timeout_s=2))
+    ray.cancel(waiting)
+
+
+def _slow(seconds: list[float]) -> Iterator[float]:
+    for second in seconds:
+        time.sleep(second)
+        yield second
+
+
+def test_a_step_is_a_result_or_a_pulse(ray_local: None) -> None:
+    assert list(watched(_slow([1.3, 1.3, 1.3]), "work", Needs(), timeout_s=2.5)) == [1.3] * 3
+    assert list(watched(_slow([4.5]), "work", Needs(), 2.5, pulse=lambda: str(time.monotonic() // 2))) == [4.5]
+    with pytest.raises(Stalled, match="no step for . s .since step 7.: it needs 2 times 0.5 CPUs"):
+        list(watched(_slow([0.1, 30]), "work", Needs(2, 0.5), 2.0, pulse=lambda: "step 7"))
+    with pytest.raises(ZeroDivisionError):
+        list(watched((1 / n for n in (1, 0)), "work", Needs(), 0))
+
+
+def test_places_must_fit_into_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": resources} for resources in ({"CPU": 3.0}, {"CPU": 1.0, "GPU": 1.0}, {})]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
+    assert [Needs(n, 1).fit() for n in (1, 2, 3, 4, 5)] == [4, 2, 1, 1, 0]
+    assert Needs(2, 2).fit() == 0 and Needs(1, 2).fit() == 1 and Needs(1, 0.5).fit() == 8
+    assert Needs(1, 1, 1).fit() == 1 and Needs(1, 2, 1).fit() == 0 and Needs(1, 0, 1).fit() == 1
+
+
+def test_a_ray_of_its_own_that_is_too_small_is_said_at_once(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking = "training needs 2 times 3 CPUs.*has 1 node with 4 CPUs, . in use"
+    check_room("training", Needs(2, 3), "ask for less")  # a cluster may grow
+    assert re.search(lacking, caplog.text)
+    monkeypatch.setattr("pipelines.cluster._started_here", True)
+    with pytest.raises(ConfigError, match=f"{lacking}: raise ray.num_cpus or ask for less"):
+        check_room("training", Needs(2, 3), "ask for less")
+    check_room("training", Needs(4, 1), "ask for less")

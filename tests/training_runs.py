@@ -27,12 +27,13 @@ MARK = "ROBOMETER_TEST_DRIVER"
 
 
 class Driver:
-    """`robometer train` in a process of its own."""
+    """A job, `robometer train` above all, in a process of its own."""
 
-    def __init__(self, overrides: list[str], log: Path, address: str = "") -> None:
+    def __init__(self, overrides: list[str], log: Path, address: str = "", job: str = "train") -> None:
+        self.job = job
         self._mark = uuid.uuid4().hex
         environment = os.environ | ENVIRONMENT | {MARK: self._mark} | ({"RAY_ADDRESS": address} if address else {})
-        command = [sys.executable, "-m", "jobs.train", *overrides]
+        command = [sys.executable, "-m", f"jobs.{job}", *overrides]
         self._log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
@@ -72,9 +73,9 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driving(overrides: list[str], log: Path, address: str = "") -> Iterator[Driver]:
+def driving(overrides: list[str], log: Path, address: str = "", job: str = "train") -> Iterator[Driver]:
     """A driver that does not outlive the block."""
-    driver = Driver(overrides, log, address)
+    driver = Driver(overrides, log, address, job)
     try:
         yield driver
     finally:

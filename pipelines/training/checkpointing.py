@@ -33,6 +33,8 @@ HISTORY = "history.jsonl"
 STATE = "state"
 MODEL = "model"
 POSITION = "step.json"
+PULSE = "pulse"
+"""File of a run's folder in which its first worker says how far it is, so that its driver sees whether it goes on."""
 
 UNKNOWN = 1e300
 """Of the metric that checkpoints are ranked by, what one has that was not validated (yet), with the sign that ranks it

@@ -23,7 +23,7 @@ from pipelines.cluster import Progress, progress_bar
 from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training import checkpointing
 from pipelines.training.accounting import Meter
-from pipelines.training.checkpointing import MODEL, UNKNOWN, TrainingError
+from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, TrainingError
 from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
 from robometer import tracking
@@ -88,7 +88,7 @@ class Worker:
             torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
         self.engine, self.position = checkpointing.start(config, self.corpus, self.world_size)
         self.meter = Meter(config, self.engine.module, self.engine.device, self.world_size)
-        self.asked, self.notice = time.monotonic(), None
+        self.asked, self.notice, self.beaten = time.monotonic(), None, -math.inf
 
     def train(self) -> None:
         """Step until the end of the run."""
@@ -100,6 +100,7 @@ class Worker:
     def _steps(self, stream: MicroBatches, bar: Progress | None) -> None:
         train = self.config.train
         while self.position.step < train.steps:
+            self._beat()
             values, warned = self._step(stream)
             step, last = self.position.step, self.position.step == train.steps
             if bar:
@@ -109,6 +110,12 @@ class Worker:
             due = step % train.checkpoint_every == 0 or last
             if due or warned:
                 self._checkpoint(whole=due, wait=warned)
+
+    def _beat(self) -> None:
+        """Say how far this run is, at most once a second."""
+        if self.rank == 0 and time.monotonic() - self.beaten > 1:
+            self.beaten = time.monotonic()
+            Path(self.config.train.output, PULSE).write_text(f"step {self.position.step}")
 
     def _step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns what the global batch gave, and whether a node has just been given notice."""

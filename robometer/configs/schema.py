@@ -228,9 +228,8 @@ class TrainConfig:
     min_workers: int = 0  # fewer workers than this wait; 0: as many as num_workers, else the run shrinks and grows
     resize_every_s: float = 60.0  # how often a run with min_workers looks whether it may grow
     use_gpu: bool = False
-    cpus_per_worker: float = 1.0
-    data_actors: int = 1  # processes that fetch and collate batches
-    data_cpus: float = 1.0  # per data actor
+    cpus_per_worker: float = 1.0  # reserved for a worker with its share of the data actors and of validation beside it
+    data_actors: int = 1  # processes that fetch and collate batches, on the nodes of the workers
     zero_stage: int = 2
     zero_init: bool = False  # stage 3 and a vision-language model: no process ever holds all of its weights
     offload: str = "none"  # to CPU memory: none | optimizer (its state and step) | parameters (these too, stage 3)
@@ -478,6 +477,7 @@ class RayConfig:
 
     num_cpus: int = 0  # of a local cluster; 0: at least 4 logical CPUs
     object_store_mb: int = 2048  # of a local cluster; a run may fill half of it with batches in advance
+    stall_timeout_s: float = 3600.0  # a job that makes no step for so long ends and says what it lacks; 0: it waits on
 
 
 @dataclass
