@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.embed import encode_trajectories, run_embed
 from pipelines.ingest import run_ingest
 from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.models.encoders import EncoderError, image_encoder, text_encoder
+from robometer.models.encoders import EncoderError, TorchImageEncoder, image_encoder, text_encoder
 from tests.test_ingest import config as ingest_config
 from tests.test_ingest import files, write_data
 
@@ -84,6 +85,17 @@ def test_a_vector_does_not_depend_on_its_batch(name: str, dim: int) -> None:
     alone = np.concatenate([encoder.encode(frame[None]) for frame in clip])
     assert np.allclose(whole, alone, atol=1e-4) and not np.allclose(whole[0], whole[1], atol=1e-2)
     assert np.array_equal(encoder.encode(encoder.prepare(clip)), whole)
+
+
+def test_frames_are_normalised_by_channel_before_the_network() -> None:
+    """(x / 255 - mean) / std: of 255, 0 and 51 with means 1/2, 1/4, 0 and deviations 1/2, 1/4, 1."""
+    network, means = torch.nn.AdaptiveAvgPool2d(1), ([0.5, 0.25, 0.0], [0.5, 0.25, 1.0])
+    network = torch.nn.Sequential(network, torch.nn.Flatten())
+    encoder = TorchImageEncoder("mean", 3, network, lambda frame: frame, *means, "cpu", 2)
+    frames = np.stack([np.full((4, 6, 3), rgb, dtype=np.uint8) for rgb in ((255, 0, 51), (0, 0, 0), (0, 51, 255))])
+    np.testing.assert_allclose(
+        encoder.encode(frames), [[1.0, -1.0, 0.2], [-1.0, -1.0, 0.0], [-1.0, -0.2, 1.0]], atol=1e-6
+    )
 
 
 def test_the_grid_is_the_global_average_and_where_things_are() -> None:

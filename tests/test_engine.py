@@ -85,8 +85,10 @@ def test_bf16_keeps_updates_that_are_smaller_than_its_own_resolution(stage: int,
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 )
-def test_gradients_that_are_not_finite_change_no_weight(stage: int, precision: str, bad: float) -> None:
-    config = _config(f"train.precision={precision}", f"train.zero_stage={stage}")
+def test_gradients_are_clipped_and_ones_that_are_not_finite_change_no_weight(
+    stage: int, precision: str, bad: float
+) -> None:
+    config = _config(f"train.precision={precision}", f"train.zero_stage={stage}", "train.max_grad_norm=2.5")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = nn.Linear(2, 1, bias=False).to(dtype)
     settings = deepspeed_config(config, 1)
@@ -94,6 +96,8 @@ def test_gradients_that_are_not_finite_change_no_weight(stage: int, precision: s
     first = full_state(engine)["weight"]
     engine.backward(engine(torch.tensor([[3.0, 4.0]], dtype=dtype)).sum())  # whose gradients are 3 and 4
     assert apply_gradients(engine) == pytest.approx(5.0)
+    moments = torch.cat([state["exp_avg"].flatten() for state in engine.basic_optimizer.state.values()])
+    assert float(moments.norm()) == pytest.approx(0.1 * 2.5, rel=1e-2)  # of gradients clipped to half of their norm
     before = full_state(engine)["weight"]
     assert not torch.equal(before, first)
     engine.backward(engine(torch.tensor([[3.0, bad]], dtype=dtype)).sum())

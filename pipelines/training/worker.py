@@ -68,11 +68,11 @@ def train_worker(spec: dict[str, Any]) -> str:
     config = from_dict(spec["config"])
     first = ray.train.get_context().get_world_rank() == 0
     tracked = tracking.start(config, "train", run_id=spec["run_id"]) if first else nullcontext(tracking.NullRun())
-    with tracked as run:
-        try:
+    try:
+        with tracked as run:  # which marks the run as failed
             Worker(config, spec, run).train()
-        except NotANumberError as error:
-            return str(error)
+    except NotANumberError as error:
+        return str(error)
     return ""
 
 

@@ -17,10 +17,18 @@ from robometer.baselines.trivial import Clock, Constant, FrameDifference, Random
 from robometer.configs.schema import ConfigError, EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import suite
+from robometer.evaluation import confusion_matrix, suite
 from robometer.evaluation.plan import plan_split, select_rows, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict, predict_each
-from robometer.evaluation.predictions import ClipPrediction, PairPrediction, Predictions, Record, from_table, to_table
+from robometer.evaluation.predictions import (
+    ClipPrediction,
+    InstructionPrediction,
+    PairPrediction,
+    Predictions,
+    Record,
+    from_table,
+    to_table,
+)
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.validation import validate
 from robometer.evaluation.views import FORWARD
@@ -96,6 +104,47 @@ def test_a_longer_clip_has_the_greater_sum_and_not_the_greater_mean() -> None:
     ]
     made = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
     assert [made.value(f"accuracy_{reward}") for reward in ("last", "mean", "sum")] == [1.0, 1.0, 0.0]
+
+
+def test_success_is_detected_above_one_half_and_not_at_it() -> None:
+    """By hand. `late` reaches 1/2 at its second frame and passes it at its fourth, one after it succeeds: 1 of 4 late.
+    `never` stays at 1/2: it counts as not detected, and has no delay. Of the two that fail, `loud` is a false alarm."""
+    told = {
+        "late": ("successful", [0.2, 0.5, 0.4, 0.75], [0, 0, 1, 1]),
+        "never": ("successful", [0.1, 0.5, 0.5, 0.5], [0, 0, 0, 1]),
+        "quiet": ("failure", [0.1, 0.5, 0.1, 0.0], [0, 0, 0, 0]),
+        "loud": ("suboptimal", [0.1, 0.51, 0.1, 0.25], [0, 0, 0, 0]),
+    }
+    none = np.zeros(0, np.float32)
+    clips = []
+    for id, (quality, said, true) in told.items():
+        values = np.array(said), np.array(said), none, np.array(true)
+        clips.append(ClipPrediction("seen", id, 0, "test", "open", quality, FORWARD, *values))
+    made = suite.EVALUATIONS["success_detection"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
+    expected = {
+        "detection_delay": 1 / 4,
+        "true_positive_rate": 1 / 2,
+        "true_negative_rate": 1 / 2,
+        "f1": 2 * 1 / (2 * 1 + 2),
+        "auroc_last": 1.0,  # .75 and .5 against 0 and .25
+        "auroc_max": (2 + 0.5 + 0) / 4,  # .75 beats both; .5 ties with .5 and loses against .51
+        "brier": (0.25**2 + 0.5**2 + 0 + 0.25**2) / 4,
+        "calibration_error": (0.25 + 0.5 + 0 + 0.25) / 4,  # four bins of one clip each
+    }
+    assert {name: made.value(name) for name in expected} == pytest.approx(expected)
+
+
+def test_a_cell_of_the_confusion_matrix_is_an_instruction_by_a_video() -> None:
+    told = {("close", "open"): [0.25, 0.75], ("open", "open"): [1.0], ("open", "close"): [0.125]}
+    records = [
+        InstructionPrediction("seen", f"{video} {i}", 0, video, instruction, value)
+        for (instruction, video), values in told.items()
+        for i, value in enumerate(values)
+    ]
+    matrix = confusion_matrix.matrix_of(records)
+    assert list(matrix.rows) == list(matrix.columns) == ["close", "open"]
+    np.testing.assert_array_equal(matrix.values, [[np.nan, 0.5], [0.125, 1.0]])
+    assert matrix.counts == [[0, 2], [1, 1]]
 
 
 def test_a_clock_is_perfect_forwards_and_backwards_and_ranks_nothing(corpus: Corpus) -> None:

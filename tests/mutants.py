@@ -1,0 +1,313 @@
+"""Faults to plant, one at a time, and the tests that must fail for each: `python -m tests.mutants [WORD ...]`.
+
+Each is planted in a copy of the tree, and the tests named beside it are run there until one fails. Before, they must
+all pass in the copy as it is. A fault that they let pass is printed as MISSED, and the program ends with status 1. With
+words, only faults whose name or file holds one of them. Not collected by pytest: a run takes an hour.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_S = 900
+PRELOADED = ("cv2", "numpy", "pandas", "pyarrow.parquet", "pytest", "scipy.stats", "torch", "transformers")
+"""Imported once: the tests of each fault run in a fork of this process."""
+
+
+class Mutant(NamedTuple):
+    """A fault: `old` stands exactly once in `file`, and becomes `new`; `tests` are pytest's arguments."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+# fmt: off
+# ruff: noqa: E501
+MUTANTS = (
+    # --- the fifteen that passed all tests in November 2026
+    Mutant("preference sign flipped in the loss", "robometer/losses.py",
+           "error = binary_error(output.preference_logits, batch.preference_label)\n        preference = zero",
+           "error = binary_error(-output.preference_logits, batch.preference_label)\n        preference = zero",
+           "tests/test_losses.py"),
+    Mutant("targets shifted to the pad side", "robometer/models/collate.py",
+           "array[i, :length] = getattr(clip, name)", "array[i, width - length :] = getattr(clip, name)",
+           "tests/models/test_collate.py"),
+    Mutant("B of a pair never supervised", "robometer/losses.py",
+           "sides = [batch.a, batch.b] if both else [batch.a]", "sides = [batch.a]", "tests/test_losses.py"),
+    Mutant("class balance ignores a missing class", "robometer/losses.py",
+           "classes = (n[1] > 0).float() + (n[2] > 0).float()", "classes = torch.tensor(2.0)", "tests/test_losses.py"),
+    Mutant("success cut-off exclusive", "robometer/sampling/targets.py",
+           "ramp = np.where(path >= done, 1.0", "ramp = np.where(path > done, 1.0", "tests/sampling/test_targets.py"),
+    Mutant("success mask includes min_success", "robometer/sampling/targets.py",
+           "(progress < min_success) | (labels > 0.5)", "(progress <= min_success) | (labels > 0.5)",
+           "tests/sampling/test_targets.py"),
+    Mutant("features taken at wrong positions", "robometer/models/rewind_scorer.py",
+           "else known[positions]", "else known[: len(positions)]", "tests/models/test_rewind.py"),
+    Mutant("manifest committed before the shard's rename", "robometer/corpus/writer.py",
+           "    write_shard(storage, name, batches(), units)\n    if refused:",
+           "    def early() -> Iterable[pa.RecordBatch]:\n"
+           "        yield from batches()\n"
+           "        table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)\n"
+           "        write_manifest(storage, name, table, ledger_of(units, stored, refused))\n\n"
+           "    write_shard(storage, name, early(), units)\n    if refused:",
+           "tests/test_storage_faults.py"),
+    Mutant("manifest committed before the quarantine", "robometer/corpus/writer.py",
+           "    if refused:\n",
+           "    table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)\n"
+           "    write_manifest(storage, name, table, ledger_of(units, stored, refused))\n"
+           "    if refused:\n",
+           "tests/test_storage_faults.py"),
+    Mutant("files written in place", "robometer/corpus/storage.py",
+           'temporary = posixpath.join(folder, f".{base}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")',
+           "temporary = posixpath.join(folder, base)",
+           "tests/test_storage_faults.py"),
+    Mutant("last row of a duplicate id kept", "robometer/corpus/manifest.py",
+           "        first[1:] = ", "        first[:-1] = ", "tests/test_corpus.py tests/test_maintenance.py"),
+    Mutant("compaction keeps duplicates", "robometer/corpus/maintenance.py",
+           'kept[shard] = [row for row in rows if row["id"] not in seen]', "kept[shard] = list(rows)",
+           "tests/test_maintenance.py"),
+    Mutant("id without its separator", "robometer/trajectory.py",
+           '"\\x1f".join((source, episode_key, view))', '"".join((source, episode_key, view))',
+           "tests/test_corpus.py"),
+    Mutant("detection threshold inclusive", "robometer/evaluation/success_detection.py",
+           "(np.flatnonzero(values > THRESHOLD) for", "(np.flatnonzero(values >= THRESHOLD) for",
+           "tests/evaluation/test_evaluations.py"),
+    # --- corpus
+    Mutant("temporary files of living processes deleted", "robometer/corpus/storage.py",
+           "(temporary and (old or _owner_is_gone(info.base_name)))", "temporary", "tests/test_corpus.py"),
+    Mutant("a later success hides what another try refused", "robometer/corpus/manifest.py",
+           "*map(min, old[1:], new[1:])", "*map(max, old[1:], new[1:])", "tests/test_corpus.py tests/test_maintenance.py"),
+    Mutant("embeddings not at the positions asked for", "robometer/corpus/corpus.py",
+           "table[np.asarray(positions)], dtype", "table[: len(positions)], dtype", "tests/models/test_collate.py"),
+    Mutant("rewards not at the frames kept", "robometer/corpus/encode.py",
+           "return [values[i] for i in index]", "return list(values[: len(index)])", "tests/test_ingest.py"),
+    Mutant("content hash leaves out which frames", "robometer/corpus/writer.py",
+           'digest = hashlib.sha256(",".join(map(str, frame_index)).encode())', "digest = hashlib.sha256()",
+           "tests/test_corpus.py"),
+    Mutant("joined rows point one batch too far", "robometer/corpus/maintenance.py",
+           '"row": number} for number, row in enumerate(rows)]', '"row": number} for number, row in enumerate(rows, 1)]',
+           "tests/test_maintenance.py"),
+    Mutant("quarantine of an uncommitted shard counts", "robometer/corpus/manifest.py",
+           "if _stem(name) in schemas or _stem(name).startswith(LISTING)", "if _stem(name)",
+           "tests/test_storage_faults.py tests/test_ingest_kills.py"),
+    # --- sampling and targets
+    Mutant("a rewind that never rewinds", "robometer/sampling/segments.py",
+           "return (f1, f3, f2) if direction", "return (f1, f2, f3) if direction", "tests/sampling"),
+    Mutant("the peak of a rewind thinned away", "robometer/sampling/strategies.py",
+           "if rewind and rules.fixed and triple", "if not rewind and rules.fixed and triple", "tests/sampling"),
+    Mutant("partial success one tolerance too far apart", "robometer/sampling/plan.py",
+           "gap = config.partial_success_threshold - GAP_TOLERANCE", "gap = config.partial_success_threshold + GAP_TOLERANCE",
+           "tests/sampling"),
+    Mutant("the lower partial success chosen", "robometer/sampling/plan.py",
+           "higher = float(index.columns.partial_success[partner]) > value",
+           "higher = float(index.columns.partial_success[partner]) < value", "tests/sampling"),
+    Mutant("a wrong instruction with its own video", "robometer/sampling/plan.py",
+           'if strategy == "different_instruction" and config.compat == "fixed":',
+           'if strategy == "different_instruction" and config.compat != "fixed":', "tests/sampling"),
+    Mutant("every epoch in the same order", "robometer/sampling/walk.py",
+           "permuted(position, last - first, seed + group, epoch)", "permuted(position, last - first, seed + group, 0)",
+           "tests/sampling"),
+    Mutant("partial success ramps to 1", "robometer/sampling/targets.py",
+           "else ramp * partial_success", "else ramp", "tests/sampling"),
+    Mutant("preference-only sources train progress", "robometer/sampling/targets.py",
+           "    if preference_only:\n        return False\n", "", "tests/sampling"),
+    Mutant("other tasks from the same source alone", "robometer/sampling/plan.py",
+           "if draws.uniform() < config.same_source_probability:", "if draws.uniform() < 1.0:", "tests/sampling"),
+    Mutant("a group's weight overrules its member's", "robometer/sampling/groups.py",
+           "sorted(weights, key=number.__contains__)", "sorted(weights, key=number.__contains__, reverse=True)",
+           "tests/sampling"),
+    # --- losses and batches
+    Mutant("progress read from bins without their ends", "robometer/batch.py",
+           "torch.linspace(0.0, 1.0, logits.shape[-1], device=logits.device)",
+           "torch.arange(logits.shape[-1], device=logits.device) / logits.shape[-1]", "tests/test_losses.py"),
+    Mutant("logits clamped too early", "robometer/losses.py", "LOGIT_CLAMP = 50.0", "LOGIT_CLAMP = 5.0",
+           "tests/test_losses.py"),
+    Mutant("progress samples counted among the pairs", "robometer/losses.py",
+           "total[3] = batch.preference_mask.sum()", "total[3] = len(batch.preference_mask)", "tests/test_losses.py"),
+    Mutant("pairs alone train progress", "robometer/losses.py",
+           "single = ~batch.preference_mask[:, None]", "single = batch.preference_mask[:, None]", "tests/test_losses.py"),
+    # --- models and scorers
+    Mutant("padding is seen", "robometer/models/rewind.py",
+           "return (structure & valid[:, None]) |", "return structure |", "tests/models/test_rewind.py"),
+    Mutant("heads read the frame, not its progress token", "robometer/models/rewind.py",
+           "start + self.tokens_per_frame - 1 : start + length", "start : start + length",
+           "tests/models/test_rewind.py"),
+    Mutant("B's frames are A's", "robometer/models/processing.py",
+           "b = [np.arange(len(s.b or [])) + f + len(s.a)", "b = [np.arange(len(s.b or [])) + f",
+           "tests/models/test_processing.py tests/models/test_robometer.py"),
+    Mutant("pictures of B numbered from 1 again", "robometer/models/prompts.py",
+           "*_frames(1 + num_frames_a, num_frames_b", "*_frames(1, num_frames_b",
+           "tests/models/test_processing.py tests/models/test_robometer.py"),
+    Mutant("progress read one token early", "robometer/models/processing.py",
+           "after = index + len(own) + len(chat.after)", "after = index + len(own) + len(chat.after) - 1",
+           "tests/models/test_processing.py tests/models/test_robometer.py"),
+    Mutant("clips thinned with floored positions", "robometer/scoring.py",
+           "return np.rint(np.linspace(0, num_frames - 1, max_frames))",
+           "return np.floor(np.linspace(0, num_frames - 1, max_frames))", "tests/test_scoring.py"),
+    Mutant("a prefix's first frame, not its last", "robometer/models/robometer_scorer.py",
+           "[getattr(score, name)[-1] for score in last]", "[getattr(score, name)[0] for score in last]",
+           "tests/models/test_robometer.py"),
+    Mutant("statistics of the splits that are evaluated", "robometer/models/rewind_scorer.py",
+           "rows = corpus.rows(config.sampling.split)", "rows = corpus.rows()", "tests/models/test_collate.py"),
+    Mutant("encoder's mean not in pixels", "robometer/models/encoders.py",
+           "torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255.0", "torch.tensor(mean, device=device).view(1, 3, 1, 1)",
+           "tests/test_embed.py -k 'not embedded_once and not empty_place'"),
+    # --- metrics, evaluation, report
+    Mutant("ties count as wins in AUROC", "robometer/metrics.py",
+           "beaten = missed.take(self._below, axis=1) + missed.take(self._not_above, axis=1)",
+           "beaten = 2 * missed.take(self._not_above, axis=1)", "tests/test_metrics.py"),
+    Mutant("interval of twice the tail", "robometer/metrics.py",
+           "tail = (1 - confidence) / 2", "tail = 1 - confidence", "tests/test_metrics.py"),
+    Mutant("a tie is a loss in ranking accuracy", "robometer/metrics.py",
+           "return self.wins + self.ties / 2", "return self.wins", "tests/test_metrics.py"),
+    Mutant("only one order of a pair counts", "robometer/evaluation/preference.py",
+           "(np.sign(_logit(pair.chosen_first) + _logit(pair.chosen_second)) + 1)",
+           "(np.sign(2 * _logit(pair.chosen_first)) + 1)", "tests/evaluation/test_evaluations.py"),
+    Mutant("confusion matrix transposed", "robometer/evaluation/confusion_matrix.py",
+           "cell = index[record.instruction], index[record.task]", "cell = index[record.task], index[record.instruction]",
+           "tests/evaluation/test_evaluations.py"),
+    Mutant("clips not taken in turn from all cells", "robometer/evaluation/plan.py",
+           "sorted(turns)[:max_clips]", "turns[:max_clips]", "tests/evaluation/test_evaluations.py"),
+    Mutant("the report's interval repeats its low end", "robometer/evaluation/tables.py",
+           'f"{number(low)} to {number(high)}"', 'f"{number(low)} to {number(low)}"', "tests/evaluation/test_report.py"),
+    # --- checkpoints
+    Mutant("a missing tensor passes", "robometer/models/weights.py",
+           "if name not in found and name not in optional)", "if name not in found and name in optional)",
+           "tests/models/test_checkpoint.py"),
+    Mutant("revision from the first file alone", "robometer/models/weights.py",
+           "    for file in weight_files(folder):\n        _read_into(digest, file)",
+           "    for file in weight_files(folder)[:1]:\n        _read_into(digest, file)", "tests/models/test_checkpoint.py"),
+    # --- training
+    Mutant("resumes one step too far", "pipelines/training/checkpointing.py",
+           'return engine, Position(saved["step"], history)', 'return engine, Position(saved["step"] + 1, history)',
+           "tests/test_train.py"),
+    Mutant("learning rate of the step before", "pipelines/training/worker.py",
+           "rate = learning_rate(self.position.step + 1, self.config)", "rate = learning_rate(self.position.step, self.config)",
+           "tests/test_train.py"),
+    Mutant("the vision tower learns at the full rate", "pipelines/training/worker.py",
+           'group["lr"] = rate * group["lr_scale"]', 'group["lr"] = rate', "tests/test_train.py"),
+    Mutant("gradients are not clipped", "pipelines/training/engine.py",
+           '"gradient_clipping": train.max_grad_norm', '"gradient_clipping": 0.0', "tests/test_engine.py"),
+    Mutant("copies of micro-batches count", "pipelines/training/worker.py",
+           "self.engine.backward(losses.total * (micro_batch.weight * scale * share))",
+           "self.engine.backward(losses.total * (scale * share))", "tests/test_train.py"),
+    Mutant("gradients are a mean of micro-batches", "pipelines/training/worker.py",
+           "scale = self.world_size * self.engine.gradient_accumulation_steps()", "scale = self.world_size",
+           "tests/test_train.py"),
+    Mutant("all copies of a step's micro-batches go to one worker", "pipelines/sample_stream.py",
+           "(k - self._start) % self._world_size == self._rank", "k % self._world_size == self._rank",
+           "tests/test_sample_stream.py"),
+    # --- tracking, sweep, parity
+    Mutant("a run that failed is finished", "robometer/tracking.py",
+           'client.set_terminated(run_id, "FAILED")', 'client.set_terminated(run_id, "FINISHED")', "tests/test_tracking.py"),
+    Mutant("the worst trial wins", "pipelines/sweep.py",
+           'ascending=mode == "min"', 'ascending=mode != "min"', "tests/test_sweep.py -m slow -k ends_with_a_table"),
+    Mutant("parity passes numbers that are not there", "robometer/parity/difference.py",
+           "return Row(case, what, math.inf, tolerance)", "return Row(case, what, 0.0, tolerance)", "tests/parity/test_recorded.py tests/parity/test_metrics.py tests/parity/test_parity.py"),
+)
+# fmt: on
+
+
+def main(words: Sequence[str]) -> int:
+    """Plant every fault that `words` name, and print what became of it."""
+    chosen = [m for m in MUTANTS if not words or any(word in m.name or word in m.file for word in words)]
+    for name in PRELOADED:
+        __import__(name)
+    missed = []
+    with _copy() as tree:
+        for tests in sorted({m.tests for m in chosen}):
+            if (found := run(tree, tests)) != "MISSED":
+                print(f"without any fault {tests}: {found}, see {tree}.log", flush=True)
+                return 2
+        for mutant in chosen:
+            started = time.monotonic()
+            with planted(tree, mutant):
+                found = run(tree, mutant.tests)
+            print(f"{found:6} {mutant.name} ({mutant.file}): {time.monotonic() - started:.0f} s", flush=True)
+            missed += [mutant.name] if found != "caught" else []
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} caught; missed: {', '.join(missed) or 'none'}")
+    return 1 if missed else 0
+
+
+@contextmanager
+def _copy() -> Iterator[Path]:
+    """A copy of what git knows of the tree as it is, beside the same `shared`."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+        for name in map(os.fsdecode, filter(None, names)):
+            if (ROOT / name).is_file():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, tree / name)
+        if (ROOT.parent / "shared").exists():
+            (tree.parent / "shared").symlink_to((ROOT.parent / "shared").resolve())
+        yield tree
+
+
+@contextmanager
+def planted(tree: Path, mutant: Mutant) -> Iterator[None]:
+    """The fault in its file for the time of the block."""
+    path = tree / mutant.file
+    text = path.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.name}: its old text stands {text.count(mutant.old)} times"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def run(tree: Path, tests: str) -> str:
+    """`caught`, `MISSED`, or `broken` where pytest itself failed; the output is in a file beside the tree."""
+    child = os.fork()
+    if child == 0:
+        _run_here(tree, tests)
+    end = time.monotonic() + TIMEOUT_S
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "caught"  # what never ends does not pass
+        time.sleep(0.1)
+    return {0: "MISSED", 1: "caught"}.get(os.waitstatus_to_exitcode(ended[1]), "broken")
+
+
+def _run_here(tree: Path, tests: str) -> None:
+    """Run pytest in this fork, with the tree's code and no other, and end it."""
+    os.setpgrp()
+    os.chdir(tree)
+    with Path(f"{tree}.log").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    # What is compiled is known by its time in seconds, which a fault and its mending share.
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(tree), *(place for place in sys.path if place not in ("", str(ROOT)))]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "robometer", "pipelines", "jobs")]:
+        del sys.modules[name]
+    import pytest
+
+    status = 3
+    try:
+        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--durations=0", *shlex.split(tests)]))
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""Which frames of a long clip are shown, and what becomes of the answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robometer.scoring import ClipScore, MissingAnswer, last_of_each, spread, thin_positions
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "max_frames", "positions"),
+    [
+        (3, 5, [0, 1, 2]),
+        (5, 5, [0, 1, 2, 3, 4]),
+        (5, 3, [0, 2, 4]),
+        (8, 4, [0, 2, 5, 7]),  # 0, 2 1/3, 4 2/3, 7
+        (6, 4, [0, 2, 3, 5]),  # 0, 1 2/3, 3 1/3, 5
+        (32, 8, [0, 4, 9, 13, 18, 22, 27, 31]),  # spec data 3.6
+        (9, 2, [0, 8]),
+    ],
+)
+def test_frames_are_spread_evenly_with_first_and_last(num_frames: int, max_frames: int, positions: list[int]) -> None:
+    assert thin_positions(num_frames, max_frames).tolist() == positions
+
+
+def test_answers_are_interpolated_between_the_frames_shown() -> None:
+    values = np.array([0.0, 0.5, 0.25], dtype=np.float32)
+    assert spread(values, np.array([0, 2, 6]), 7).tolist() == [0.0, 0.25, 0.5, 0.4375, 0.375, 0.3125, 0.25]
+
+
+def test_a_missing_answer_is_filled_and_counted() -> None:
+    score = ClipScore.of_progress(np.array([0.0, np.nan, 1.0, np.nan]), rank=7.0)
+    assert score.progress.tolist() == score.success.tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert (score.coverage, score.reward) == (0.5, 7.0)
+    with pytest.raises(MissingAnswer, match="no answer for any of 2 frames"):
+        ClipScore.of_progress(np.full(2, np.nan))
+
+
+def test_prefixes_give_their_last_frames() -> None:
+    prefixes = [
+        ClipScore(np.arange(n, dtype=np.float32), -np.arange(n, dtype=np.float32), coverage=n / 4) for n in (1, 2, 4)
+    ]
+    whole = last_of_each(prefixes)
+    assert whole.progress.tolist() == [0, 1, 3] and whole.success.tolist() == [0, -1, -3]
+    assert whole.coverage == pytest.approx((1 + 2 + 4) / 12) and whole.reward == 3.0
