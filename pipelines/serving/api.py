@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from pipelines.serving.bodies import read_inputs
+from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, error_response
 from pipelines.serving.guard import Guard, GuardSettings
 from pipelines.serving.jobs import Backend, CompareJob, Limits, Outcome, ScoreJob, revision
@@ -24,9 +26,6 @@ from pipelines.serving.schemas import (
 )
 from robometer.scoring import ClipScore
 
-DECODERS = 4
-"""Requests that are decoded at a time in one ingress replica; more wait with their bodies in temporary files."""
-
 _DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
 videos did better. Frames are RGB. Every error is `{"error": sentence, "request_id": id}`."""
 
@@ -35,13 +34,20 @@ _POST_ERRORS = error_responses(400, 401, 413, 415, 422, 503)
 
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: str) -> FastAPI:
     """The application; `replica` labels its metrics."""
-    api = FastAPI(title="Robometer", version="1", description=_DESCRIPTION, redoc_url=None)
     metrics = Metrics(replica)
+    decoders = Decoders(limits, metrics.observe_decoder_death)
+
+    @asynccontextmanager
+    async def closing(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        decoders.close()
+
+    api = FastAPI(title="Robometer", version="1", description=_DESCRIPTION, redoc_url=None, lifespan=closing)
     api.add_middleware(Guard, settings=guard, metrics=metrics)
     api.add_exception_handler(ApiError, _on_api_error)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.include_router(_probes(backend, limits, metrics))
-    api.include_router(_scoring(backend, limits, metrics))
+    api.include_router(_scoring(backend, decoders, metrics))
     return api
 
 
@@ -71,14 +77,13 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _scoring(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
+def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRouter:
     router = APIRouter(responses=_POST_ERRORS)
-    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
     @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",)))
     async def score(request: Request) -> ScoreAnswer:
         """Upload a video or frames and the task; the reward is the progress at the last frame."""
-        [given] = await read_inputs(request, ("",), limits, pool)
+        [given] = await read_inputs(request, ("",), decoders)
         outcome = _checked(await backend.run(ScoreJob(given.clip)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()
@@ -97,7 +102,7 @@ def _scoring(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     @router.post("/v1/compare", summary="Which of two videos did better", openapi_extra=_body(("_a", "_b")))
     async def compare(request: Request) -> CompareAnswer:
         """Upload two videos (or frames) of one task."""
-        a, b = await read_inputs(request, ("_a", "_b"), limits, pool)
+        a, b = await read_inputs(request, ("_a", "_b"), decoders)
         outcome = _checked(await backend.run(CompareJob(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pipelines.serving.decoding import Decoded, decode_images, decode_npy, decode_upload
+from pipelines.serving.decoding import Decoded, Decoders
 from pipelines.serving.errors import ApiError
-from pipelines.serving.jobs import MAX_TASK_CHARS, Limits
+from pipelines.serving.jobs import MAX_TASK_CHARS
 from robometer.scoring import Clip
 
 
@@ -28,9 +27,7 @@ class Input:
     fps: float | None
 
 
-async def read_inputs(
-    request: Request, suffixes: Sequence[str], limits: Limits, pool: ThreadPoolExecutor
-) -> list[Input]:
+async def read_inputs(request: Request, suffixes: Sequence[str], decoders: Decoders) -> list[Input]:
     """One clip for each suffix: fields `video{suffix}` or `frames{suffix}`, or JSON `frames_base64{suffix}`.
 
     Raises:
@@ -38,16 +35,14 @@ async def read_inputs(
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _from_form(request, suffixes, limits, pool)
+        return await _from_form(request, suffixes, decoders)
     if kind == "application/json":
         body = await request.body()
-        return await asyncio.get_running_loop().run_in_executor(pool, _from_json, body, suffixes, limits)
+        return await _from_json(body, suffixes, decoders)
     raise ApiError(415, f"content type {kind[:80]!r} is not understood: send multipart/form-data or application/json")
 
 
-async def _from_form(
-    request: Request, suffixes: Sequence[str], limits: Limits, pool: ThreadPoolExecutor
-) -> list[Input]:
+async def _from_form(request: Request, suffixes: Sequence[str], decoders: Decoders) -> list[Input]:
     known = ["task", *(name + suffix for suffix in suffixes for name in ("video", "frames"))]
     try:
         form = await request.form(max_files=len(known), max_fields=len(known))
@@ -58,7 +53,7 @@ async def _from_form(
         task = _task(form.get("task"))
         inputs = []
         for suffix in suffixes:
-            decoded = await _from_fields(form.get(f"video{suffix}"), form.get(f"frames{suffix}"), suffix, limits, pool)
+            decoded = await _from_fields(form.get(f"video{suffix}"), form.get(f"frames{suffix}"), suffix, decoders)
             inputs.append(Input(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
         return inputs
 
@@ -76,20 +71,18 @@ class form_closing:  # noqa: N801 - used like contextlib.aclosing, which calls a
         await self._form.close()
 
 
-async def _from_fields(video: Any, frames: Any, suffix: str, limits: Limits, pool: ThreadPoolExecutor) -> Decoded:
+async def _from_fields(video: Any, frames: Any, suffix: str, decoders: Decoders) -> Decoded:
     if (video is None) == (frames is None):
         raise ApiError(422, f"send exactly one of the fields 'video{suffix}' (mp4) and 'frames{suffix}' (npy)")
-    name, upload, decode = ("frames", frames, decode_npy) if video is None else ("video", video, decode_upload)
+    name, upload, decode = ("frames", frames, decoders.npy) if video is None else ("video", video, decoders.video)
     if not isinstance(upload, UploadFile):
         raise ApiError(422, f"field '{name}{suffix}' must be a file part, with a filename")
-    # A large part lies in a temporary file: read it only when a decoder is free.
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(pool, lambda: decode(upload.file.read(), f"{name}{suffix}", limits))
+    return await decode(await upload.read(), f"{name}{suffix}")
 
 
-def _from_json(body: bytes, suffixes: Sequence[str], limits: Limits) -> list[Input]:
+async def _from_json(body: bytes, suffixes: Sequence[str], decoders: Decoders) -> list[Input]:
     try:
-        value = json.loads(body)
+        value = await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -99,7 +92,7 @@ def _from_json(body: bytes, suffixes: Sequence[str], limits: Limits) -> list[Inp
     task = _task(value.get("task"))
     inputs = []
     for name in names:
-        decoded = decode_images(value.get(name), name, limits)
+        decoded = await decoders.images(value.get(name), name)
         inputs.append(Input(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
     return inputs
 

@@ -1,20 +1,35 @@
-"""Decode what was uploaded: a video, an npy array, or images. Bounds are checked before pixels are decoded."""
+"""Decode what was uploaded: a video, images, or an npy array.
+
+What a client sends is decoded in a child process of few rights (`pipelines.serving.decoder`), within a deadline: what
+crashes it, or never ends, or asks for all memory, is the end of that upload and of nothing else. An npy array needs
+no decoder.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-from dataclasses import dataclass
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from pipelines.serving.errors import ApiError
+from pipelines.serving.child import Answer, Call, Child, DeathError
+from pipelines.serving.decoder import Job
+from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.jobs import Limits
-from robometer.frames import FrameSettings, read_frames
-from robometer.video import VideoError, VideoInfo, VideoLimits, probe
+from pipelines.serving.npy import HEAD_BYTES, read_npy_header
+from robometer.frames import FrameSettings
+from robometer.video import VideoLimits
+
+logger = logging.getLogger(__name__)
+
+DECODERS = 4
+"""Uploads that are decoded at a time in one ingress replica; more wait."""
 
 
 @dataclass(frozen=True)
@@ -26,46 +41,99 @@ class Decoded:
     fps: float | None = None
 
 
+class Decoders:
+    """Child processes that decode, one for each of a few threads; they start with the first upload."""
+
+    def __init__(self, limits: Limits, observe_death: Callable[[str], None] = lambda cause: None) -> None:
+        """`observe_death` is told each time that an upload ends its process: the signal's name, or `timeout`."""
+        self._limits, self._observe_death = limits, observe_death
+        self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._of_thread = threading.local()
+
+    async def video(self, data: bytes, field: str) -> Decoded:
+        """Frames of an uploaded video, as a model sees them.
+
+        Raises:
+            ApiError: 415 for what is no video that can be decoded, 413 for what is beyond the limits or takes too
+                long, 422 for an empty part, 503 where the machine ended the decoder.
+        """
+        if not data:
+            raise ApiError(422, f"field '{field}' is empty")
+        return await self._run(field, self._job([len(data)], images=False), [data])
+
+    async def images(self, items: Any, field: str) -> Decoded:
+        """Frames of a list of base64 JPEG or PNG images, all of one size.
+
+        Raises:
+            ApiError: 422 for anything else, 413 for too many frames or pixels, or too much time.
+        """
+        if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
+            raise ApiError(422, f"field '{field}' must be a list of at least one base64 JPEG or PNG image")
+        _check_source(len(items), 1, field, self._limits)
+        for i, item in enumerate(items):
+            if not item.isascii():
+                raise ApiError(422, f"field '{field}': image {i} is not a base64 JPEG or PNG image")
+        job = self._job([len(item) for item in items], images=True)
+        return await self._run(field, job, (item.encode("ascii") for item in items))
+
+    async def npy(self, data: bytes, field: str) -> Decoded:
+        """Frames of a `.npy` file. The header is checked first: it could announce more than memory holds.
+
+        Raises:
+            ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, decode_npy, data, field, self._limits)
+
+    def close(self) -> None:
+        """End all processes, and what they are doing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _job(self, sizes: list[int], images: bool) -> Job:
+        limits = self._limits
+        return Job(
+            sizes=sizes,
+            images=images,
+            settings=asdict(FrameSettings(limits.num_frames, limits.short_edge)),
+            limits=asdict(VideoLimits(limits.max_source_frames, limits.max_source_pixels, limits.max_total_pixels)),
+            max_bytes=limits.max_upload_bytes,
+            cpu_s=math.ceil(limits.decode_timeout_s),
+        )
+
+    async def _run(self, field: str, job: Job, parts: Iterable[bytes]) -> Decoded:
+        call = Call()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, self._in_thread, call, field, job, parts)
+        try:
+            return await done
+        except asyncio.CancelledError:  # the client is gone, or its time is up
+            call.end("cancelled")
+            raise
+
+    def _in_thread(self, call: Call, field: str, job: Job, parts: Iterable[bytes]) -> Decoded:
+        child = getattr(self._of_thread, "child", None)
+        if child is None or not child.alive():
+            child = self._of_thread.child = Child(_memory_bytes(self._limits))
+        try:
+            with call.held_by(child, self._limits.decode_timeout_s):
+                answer = child.decode(job, parts)
+        except DeathError as death:
+            self._observe_death(death.cause)
+            raise _end(field, death.cause, self._limits) from death
+        if answer.frames is None:
+            raise _refusal(field, answer)
+        return Decoded(answer.frames, answer.frame_index, answer.fps or None)
+
+
 def decode_npy(data: bytes, field: str, limits: Limits) -> Decoded:
-    """Frames of a `.npy` file. The header is checked first: it could announce more than memory holds.
-
-    Raises:
-        ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
-    """
-    _not_empty(data, field)
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
-    except ValueError as error:
-        raise ApiError(422, f"field '{field}' is not a .npy file: write it with numpy.save") from error
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
-        raise ApiError(422, f"field '{field}' must hold uint8 [T, H, W, 3] RGB frames, got {dtype} {list(shape)}")
+    """See `Decoders.npy`."""
+    if not data:
+        raise ApiError(422, f"field '{field}' is empty")
+    shape, fortran_order, offset = read_npy_header(data[:HEAD_BYTES], field)
     _check_source(shape[0], shape[1] * shape[2], field, limits)
-    if len(data) - stream.tell() != int(np.prod(shape, dtype=object)):
+    if len(data) - offset != math.prod(shape):
         raise ApiError(422, f"field '{field}' is cut short or has bytes after its array: send it again")
-    frames = np.load(io.BytesIO(data), allow_pickle=False)
-    return Decoded(np.ascontiguousarray(frames), list(range(len(frames))))
-
-
-def decode_images(items: Any, field: str, limits: Limits) -> Decoded:
-    """Frames of a list of base64 JPEG or PNG images, all of one size.
-
-    Raises:
-        ApiError: 422 for anything else, 413 for too many frames or pixels.
-    """
-    if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
-        raise ApiError(422, f"field '{field}' must be a list of at least one base64 JPEG or PNG image")
-    _check_source(len(items), 1, field, limits)
-    images = [_open(item, f"{field}[{i}]") for i, item in enumerate(items)]
-    sizes = sorted({image.size for image in images})
-    if len(sizes) > 1:
-        raise ApiError(422, f"field '{field}' holds images of different sizes: {sizes[0]} and {sizes[1]}")
-    pixels = sizes[0][0] * sizes[0][1]
-    _check_source(len(images), pixels, field, limits)
-    _check_decoded(len(images), pixels, field, limits)
-    frames = np.stack([_pixels(image, f"{field}[{i}]") for i, image in enumerate(images)])
+    pixels = np.frombuffer(data, np.uint8, offset=offset)
+    frames = np.ascontiguousarray(pixels.reshape(shape, order="F" if fortran_order else "C"))
     return Decoded(frames, list(range(len(frames))))
 
 
@@ -78,60 +146,25 @@ def _check_source(num_frames: int, pixels: int, field: str, limits: Limits) -> N
         raise ApiError(413, f"field '{field}' has frames of {pixels} pixels, more than {limits.max_source_pixels}")
 
 
-def _check_decoded(num_frames: int, pixels: int, field: str, limits: Limits) -> None:
-    # Decoded frames may hold as much as a client could have sent undecoded.
-    size_bytes = num_frames * pixels * 3
-    if size_bytes > limits.max_upload_bytes:
-        raise ApiError(413, f"field '{field}' decodes to {size_bytes} bytes, more than {limits.max_upload_bytes}")
+def _refusal(field: str, answer: Answer) -> Exception:
+    """What a child process says of an upload that it refuses."""
+    if answer.log:
+        logger.warning("an upload could not be decoded for a reason that has no sentence: %s", answer.log)
+    if answer.status not in (413, 415, 422):
+        return RuntimeError(f"the decoder of uploads is broken: {answer.error}")
+    return ApiError(answer.status, f"field '{field}' cannot be decoded: {answer.error}")
 
 
-def _open(item: str, where: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(base64.b64decode(item, validate=True)), formats=("JPEG", "PNG"))
-    except (binascii.Error, OSError, ValueError, SyntaxError) as error:
-        raise ApiError(422, f"{where} is not a base64 JPEG or PNG image") from error
-    except Image.DecompressionBombError as error:
-        raise ApiError(413, f"{where} has too many pixels") from error
+def _end(field: str, cause: str, limits: Limits) -> ApiError:
+    """What the end of a child process says of the upload that it held."""
+    if cause in ("timeout", "SIGXCPU"):
+        limit = f"{limits.decode_timeout_s:g} s (serve.decode_timeout_s)"
+        return ApiError(413, f"field '{field}' takes longer to decode than {limit}: send fewer or smaller frames")
+    if cause in ("SIGKILL", "cancelled", "ended"):  # from outside, e.g. because the machine is out of memory
+        return unavailable(f"the decoder of field '{field}' was ended from outside; try again")
+    return ApiError(415, f"field '{field}' is damaged: it crashes its decoder")
 
 
-def _pixels(image: Image.Image, where: str) -> np.ndarray:
-    try:
-        return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ApiError(422, f"{where} is damaged and cannot be decoded") from error
-
-
-def _not_empty(data: bytes, field: str) -> None:
-    if not data:
-        raise ApiError(422, f"field '{field}' is empty")
-
-
-def decode_upload(data: bytes, field: str, limits: Limits) -> Decoded:
-    """Frames of an uploaded video, thinned and resized as ingestion would.
-
-    Raises:
-        ApiError: 415 for what is no video, 413 for too many frames or pixels, 422 for a video that cannot be decoded.
-    """
-    _not_empty(data, field)
-    try:
-        info = probe(data, _NO_LIMITS)
-    except VideoError as error:
-        raise ApiError(415, f"field '{field}' is not a video: {error}") from error
-    _check_video(info, field, limits)
-    try:
-        settings = FrameSettings(limits.num_frames, limits.short_edge)
-        video = read_frames(data, settings, VideoLimits(limits.max_source_frames, limits.max_source_pixels))
-    except VideoError as error:
-        raise ApiError(422, f"field '{field}' cannot be decoded: {error}") from error
-    return Decoded(video.frames, [int(i) for i in video.frame_index], video.fps or None)
-
-
-def _check_video(info: VideoInfo, field: str, limits: Limits) -> None:
-    _check_source(info.num_frames, info.height * info.width, field, limits)
-    # Two rows of a million pixels become a thousand times as many when their short edge is scaled up.
-    scale = limits.short_edge / min(info.height, info.width)
-    pixels = int(info.height * info.width * scale**2)
-    _check_decoded(min(info.num_frames, limits.num_frames), pixels, field, limits)
-
-
-_NO_LIMITS = VideoLimits(2**62, 2**62)
+def _memory_bytes(limits: Limits) -> int:
+    # A stream may refer to 16 frames, of up to 3 bytes a pixel where it has 8 bits; an upload is there four times.
+    return 2**29 + 4 * limits.max_upload_bytes + 48 * limits.max_source_pixels

@@ -13,11 +13,20 @@ MAX_TASK_CHARS = 2000
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold. Pixels are those of one frame; `num_frames` is what a video is thinned to."""
+    """What one request may hold.
+
+    Attributes:
+        max_upload_bytes: of a request, and of its frames when they are decoded.
+        max_source_frames, max_source_pixels, max_total_pixels: frames, pixels of one, and pixels of all.
+        decode_timeout_s: for each video, or list of images.
+        num_frames, short_edge: what a video is thinned and resized to.
+    """
 
     max_upload_bytes: int
     max_source_frames: int
     max_source_pixels: int
+    max_total_pixels: int
+    decode_timeout_s: float
     num_frames: int
     short_edge: int
 
@@ -28,11 +37,13 @@ class Limits:
             max_upload_bytes=config.serve.max_upload_bytes,
             max_source_frames=config.serve.max_source_frames,
             max_source_pixels=config.serve.max_source_pixels,
+            max_total_pixels=config.serve.max_total_pixels,
+            decode_timeout_s=config.serve.decode_timeout_s,
             num_frames=config.ingest.max_frames,
             short_edge=config.ingest.short_edge,
         )
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, float]:
         """Plain form for `/v1/model`."""
         return asdict(self)
 

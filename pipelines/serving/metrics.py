@@ -23,6 +23,12 @@ class Metrics:
         self._batches = Histogram(
             "robometer_batch_size", "Jobs per forward pass.", labels, buckets=_BATCH_BUCKETS, registry=registry
         ).labels(replica)
+        self._decoder_deaths = Counter(
+            "robometer_decoder_deaths",
+            "Uploads that ended the process that decoded them, by what ended it.",
+            (*labels, "cause"),
+            registry=registry,
+        )
         self._in_flight = Gauge(
             "robometer_in_flight", "Scoring requests now being served.", labels, registry=registry
         ).labels(replica)
@@ -31,6 +37,10 @@ class Metrics:
         """Count one finished request."""
         self._requests.labels(self._replica, route, str(status)).inc()
         self._seconds.labels(self._replica, route).observe(seconds)
+
+    def observe_decoder_death(self, cause: str) -> None:
+        """Count one upload that ended its decoder."""
+        self._decoder_deaths.labels(self._replica, cause).inc()
 
     def observe_batch(self, size: int) -> None:
         """Count one forward pass over `size` jobs."""

@@ -18,7 +18,7 @@ class ModelAnswer(ModelRef):
     """The model and what one request may hold."""
 
     provenance: dict[str, Any] = Field(description="what the model was trained on and with, from its checkpoint")
-    limits: dict[str, int] = Field(description="bounds of one request; num_frames is what a video is thinned to")
+    limits: dict[str, float] = Field(description="bounds of one request; num_frames is what a video is thinned to")
 
 
 class ScoreAnswer(BaseModel):

@@ -432,6 +432,8 @@ class ServeConfig:
     max_upload_bytes: int = 64 * 1024 * 1024
     max_source_frames: int = 10_000
     max_source_pixels: int = 4096 * 4096
+    max_total_pixels: int = 2_000_000_000  # of all frames of a video: half a minute of 1080p, two of 640x480
+    decode_timeout_s: float = 20.0  # for one uploaded video
     max_queued_requests: int = 64
     # bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none
     token: str = field(default="", repr=False)
@@ -439,6 +441,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
         _check(0 < self.port < 65536, "serve.port must be in 1..65535")
+        _check(self.decode_timeout_s > 0, "serve.decode_timeout_s must be more than 0")
 
 
 @dataclass

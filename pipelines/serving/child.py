@@ -1,0 +1,201 @@
+"""A child process that decodes uploads, seen from its parent; what runs in it is `pipelines.serving.decoder`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipelines.serving import decoder
+from pipelines.serving.decoder import LENGTH, STATUS, Job
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 60.0
+_MAX_ANSWER_BYTES = 2**20
+_MAX_ERROR_CHARS = 300
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")  # others may hold secrets
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class DeathError(Exception):
+    """A process ended over an upload; `cause` is the name of a signal, or what `Child.end` was told, or `ended`."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the process that decoded an upload ended: {cause}")
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Frames uint8 [T, H, W, 3] with their positions and rate; or None, a status and a sentence, and words to log."""
+
+    frames: np.ndarray | None
+    frame_index: list[int] = field(default_factory=list)
+    fps: float = 0.0
+    status: int = 0
+    error: str = ""
+    log: str = ""
+
+
+class Child:
+    """Decodes one upload at a time. It dies with the thread that makes it, and then its work does."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        """Start it; it may take `memory_bytes` more than it takes without an upload.
+
+        Raises:
+            RuntimeError: it does not start.
+        """
+        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", decoder.__name__, str(os.getpid()), str(memory_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=kept | _ONE_THREAD | {"PYTHONPATH": path},
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for the endpoint, which ends this
+        )
+        self._cause = ""
+        timer = threading.Timer(_START_TIMEOUT_S, self.end, ("does not start",))
+        timer.start()
+        try:
+            missing = self._stdout.readline()
+        finally:
+            timer.cancel()
+        if not missing:
+            raise RuntimeError("the process that decodes uploads does not start; its errors are in the log")
+        if json.loads(missing):
+            logger.warning("uploads are decoded with less protection: %s", json.loads(missing))
+
+    @property
+    def pid(self) -> int:
+        """Of the process; a fork of it decodes."""
+        return self._process.pid
+
+    @property
+    def _stdout(self) -> Any:
+        return self._process.stdout
+
+    def alive(self) -> bool:
+        """Whether it can take an upload."""
+        return not self._cause and self._process.poll() is None
+
+    def end(self, cause: str) -> None:
+        """Kill it, from any thread; whoever waits for it gets a `DeathError` of this cause."""
+        self._cause = self._cause or cause
+        self._process.kill()
+
+    def decode(self, job: Job, parts: Iterable[bytes]) -> Answer:
+        """Send an upload and wait for its frames.
+
+        Raises:
+            DeathError: the process, or its fork, ended over it.
+        """
+        try:
+            self._send(job, parts)
+            length = self._length()
+            answer = self._answer(length, job) if length else None
+            if answer is not None and self._length():
+                raise _GarbledError
+            status = STATUS.unpack(self._read(STATUS.size))[0]
+        except (OSError, EOFError) as error:
+            self._process.wait()
+            raise DeathError(self._cause or "ended") from error
+        except (_GarbledError, ValueError, TypeError, KeyError) as error:
+            self.end("garbled")  # what was in the upload has taken over its process
+            raise DeathError("garbled") from error
+        if os.WIFSIGNALED(status):
+            raise DeathError(signal.Signals(os.WTERMSIG(status)).name)
+        if answer is None or status:
+            raise RuntimeError(f"the process that decodes uploads failed with status {status}")
+        return answer
+
+    def _send(self, job: Job, parts: Iterable[bytes]) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(job.to_line())
+        for part in parts:
+            stdin.write(part)
+        stdin.flush()
+
+    def _read(self, size: int) -> bytes:
+        data = self._stdout.read(size)
+        if len(data) < size:
+            raise EOFError
+        return bytes(data)
+
+    def _length(self) -> int:
+        length = LENGTH.unpack(self._read(LENGTH.size))[0]
+        if length > _MAX_ANSWER_BYTES:
+            raise _GarbledError
+        return int(length)
+
+    def _answer(self, length: int, job: Job) -> Answer:
+        """Nothing in an answer is taken on trust: an upload may have taken over the process that wrote it."""
+        value = json.loads(self._read(length))
+        if "error" in value:
+            error, log = (str(value.get(key, ""))[:_MAX_ERROR_CHARS] for key in ("error", "log"))
+            return Answer(None, status=int(value["status"]), error=error, log=log)
+        shape = tuple(int(size) for size in value["shape"])
+        index, fps = [int(i) for i in value["frame_index"]], float(value["fps"])
+        if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or len(index) != shape[0] or not math.isfinite(fps):
+            raise _GarbledError
+        if math.prod(shape) > job.max_bytes:
+            raise _GarbledError
+        frames = np.empty(shape, np.uint8)
+        if self._stdout.readinto(frames.reshape(-1)) < frames.size:
+            raise EOFError
+        return Answer(frames, index, fps)
+
+
+class _GarbledError(Exception):
+    """The process wrote what none of ours writes."""
+
+
+class Call:
+    """One upload: connects whoever gives it up with the process that holds it, while it does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._over = ""
+
+    @contextmanager
+    def held_by(self, child: Child, timeout_s: float) -> Iterator[None]:
+        """In the block `child` works for this upload, at most `timeout_s` long.
+
+        Raises:
+            DeathError: the upload was given up already.
+        """
+        with self._lock:
+            if self._over:
+                raise DeathError(self._over)
+            self._child = child
+        timer = threading.Timer(timeout_s, self.end, ("timeout",))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._child = None
+
+    def end(self, cause: str) -> None:
+        """Give the upload up; its process is killed."""
+        with self._lock:
+            self._over = self._over or cause
+            if self._child is not None:
+                self._child.end(cause)

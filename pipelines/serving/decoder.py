@@ -1,0 +1,172 @@
+"""The process that decodes uploads: it never looks into one itself, but forks for each, so that none meets another.
+
+`pipelines.serving.decoding` starts it, with no environment, no open file but its pipes, and few imports. In: a line
+of JSON, which is a `Job`, and the bytes of the upload. Out, from the fork: the length of an answer, the answer as JSON,
+and the bytes of its frames; then from this process, when the fork has ended: 0, and how it ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import json
+import os
+import resource
+import struct
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
+from typing import Any, BinaryIO
+
+import av
+import cv2
+import numpy as np
+from PIL import Image
+
+from pipelines.serving.images import read_images
+from pipelines.serving.sealing import end_with_parent, seal
+from robometer.frames import FrameSettings, read_frames
+from robometer.video import Video, VideoError, VideoInfo, VideoLimits, VideoTooLargeError, first_line, probe
+
+LENGTH = struct.Struct("<I")
+STATUS = struct.Struct("<i")
+
+_OUR_FAULT = (ImportError, PermissionError, AssertionError)
+"""What a sealed process raises where it lacks what every upload needs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to decode, and within which bounds; sent as JSON.
+
+    Attributes:
+        sizes: bytes of each part of the upload.
+        images: the parts are base64 images; otherwise there is one, a video.
+        settings: `FrameSettings` of a video.
+        limits: `VideoLimits`; those of frames and pixels hold for images too.
+        max_bytes: of the decoded frames.
+        cpu_s: seconds of computing.
+    """
+
+    sizes: list[int]
+    images: bool
+    settings: dict[str, int]
+    limits: dict[str, int]
+    max_bytes: int
+    cpu_s: int
+
+    def to_line(self) -> bytes:
+        """One line of JSON."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def main(parent: int, memory_bytes: int) -> None:
+    """Decode until the pipe from the parent ends; the first line out says what could not be sealed."""
+    end_with_parent(parent)
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    _warm_up()
+    null = os.open(os.devnull, os.O_RDWR)
+    missing = seal(memory_bytes)
+    for standard in (0, 1, 2):  # libraries in C write to standard output and error
+        os.dup2(null, standard)
+    sink.write(json.dumps(missing).encode() + b"\n")
+    sink.flush()
+    while line := source.readline():
+        job = Job(**json.loads(line))
+        upload = source.read(sum(job.sizes))
+        status = _in_fork(job, upload, sink)
+        sink.write(LENGTH.pack(0) + STATUS.pack(status))
+        sink.flush()
+
+
+def _warm_up() -> None:
+    """Use once all that decoding uses: nothing can be imported when files are out of reach."""
+    cv2.setNumThreads(1)  # a fork has but the thread that forked
+    video, images = io.BytesIO(), [io.BytesIO(), io.BytesIO()]
+    with av.open(video, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuv420p"
+        stream.codec_context.thread_count = 1
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for image, kind in zip(images, ("PNG", "JPEG"), strict=True):
+        Image.new("RGB", (16, 16)).save(image, kind)
+    limits = asdict(VideoLimits())
+    for parts in ([video.getvalue()], [base64.b64encode(image.getvalue()) for image in images]):
+        job = Job([len(part) for part in parts], len(parts) > 1, asdict(FrameSettings()), limits, 2**30, 0)
+        _frames(job, b"".join(parts))
+    gc.collect()
+    gc.freeze()  # what is there stays, and is not copied into each fork by the collector
+
+
+def _in_fork(job: Job, upload: bytes, sink: BinaryIO) -> int:
+    """Answer in a fork of this process; returns what `os.waitpid` says of it."""
+    this = os.getpid()
+    fork = os.fork()
+    if fork:
+        return os.waitpid(fork, 0)[1]
+    try:
+        end_with_parent(this)
+        resource.setrlimit(resource.RLIMIT_CPU, (job.cpu_s, job.cpu_s + 1))
+        answer, pixels = _answer(job, upload)
+        text = json.dumps(answer).encode()
+        sink.write(LENGTH.pack(len(text)) + text)
+        sink.write(pixels)
+        sink.flush()
+        os._exit(0)
+    finally:  # whatever happens, a fork never goes on as its parent does
+        os._exit(1)
+
+
+def _answer(job: Job, upload: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
+    """Either {status, error} and nothing, or what `pipelines.serving.decoding.Decoded` wants, and the pixels."""
+    try:
+        video = _frames(job, upload)
+    except VideoTooLargeError as error:
+        return {"status": 413, "error": str(error)}, b""
+    except VideoError as error:
+        if _lacks_memory(error.__cause__):
+            return _NO_MEMORY, b""
+        return {"status": 422 if job.images else 415, "error": str(error)}, b""
+    except _OUR_FAULT:
+        return {"status": 500, "error": traceback.format_exc()}, b""
+    except Exception as error:  # what libraries raise on bytes that nobody foresaw
+        if _lacks_memory(error):
+            return _NO_MEMORY, b""
+        return {"status": 415, "error": "it is damaged", "log": f"{type(error).__name__}: {first_line(error)}"}, b""
+    index = [int(i) for i in video.frame_index]
+    return {"shape": video.frames.shape, "frame_index": index, "fps": video.fps}, video.frames.data.cast("B")
+
+
+_NO_MEMORY = {"status": 413, "error": "it needs more memory to decode than an upload may have"}
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == -4)  # Error::StsNoMem
+
+
+def _frames(job: Job, upload: bytes) -> Video:
+    limits = VideoLimits(**job.limits)
+    if job.images:
+        parts = [upload[start:end] for start, end in pairwise(accumulate(job.sizes, initial=0))]
+        frames = read_images(parts, limits.max_pixels, job.max_bytes)
+        return Video(frames, np.arange(len(frames)), 0.0, len(frames))
+    settings = FrameSettings(**job.settings)
+    _check_resized(probe(upload, limits), settings, job.max_bytes)
+    return read_frames(upload, settings, limits)
+
+
+def _check_resized(info: VideoInfo, settings: FrameSettings, max_bytes: int) -> None:
+    # Two rows of a million pixels become a thousand times as many when their short edge is scaled up.
+    scale = settings.short_edge / min(info.height, info.width) if settings.short_edge else 1.0
+    num_frames = min(info.num_frames, settings.max_frames or info.num_frames)
+    size_bytes = 3 * num_frames * int(info.height * info.width * scale**2)
+    if size_bytes > max_bytes:
+        raise VideoTooLargeError(f"it decodes to {size_bytes} bytes, more than {max_bytes}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

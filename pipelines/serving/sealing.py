@@ -1,0 +1,97 @@
+"""What a process that decodes uploads gives up before it sees one, so that a fault of a decoder stays inside it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+
+_NICE = 10
+
+# Numbers of system calls: they open a file, a socket or a program, or reach into another process.
+_DENIED = {
+    "x86_64": (
+        *(2, 85, 257, 437),  # open, creat, openat, openat2
+        *(41, 42, 49, 53),  # socket, connect, bind, socketpair
+        *(59, 322),  # execve, execveat
+        *(62, 101, 310, 311, 425),  # kill, ptrace, process_vm_readv, process_vm_writev, io_uring_setup
+    ),
+    "aarch64": (*(56, 437), *(198, 203, 200, 199), *(221, 281), *(129, 117, 270, 271, 425)),
+}
+_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH of linux/audit.h
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld abs, jeq, jge, ret
+_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # SECCOMP_RET of ALLOW, ERRNO(EPERM), KILL_PROCESS
+_X32 = 0x40000000  # system calls of the x32 ABI, which have other numbers
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
+
+
+def end_with_parent(parent: int) -> None:
+    """Be killed when the thread that started this process ends, however it ends. Linux only."""
+    if sys.platform == "linux":
+        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)
+
+
+def seal(memory_bytes: int) -> str:
+    """Bound this process and refuse it files, sockets and programs from now on; its children inherit that.
+
+    Args:
+        memory_bytes: address space above what it has now.
+
+    Returns:
+        What could not be had on this machine, as one sentence; empty where all could.
+    """
+    os.nice(_NICE)  # whoever answers probes comes first
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if sys.platform != "linux":
+        return f"no memory limit and no filter of system calls on {sys.platform}"
+    with open("/proc/self/statm") as statm:
+        size_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes + memory_bytes, size_bytes + memory_bytes))
+    return _deny_system_calls()
+
+
+def _deny_system_calls() -> str:
+    machine = platform.machine()
+    if machine not in _DENIED:
+        return f"no filter of system calls is known for {machine}"
+    program = _filter(machine)
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: the number of instructions, and where they are
+    fprog = struct.pack("HP", len(program) // 8, ctypes.addressof(code))
+    libc = _libc()
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.syscall(
+        _SECCOMP[machine], _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, fprog
+    ):
+        return f"this machine does not let a process filter its system calls ({os.strerror(ctypes.get_errno())})"
+    return ""
+
+
+def _filter(machine: str) -> bytes:
+    """The BPF program: each instruction is a code, two jumps (how many to skip if true, if false) and an operand."""
+    denied = _DENIED[machine]
+    last = len(denied) + 1  # of the instructions from the X32 test on, the one that refuses
+    program = [
+        (_LOAD, 0, 0, 4),  # seccomp_data.arch
+        (_EQUAL, 1, 0, _ARCHITECTURE[machine]),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, 0),  # seccomp_data.nr
+        (_AT_LEAST, last, 0, _X32),
+        *((_EQUAL, last - 1 - i, 0, number) for i, number in enumerate(denied)),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
