@@ -27,6 +27,7 @@ from PIL import Image
 
 from pipelines.serving.images import read_images
 from pipelines.serving.sealing import end_with_parent, seal
+from pipelines.serving.signatures import check_signature
 from robometer.frames import FrameSettings, read_frames
 from robometer.video import Video, VideoError, VideoInfo, VideoLimits, VideoTooLargeError, first_line, probe
 
@@ -155,11 +156,16 @@ def _frames(job: Job, upload: bytes) -> Video:
         frames = read_images(parts, limits.max_pixels, job.max_bytes)
         return Video(frames, np.arange(len(frames)), 0.0, len(frames))
     settings = FrameSettings(**job.settings)
-    _check_resized(probe(upload, limits), settings, job.max_bytes)
+    check_signature(upload)
+    _check(probe(upload, limits), settings, limits, job.max_bytes)
     return read_frames(upload, settings, limits)
 
 
-def _check_resized(info: VideoInfo, settings: FrameSettings, max_bytes: int) -> None:
+def _check(info: VideoInfo, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:
+    """Refuse what the header says already; what it hides is found while frames are decoded."""
+    total = info.num_frames * info.height * info.width
+    if total > limits.max_total_pixels:
+        raise VideoTooLargeError(f"its frames have {total} pixels together, more than {limits.max_total_pixels}")
     # Two rows of a million pixels become a thousand times as many when their short edge is scaled up.
     scale = settings.short_edge / min(info.height, info.width) if settings.short_edge else 1.0
     num_frames = min(info.num_frames, settings.max_frames or info.num_frames)
