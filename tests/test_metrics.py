@@ -201,3 +201,10 @@ def test_calibration_error_is_zero_where_shares_equal_probabilities_and_weights_
 
 def test_bins_of_reliability_hold_both_ends() -> None:
     assert metrics.reliability_bin([0.0, 0.05, 0.1, 0.95, 1.0]).tolist() == [0, 0, 1, 9, 9]
+
+
+@pytest.mark.parametrize(("confidence", "low", "high"), [(0.9, 5.0, 95.0), (0.5, 25.0, 75.0), (0.0, 50.0, 50.0)])
+def test_an_interval_leaves_half_of_the_rest_on_either_side(confidence: float, low: float, high: float) -> None:
+    replicates = np.append(np.arange(101.0), [math.nan, math.inf])
+    assert metrics.percentile_interval(replicates, confidence) == pytest.approx((low, high))
+    assert all(map(math.isnan, metrics.percentile_interval(np.full(3, math.nan), confidence)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,32 @@ from robometer.baselines.trivial import FrameDifference
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import report, suite
+from robometer.evaluation import report, suite, tables
 from robometer.evaluation.clips import clip_cards
 from robometer.evaluation.comparison import compare
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
+from robometer.evaluation.results import Metric
 from robometer.evaluation.runs import Run
+from robometer.metrics import Estimate
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
 
 CONFIG = EvaluateConfig(bootstrap=20)
 PROVENANCE = {"model": "<b>model</b>", "date": "today", "splits": {"seen": "30 clips"}, "config": {"a": "</pre><i>"}}
+
+
+def test_numbers_are_written_as_they_are() -> None:
+    assert [tables.number(value) for value in (0.25, -1.0, 0.12345, math.nan, 7, "text")] == [
+        "0.250", "−1.000", "0.123", "–", "7", "text",
+    ]  # fmt: skip
+    assert [tables.signed(value) for value in (0.25, -0.25, 0.0)] == ["+0.250", "−0.250", "0.000"]
+    assert (tables.interval(-0.25, 0.5), tables.interval(math.nan, math.nan)) == ("−0.250 to 0.500", "")
+    made = Estimate(0.5, 0.25, 0.75, 12, "task", 3, effective_n=4.26)
+    assert tables.extent(Metric("voc", made, "clips", "")) == "12 clips (effective 4.3)"
+    assert tables.extent(Metric("voc", replace(made, effective_n=42.6), "clips", "")) == "12 clips (effective 43)"
+    assert tables.extent(Metric("voc", replace(made, effective_n=math.nan), "clips", "")) == "12 clips"
 
 
 @pytest.fixture(scope="module")
