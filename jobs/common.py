@@ -38,7 +38,7 @@ def guarded(body: Callable[[], None]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("httpx", "httpx2", "alembic", "mlflow", "ray.data", "ray.tune", "ray.train"):
+    for noisy in ("httpx", "httpx2", "alembic", "mlflow", "ray.data", "ray.tune", "ray.train", "ray.serve"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         body()

@@ -1,0 +1,3 @@
+from pipelines.foreign import silence
+
+silence()

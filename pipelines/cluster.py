@@ -219,31 +219,57 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
-def progress_bar(name: str, total: int, interactive: bool) -> Progress:
-    """A function (done, values) that shows how far long work is: a bar in a terminal, lines elsewhere.
+def progress_bar(
+    name: str, total: int, interactive: bool, start: int = 0, clock: Callable[[], float] = time.monotonic
+) -> Progress:
+    """A function (done, values) that shows how far long work is, its rate and the time left.
 
-    It works in remote workers too, whose bars Ray draws on the driver's terminal.
+    It draws a bar in a terminal, and logs a line every 10 s elsewhere. It works in remote workers too, whose bars Ray
+    draws on the driver's terminal.
+
+    Args:
+        start: what was done before this run, which the rate does not count.
+        clock: seconds.
     """
+    began = clock()
     if interactive:
         bar = tqdm_ray.tqdm(desc=name, total=total)
+        bar.update(start)
 
         def draw(done: int, values: Mapping[str, float]) -> None:
-            bar.set_description(f"{name} {_brief(values)}")
+            bar.set_description(" ".join([name, *_brief(values)]))
             bar.update(done - bar._x)
             if done >= total:
                 bar.close()
 
         return draw
-    last = time.monotonic()
+    last = float("-inf")
 
     def line(done: int, values: Mapping[str, float]) -> None:
         nonlocal last
-        if done >= total or time.monotonic() - last > LINE_EVERY_S:
-            last = time.monotonic()
-            logger.info("%s %d/%d %s", name, done, total, _brief(values))
+        now = clock()
+        if done >= total or now - last >= LINE_EVERY_S:
+            last = now
+            parts = [f"{name} {done}/{total}", *_pace(done - start, total - done, now - began), *_brief(values)]
+            logger.info("%s", ", ".join(parts))
 
     return line
 
 
-def _brief(values: Mapping[str, float]) -> str:
-    return " ".join(f"{key} {value:.4g}" for key, value in values.items())
+def _pace(done: int, left: int, seconds: float) -> list[str]:
+    """Rate, and the time that the rest takes at this rate; of what is finished, the time that it took."""
+    if done <= 0 or seconds <= 0:
+        return []
+    rate = done / seconds
+    words = f"{rate:.3g}/s" if rate >= 1 else f"{rate * 60:.3g}/min"
+    return [words, f"about {_duration(left / rate)} left" if left > 0 else f"took {_duration(seconds)}"]
+
+
+def _duration(seconds: float) -> str:
+    """MM:SS, or H:MM:SS from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:02}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _brief(values: Mapping[str, float]) -> list[str]:
+    return [f"{key} {value:.4g}" for key, value in values.items()]

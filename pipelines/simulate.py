@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from pipelines.cluster import interactive, progress_bar
 from robometer import simulation
 from robometer.simulation import EpisodeSpec, SimulationError, SimulationSettings
 
@@ -32,7 +32,7 @@ EXTENT_SETTINGS = frozenset(
     {"tasks", "qualities", "clips_per_quality", "held_out_clips_per_quality", "seen_clips_per_quality"}
 )
 EPISODES_PER_RAY_TASK = 9  # of one Meta-World task: long enough to pay for its GL context, short enough to lose
-REPORT_EVERY_S = 10.0
+WRITE_EVERY_S = 10.0
 # One core each: software GL would otherwise start a thread per core in every worker.
 WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -68,17 +68,17 @@ def simulate(settings: SimulationSettings, out: Path, max_in_flight: int | None 
             rows[spec.key]["split"] = spec.split
     unlabelled: list[str] = []
     written_at = time.monotonic()
-    with _Progress(len(missing)) as advance:
-        for spec, mp4, row in _clips(missing, max_in_flight):
-            if mp4 is None or row is None:
-                unlabelled.append(spec.key)
-            else:
-                _write_atomically(out / spec.video, mp4)
-                rows[spec.key] = row
-            if time.monotonic() - written_at > REPORT_EVERY_S:
-                _write_rows(out, rows)
-                written_at = time.monotonic()
-            advance(spec.key)
+    show = progress_bar("simulate", len(missing), interactive())
+    for done, (spec, mp4, row) in enumerate(_clips(missing, max_in_flight), 1):
+        if mp4 is None or row is None:
+            unlabelled.append(spec.key)
+        else:
+            _write_atomically(out / spec.video, mp4)
+            rows[spec.key] = row
+        if time.monotonic() - written_at > WRITE_EVERY_S:
+            _write_rows(out, rows)
+            written_at = time.monotonic()
+        show(done, {})
     _write_rows(out, rows)
     return _summary(out, rows, len(missing) - len(unlabelled), len(specs) - len(missing), sorted(unlabelled), started)
 
@@ -161,33 +161,6 @@ def _write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     partial.write_bytes(content)
     partial.replace(path)
-
-
-class _Progress:
-    """A bar on a terminal, a log line every few seconds elsewhere: `with _Progress(n) as advance: advance(key)`."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._reported_at = total, 0, time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> Callable[[str], None]:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._total, desc="simulate", unit="clip")
-        return self._advance
-
-    def _advance(self, key: str) -> None:
-        self._done += 1
-        if self._bar is not None:
-            self._bar.update(1)
-        elif time.monotonic() - self._reported_at > REPORT_EVERY_S or self._done == self._total:
-            self._reported_at = time.monotonic()
-            logger.info("simulated %d of %d clips, last %s", self._done, self._total, key)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _summary(

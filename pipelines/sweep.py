@@ -15,13 +15,14 @@ import pandas as pd
 import yaml
 from ray import tune
 from ray.tune import ResultGrid, TuneConfig, Tuner
+from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from pipelines.cluster import check_room, connected, watched
+from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
 from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import MODEL, TrainingError, known
 from robometer import plots, tracking
@@ -145,6 +146,31 @@ def _validated(metrics: Mapping[str, float]) -> bool:
     return all(map(known, metrics.values()))
 
 
+class ShowTrials(tune.Callback):
+    """Shows how many of the trials have ended."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._show: Progress | None = None
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """See `tune.Callback`; of a sweep that is resumed, some have ended before."""
+        if self._show is None:
+            self._show = progress_bar("sweep", self._total, interactive=False, start=_ended(trials))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """See `tune.Callback`; trials that Tune stops early are complete too."""
+        if self._show is not None:
+            self._show(_ended(trials), {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_total": self._total, "_show": None}
+
+
+def _ended(trials: list[Trial]) -> int:
+    return sum(trial.is_finished() for trial in trials)
+
+
 def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
     """One trial: a training run under the drawn values, in a folder named after the trial.
 
@@ -199,7 +225,9 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
             scheduler=scheduler,
             search_alg=search,
         ),
-        run_config=tune.RunConfig(name=RUN_NAME, storage_path=str(output), verbose=0),
+        run_config=tune.RunConfig(
+            name=RUN_NAME, storage_path=str(output), verbose=0, callbacks=[ShowTrials(sweep.num_trials)]
+        ),
     )
 
 
