@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import gc
+import importlib
 import io
 import json
 import os
+import pkgutil
 import resource
 import struct
 import sys
@@ -23,7 +25,7 @@ from typing import Any, BinaryIO
 import av
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, MpoImagePlugin, TiffImagePlugin  # noqa: F401 - Pillow imports these late
 
 from pipelines.serving.images import read_images
 from pipelines.serving.sealing import end_with_parent, seal
@@ -83,7 +85,10 @@ def main(parent: int, memory_bytes: int) -> None:
 
 
 def _warm_up() -> None:
-    """Use once all that decoding uses: nothing can be imported when files are out of reach."""
+    """Import all that decoding may use, and use it once: nothing can be imported when files are out of reach."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     cv2.setNumThreads(1)  # a fork has but the thread that forked
     video, images = io.BytesIO(), [io.BytesIO(), io.BytesIO()]
     with av.open(video, "w", format="avi") as container:
