@@ -41,12 +41,16 @@ WARN_AFTER_S = 30.0
 _started_here = False
 """Whether this process started the Ray that it is connected to."""
 
+_stall_timeout_s = 0.0
+"""`ray.stall_timeout_s` of the job that runs in this process."""
+
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
     """A Ray session for the duration of the block; one that was there before is left as it is."""
     DataContext.get_current().raise_original_map_exception = True  # else only its traceback says what a task raised
-    global _started_here
+    global _started_here, _stall_timeout_s
+    _stall_timeout_s = config.ray.stall_timeout_s
     if ray.is_initialized():
         yield
         return
@@ -155,20 +159,20 @@ Result = TypeVar("Result")
 
 
 def watched(
-    results: Iterable[Result],
-    what: str,
-    needs: Needs,
-    timeout_s: float,
-    pulse: Callable[[], str] = str,
+    results: Iterable[Result], what: str, needs: Needs | None = None, pulse: Callable[[], str] = str
 ) -> Iterator[Result]:
     """`results` as they come, taken in a thread of its own, since nothing can end a wait within Ray.
 
     A step is a result, or that `pulse()` says something else. What waits because the cluster is too small, or was taken
     by others when this began, says so after a while.
 
+    Args:
+        needs: a CPU, unless given.
+
     Raises:
-        Stalled: no step for `timeout_s`.
+        Stalled: no step for `ray.stall_timeout_s`.
     """
+    needs = needs or Needs()
     arrived = queue.SimpleQueue[tuple[str, Result | BaseException | None]]()
 
     def take() -> None:
@@ -188,7 +192,7 @@ def watched(
             waited = time.monotonic() - last
             if (now := pulse()) != beat:
                 last, beat, warned, taken = time.monotonic(), now, False, False
-            elif timeout_s and waited > timeout_s:
+            elif _stall_timeout_s and waited > _stall_timeout_s:
                 raise Stalled(f"{_stall(what, needs, waited, beat)}; ray.stall_timeout_s lets it wait longer") from None
             elif waited > WARN_AFTER_S and not warned and (taken or not needs.fit()):
                 warned = True

@@ -77,8 +77,8 @@ def run_embed(config: Config) -> EmbedReport:
         with connected(config):
             check_room("embed", _needs(config.embed), "set embed.num_gpus lower")
             try:
-                _embed_tasks(corpus.storage, tasks, config)
-                frames = _run_shards(corpus.storage, shards, config)
+                _embed_tasks(corpus.storage, tasks, config.embed.text_encoder)
+                frames = _run_shards(corpus.storage, shards, config.embed)
             except RayError as error:
                 raise EmbedError(f"a worker failed ({cause_of(error)}); mend it and run the same again") from error
     for encoder in (config.embed.image_encoder, config.embed.text_encoder):
@@ -146,7 +146,7 @@ def _decoded(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, np.ndarra
         yield batch.column("id")[0].as_py(), np.stack(frames)
 
 
-def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: Config) -> int:
+def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedConfig) -> int:
     """Embed shards on the cluster; returns how many frames."""
     if not shards:
         return 0
@@ -155,14 +155,14 @@ def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: Config) 
         EmbedShards,
         batch_size=1,
         num_cpus=1,
-        num_gpus=config.embed.num_gpus or None,
-        compute=ActorPoolStrategy(size=min(config.embed.actors, len(shards))),
-        fn_constructor_kwargs={"path": storage.path, "config": config.embed},
+        num_gpus=config.num_gpus or None,
+        compute=ActorPoolStrategy(size=min(config.actors, len(shards))),
+        fn_constructor_kwargs={"path": storage.path, "config": config},
         max_restarts=DEATHS,
         max_task_retries=DEATHS,
     )
     frames = 0
-    for result in watched(dataset.iter_rows(), "embed", _needs(config.embed), config.ray.stall_timeout_s):
+    for result in watched(dataset.iter_rows(), "embed", _needs(config)):
         frames += int(result["frames"])
         show(frames, {})
     return frames
@@ -192,14 +192,13 @@ def _missing_tasks(corpus: Corpus, encoder: str) -> list[str]:
     return sorted(set(corpus.manifest["task"].to_pylist()) - known)
 
 
-def _embed_tasks(storage: Storage, tasks: list[str], config: Config) -> None:
+def _embed_tasks(storage: Storage, tasks: list[str], encoder: str) -> None:
     """Embed tasks into one more file of the encoder's folder."""
-    encoder = config.embed.text_encoder
     if not tasks:
         return
     # In a worker of one core: a driver with a thread per core collapses where the cores are shared.
     task = ray.remote(num_cpus=1)(_encode_texts).remote(encoder, tasks)
-    (vectors,) = watched(map(ray.get, [task]), "embed", Needs(), config.ray.stall_timeout_s)
+    (vectors,) = watched(map(ray.get, [task]), "embed")
     table = pa.table({"task": tasks, "embedding": list(vectors)}, schema=TEXT_SCHEMA)
     name = f"embeddings/{encoder}/tasks-{hashlib.sha256(chr(10).join(tasks).encode()).hexdigest()[:16]}.arrow"
     with storage.write(name) as stream, pa.ipc.new_file(stream, TEXT_SCHEMA) as writer:

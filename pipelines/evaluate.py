@@ -337,7 +337,7 @@ def _predict_parts(
     show = progress_bar("evaluate", total, interactive())
     try:
         blocks = answered.iter_batches(batch_size=None, batch_format="pyarrow")
-        for block in watched(blocks, "evaluate", needs, config.ray.stall_timeout_s):
+        for block in watched(blocks, "evaluate", needs):
             done += int(np.sum(block["done"]))
             show(done, {})
     except RayError as error:

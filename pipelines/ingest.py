@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster import Needs, cause_of, connected, interactive, progress_bar, watched
+from pipelines.cluster import cause_of, connected, interactive, progress_bar, watched
 from robometer.configs.schema import Config, IngestConfig
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import (
@@ -107,7 +107,7 @@ def run_ingest(config: Config) -> IngestReport:
     now = Counts()
     if plan.groups:
         with connected(config):
-            now = _run_groups(storage, plan, config.ingest, config.ray.stall_timeout_s)
+            now = _run_groups(storage, plan, config.ingest)
     _remove_stale(storage)
     _remove_marks(storage)
     _write_info(storage, config.ingest, "complete")
@@ -211,7 +211,7 @@ def _add_group(plan: _Plan, group: list[Unit], ledger: Ledger, again: _Again | N
         plan.expected += expected
 
 
-def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig, stall_timeout_s: float) -> Counts:
+def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Counts:
     """Make the shards on the cluster; returns what became of their trajectories."""
     show = progress_bar("ingest", plan.expected, interactive())
     expected, total = 0, Counts()
@@ -219,7 +219,7 @@ def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig, stall_timeo
     blocks = ray.data.from_items(plan.groups, override_num_blocks=len(plan.groups))
     dataset = blocks.map_batches(work, batch_size=1, num_cpus=1)
     try:
-        for result in watched(dataset.iter_rows(), "ingest", Needs(), stall_timeout_s):
+        for result in watched(dataset.iter_rows(), "ingest"):
             total = Counts(*(a + int(result[name]) for a, name in zip(total, Counts._fields, strict=True)))
             expected += int(result["expected"])
             show(expected, {"new": total.stored, "refused": total.refused})

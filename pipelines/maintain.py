@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster import cause_of, connected, interactive, progress_bar
+from pipelines.cluster import cause_of, connected, interactive, progress_bar, watched
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.maintenance import (
@@ -112,8 +112,9 @@ def _each(name: str, groups: Sequence[list[str]], work: Callable[..., Any]) -> I
     show = progress_bar(name, len(groups), interactive())
     items = [{"shards": json.dumps(group)} for group in groups]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_TASKS))
+    rows = dataset.map_batches(work, batch_size=1, num_cpus=1).iter_rows()
     try:
-        for done, row in enumerate(dataset.map_batches(work, batch_size=1, num_cpus=1).iter_rows(), start=1):
+        for done, row in enumerate(watched(rows, name), start=1):
             show(done, {})
             yield json.loads(row["result"])
     except RayError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from pipelines.cluster import interactive, progress_bar
+from pipelines.cluster import interactive, progress_bar, watched
 from robometer import simulation
 from robometer.simulation import EpisodeSpec, SimulationError, SimulationSettings
 
@@ -69,7 +69,7 @@ def simulate(settings: SimulationSettings, out: Path, max_in_flight: int | None 
     unlabelled: list[str] = []
     written_at = time.monotonic()
     show = progress_bar("simulate", len(missing), interactive())
-    for done, (spec, mp4, row) in enumerate(_clips(missing, max_in_flight), 1):
+    for done, (spec, mp4, row) in enumerate(watched(_clips(missing, max_in_flight), "simulate"), 1):
         if mp4 is None or row is None:
             unlabelled.append(spec.key)
         else:

@@ -102,7 +102,7 @@ def run_sweep(config: Config) -> SweepReport:
         tuner = _tuner(config, output, space, run.run_id)
         ends = (tuner.fit() for _ in range(1))
         # Of its trials, some may wait while others go on: here is where all of them are seen.
-        (results,) = watched(ends, "the sweep", needs(config), config.ray.stall_timeout_s, lambda: _pulses(output))
+        (results,) = watched(ends, "the sweep", needs(config), lambda: _pulses(output))
         report = _finish(config, output, results, list(space))
         run.artifact(report.plot)
         run.artifact(output / "trials.csv")

@@ -86,9 +86,8 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         check_room("training", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
         trainer = _trainer(config, corpus, output, run_id, callbacks or [])
         ends = (cast(Result, trainer.fit()) for _ in range(1))
-        timeout_s = config.ray.stall_timeout_s
         try:
-            (result,) = watched(ends, "training", needs(config), timeout_s, lambda: last_pulse(output))
+            (result,) = watched(ends, "training", needs(config), lambda: last_pulse(output))
         except TrainingFailedError as error:
             logger.error("%s", error)
             reason = str(error).strip().splitlines()[-1]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines.cluster import Needs, Stalled, check_room, watched
-from robometer.configs import ConfigError
+from pipelines.cluster import Needs, Stalled, check_room, connected, watched
+from robometer.configs import ConfigError, load
 
 SCRIPT = """
 import ray
@@ -50,8 +50,8 @@ def test_a_local_ray_is_not_mistaken_for_one_that_was_started_here_before() -> N
 def test_what_waits_for_ever_ends_and_says_what_is_lacking(ray_local: None) -> None:
     waiting = ray.remote(num_cpus=9)(lambda: 0).remote()
     lacking = r"the work made no step for 2 s: it needs 9 CPUs, and the cluster has 1 node with 4 CPUs, \d in use"
-    with pytest.raises(Stalled, match=lacking):
-        list(watched(map(ray.get, [waiting]), "the work", Needs(cpus=9), timeout_s=2))
+    with connected(load(["ray.stall_timeout_s=2"])), pytest.raises(Stalled, match=lacking):
+        list(watched(map(ray.get, [waiting]), "the work", Needs(cpus=9)))
     ray.cancel(waiting)
 
 
@@ -62,12 +62,13 @@ def _slow(seconds: list[float]) -> Iterator[float]:
 
 
 def test_a_step_is_a_result_or_a_pulse(ray_local: None) -> None:
-    assert list(watched(_slow([1.3, 1.3, 1.3]), "work", Needs(), timeout_s=2.5)) == [1.3] * 3
-    assert list(watched(_slow([4.5]), "work", Needs(), 2.5, pulse=lambda: str(time.monotonic() // 2))) == [4.5]
-    with pytest.raises(Stalled, match="no step for . s .since step 7.: it needs 2 times 0.5 CPUs"):
-        list(watched(_slow([0.1, 30]), "work", Needs(2, 0.5), 2.0, pulse=lambda: "step 7"))
-    with pytest.raises(ZeroDivisionError):
-        list(watched((1 / n for n in (1, 0)), "work", Needs(), 0))
+    with connected(load(["ray.stall_timeout_s=2.5"])):
+        assert list(watched(_slow([1.3, 1.3, 1.3]), "work")) == [1.3] * 3
+        assert list(watched(_slow([4.5]), "work", pulse=lambda: str(time.monotonic() // 2))) == [4.5]
+        with pytest.raises(Stalled, match="no step for . s .since step 7.: it needs 2 times 0.5 CPUs"):
+            list(watched(_slow([0.1, 30]), "work", Needs(2, 0.5), pulse=lambda: "step 7"))
+    with connected(load(["ray.stall_timeout_s=0"])), pytest.raises(ZeroDivisionError):
+        list(watched((1 / n for n in (1, 0)), "work"))
 
 
 def test_places_must_fit_into_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
