@@ -173,7 +173,7 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
     storage = Storage(config.evaluate.output)
     # raised where the same settings give other answers: form 3 asks baselines in their published wording
     parts = _parts(units, f"form 3 {corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
-    with tracking.start(config, kind="evaluate") as run, connected(config):
+    with tracking.start(config, kind="evaluate") as run:
         answered = _predict(config, corpus, parts, load)
         predictions = Predictions.of(record for part in answered for record in part.records)
         predictions.save(storage)
@@ -282,7 +282,8 @@ def _predict(
     if there:
         logger.info("evaluate: %d of %d parts are there from before", len(there), len(parts))
     if missing:
-        _predict_parts(config, corpus, missing, load)
+        with connected(config):  # no longer than it is needed: what is counted and written below is Ray's no more
+            _predict_parts(config, corpus, missing, load)
     storage.remove_stale(PARTS, keep=set(parts), age_s=0.0)
     return [there[name] if name in there else Part.read(storage, name) for name in parts]
 
