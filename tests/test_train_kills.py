@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from pipelines.train import TrainReport, run_train
 from robometer.configs import load
 from tests.conftest import TINY
-from tests.training_runs import checkpoints, driving
+from tests.training_runs import checkpoints, driving, recorded
 
 EVERY, STEPS = 10, 60
 
@@ -48,6 +50,39 @@ def test_two_workers_killed_with_their_driver_resume_as_one(tiny_corpus: str, tm
     resumed = run_train(load(_overrides(tiny_corpus, output)))
     assert max(checkpoints(output)) == STEPS
     np.testing.assert_allclose(_losses(resumed), _losses(whole), rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_data_actor_is_replaced_and_nothing_else_changes(tiny_corpus: str, tmp_path: Path) -> None:
+    whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole")))
+    output = tmp_path / "killed"
+    with driving(_overrides(tiny_corpus, output), tmp_path / "log") as driver:
+        driver.wait_until(lambda: EVERY in checkpoints(output))
+        while not (actors := driver.workers("MapBatches(Collate)")):
+            assert driver.process.poll() is None, "it ended before its data actor was found"
+        for actor in actors:
+            actor.kill()
+        driver.finish()
+    resumed = [entry["loss"] for entry in recorded(output).values()]
+    np.testing.assert_allclose(resumed, _losses(whole), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_the_run_with_a_sentence(tiny_corpus: str, tmp_path: Path) -> None:
+    output = tmp_path / "hung"
+    settings = ["train.steps=100000", "train.num_workers=2", "ray.stall_timeout_s=20"]
+    with driving(_overrides(tiny_corpus, output, *settings), tmp_path / "log") as driver:
+        driver.wait_until(lambda: EVERY in checkpoints(output))
+        while not (workers := driver.workers()):
+            pass
+        hung = workers.pop()
+        hung.suspend()  # the other one waits for it in a collective operation
+        try:
+            assert driver.process.wait(timeout=120) == 2
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                hung.kill()
+    assert "error: training made no step for 2" in (tmp_path / "log").read_text()
 
 
 def _validations(report: TrainReport) -> dict[float, float]:

@@ -48,15 +48,15 @@ class Driver:
             time.sleep(0.2)
         return workers | self.workers()
 
-    def workers(self) -> set[psutil.Process]:
-        """Training workers of the local Ray that this driver has started, whose raylet is no child of the driver.
+    def workers(self, title: str = "RayTrainWorker") -> set[psutil.Process]:
+        """Workers of this title of the local Ray that this driver has started, whose raylet is no child of the driver.
 
         Ray rewrites a worker's title at every call, so that one look can miss it.
         """
         found = set()
         for process in psutil.process_iter(["cmdline"]):
             with contextlib.suppress(psutil.Error):
-                raylet = process.parent() if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) else None
+                raylet = process.parent() if title in " ".join(process.info["cmdline"] or []) else None
                 if raylet and raylet.environ().get(MARK) == self._mark:  # other runs on this machine are not ours
                     found.add(process)
         return found
