@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,3 +94,32 @@ def test_a_killed_sweep_resumes_and_keeps_its_trials(tiny_corpus: str, tmp_path:
     assert list(trials["step"]) == [4, 4] and trials["seen/preference_accuracy"].notna().all()
     settings = json.loads((output / "sweep.json").read_text())["settings"]
     assert settings["sweep"]["num_trials"] == 2
+
+
+STOPPED = """
+import sys, time
+from ray.util import placement_group_table
+from pipelines.cluster import connected
+from pipelines.sweep import run_sweep
+from robometer.configs import load
+
+config = load(sys.argv[1:])
+with connected(config):
+    table = run_sweep(config).table
+    end = time.monotonic() + 30
+    while any(one["state"] != "REMOVED" for one in placement_group_table().values()) and time.monotonic() < end:
+        time.sleep(0.5)
+    print("groups", len(placement_group_table()), {one["state"] for one in placement_group_table().values()})
+    print("stopped early", sum(table["step"] < config.train.steps))
+"""
+
+
+@pytest.mark.slow
+def test_trials_that_are_stopped_early_give_their_places_back(tiny_corpus: str, tmp_path: Path) -> None:
+    sweep = ["sweep.num_trials=6", "sweep.max_concurrent=2", "sweep.metric=seen/voc", "ray.num_cpus=2", "train.steps=8"]
+    overrides = [*TINY, *SWEEP, *sweep, f"corpus.path={tiny_corpus}", f"sweep.output={tmp_path / 'sweep'}"]
+    command = [sys.executable, "-c", STOPPED, *overrides, "ray.stall_timeout_s=200"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.search(r"groups (\d+) \{'REMOVED'\}\nstopped early (\d+)", done.stdout)
+    assert found and int(found[1]) >= 6 and int(found[2]) >= 1, done.stdout[-1000:]
