@@ -10,6 +10,7 @@ from typing import Any
 
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import RobometerError
+from robometer.frames import FrameSettings
 from robometer.redaction import RedactingFormatter, redacted
 
 
@@ -54,6 +55,12 @@ def guarded(body: Callable[[], None]) -> int:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def given_frames(arguments: Sequence[str], config: Config) -> dict[str, int]:
+    """Those settings of frames (`ingest.max_frames`, ...) that the command line itself gives, to override a model's."""
+    keys = {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    return {name: v for name, v in FrameSettings.of(config.ingest).as_dict().items() if f"ingest.{name}" in keys}
 
 
 def _overrides(arguments: list[str]) -> list[str]:

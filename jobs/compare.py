@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
-from jobs.score import check, parser_for, read_video, scorer_of
+from jobs.score import check, parser_for, read_video, scorer_of, settings_for
+from robometer.client import RemoteScorer
 from robometer.scoring import Clip
 
 HELP = """
@@ -34,13 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    check(arguments)
-    a, b = (
-        Clip(read_video(path, arguments.max_frames).frames, arguments.task)
-        for path in (arguments.video_a, arguments.video_b)
-    )
+    paths = (arguments.video_a, arguments.video_b)
+    check(arguments, *paths)
     scorer = scorer_of(arguments)
-    forward, swapped = (float(p) for p in scorer.compare([(a, b), (b, a)]))
+    settings = settings_for(scorer, arguments)
+    if isinstance(scorer, RemoteScorer) and settings == scorer.frames:
+        forward, swapped = (scorer.compare_videos(*two, arguments.task) for two in (paths, paths[::-1]))
+    else:
+        a, b = (Clip(read_video(path, settings).frames, arguments.task) for path in paths)
+        forward, swapped = (float(p) for p in scorer.compare([(a, b), (b, a)]))
     preferred = arguments.video_a if forward >= 0.5 else arguments.video_b
     print(f"{preferred} did better: P(A better) = {forward:.3f}, by {scorer.name}, for the task {arguments.task!r}")
     print(f"with the videos swapped: P(A better) = {1 - swapped:.3f}")

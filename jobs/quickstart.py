@@ -117,7 +117,7 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
     url = serve.start(override(config, {"serve.port": free_port(config.serve.host)}))
     try:
         scorer = RemoteScorer(url)
-        for name, clip in _clips(config, corpus):
+        for name, clip in _clips(scorer.frames, corpus):
             score = scorer.score([clip])[0]
             plot_curve(clip.frames, score, clip.task, folder / f"{name}.png")
             values = {"task": clip.task, "progress": score.progress.tolist(), "success": score.success.tolist()}
@@ -128,10 +128,10 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
     return folder
 
 
-def _clips(config: Config, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
+def _clips(settings: FrameSettings, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
     for name, task in EXAMPLE_TASKS.items():
         if (EXAMPLES / name).is_file():
-            video = read_frames(str(EXAMPLES / name), FrameSettings.of(config.ingest))
+            video = read_frames(str(EXAMPLES / name), settings)
             yield Path(name).stem, Clip(video.frames, task)
     quality = corpus.manifest["quality_label"].to_pylist()
     row = next(int(row) for row in corpus.rows("held_out") if quality[row] == "successful")

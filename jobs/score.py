@@ -7,18 +7,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import common
-from robometer import paths
 from robometer.client import RemoteScorer
 from robometer.configs import Config
 from robometer.errors import RobometerError
-from robometer.frames import FrameSettings, read_frames
+from robometer.frames import FrameSettings, overridden, read_frames, shown_to
 from robometer.scoring import Clip, ClipScore, Scorer
-from robometer.video import Video, VideoLimits
+from robometer.video import Video, VideoLimits, probe
 
 HELP = """
 robometer score: score one video: progress and success at every frame, and the reward (the progress at the last one).
@@ -52,9 +50,7 @@ def parser_for(prog: str, text: str) -> argparse.ArgumentParser:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--checkpoint", default=config.evaluate.checkpoint, help="checkpoint folder (%(default)s)")
     model.add_argument("--url", help="endpoint, instead of a checkpoint")
-    parser.add_argument(
-        "--max-frames", type=int, default=config.ingest.max_frames, help="thin the video to so many (%(default)s)"
-    )
+    parser.add_argument("--max-frames", type=int, help="thin the video to so many (default: as the model was trained)")
     return parser
 
 
@@ -67,32 +63,40 @@ def scorer_of(arguments: argparse.Namespace) -> Scorer:
     return load_scorer(arguments.checkpoint)
 
 
-def read_video(path: str, max_frames: int) -> Video:
-    """Decode, thin and resize as ingestion and the endpoint do, so that all three score the same pixels."""
+def settings_for(scorer: Scorer, arguments: argparse.Namespace) -> FrameSettings:
+    """How videos become frames: as the scorer was trained, but for what the flags say otherwise."""
+    flags = {"max_frames": arguments.max_frames} if arguments.max_frames else {}
+    return overridden(shown_to(scorer), flags)
+
+
+def read_video(path: str, settings: FrameSettings) -> Video:
+    """The frames of a video as ingestion and the endpoint make them, so that all three score the same pixels."""
     config = Config()
-    limits = VideoLimits(config.ingest.max_source_frames, config.ingest.max_source_pixels)
-    return read_frames(path, replace(FrameSettings.of(config.ingest), max_frames=max_frames), limits)
+    return read_frames(path, settings, VideoLimits(config.ingest.max_source_frames, config.ingest.max_source_pixels))
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raise `RobometerError` for flags that cannot work, before anything is loaded."""
+def check(arguments: argparse.Namespace, *videos: str) -> None:
+    """Raise `RobometerError` for flags that cannot work and files that are no videos, before anything is loaded."""
     if not arguments.task.strip():
         raise RobometerError("--task is empty: say in words what the robot should do")
-    if arguments.max_frames < 1:
-        raise RobometerError("--max-frames must be at least 1")
+    if arguments.max_frames is not None and arguments.max_frames < 2:
+        raise RobometerError("--max-frames must be at least 2")
+    for path in videos:
+        probe(path)
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    check(arguments)
-    for name, path in (("--json", arguments.json), ("--png", arguments.png)):
-        if not path:
-            continue
-        paths.lasting(name, paths.check_local(name, path))
+    check(arguments, arguments.video)
+    for path in filter(None, (arguments.json, arguments.png)):
         if not Path(path).absolute().parent.is_dir():
             raise RobometerError(f"{path} cannot be written: its folder does not exist")
-    video = read_video(arguments.video, arguments.max_frames)
     scorer = scorer_of(arguments)
-    score = scorer.score([Clip(video.frames, arguments.task)])[0]
+    settings = settings_for(scorer, arguments)
+    video = read_video(arguments.video, settings)
+    if isinstance(scorer, RemoteScorer) and settings == scorer.frames:
+        score = scorer.score_video(arguments.video, arguments.task)  # whose frames are the endpoint's own
+    else:
+        score = scorer.score([Clip(video.frames, arguments.task)])[0]
     result = _as_dict(arguments, scorer.name, video, score)
     _print_table(result)
     if arguments.json:

@@ -13,6 +13,7 @@ robometer serve: serve a checkpoint over HTTP until Ctrl-C.
 
 Reads   serve.checkpoint, a checkpoint folder.
 Answers POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready, /metrics; /docs shows all of it.
+        Videos become frames as those that the model was trained on; ingest.max_frames=... and the like override that.
         It listens on loopback. Before serve.host opens it to others, set serve.token (or ROBOMETER_TOKEN).
 
 Examples
@@ -22,16 +23,16 @@ Examples
 """
 
 
-def serve(config: Config) -> None:
-    """Serve until it is stopped."""
-    from pipelines.serve import run_serve
-
-    run_serve(config)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see HELP."""
-    return common.main(HELP, ("serve",), serve, argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def serve(config: Config) -> None:
+        from pipelines.serve import run_serve
+
+        run_serve(config, given=common.given_frames(arguments, config))
+
+    return common.main(HELP, ("serve",), serve, arguments)
 
 
 if __name__ == "__main__":

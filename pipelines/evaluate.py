@@ -42,7 +42,7 @@ from robometer.evaluation.predictions import Predictions, Record, from_table, to
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.runs import load_runs
 from robometer.evaluation.views import FORWARD
-from robometer.models.checkpoint import load_scorer, scorer_identity
+from robometer.models.checkpoint import load_frames, load_scorer, scorer_identity
 from robometer.models.sources import for_workers
 from robometer.provenance import trained_by
 from robometer.scoring import Scorer
@@ -171,6 +171,8 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
     corpus = Corpus(config.corpus.path)
     units = _plan(config, corpus)
     storage = Storage(config.evaluate.output)
+    if load is None:
+        _warn_of_other_frames(config, corpus)
     # raised where the same settings give other answers: form 3 asks baselines in their published wording
     parts = _parts(units, f"form 3 {corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     with tracking.start(config, kind="evaluate") as run:
@@ -189,6 +191,17 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
             for file in (report.REPORT, report.METRICS_JSON):
                 run.artifact(Path(config.evaluate.output) / file)
     return found
+
+
+def _warn_of_other_frames(config: Config, corpus: Corpus) -> None:
+    checkpoint = config.evaluate.checkpoint
+    if checkpoint.startswith(baselines.PREFIX):
+        return
+    trained, stored = load_frames(checkpoint, config.tracking.uri), corpus.frame_settings
+    if trained != stored:
+        logger.warning(
+            "%s was trained on %s, and is shown %s: other frames, other numbers", checkpoint, trained, stored
+        )
 
 
 def recompute(config: Config) -> dict[str, Any]:

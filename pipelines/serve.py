@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ray import serve
@@ -22,7 +23,8 @@ from pipelines.serving.ingress import Ingress
 from pipelines.serving.jobs import Limits
 from pipelines.serving.model import Model, ScorerLoader
 from robometer.configs.schema import Config, ConfigError
-from robometer.models.checkpoint import load_config, load_scorer
+from robometer.frames import FrameSettings, overridden
+from robometer.models.checkpoint import load_config, load_frames, load_scorer
 from robometer.models.sources import for_workers
 
 logger = logging.getLogger(__name__)
@@ -30,13 +32,20 @@ logger = logging.getLogger(__name__)
 APP_NAME = "robometer"
 
 _INGRESS_CPUS = 0.1
+_NOTHING: Mapping[str, int] = {}
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # /metrics counts requests
 _REQUEST_TIMEOUT_S = 120.0
 _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 
 
-def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Application:
-    """The Ray Serve application; `loader` makes the Scorer in each model replica."""
+def build_app(
+    config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str, int] = _NOTHING
+) -> serve.Application:
+    """The Ray Serve application; `loader` makes the Scorer in each model replica.
+
+    Args:
+        given: settings of frames (see `FrameSettings`) in the place of those that the model was trained with.
+    """
     # A replica's working directory may be another.
     c = replace(config.serve, checkpoint=for_workers(config.serve.checkpoint, config.tracking.uri))
     model = serve.deployment(
@@ -59,7 +68,8 @@ def build_app(config: Config, loader: ScorerLoader = load_scorer) -> serve.Appli
         max_ongoing_requests=2 * capacity + 100,
         logging_config=_QUIET,
     )(Ingress)
-    return ingress.bind(model.bind(loader, c), Limits.from_config(config), guard)
+    trained = load_frames(c.checkpoint) if loader is load_scorer else FrameSettings()
+    return ingress.bind(model.bind(loader, c), Limits.from_config(config, overridden(trained, given)), guard)
 
 
 def token_of(config: Config) -> str:
@@ -67,7 +77,7 @@ def token_of(config: Config) -> str:
     return config.serve.token or os.environ.get("ROBOMETER_TOKEN", "")
 
 
-def start(config: Config, loader: ScorerLoader = load_scorer) -> str:
+def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str, int] = _NOTHING) -> str:
     """Start the endpoint on the Ray that is connected, wait until it is ready, and return its URL.
 
     Raises:
@@ -80,7 +90,7 @@ def start(config: Config, loader: ScorerLoader = load_scorer) -> str:
         logging_config=_QUIET,
     )
     try:
-        serve.run(build_app(config, loader), name=APP_NAME, route_prefix="/")
+        serve.run(build_app(config, loader, given), name=APP_NAME, route_prefix="/")
     except RuntimeError as error:
         cause = _cause_of_failure() or str(error).splitlines()[0]
         stop()
@@ -96,10 +106,15 @@ def stop() -> None:
         serve.shutdown()
 
 
-def run_serve(config: Config, blocking: bool = True, loader: ScorerLoader = load_scorer) -> None:
+def run_serve(
+    config: Config,
+    blocking: bool = True,
+    loader: ScorerLoader = load_scorer,
+    given: Mapping[str, int] = _NOTHING,
+) -> None:
     """Serve until Ctrl-C or SIGTERM, then leave no process behind. With `blocking=False`, see `start`."""
     if not blocking:
-        start(config, loader)
+        start(config, loader, given)
         return
     if loader is load_scorer:
         # A wrong path is one sentence before Ray starts.
@@ -108,7 +123,7 @@ def run_serve(config: Config, blocking: bool = True, loader: ScorerLoader = load
         # Ray's own SIGTERM handler exits at once, before Serve could end its replicas.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            logger.info("serving %s at %s", config.serve.checkpoint, start(config, loader))
+            logger.info("serving %s at %s", config.serve.checkpoint, start(config, loader, given))
             signal.pause()
         except KeyboardInterrupt:
             logger.info("ending")

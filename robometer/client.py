@@ -6,13 +6,16 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 
 from robometer.errors import RobometerError
+from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, PrefixSession, Session
+from robometer.video import Source, VideoError
 
 ATTEMPTS = 5
 """Tries of one request while the endpoint answers 503, or its connections break."""
@@ -52,6 +55,7 @@ class RemoteScorer:
         self.revision: str = model["revision"]
         self.provenance: dict[str, Any] = model["provenance"]
         self.limits: dict[str, int] = model["limits"]
+        self.frames = FrameSettings.from_dict(model["frames"])
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; one request per clip, several at a time."""
@@ -60,6 +64,15 @@ class RemoteScorer:
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
         """See `Scorer.compare`; one request per pair, several at a time."""
         return np.array(_concurrently(self._compare, pairs), dtype=np.float32)
+
+    def score_video(self, video: Source, task: str) -> ClipScore:
+        """Score a video file, or the content of one, whose frames the endpoint makes (see `frames`)."""
+        return _clip_score(self._post("/v1/score", task, {"video": _content(video)}))
+
+    def compare_videos(self, a: Source, b: Source, task: str) -> float:
+        """P(the first video did better), of two files or contents of them."""
+        answer = self._post("/v1/compare", task, {"video_a": _content(a), "video_b": _content(b)})
+        return float(answer["probability_a_better"])
 
     def open_session(self, task: str) -> Session:
         """See `Scorer.open_session`; each frame is scored with all before it."""
@@ -76,23 +89,22 @@ class RemoteScorer:
         self.close()
 
     def _score(self, clip: Clip) -> ClipScore:
-        answer = self._post("/v1/score", clip.task, {"frames": clip.frames})
-        return ClipScore(np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32))
+        return _clip_score(self._post("/v1/score", clip.task, {"frames": _npy(clip.frames)}))
 
     def _compare(self, pair: tuple[Clip, Clip]) -> float:
         a, b = pair
-        answer = self._post("/v1/compare", a.task, {"frames_a": a.frames, "frames_b": b.frames})
+        answer = self._post("/v1/compare", a.task, {"frames_a": _npy(a.frames), "frames_b": _npy(b.frames)})
         return float(answer["probability_a_better"])
 
-    def _post(self, route: str, task: str, frames: dict[str, np.ndarray]) -> dict[str, Any]:
-        size_bytes = sum(array.nbytes for array in frames.values())
+    def _post(self, route: str, task: str, parts: dict[str, bytes]) -> dict[str, Any]:
+        size_bytes = sum(map(len, parts.values()))
         if size_bytes > self.limits["max_upload_bytes"]:
             # Refused here: the endpoint would close the connection while the body is still on its way.
             raise ScoringError(
-                f"{size_bytes} bytes of frames are more than {self.url} takes ({self.limits['max_upload_bytes']}): "
+                f"{size_bytes} bytes are more than {self.url} takes ({self.limits['max_upload_bytes']}): "
                 "send fewer or smaller frames"
             )
-        files = {name: (f"{name}.npy", _npy(array), "application/octet-stream") for name, array in frames.items()}
+        files = {name: (name, content, "application/octet-stream") for name, content in parts.items()}
         return self._request("POST", route, data={"task": task}, files=files)
 
     def _request(self, method: str, route: str, **body: Any) -> dict[str, Any]:
@@ -128,6 +140,17 @@ def _concurrently(function: Callable[[T], Result], items: Sequence[T]) -> list[R
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(CONCURRENCY, len(items))) as pool:
         return list(pool.map(function, items))
+
+
+def _clip_score(answer: dict[str, Any]) -> ClipScore:
+    return ClipScore(np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32))
+
+
+def _content(video: Source) -> bytes:
+    try:
+        return video if isinstance(video, bytes) else Path(video).read_bytes()
+    except OSError as error:
+        raise VideoError(f"{video!s} cannot be read ({error.strerror})") from error
 
 
 def _npy(frames: np.ndarray) -> bytes:

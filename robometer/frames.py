@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robometer.errors import RobometerError
 from robometer.recording import Recording, VideoFile
 from robometer.video import DEFAULT_LIMITS, Source, Video, VideoLimits, decode_jpeg, encode_jpeg, thin
 
 if TYPE_CHECKING:  # a child process that decodes uploads has no use for the configuration
     from robometer.configs.schema import IngestConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,32 @@ class FrameSettings:
     short_edge: int = 240
     jpeg_quality: int = 90
 
+    def __post_init__(self) -> None:
+        valid = self.max_frames >= 0 and self.short_edge >= 0 and 0 <= self.jpeg_quality <= 100
+        if not valid or self.max_frames == 1:
+            raise RobometerError(f"{self} are no settings of frames: at least 2 frames, and a quality of 0 to 100")
+
     @classmethod
     def of(cls, config: IngestConfig) -> FrameSettings:
         """Those of a corpus that is made with `config`."""
         return cls(config.max_frames, config.short_edge, config.jpeg_quality)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FrameSettings:
+        """What `as_dict` gave; a value that is missing is that of the defaults.
+
+        Raises:
+            RobometerError: a value that none of them can have.
+        """
+        try:
+            return cls(**{name: int(values[name]) for name in cls().as_dict() if name in values})
+        except (TypeError, ValueError) as error:
+            raise RobometerError(f"{values!r} are no settings of frames ({error})") from error
+
+    def __str__(self) -> str:
+        size = f"short edge {self.short_edge} px" if self.short_edge else "size as it is"
+        codec = f"JPEG of quality {self.jpeg_quality}" if self.jpeg_quality else "no JPEG"
+        return f"{f'at most {self.max_frames}' if self.max_frames else 'all'} frames, {size}, {codec}"
 
     def as_dict(self) -> dict[str, int]:
         """Plain form, for JSON."""
@@ -47,6 +74,24 @@ class FrameSettings:
     def hash(self) -> str:
         """16 hex digits over the settings."""
         return hashlib.sha256(json.dumps(self.as_dict()).encode()).hexdigest()[:16]
+
+
+UPSTREAM = FrameSettings(32, 240, 0)
+"""Of the public weights, which say nothing about it: upstream's preprocessing stores raw frames (spec/data.md 1.5)."""
+
+
+def shown_to(scorer: object) -> FrameSettings:
+    """The settings that a scorer was trained with (its `frames`); the defaults for one that was not trained here."""
+    found = getattr(scorer, "frames", None)
+    return found if isinstance(found, FrameSettings) else FrameSettings()
+
+
+def overridden(trained: FrameSettings, given: Mapping[str, int]) -> FrameSettings:
+    """The settings of a model but for what a user gives, who is warned where that is something else."""
+    settings = FrameSettings.from_dict({**trained.as_dict(), **given})
+    if settings != trained:
+        logger.warning("the model was trained on %s, and is shown %s: its answers may be worse", trained, settings)
+    return settings
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ from robometer.corpus.summary import summarise
 
 
 def provenance_of(corpus: Corpus) -> dict[str, Any]:
-    """Hash, size and sources of a corpus, and the commit of this code; part of every checkpoint."""
+    """Hash, size and sources of a corpus, how its frames were made, and the commit of this code; part of every
+    checkpoint, whose scorer is shown frames that are made alike."""
     counts = summarise(corpus)
     return {
         "corpus": counts.content_hash,
         "trajectories": counts.trajectories,
         "sources": counts.by_source,
         "splits": counts.by_split,
+        "frames": corpus.frame_settings.as_dict(),
         "commit": commit(),
     }
 

@@ -23,7 +23,14 @@ from robometer import tracking
 from robometer.configs.loading import save
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
-from robometer.models.checkpoint import PROVENANCE, backbone_folder, checkpoint_hash, filled_model, load_provenance
+from robometer.models.checkpoint import (
+    PROVENANCE,
+    backbone_folder,
+    checkpoint_hash,
+    filled_model,
+    frames_of,
+    load_provenance,
+)
 from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
 from robometer.models.sources import HUB_ID, locate
 from robometer.models.tiny import TINY
@@ -190,6 +197,7 @@ def card(what: Publication, title: str, source: str) -> str:
         rows=what.rows,
         measured=what.measured,
         settings=_settings(config),
+        frames=str(frames_of(what.found)),
         limits=_limits(what),
         **{key: what.provenance.get(key) for key in ("commit", "corpus", "trajectories", "sources")},
     )
@@ -261,8 +269,11 @@ def write(what: Publication, folder: Path, title: str, source: str) -> None:
             for file in backbone.glob(pattern) if backbone else ():
                 shutil.copy(file, folder)
     save(config, folder / CONFIG)
-    published = {"title": title, "revision": what.revision, "metrics": what.metrics}
-    (folder / PROVENANCE).write_text(json.dumps(what.provenance | {"published": published}, indent=2))
+    added = {  # with the frames of public weights, since what is published has our layout, whose defaults are others
+        "published": {"title": title, "revision": what.revision, "metrics": what.metrics},
+        "frames": frames_of(what.found).as_dict(),
+    }
+    (folder / PROVENANCE).write_text(json.dumps(what.provenance | added, indent=2))
     (folder / CARD).write_text(card(what, title, source))
 
 

@@ -127,6 +127,7 @@ class Scorer(Protocol):
 
     Every one may be called from several threads at once: it keeps nothing between calls, or it is `OneAtATime`.
 
+    One that was trained says by an attribute `frames` (`FrameSettings`) how a recording becomes the frames it is shown.
     One that has preferences alone says so by an attribute `compares_only = True`; it raises `NoProgress` elsewhere.
     """
 

@@ -15,6 +15,7 @@ from pipelines.serving.api import build_api
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.jobs import CompareJob, Job, Limits, ModelInfo, Outcome
 from robometer.configs import load
+from robometer.frames import shown_to
 from robometer.scoring import Scorer
 
 
@@ -43,7 +44,7 @@ class LocalBackend:
 @contextmanager
 def endpoint(scorer: Scorer, token: str = "", max_in_flight: int = 16, timeout_s: float = 60.0) -> Iterator[str]:
     """URL of an endpoint that answers until the block ends."""
-    limits = Limits.from_config(load([]))
+    limits = Limits.from_config(load([]), shown_to(scorer))
     guard = GuardSettings(token, limits.max_upload_bytes, max_in_flight, timeout_s)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -24,6 +24,7 @@ from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
+from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, Scorer
 from tests.test_scorers import ensemble
 
@@ -259,7 +260,7 @@ def test_ready_and_model_describe_the_model(http: httpx.Client) -> None:
     assert http.get("/ready").json() == {"status": "ready"}
     model = http.get("/v1/model").json()
     assert model["name"] == "frame_difference@abc123" and model["provenance"] == {"corpus": "none"}
-    assert model["limits"]["max_upload_bytes"] == MAX_BYTES and model["limits"]["num_frames"] == 32
+    assert model["limits"]["max_upload_bytes"] == MAX_BYTES and model["frames"] == FrameSettings().as_dict()
 
 
 def test_request_id_is_echoed_or_made(http: httpx.Client) -> None:

@@ -71,7 +71,11 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     async def model() -> ModelAnswer:
         info = await backend.info()
         return ModelAnswer(
-            name=info.name, revision=revision(info.name), provenance=info.provenance, limits=limits.as_dict()
+            name=info.name,
+            revision=revision(info.name),
+            provenance=info.provenance,
+            limits=limits.as_dict(),
+            frames=limits.frames.as_dict(),
         )
 
     return router

@@ -23,7 +23,6 @@ from pipelines.serving.decoder import Job
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.jobs import Limits
 from pipelines.serving.npy import HEAD_BYTES, read_npy_header
-from robometer.frames import FrameSettings
 from robometer.video import VideoLimits
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class Decoders:
         return Job(
             sizes=sizes,
             images=images,
-            settings=asdict(FrameSettings(limits.num_frames, limits.short_edge)),
+            settings=limits.frames.as_dict(),
             limits=asdict(VideoLimits(limits.max_source_frames, limits.max_source_pixels, limits.max_total_pixels)),
             max_bytes=limits.max_upload_bytes,
             cpu_s=math.ceil(limits.decode_timeout_s),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from robometer.configs.schema import Config
+from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore
 
 MAX_TASK_CHARS = 2000
@@ -19,7 +20,7 @@ class Limits:
         max_upload_bytes: of a request, and of its frames when they are decoded.
         max_source_frames, max_source_pixels, max_total_pixels: frames, pixels of one, and pixels of all.
         decode_timeout_s: for each video, or list of images.
-        num_frames, short_edge: what a video is thinned and resized to.
+        frames: what a video becomes for the model.
     """
 
     max_upload_bytes: int
@@ -27,25 +28,23 @@ class Limits:
     max_source_pixels: int
     max_total_pixels: int
     decode_timeout_s: float
-    num_frames: int
-    short_edge: int
+    frames: FrameSettings
 
     @classmethod
-    def from_config(cls, config: Config) -> Limits:
-        """A video is thinned and resized as ingestion would, so that a model sees what it was trained on."""
+    def from_config(cls, config: Config, frames: FrameSettings) -> Limits:
+        """Of an endpoint whose model is shown a video's frames by the settings `frames`."""
         return cls(
             max_upload_bytes=config.serve.max_upload_bytes,
             max_source_frames=config.serve.max_source_frames,
             max_source_pixels=config.serve.max_source_pixels,
             max_total_pixels=config.serve.max_total_pixels,
             decode_timeout_s=config.serve.decode_timeout_s,
-            num_frames=config.ingest.max_frames,
-            short_edge=config.ingest.short_edge,
+            frames=frames,
         )
 
     def as_dict(self) -> dict[str, float]:
         """Plain form for `/v1/model`."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "frames"}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ class ModelAnswer(ModelRef):
     """The model and what one request may hold."""
 
     provenance: dict[str, Any] = Field(description="what the model was trained on and with, from its checkpoint")
-    limits: dict[str, float] = Field(description="bounds of one request; num_frames is what a video is thinned to")
+    limits: dict[str, float] = Field(description="bounds of one request")
+    frames: dict[str, int] = Field(
+        description="what a video becomes for the model: at most max_frames, their short_edge in pixels, jpeg_quality"
+    )
 
 
 class ScoreAnswer(BaseModel):

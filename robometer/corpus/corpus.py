@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from robometer.corpus.manifest import manifest_hash, read_manifest, read_quarantine
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
+from robometer.frames import FrameSettings
 from robometer.scoring import Clip
 from robometer.trajectory import SCHEMA_VERSION
 from robometer.video import decode_jpeg
@@ -71,6 +72,11 @@ class Corpus:
     def content_hash(self) -> str:
         """Hash of the ids and content hashes of all rows: equal for equal corpora, wherever they lie."""
         return manifest_hash(self.manifest)
+
+    @property
+    def frame_settings(self) -> FrameSettings:
+        """How recordings became the frames that are stored."""
+        return FrameSettings.from_dict(self.info["settings"])
 
     def rows(self, split: str | None = None) -> np.ndarray:
         """Row numbers of a split (all rows without one), int64 [N]."""

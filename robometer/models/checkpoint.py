@@ -23,6 +23,8 @@ from robometer import baselines
 from robometer.configs.loading import save
 from robometer.configs.schema import BaselineConfig, Config
 from robometer.corpus.corpus import Corpus
+from robometer.errors import RobometerError
+from robometer.frames import UPSTREAM, FrameSettings, shown_to
 from robometer.models.collate import Collator
 from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
 from robometer.models.rewind import Rewind, RewindEnsemble
@@ -232,6 +234,28 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def frames_of(found: Description) -> FrameSettings:
+    """How a recording becomes frames for this model: as its corpus did; upstream's for public weights.
+
+    Raises:
+        CheckpointError: settings that cannot be.
+    """
+    default = FrameSettings() if found.layout == "robometer" else UPSTREAM
+    try:
+        return FrameSettings.from_dict(default.as_dict() | (load_provenance(found.folder).get("frames") or {}))
+    except RobometerError as error:
+        raise CheckpointError(f"{found.folder / PROVENANCE}: {error}") from error
+
+
+def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings:
+    """`frames_of` whatever `load_scorer` takes, without its weights; of a baseline without weights, the defaults."""
+    if checkpoint.startswith(("http://", "https://")):
+        return shown_to(load_scorer(checkpoint))
+    if checkpoint.startswith(baselines.PREFIX):
+        return FrameSettings()
+    return frames_of(describe(locate(checkpoint, tracking_uri)))
+
+
 def load_scorer(
     checkpoint: str | Path, device: str = "cpu", tracking_uri: str = "", baseline: BaselineConfig | None = None
 ) -> Scorer:
@@ -248,6 +272,7 @@ def load_scorer(
     with backbone_folder(found) as folder:
         scorer = make_scorer(model, found.config, _scorer_name(found), device, folder=folder)
     scorer.provenance = load_provenance(found.folder)  # type: ignore[attr-defined]
+    scorer.frames = frames_of(found)  # type: ignore[attr-defined]
     return scorer
 
 

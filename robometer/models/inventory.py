@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from robometer.configs.schema import Config, ModelConfig
-from robometer.models.checkpoint import backbone_folder, empty_model, load_provenance
+from robometer.models.checkpoint import backbone_folder, empty_model, frames_of, load_provenance
 from robometer.models.layouts import BACKBONE, Description
 from robometer.models.weights import EMBEDDING, Match, Slot, match, optional_of, our_name, shapes_of
 
@@ -102,6 +102,7 @@ def summary(found: Description, revision: str = "") -> str:
         return _lined(lines)
     provenance = load_provenance(found.folder)
     lines |= {name: str(value) for name, value in provenance.items() if isinstance(value, str | int | float)}
+    lines["frames"] = str(frames_of(found))
     metrics = provenance.get("metrics") or {}
     lines["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "none recorded"
     return _lined(lines)
