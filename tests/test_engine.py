@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipelines.training.checkpointing import STATE, load_state, save_state, state_name, to_universal
+from pipelines.sample_stream import MicroBatch, MicroBatches
+from pipelines.training.checkpointing import STATE, Position, load_state, save_state, state_name, to_universal
 from pipelines.training.engine import apply_gradients, build_engine, deepspeed_config, full_state, import_deepspeed
+from pipelines.training.worker import Worker
 from robometer.batch import Batch
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
+from robometer.corpus.writer import commit_shard
+from robometer.losses import compute_losses
+from robometer.models.checkpoint import build_collator, build_model
 from robometer.models.robometer import load_processor
+from robometer.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
+from robometer.sampling import ManifestIndex, plan
 from robometer.scoring import Clip
+from robometer.tracking import NullRun
+from robometer.trajectory import SCHEMA_VERSION
+from tests.test_corpus import stored
 
 NO_CORPUS = cast(Corpus, None)
 """A vision-language model takes nothing from a corpus."""
@@ -169,3 +181,56 @@ def test_a_converted_state_goes_on_as_if_nothing_had_happened(
     save_state(resumed, tmp_path / "again", name)
     assert full_state(resumed).keys() == full_state(engine).keys()
     np.testing.assert_allclose(_steps(resumed, batch, 2), _steps(engine, batch, 2), rtol=1e-6)
+
+
+class _Dealt:
+    """What one worker gets of each step: three micro-batches of two samples, and a copy of the last without weight."""
+
+    def __init__(self, config: Config) -> None:
+        corpus = Corpus(config.corpus.path)
+        self._config, self._index = config, ManifestIndex.from_table(corpus.manifest, config.sampling)
+        self._collate = build_collator(config, corpus)
+
+    def batch(self, first: int, count: int) -> Batch:
+        samples = range(first, first + count)
+        return self._collate([plan(self._index, self._config.sampling, self._config.train.seed, i) for i in samples])
+
+    def take(self, step: int) -> list[MicroBatch]:
+        parts = [MicroBatch(3 * step + k, 1.0, self.batch(6 * step + 2 * k, 2)) for k in range(3)]
+        return [*parts, replace(parts[-1], weight=0.0)]
+
+
+def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    """Losses, norms, rates and weights, of whole batches; the vision tower has a rate of its own."""
+    storage = Storage(str(tmp_path / "corpus"))
+    storage.write_bytes("corpus.json", b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION)
+    commit_shard(storage, "shard", [stored(n, split="train") for n in range(12)])
+    rates = ["train.vision_learning_rate=2e-3", "model.train_vision_encoder=true", "train.max_grad_norm=1"]
+    scale = ["train.batch_size=8", "train.micro_batch_size=2", "train.steps=4", "model.dropout=0", "tracking.uri=none"]
+    config = _config(f"corpus.path={storage.path}", *rates, *scale, "train.zero_stage=1")
+    corpus, dealt = Corpus(storage.path), _Dealt(config)
+    worker = Worker(config, {}, NullRun(), build_engine(config, corpus, 1), Position(), 0, 1)
+    found = [worker.step(cast(MicroBatches, dealt))[0] for _ in range(3)]
+
+    model = build_model(config, corpus).train()
+    first = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.train), betas=BETAS, eps=EPSILON)
+    for step, values in enumerate(found, start=1):
+        batch = dealt.batch(6 * (step - 1), 6)
+        losses = compute_losses(model(batch), batch, config.loss, config.model.progress_loss)
+        optimizer.zero_grad()
+        losses.total.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config) * group["lr_scale"]
+        optimizer.step()
+        expected = {"loss": losses.total, "progress_loss": losses.progress, "success_loss": losses.success}
+        expected |= {"preference_loss": losses.preference, "grad_norm": norm}
+        for name, value in expected.items():
+            assert values[name] == pytest.approx(float(value), rel=1e-3), (step, name)
+        assert values["learning_rate"] == pytest.approx(1e-2 * (0.5 * (1 + math.cos(math.pi * (step - 1) / 3))))
+    trained = full_state(worker.engine)
+    for name, value in model.named_parameters():  # Adam's first steps follow signs, which rounding may turn
+        if value.requires_grad and (moved := float((value.detach() - first[name]).norm())) > 0:
+            assert float((trained[name] - first[name]).norm()) == pytest.approx(moved, rel=0.02), name
+            assert float((trained[name] - value.detach()).norm()) < 0.2 * moved, name

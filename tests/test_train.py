@@ -95,6 +95,7 @@ def test_losses_do_not_depend_on_zero_stage_workers_or_micro_batches(
     np.testing.assert_allclose(_losses(report), _losses(reference), rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_plain_loop_of_pytorch(tiny_corpus: str, tmp_path: Path) -> None:
     """Three micro-batches a step for two workers, so that one of the four is a copy, against whole batches in a loop.
 

@@ -23,7 +23,7 @@ from pipelines.cluster import Progress, progress_bar
 from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training import checkpointing
 from pipelines.training.accounting import Meter
-from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, TrainingError
+from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, Position, TrainingError
 from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
 from robometer import tracking
@@ -66,28 +66,38 @@ def train_worker(spec: dict[str, Any]) -> str:
     for noisy in ("ray.train", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = from_dict(spec["config"])
-    first = ray.train.get_context().get_world_rank() == 0
-    tracked = tracking.start(config, "train", run_id=spec["run_id"]) if first else nullcontext(tracking.NullRun())
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    tracked = tracking.start(config, "train", run_id=spec["run_id"]) if rank == 0 else nullcontext(tracking.NullRun())
+    if not config.train.use_gpu:
+        torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
     try:
         with tracked as run:  # which marks the run as failed
-            Worker(config, spec, run).train()
+            engine, position = checkpointing.start(config, Corpus(config.corpus.path), size)
+            Worker(config, spec, run, engine, position, rank, size).train()
     except NotANumberError as error:
         return str(error)
     return ""
 
 
 class Worker:
-    """One rank of a training run."""
+    """One rank of a training run, from `position` on."""
 
-    def __init__(self, config: Config, spec: dict[str, Any], run: tracking.Run) -> None:
+    def __init__(
+        self,
+        config: Config,
+        spec: dict[str, Any],
+        run: tracking.Run,
+        engine: Any,
+        position: Position,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self.config, self.spec, self.run = config, spec, run
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.rank, self.world_size = rank, world_size
         self.corpus = Corpus(config.corpus.path)
-        if not config.train.use_gpu:
-            torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
-        self.engine, self.position = checkpointing.start(config, self.corpus, self.world_size)
-        self.meter = Meter(config, self.engine.module, self.engine.device, self.world_size)
+        self.engine, self.position = engine, position
+        self.meter = Meter(config, engine.module, engine.device, world_size)
         self.asked, self.notice, self.beaten = time.monotonic(), None, -math.inf
 
     def train(self) -> None:
@@ -104,7 +114,7 @@ class Worker:
         train = self.config.train
         while self.position.step < train.steps:
             self._beat()
-            values, warned = self._step(stream)
+            values, warned = self.step(stream)
             step, last = self.position.step, self.position.step == train.steps
             if bar:
                 bar(step, {"loss": values["loss"]})
@@ -120,7 +130,7 @@ class Worker:
             self.beaten = time.monotonic()
             Path(self.config.train.output, PULSE).write_text(f"step {self.position.step}")
 
-    def _step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
+    def step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns what the global batch gave, and whether a node has just been given notice."""
         self.meter.start()
         micro_batches = stream.take(self.position.step)
