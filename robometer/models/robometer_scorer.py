@@ -53,7 +53,6 @@ class RobometerScorer(OneAtATime):
         """See `Scorer.score`."""
         return [score for chunk in self._chunks(len(clips)) for score in self._score(clips[chunk])]
 
-    @one_at_a_time
     def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `robometer.scoring.score_prefixes`; equal to it, with less work.
 

@@ -1,0 +1,79 @@
+"""One replica of the model, without Ray: whose fault a failure is, and when it is to be replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pipelines.serving.jobs import Outcome, ScoreJob
+from pipelines.serving.model import Model
+from robometer.baselines.trivial import Clock
+from robometer.configs.schema import ServeConfig
+from robometer.errors import InputError, RobometerError
+from robometer.scoring import Clip, ClipScore
+
+
+class Ailing(Clock):
+    """A scorer that raises what it is given, for clips of a task or for all."""
+
+    def __init__(self) -> None:
+        self.task, self.error, self.threads = "", Exception(), list[threading.Thread]()
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`."""
+        self.threads.append(threading.current_thread())
+        if any(self.task in ("any", clip.task) for clip in clips):
+            raise self.error
+        return super().score(clips)
+
+
+def answers(scorer: Ailing, *tasks: str) -> tuple[list[Outcome], Model]:
+    """What a batch of clips of these tasks is told, and the replica, as Ray Serve's queue would ask it."""
+    model = Model(lambda checkpoint, device="cpu": scorer, ServeConfig())  # type: ignore[arg-type]
+    return ask(model, *tasks), model
+
+
+def ask(model: Model, *tasks: str) -> list[Outcome]:
+    clips = [Clip(np.zeros((2, 8, 8, 3), np.uint8), task) for task in tasks]
+    return model._thread.submit(model._answer, [ScoreJob(clip) for clip in clips]).result()
+
+
+@pytest.mark.parametrize("error", [ValueError("a shape"), RuntimeError("a shape"), RobometerError("no answer")])
+def test_what_the_model_raises_is_its_own_fault_and_no_reason_to_replace_it(error: Exception) -> None:
+    scorer = Ailing()
+    scorer.task, scorer.error = "hard", error
+    [fine, failed], model = answers(scorer, "easy", "hard")
+    assert not fine.error and fine.value is not None
+    assert not failed.rejected and failed.error == f"the model failed on this input ({type(error).__name__})"
+    asyncio.run(model.check_health())
+
+
+def test_what_the_input_caused_is_told_to_the_client() -> None:
+    scorer = Ailing()
+    scorer.task, scorer.error = "hard", InputError("the frames are too long")
+    [failed], model = answers(scorer, "hard")
+    assert failed.rejected and failed.error == "the frames are too long"
+    assert len(scorer.threads) == 2  # at the start, and for the request: nothing made the model suspect
+
+
+def test_a_model_that_fails_on_any_clip_is_replaced() -> None:
+    scorer = Ailing()
+    _, model = answers(scorer, "easy")
+    scorer.task, scorer.error = "any", RuntimeError("the device is gone")
+    asyncio.run(model.check_health())  # nobody has noticed
+    assert ask(model, "easy")[0].error
+    with pytest.raises(RuntimeError, match="fails on any clip"):
+        asyncio.run(model.check_health())
+
+
+def test_batches_and_the_clip_that_must_work_are_scored_in_one_thread() -> None:
+    scorer = Ailing()
+    scorer.task, scorer.error = "hard", RuntimeError()
+    _, model = answers(scorer, "easy", "hard", "easy")
+    asyncio.run(model.check_health())
+    # At the start; the batch, its three clips alone, and the clip that must work.
+    assert len(scorer.threads) == 1 + 1 + 3 + 1 and len(set(scorer.threads[1:])) == 1
