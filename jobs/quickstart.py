@@ -19,6 +19,7 @@ from pipelines.cluster import connected, free_port
 from pipelines.embed import run_embed
 from pipelines.evaluate import run_evaluate
 from pipelines.ingest import run_ingest
+from pipelines.serving.front import ENVIRONMENT
 from pipelines.sweep import run_sweep
 from pipelines.train import run_train
 from robometer.client import RemoteScorer
@@ -62,7 +63,7 @@ NO_TRANSFER = (
 def quickstart(config: Config) -> None:
     """Run every job, then say what came out and where it lies."""
     started = time.monotonic()
-    with connected(config):
+    with connected(config, ENVIRONMENT):
         with _step("ingest"):
             run_ingest(config)
         with _step("embed"):

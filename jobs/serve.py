@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
 from jobs import common
 from robometer.configs import Config
+
+logger = logging.getLogger(__name__)
 
 HELP = """
 robometer serve: serve a checkpoint over HTTP until Ctrl-C.
@@ -28,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def serve(config: Config) -> None:
-        from pipelines.serve import run_serve
+        where = f"{config.serve.host}:{config.serve.port}"
+        logger.info("starting an endpoint at %s for %s", where, config.serve.checkpoint)
+        from pipelines.serve import run_serve  # takes seconds
 
         run_serve(config, given=common.given_frames(arguments, config))
 

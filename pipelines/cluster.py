@@ -46,8 +46,11 @@ _stall_timeout_s = 0.0
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
-    """A Ray session for the duration of the block; one that was there before is left as it is."""
+def connected(config: Config, environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A Ray session for the duration of the block; one that was there before is left as it is.
+
+    `environment` is set in all processes of a session that starts here.
+    """
     DataContext.get_current().raise_original_map_exception = True  # else only its traceback says what a task raised
     global _started_here, _stall_timeout_s
     _stall_timeout_s = config.ray.stall_timeout_s
@@ -58,10 +61,11 @@ def connected(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": dict(environment)} if environment else None)
     else:
         # Ray Train frees what a killed trial held once its state API says so, and that asks whichever cluster was last
         # started on this machine by `ray start`, dead or alive, unless it is told where its own is.
+        os.environ.update(environment or {})
         port = free_port()
         os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
         ray.init(

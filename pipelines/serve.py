@@ -9,15 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 from collections.abc import Mapping
+import time
+import uuid
 from dataclasses import replace
+from typing import Any
 
+import httpx
+import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
 
 from pipelines.cluster import connected
+from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.jobs import Limits
@@ -35,6 +42,8 @@ _INGRESS_CPUS = 0.1
 _NOTHING: Mapping[str, int] = {}
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # /metrics counts requests
 _REQUEST_TIMEOUT_S = 120.0
+_HEALTH_PERIOD_S = 1.0  # a dead replica is noticed, and replaced, after at most this long
+_DRAIN_KEY = secrets.token_hex(16)  # with it this process tells the HTTP proxy to take no more requests
 _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 
 
@@ -48,7 +57,13 @@ def build_app(
     """
     # A replica's working directory may be another.
     c = replace(config.serve, checkpoint=for_workers(config.serve.checkpoint, config.tracking.uri))
+    patience: dict[str, Any] = {
+        "health_check_period_s": _HEALTH_PERIOD_S,
+        "graceful_shutdown_timeout_s": c.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
     model = serve.deployment(
+        **patience,
         num_replicas=c.replicas,
         ray_actor_options={"num_cpus": c.num_cpus, "num_gpus": c.num_gpus},
         # One batch computes while the next one fills.
@@ -60,8 +75,18 @@ def build_app(
     )(Model)
     # All that a model can hold or queue; what comes on top is refused before its body is read.
     capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
-    guard = GuardSettings(token_of(config), c.max_upload_bytes, capacity, _REQUEST_TIMEOUT_S)
+    guard = GuardSettings(
+        token=token_of(config),
+        max_upload_bytes=c.max_upload_bytes,
+        max_in_flight=capacity,
+        timeout_s=_REQUEST_TIMEOUT_S,
+        body_timeout_s=c.body_timeout_s,
+        max_held_bytes=c.max_held_bytes,
+        drain_key=_DRAIN_KEY,
+        instance=uuid.uuid4().hex,
+    )
     ingress = serve.deployment(
+        **patience,
         num_replicas=c.replicas,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
         # Above the guard's own bound, so that it is the guard who answers, and probes pass when it is reached.
@@ -81,9 +106,10 @@ def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str
     """Start the endpoint on the Ray that is connected, wait until it is ready, and return its URL.
 
     Raises:
-        ConfigError: the port is taken, or the model cannot be loaded.
+        ConfigError: the port is taken, the model cannot be loaded, or the cluster's Ray Serve is not one for us.
     """
-    _check_port(config)
+    if not serve.status().proxies:  # else Serve runs on this cluster already and holds the port itself
+        _check_port(config)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": config.serve.host, "port": config.serve.port},
@@ -95,7 +121,33 @@ def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str
         cause = _cause_of_failure() or str(error).splitlines()[0]
         stop()
         raise ConfigError(f"the model of serve.checkpoint={config.serve.checkpoint} did not start: {cause}") from error
+    if httpx.get(f"{_url(config)}/-/routes", trust_env=False).status_code != 404:  # Ray's own, which `Front` hides
+        stop()
+        [(name, value)] = ENVIRONMENT.items()
+        raise ConfigError(
+            "Ray Serve of this cluster lacks what keeps uploads from harming it: end it with `serve shutdown`, "
+            f"and start Ray with {name}={value} in its environment"
+        )
     return _url(config)
+
+
+def drain(config: Config) -> None:
+    """Take no more requests, and wait until those that were accepted are answered, for `serve.drain_timeout_s`."""
+    deadline_s = time.monotonic() + config.serve.drain_timeout_s
+    while in_flight := _in_flight_of_draining(config):
+        if time.monotonic() > deadline_s:
+            logger.warning("%d requests are given up after %g s", in_flight, config.serve.drain_timeout_s)
+            return
+        time.sleep(0.1)
+
+
+def _in_flight_of_draining(config: Config) -> int:
+    headers = {"Authorization": f"Bearer {_DRAIN_KEY}"}
+    try:
+        answer = httpx.post(f"{_url(config)}{DRAIN}", headers=headers, trust_env=False, timeout=5)
+    except httpx.TransportError:  # nothing listens yet, or any more
+        return 0
+    return int(answer.json()["in_flight"]) if answer.is_success else 0
 
 
 def stop() -> None:
@@ -112,28 +164,37 @@ def run_serve(
     loader: ScorerLoader = load_scorer,
     given: Mapping[str, int] = _NOTHING,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM, then leave no process behind. With `blocking=False`, see `start`."""
+    """Serve until Ctrl-C or SIGTERM, answer what was accepted, and leave no process.
+
+    With `blocking=False`, see `start`.
+    """
     if not blocking:
         start(config, loader, given)
         return
+    # What cannot work is one sentence before Ray starts, which takes a while.
     if loader is load_scorer:
-        # A wrong path is one sentence before Ray starts.
         load_config(for_workers(config.serve.checkpoint, config.tracking.uri))
-    with connected(config):
-        # Ray's own SIGTERM handler exits at once, before Serve could end its replicas.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            logger.info("serving %s at %s", config.serve.checkpoint, start(config, loader, given))
-            signal.pause()
-        except KeyboardInterrupt:
-            logger.info("ending")
-        finally:
-            stop()
+    if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
+        _check_port(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logger.info("starting Ray")
+    try:
+        with connected(config, ENVIRONMENT):
+            # Ray's own SIGTERM handler, which it has set meanwhile, exits before Serve could end its replicas.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                logger.info("loading %s", config.serve.checkpoint)
+                logger.info("serving %s at %s", config.serve.checkpoint, start(config, loader, given))
+                signal.pause()
+            finally:
+                logger.info("ending: accepted requests are answered, new ones refused")
+                drain(config)
+                stop()
+    except KeyboardInterrupt:
+        logger.info("ended")
 
 
 def _check_port(config: Config) -> None:
-    if serve.status().proxies:
-        return  # Serve runs on this cluster already and holds the port itself
     with socket.socket(socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

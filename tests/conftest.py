@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.serving.front import ENVIRONMENT
+
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.update(ENVIRONMENT)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

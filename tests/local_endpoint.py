@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from pipelines.serving.api import build_api
+from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.jobs import CompareJob, Job, Limits, ModelInfo, Outcome
 from robometer.configs import load
@@ -42,18 +44,22 @@ class LocalBackend:
 
 
 @contextmanager
-def endpoint(scorer: Scorer, token: str = "", max_in_flight: int = 16, timeout_s: float = 60.0) -> Iterator[str]:
-    """URL of an endpoint that answers until the block ends."""
+def endpoint(scorer: Scorer, **guard: Any) -> Iterator[str]:
+    """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
     limits = Limits.from_config(load([]), shown_to(scorer))
-    guard = GuardSettings(token, limits.max_upload_bytes, max_in_flight, timeout_s)
+    defaults = {"token": "", "max_upload_bytes": limits.max_upload_bytes, "max_in_flight": 16, "timeout_s": 60.0}
+    settings = GuardSettings(**(defaults | guard))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_api(LocalBackend(scorer), limits, guard, "local"), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    app = Front(build_api(LocalBackend(scorer), limits, settings, "local"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
 from typing import cast
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from pipelines.serving.bodies import read_inputs
@@ -29,7 +34,7 @@ from robometer.scoring import ClipScore
 _DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
 videos did better. Frames are RGB. Every error is `{"error": sentence, "request_id": id}`."""
 
-_POST_ERRORS = error_responses(400, 401, 413, 415, 422, 503)
+_POST_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 500, 503)
 
 
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: str) -> FastAPI:
@@ -42,21 +47,56 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: s
         yield
         decoders.close()
 
-    api = FastAPI(title="Robometer", version="1", description=_DESCRIPTION, redoc_url=None, lifespan=closing)
+    api = FastAPI(
+        title="Robometer",
+        version="1",
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=closing,
+    )
     api.add_middleware(Guard, settings=guard, metrics=metrics)
     api.add_exception_handler(ApiError, _on_api_error)
     api.add_exception_handler(HTTPException, _on_http_error)
-    api.include_router(_probes(backend, limits, metrics))
-    api.include_router(_scoring(backend, decoders, metrics))
+    api.include_router(_open_routes())
+    # The guard checks the token; this tells the page at /docs to ask for it.
+    bearer = [Depends(HTTPBearer(auto_error=False))] if guard.token else []
+    api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
+    api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
     return api
+
+
+def _open_routes() -> APIRouter:
+    router = APIRouter()
+    static = Path(str(files("fastapi_offline"))) / "static"
+
+    @router.get("/health", summary="Is the process alive?", responses=error_responses(503))
+    async def health() -> StatusAnswer:
+        return StatusAnswer(status="ok")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="Robometer",
+            swagger_js_url="docs/swagger-ui.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+    @router.get("/docs/swagger-ui.js", include_in_schema=False)
+    async def docs_script() -> Response:
+        return FileResponse(static / "swagger-ui-bundle.js")
+
+    @router.get("/docs/swagger-ui.css", include_in_schema=False)
+    async def docs_style() -> Response:
+        return FileResponse(static / "swagger-ui.css")
+
+    return router
 
 
 def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     router = APIRouter()
-
-    @router.get("/health", summary="Is the process alive?")
-    async def health() -> StatusAnswer:
-        return StatusAnswer(status="ok")
 
     @router.get("/ready", summary="Is the model loaded?", responses=error_responses(401, 503))
     async def ready() -> StatusAnswer:

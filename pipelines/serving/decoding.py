@@ -45,7 +45,7 @@ class Decoders:
 
     def __init__(self, limits: Limits, observe_death: Callable[[str], None] = lambda cause: None) -> None:
         """`observe_death` is told each time that an upload ends its process: the signal's name, or `timeout`."""
-        self._limits, self._observe_death = limits, observe_death
+        self.limits, self._observe_death = limits, observe_death
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._of_thread = threading.local()
 
@@ -68,7 +68,7 @@ class Decoders:
         """
         if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
             raise ApiError(422, f"field '{field}' must be a list of at least one base64 JPEG or PNG image")
-        _check_source(len(items), 1, field, self._limits)
+        _check_source(len(items), 1, field, self.limits)
         for i, item in enumerate(items):
             if not item.isascii():
                 raise ApiError(422, f"field '{field}': image {i} is not a base64 JPEG or PNG image")
@@ -82,14 +82,14 @@ class Decoders:
             ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, decode_npy, data, field, self._limits)
+        return await loop.run_in_executor(self._threads, decode_npy, data, field, self.limits)
 
     def close(self) -> None:
         """End all processes, and what they are doing."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _job(self, sizes: list[int], images: bool) -> Job:
-        limits = self._limits
+        limits = self.limits
         return Job(
             sizes=sizes,
             images=images,
@@ -111,13 +111,13 @@ class Decoders:
     def _in_thread(self, call: Call, field: str, job: Job, parts: Iterable[bytes]) -> Decoded:
         child = getattr(self._of_thread, "child", None)
         if child is None or not child.alive():
-            child = self._of_thread.child = Child(_memory_bytes(self._limits))
+            child = self._of_thread.child = Child(_memory_bytes(self.limits))
         try:
-            with call.held_by(child, self._limits.decode_timeout_s):
+            with call.held_by(child, self.limits.decode_timeout_s):
                 answer = child.decode(job, parts)
         except DeathError as death:
             self._observe_death(death.cause)
-            raise _end(field, death.cause, self._limits) from death
+            raise _end(field, death.cause, self.limits) from death
         if answer.frames is None:
             raise _refusal(field, answer)
         return Decoded(answer.frames, answer.frame_index, answer.fps or None)

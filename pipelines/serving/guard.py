@@ -1,4 +1,4 @@
-"""What stands before every route: request id, token, size, admission, time limit, metrics."""
+"""What stands before every route in an ingress replica: token, size, admission, time limit, metrics."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import asyncio
 import hmac
 import logging
 import time
-import uuid
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving.errors import ApiError, error_response, unavailable
+from pipelines.serving.front import ADMIT, DRAIN, REPLICA_HEADER, UPLOAD_ROUTES, Admission, too_large
 from pipelines.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-OPEN_ROUTES = frozenset({"/health"})
-ROUTES = frozenset({"/health", "/ready", "/metrics", "/docs", "/openapi.json", "/v1/model", "/v1/score", "/v1/compare"})
+OPEN_ROUTES = frozenset({"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css", "/openapi.json"})
+"""Without a token: none of these tells more than this source does."""
+
+ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", ADMIT}
+
+CLIENT_GONE = 499
+"""The status under which a request is counted whose client did not wait for the answer."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +35,25 @@ class GuardSettings:
         token: bearer token that requests must carry; empty: none.
         max_upload_bytes: of one request body.
         max_in_flight: scoring requests at a time; more are answered 503.
-        timeout_s: from the first byte of a request to its answer.
+        timeout_s: from a request, whose body is in, to its answer.
+        body_timeout_s: from a request's head to the end of its body.
+        max_held_bytes: of the bodies of all requests at a time, in the HTTP proxy.
+        drain_key: who knows it may tell the HTTP proxy to take no more requests; empty: nobody.
+        instance: names one start of the endpoint.
     """
 
     token: str
     max_upload_bytes: int
     max_in_flight: int
     timeout_s: float
+    body_timeout_s: float = 30.0
+    max_held_bytes: int = 512 * 1024 * 1024
+    drain_key: str = ""
+    instance: str = ""
 
 
 class Guard:
-    """ASGI middleware; refuses before the body is read, and counts every answer."""
+    """ASGI middleware behind a `Front`, which it tells what to take in; counts every answer."""
 
     def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
@@ -49,14 +63,16 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers, started_s = Headers(scope=scope), time.monotonic()
-        # Ray Serve's proxy makes an id where the client sent none, and puts it on every answer.
-        request_id = headers.get("x-request-id", "") or uuid.uuid4().hex
+        request_id = headers["x-request-id"]  # `Front` makes one where the client sent none
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send)
+        answer = _Answer(send, self._metrics.replica)
         try:
             await self._serve(scope, headers, receive, answer)
         except ApiError as error:
             await self._refuse(error, scope, receive, answer, request_id)
+        except asyncio.CancelledError:  # so Ray tells that the client has gone: no failure of ours
+            answer.status = answer.status or CLIENT_GONE
+            raise
         except Exception:  # the last border: a bug is logged here and answered without its traceback
             logger.exception("request %s failed", request_id)
             bug = ApiError(500, "the endpoint failed on this request; its log names the request id")
@@ -66,33 +82,54 @@ class Guard:
             self._metrics.observe_request(route, answer.status, time.monotonic() - started_s)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if scope["path"] == DRAIN:
+            self._check_drain_key(headers)
+            return await self._admission(scope, receive, send)
         if scope["path"] not in OPEN_ROUTES:
             self._authenticate(headers)
-        if scope["method"] != "POST":
+        if scope["path"] == ADMIT:
+            self._admit(headers)
+            return await self._admission(scope, receive, send)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server in front sends no body to HEAD
+        if scope["path"] not in UPLOAD_ROUTES or scope["method"] != "POST":
             return await self._app(scope, receive, send)
         self._admit(headers)
         self._change_in_flight(1)
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                await self._app(scope, self._limited(receive), send)
+                await self._app(scope, receive, send)
         except TimeoutError:
             raise unavailable(f"no answer within {self._settings.timeout_s:g} s; send less or try later") from None
         finally:
             self._change_in_flight(-1)
 
     def _authenticate(self, headers: Headers) -> None:
-        token = self._settings.token
-        given = headers.get("authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Header values are latin-1 to ASGI, and the token's bytes are UTF-8.
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self._settings.token.encode())
+        if self._settings.token and not (right and scheme.lower() == "bearer"):
             sentence = "a bearer token is required: send the header 'Authorization: Bearer TOKEN'"
             if given:
                 sentence = "the bearer token is not the one this endpoint was started with"
             raise ApiError(401, sentence, {"WWW-Authenticate": "Bearer"})
 
+    def _check_drain_key(self, headers: Headers) -> None:
+        given, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key
+        if not key or not hmac.compare_digest(given, f"Bearer {key}".encode()):
+            raise ApiError(404, "there is no such route; /docs lists them")
+
+    async def _admission(self, scope: Scope, receive: Receive, send: Send) -> None:
+        settings = self._settings
+        admission = Admission(
+            settings.max_upload_bytes, settings.body_timeout_s, settings.max_held_bytes, settings.instance
+        )
+        await Response(admission.response_body(), media_type="application/json")(scope, receive, send)
+
     def _admit(self, headers: Headers) -> None:
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._settings.max_upload_bytes:
-            raise self._too_large()
+            raise too_large(self._settings.max_upload_bytes)
         if self._in_flight >= self._settings.max_in_flight:
             raise unavailable(f"{self._in_flight} requests are being served already; try again later")
 
@@ -100,35 +137,19 @@ class Guard:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    def _limited(self, receive: Receive) -> Receive:
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._settings.max_upload_bytes:
-                raise self._too_large()
-            return message
-
-        return counted
-
-    def _too_large(self) -> ApiError:
-        limit = self._settings.max_upload_bytes
-        return ApiError(413, f"the request body is larger than {limit} bytes (serve.max_upload_bytes)")
-
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, answer: _Answer, request_id: str) -> None:
         if answer.status == 0:
             await error_response(error, request_id)(scope, receive, answer)
 
 
 class _Answer:
-    """`send` that remembers the status."""
+    """`send` that signs an answer with the replica's name, and remembers its status."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.status = send, 0
+    def __init__(self, send: Send, replica: str) -> None:
+        self._send, self._replica, self.status = send, replica, 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            message = {**message, "headers": [*message["headers"], (REPLICA_HEADER, self._replica.encode())]}
         await self._send(message)

@@ -13,7 +13,7 @@ class Metrics:
     def __init__(self, replica: str) -> None:
         self.registry = CollectorRegistry()
         registry, labels = self.registry, ("replica",)
-        self._replica = replica
+        self.replica = replica
         self._requests = Counter(
             "robometer_requests", "Requests by route and status.", (*labels, "route", "status"), registry=registry
         )
@@ -35,12 +35,12 @@ class Metrics:
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count one finished request."""
-        self._requests.labels(self._replica, route, str(status)).inc()
-        self._seconds.labels(self._replica, route).observe(seconds)
+        self._requests.labels(self.replica, route, str(status)).inc()
+        self._seconds.labels(self.replica, route).observe(seconds)
 
     def observe_decoder_death(self, cause: str) -> None:
         """Count one upload that ended its decoder."""
-        self._decoder_deaths.labels(self._replica, cause).inc()
+        self._decoder_deaths.labels(self.replica, cause).inc()
 
     def observe_batch(self, size: int) -> None:
         """Count one forward pass over `size` jobs."""

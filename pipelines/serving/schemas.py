@@ -62,11 +62,13 @@ class ErrorAnswer(BaseModel):
 
 
 _ERRORS = {
-    400: "The body is malformed (broken multipart or JSON).",
+    400: "A header is malformed or repeated, or the body is (broken multipart or JSON, text that is not UTF-8).",
     401: "The bearer token is missing or wrong.",
+    408: "The body did not arrive in time.",
     413: "Too many bytes, frames or pixels; the limits are in /v1/model.",
     415: "Neither multipart nor JSON, or the upload is no video.",
     422: "A field is missing, empty or of the wrong kind.",
+    500: "The model failed on this input.",
     503: "Not ready, or overloaded: retry after the seconds in Retry-After.",
 }
 

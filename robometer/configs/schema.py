@@ -430,6 +430,9 @@ class ServeConfig:
     max_batch_size: int = 8
     batch_wait_timeout_s: float = 0.02
     max_upload_bytes: int = 64 * 1024 * 1024
+    max_held_bytes: int = 512 * 1024 * 1024  # of the bodies of all requests at a time
+    body_timeout_s: float = 30.0  # a request whose body takes longer is refused
+    drain_timeout_s: float = 60.0  # at the end, for the requests that were accepted
     max_source_frames: int = 10_000
     max_source_pixels: int = 4096 * 4096
     max_total_pixels: int = 2_000_000_000  # of all frames of a video: half a minute of 1080p, two of 640x480
@@ -442,6 +445,9 @@ class ServeConfig:
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
         _check(0 < self.port < 65536, "serve.port must be in 1..65535")
         _check(self.decode_timeout_s > 0, "serve.decode_timeout_s must be more than 0")
+        _check(self.max_held_bytes >= self.max_upload_bytes > 0, "serve.max_held_bytes must hold one upload at least")
+        _check(self.body_timeout_s > 0, "serve.body_timeout_s must be more than 0")
+        _check(self.drain_timeout_s >= 0, "serve.drain_timeout_s must not be negative")
 
 
 @dataclass

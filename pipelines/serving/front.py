@@ -1,0 +1,259 @@
+"""What stands in Ray Serve's HTTP proxy, before any replica: no replica waits for a client, and none dies on one.
+
+A request is vetted, its body is taken in whole within a deadline and a bound on all bodies together, and only then is
+it handed on. A replica that dies over it costs nothing, since it is handed to the next. What Ray's proxy would answer
+itself (no route yet, no replica, a dead one) becomes 503 with the sentence that every error has.
+
+Ray builds this into its proxy where the variable of `ENVIRONMENT` is set in the proxy's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.serving.errors import ApiError, error_response, unavailable
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.front.middlewares"}
+
+UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare"})
+ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
+
+REPLICA_HEADER = b"x-robometer-replica"
+"""On every answer of ours: what lacks it came from Ray."""
+
+PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
+"""How long a request is handed to one replica after another."""
+
+DISCARD_S = 2.0
+"""How long a body that was refused is still read."""
+
+_FORWARDED = frozenset({b"accept", b"authorization", b"content-encoding", b"content-length", b"content-type", b"host"})
+"""Ray's proxy obeys some headers, such as one that sets a request's timeout: no client steers it."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What an ingress replica says to a request that it would take: bounds of its body, and whose they are."""
+
+    max_upload_bytes: int
+    body_timeout_s: float
+    max_held_bytes: int
+    instance: str
+
+    def response_body(self) -> bytes:
+        """As JSON."""
+        return json.dumps(asdict(self)).encode()
+
+
+def middlewares() -> list[Middleware]:
+    """What Ray's proxy calls."""
+    return [Middleware(Front)]
+
+
+class Front:
+    """ASGI middleware of the proxy on the head node."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._uploads = self._held_bytes = 0
+        self._draining: str | None = None  # the instance that takes no more
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1000})
+        request_id, client = uuid.uuid4().hex, _Client(receive)
+        try:
+            request_id = _request_id(scope) or request_id
+            headers = [(name, value) for name, value in _singles(scope) if name in _FORWARDED]
+            scope = {**scope, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+            reply = await self._answer(scope, client)
+        except ApiError as error:
+            reply = _Reply()
+            await error_response(error, request_id)(scope, receive, reply)
+        if client.gone:
+            return
+        headers = [(name, value) for name, value in reply.headers if name.lower() != b"x-request-id"]
+        headers.append((b"x-request-id", request_id.encode()))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"".join(reply.chunks), "more_body": client.is_sending})
+        if client.is_sending:
+            await client.discard()
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _answer(self, scope: Scope, client: _Client) -> _Reply:
+        path = scope["path"]
+        if path == DRAIN and scope["method"] == "POST":
+            return await self._drain(scope, client)
+        if path.startswith("/-/") and path != RAY_HEALTH:
+            raise ApiError(404, "there is no such route; /docs lists them")
+        if path in UPLOAD_ROUTES and scope["method"] == "POST":
+            return await self._upload(scope, client)
+        if path == RAY_HEALTH:
+            reply = _Reply()
+            await self._app(scope, client.nothing_more, reply)
+            return reply
+        return await self._hand_on(scope, client, [])
+
+    async def _upload(self, scope: Scope, client: _Client) -> _Reply:
+        self._uploads += 1
+        client.is_sending = True
+        chunks: list[bytes] = []
+        try:
+            reply = await self._hand_on(_inner(scope, ADMIT), client)
+            if reply.status != 200:
+                return reply
+            admission = Admission(**json.loads(b"".join(reply.chunks)))
+            if admission.instance == self._draining:
+                raise unavailable("the endpoint is ending and takes no more requests; try another or later", 5)
+            await self._take_in(chunks, client, admission)
+            return reply if client.gone else await self._hand_on(scope, client, chunks)
+        finally:
+            self._uploads -= 1
+            self._held_bytes -= sum(map(len, chunks))
+
+    async def _take_in(self, chunks: list[bytes], client: _Client, admission: Admission) -> None:
+        size_bytes = 0
+        try:
+            async with asyncio.timeout(admission.body_timeout_s):
+                while client.is_sending:
+                    chunk = (await client.receive()).get("body", b"")
+                    chunks.append(chunk)
+                    size_bytes += len(chunk)
+                    self._held_bytes += len(chunk)
+                    if size_bytes > admission.max_upload_bytes:
+                        raise too_large(admission.max_upload_bytes)
+                    if self._held_bytes > admission.max_held_bytes:
+                        raise unavailable("too many request bodies are on their way; try again later")
+        except TimeoutError:
+            sentence = f"the body did not arrive within {admission.body_timeout_s:g} s (serve.body_timeout_s)"
+            raise ApiError(408, sentence, {"Connection": "close"}) from None
+
+    async def _hand_on(self, scope: Scope, client: _Client, chunks: list[bytes] | None = None) -> _Reply:
+        """Our own answer to a request, whichever replica gives it; without `chunks` its body stays where it is."""
+        deadline_s, pause_s = time.monotonic() + PATIENCE_S.get(scope["method"], 3.0), 0.05
+        while True:
+            reply = _Reply()
+            try:
+                await self._app(dict(scope), client.replay(chunks), reply)
+            except Exception:  # Ray's proxy failed: the next try may go another way
+                logger.exception("the proxy failed on request %s", scope["path"][:80])
+            if client.gone or reply.is_ours:
+                return reply
+            if time.monotonic() > deadline_s:
+                raise unavailable("no replica of the endpoint answers now; try again in a moment")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+
+    async def _drain(self, scope: Scope, client: _Client) -> _Reply:
+        """Take no more uploads of the instance whose key the request knows; answers how many are on their way."""
+        reply = await self._hand_on(_inner(scope, DRAIN), client)
+        if reply.status == 200:
+            self._draining = Admission(**json.loads(b"".join(reply.chunks))).instance
+            reply = _Reply()
+            await JSONResponse({"in_flight": self._uploads})(scope, client.receive, reply)
+        return reply
+
+
+def too_large(limit: int) -> ApiError:
+    """The refusal of a body."""
+    return ApiError(413, f"the request body is larger than {limit} bytes (serve.max_upload_bytes)")
+
+
+class _Client:
+    """`receive` that remembers whether the client is still sending a body, and whether it has gone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.gone, self.is_sending = receive, False, False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.gone = self.gone or message["type"] == "http.disconnect"
+        self.is_sending = self.is_sending and message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read on for a while after a refusal: a connection that is closed on a sender loses the answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                while self.is_sending:
+                    await self.receive()
+
+    async def nothing_more(self) -> Message:
+        """What comes after a body: only ever that the client has gone."""
+        while not self.gone:
+            await self.receive()
+        return {"type": "http.disconnect"}
+
+    def replay(self, chunks: list[bytes] | None) -> Receive:
+        """`receive` of a body that is in, then `nothing_more`; None: of an empty one, and the client is not asked."""
+        waiting = iter([*(chunks or ()), b""])
+
+        async def receive() -> Message:
+            chunk = next(waiting, None)
+            if chunk is None:
+                return await (asyncio.Future() if chunks is None else self.nothing_more())
+            return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
+
+        return receive
+
+
+@dataclass
+class _Reply:
+    """`send` that keeps an answer until it is whole."""
+
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
+    whole: bool = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message.get("headers", []))
+        elif message["type"] == "http.response.body":
+            self.chunks.append(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.whole and any(name.lower() == REPLICA_HEADER for name, _ in self.headers)
+
+
+def _inner(scope: Scope, path: str) -> Scope:
+    """A request without a body, with the headers of `scope`."""
+    return {**scope, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's id, or empty. Raises `ApiError` for one that is not safe to log and to send back."""
+    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if not given:
+        return ""
+    if len(given) > 1 or not _REQUEST_ID.fullmatch(given[0]):
+        raise ApiError(400, "x-request-id must be one id of 1 to 128 letters, digits and ._:+=/@-")
+    return given[0].decode()
+
+
+def _singles(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers. Raises `ApiError` where one that is read here is given twice."""
+    names = [name for name, _ in scope["headers"] if name in _FORWARDED - {b"accept"}]
+    if len(set(names)) < len(names):
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ApiError(400, f"header {doubled.decode()!r} is given more than once")
+    return scope["headers"]
