@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, PrefixSession, Session
 from robometer.video import Source, VideoError
 
-ATTEMPTS = 5
-"""Tries of one request while the endpoint answers 503, or its connections break."""
+START_PATIENCE_S = 5.0
+"""How long the first request is tried, which finds a wrong URL."""
 
 MAX_WAIT_S = 10.0
 """The longest pause between two tries, whatever Retry-After says."""
@@ -40,17 +41,21 @@ class RemoteScorer:
     Args:
         url: of the endpoint, such as `http://127.0.0.1:8000`.
         token: bearer token, where the endpoint wants one.
-        timeout_s: for one request, without the pauses between tries.
+        timeout_s: for one try of a request.
+        patience_s: a request is tried again until then while the endpoint answers 503, a proxy before it says that it
+            failed, or connections are refused or break. Scoring changes nothing, so that no try can do harm.
 
     Raises:
         ScoringError: no endpoint answers at `url`, or it refuses the token. So do all methods where a request fails.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 120.0, patience_s: float = 60.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        self._patience_s = min(START_PATIENCE_S, patience_s)
         model = self._request("GET", "/v1/model")
+        self._patience_s = patience_s
         self.name: str = model["name"]
         self.revision: str = model["revision"]
         self.provenance: dict[str, Any] = model["provenance"]
@@ -108,31 +113,50 @@ class RemoteScorer:
         return self._request("POST", route, data={"task": task}, files=files)
 
     def _request(self, method: str, route: str, **body: Any) -> dict[str, Any]:
-        for attempt in range(1, ATTEMPTS + 1):
+        started_s = time.monotonic()
+        for tries in itertools.count(1):
+            retry_after = ""
             try:
                 response = self._http.request(method, route, **body)
-            except httpx.TransportError as error:
-                if attempt == ATTEMPTS or isinstance(error, httpx.TimeoutException | httpx.UnsupportedProtocol):
-                    raise ScoringError(f"no endpoint answers at {self.url}: {error}") from error
-                time.sleep(_pause_s("", attempt))
-                continue
-            except httpx.InvalidURL as error:
+                if not _may_pass(response):
+                    return self._answer(response)
+                trouble, retry_after = self._refusal(response), response.headers.get("retry-after", "")
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 raise ScoringError(f"{self.url!r} is not the URL of an endpoint: {error}") from error
-            if response.status_code != 503 or attempt == ATTEMPTS:
-                return self._answer(response)
-            time.sleep(_pause_s(response.headers.get("retry-after", ""), attempt))
-        raise AssertionError("the last attempt returns or raises")
+            except httpx.TimeoutException as error:
+                raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
+            except httpx.TransportError as error:
+                trouble = f"no endpoint answers at {self.url}: {error or type(error).__name__}"
+            pause_s, spent_s = _pause_s(retry_after, tries), time.monotonic() - started_s
+            if spent_s + pause_s > self._patience_s:
+                raise ScoringError(f"{trouble} (tried {tries} times in {spent_s:.0f} s)")
+            time.sleep(pause_s)
+        raise AssertionError("the loop ends by an answer or an error")
 
     def _answer(self, response: httpx.Response) -> dict[str, Any]:
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if response.is_success and isinstance(answer, dict):
+        answer = _object(response)
+        if response.is_success and answer is not None:
             return answer
-        sentence = answer.get("error", "") if isinstance(answer, dict) else ""
+        raise ScoringError(self._refusal(response))
+
+    def _refusal(self, response: httpx.Response) -> str:
+        sentence = str((_object(response) or {}).get("error", ""))
         sentence = sentence or "the answer is not one of a Robometer endpoint; check the URL"
-        raise ScoringError(f"{response.request.url} answered {response.status_code}: {sentence}")
+        return f"{response.request.url} answered {response.status_code}: {sentence}"
+
+
+def _may_pass(response: httpx.Response) -> bool:
+    """Whether another try may be answered: overload, or an answer of whatever stands before the endpoint."""
+    return response.status_code == 503 or (response.is_server_error and _object(response) is None)
+
+
+def _object(response: httpx.Response) -> dict[str, Any] | None:
+    """The JSON object of an answer; None where it is none."""
+    try:
+        answer = response.json()
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
 
 
 def _concurrently(function: Callable[[T], Result], items: Sequence[T]) -> list[Result]:
@@ -159,7 +183,7 @@ def _npy(frames: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _pause_s(retry_after: str, attempt: int) -> float:
+def _pause_s(retry_after: str, tries: int) -> float:
     """Seconds that the endpoint asked for, else a pause that doubles."""
-    asked_s = float(retry_after) if retry_after.isdigit() else 0.25 * 2.0 ** (attempt - 1)
+    asked_s = float(retry_after) if retry_after.isdigit() else 0.25 * 2.0 ** min(tries - 1, 4)
     return min(asked_s, MAX_WAIT_S)

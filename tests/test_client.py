@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -51,10 +52,9 @@ def test_burst_beyond_capacity_comes_through(clips: list[Clip]) -> None:
         assert len(remote.score(clips)) == 5
 
 
-def test_answer_that_takes_too_long_is_503(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ATTEMPTS", 1)
-    with endpoint(Slow(), timeout_s=0.2) as url, RemoteScorer(url) as remote:
-        with pytest.raises(ScoringError, match="answered 503: no answer within 0.2 s"):
+def test_answer_that_takes_too_long_is_503(clips: list[Clip]) -> None:
+    with endpoint(Slow(), timeout_s=0.2) as url, RemoteScorer(url, patience_s=0) as remote:
+        with pytest.raises(ScoringError, match="answered 503: no answer within 0.2 s.*tried 1 times"):
             remote.score(clips[:1])
 
 
@@ -81,27 +81,30 @@ class Unwell(BaseHTTPRequestHandler):
         return None
 
 
-@pytest.fixture
-def unwell() -> Iterator[str]:
-    Unwell.seen = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Unwell)
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
-def test_retry_after_is_honoured_and_another_server_is_recognised(unwell: str) -> None:
-    with pytest.raises(ScoringError, match="answered 200: the answer is not one of a Robometer endpoint"):
-        RemoteScorer(unwell)
+def test_retry_after_is_honoured_and_another_server_is_recognised() -> None:
+    Unwell.seen = []
+    with serving(Unwell) as url:
+        with pytest.raises(ScoringError, match="answered 200: the answer is not one of a Robometer endpoint"):
+            RemoteScorer(url)
     assert len(Unwell.seen) == 3
     assert min(np.diff(Unwell.seen)) >= 0.95
 
 
 def test_nobody_there_and_nonsense_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    monkeypatch.setattr(client, "START_PATIENCE_S", 0.5)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ScoringError, match="no endpoint answers at http://127.0.0.1"):
@@ -109,6 +112,44 @@ def test_nobody_there_and_nonsense_are_one_sentence(monkeypatch: pytest.MonkeyPa
     for url in ("nonsense", "ftp://127.0.0.1", "http://[1"):
         with pytest.raises(ScoringError):
             RemoteScorer(url)
+
+
+class Breaking(BaseHTTPRequestHandler):
+    """A proxy in trouble: closes without an answer, breaks off in one, answers 500 and 502, and then as it should."""
+
+    tries: list[str] = []
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        self.tries.append(self.path)
+        trouble = len(self.tries)
+        if trouble == 1:
+            return
+        self.send_response({3: 500, 4: 502}.get(trouble, 200))
+        answer = b'{"name": "m@1", "revision": "1", "provenance": {}, "limits": {}}'
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        words = {2: answer[:9], 3: b"Internal Server Error".ljust(len(answer)), 4: b"Bad Gateway".ljust(len(answer))}
+        self.wfile.write(words.get(trouble, answer))
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+def test_broken_connections_and_the_words_of_a_proxy_are_tried_again() -> None:
+    Breaking.tries = []
+    with serving(Breaking) as url:
+        assert RemoteScorer(url).name == "m@1"
+    assert Breaking.tries == ["/v1/model"] * 5
+
+
+def test_trying_again_has_an_end_which_says_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "START_PATIENCE_S", 0.6)
+    Breaking.tries = []
+    with (
+        serving(Breaking) as url,
+        pytest.raises(ScoringError, match=r"no endpoint answers at .*\(tried 2 times in 0 s\)"),
+    ):
+        RemoteScorer(url)
 
 
 def test_admission_refuses_before_the_body_is_read() -> None:
