@@ -12,9 +12,9 @@ import re
 import secrets
 import signal
 import socket
-from collections.abc import Mapping
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
