@@ -125,7 +125,7 @@ class Breaking(BaseHTTPRequestHandler):
         if trouble == 1:
             return
         self.send_response({3: 500, 4: 502}.get(trouble, 200))
-        answer = b'{"name": "m@1", "revision": "1", "provenance": {}, "limits": {}}'
+        answer = b'{"name": "m@1", "revision": "1", "provenance": {}, "limits": {}, "frames": {}}'
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         words = {2: answer[:9], 3: b"Internal Server Error".ljust(len(answer)), 4: b"Bad Gateway".ljust(len(answer))}
