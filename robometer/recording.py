@@ -15,6 +15,7 @@ from av.video.reformatter import VideoReformatter
 from robometer.timeline import packets_from, timeline_of
 from robometer.video import (
     DEFAULT_LIMITS,
+    Budget,
     Pick,
     Source,
     Video,
@@ -191,24 +192,23 @@ class _Tally:
 
 def _strictly(stream: Any, packets: Iterator[Any], limits: VideoLimits) -> Iterator[Any]:
     """The frames that packets decode to, all of one size and within the limits, none of them corrupt."""
-    codec, first, total = stream.codec_context, None, 0
+    codec, first, budget = stream.codec_context, None, Budget(limits)
     codec.options = {"err_detect": "explode", "max_pixels": str(min(limits.max_pixels, 2**31 - 1))}
     try:
         for number, frame in enumerate(frame for packet in packets for frame in packet.decode()):
             first = first or (frame.width, frame.height)
-            check_size(frame.width, frame.height, limits)
-            total += frame.width * frame.height
-            if total > limits.max_total_pixels:
-                raise VideoTooLargeError(f"the video has more than {limits.max_total_pixels} pixels in all its frames")
+            budget.spend(frame.width, frame.height)
             if frame.is_corrupt:
                 raise VideoError(f"the video is corrupt at frame {number}")
             if (frame.width, frame.height) != first:
                 sizes = f"{first[0]}x{first[1]} to {frame.width}x{frame.height}"
                 raise VideoError(f"the video changes its size from {sizes} pixels at frame {number}")
             yield frame
-    except av.error.FFmpegError:
-        if codec.width and codec.height:
-            check_size(codec.width, codec.height, limits)  # the decoder refused to go on for that reason
+    except av.error.FFmpegError as error:
+        if not codec.width:  # what decoders leave of a size that they refuse, of which some say no more
+            most = limits.max_pixels
+            raise VideoTooLargeError(f"a frame has more pixels than the limit of {most}, or no size at all") from error
+        check_size(codec.width, codec.height, limits)
         raise
 
 
@@ -247,10 +247,14 @@ class ImageSequence:
             raise VideoError("the recording has no frames")
         check_count(self.count, limits)
         index = pick(self.count, self.fps)
-        frames = [self._frame(int(i), short_edge, limits) for i in index]
+        frames, budget = [], Budget(limits)
+        for i in index:
+            frame = self._frame(int(i), limits)
+            budget.spend(frame.shape[1], frame.shape[0])
+            frames.append(frame if short_edge is None else resize_short_edge(frame, short_edge))
         return video_of(frames, index, self.fps, self.count)
 
-    def _frame(self, position: int, short_edge: int | None, limits: VideoLimits) -> np.ndarray:
+    def _frame(self, position: int, limits: VideoLimits) -> np.ndarray:
         try:
             frame = self.get(position)
             if isinstance(frame, str | Path):
@@ -265,8 +269,7 @@ class ImageSequence:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise VideoError(f"frame {position} is {frame.dtype} {list(frame.shape)}, not uint8 [H, W, 3]")
         check_size(frame.shape[1], frame.shape[0], limits)
-        frame = frame if self.change is None else np.ascontiguousarray(self.change(frame))
-        return frame if short_edge is None else resize_short_edge(frame, short_edge)
+        return frame if self.change is None else np.ascontiguousarray(self.change(frame))
 
 
 def video_of(frames: list[np.ndarray], index: np.ndarray, fps: float, num_source_frames: int) -> Video:

@@ -281,6 +281,21 @@ def check_size(width: int, height: int, limits: VideoLimits) -> None:
         raise VideoError("the video has frames without pixels")
 
 
+class Budget:
+    """What is left of a limit on the pixels of all frames."""
+
+    def __init__(self, limits: VideoLimits) -> None:
+        self._limits, self._spent = limits, 0
+
+    def spend(self, width: int, height: int) -> None:
+        """Raise `VideoError` for a frame that is too large, or one too many."""
+        check_size(width, height, self._limits)
+        self._spent += width * height
+        if self._spent > self._limits.max_total_pixels:
+            most = self._limits.max_total_pixels
+            raise VideoTooLargeError(f"the video has more than {most} pixels in all its frames")
+
+
 def check_count(count: int, limits: VideoLimits) -> None:
     """Raise `VideoError` for more frames than the limit, or none."""
     if count > limits.max_frames:

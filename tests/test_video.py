@@ -22,8 +22,6 @@ from robometer.video import (
     thin,
 )
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "example_videos"
-
 
 def every(num_frames: int, fps: float) -> np.ndarray:
     """Picks all frames."""

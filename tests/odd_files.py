@@ -1,0 +1,68 @@
+"""Video files of the kinds that trip readers: turned, trimmed by an edit list, of several streams, cut short."""
+
+from __future__ import annotations
+
+import io
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+
+def written(frames: np.ndarray, codec: str = "libx264", container: str = "mp4", fps: int = 10, **options: str) -> bytes:
+    """The frames uint8 [T, H, W, 3] as an encoded file; an MP4 has an edit list that shows all of it."""
+    return joined([(frames, fps, False)], codec, container, **options)
+
+
+def joined(
+    streams: list[tuple[np.ndarray, int, bool]], codec: str = "libx264", container: str = "matroska", **options: str
+) -> bytes:
+    """A file of several video streams, each (frames, frames per second, whether it is the default)."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        made = []
+        for frames, fps, default in streams:
+            stream = output.add_stream(codec, rate=fps, options=options)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
+            stream.disposition = Disposition.default if default else Disposition(0)
+            made.append(stream)
+        for stream, (frames, _, _) in zip(made, streams, strict=True):
+            for pixels in frames:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        for stream in made:
+            output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def timed(frames: np.ndarray, at: list[int], codec: str = "libx264", container: str = "mp4", **options: str) -> bytes:
+    """The frames, each shown from its own tenth of a second on."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        for pixels, tenth in zip(frames, at, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = tenth, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def shown_as(mp4: bytes, a: float, b: float, c: float, d: float) -> bytes:
+    """An MP4 whose display matrix moves the pixel at (x, y) to (a x + c y, b x + d y)."""
+    at = mp4.index(b"tkhd") + 44
+    matrix = [round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0, 16384)]
+    return mp4[:at] + struct.pack(">9i", *matrix) + mp4[at + 36 :]
+
+
+def trimmed(mp4: bytes, frames: int, fps: int = 10) -> bytes:
+    """An MP4 whose edit list leaves out so many frames at its start, which stay in the file."""
+    at, track, movie = mp4.index(b"elst") + 12, mp4.index(b"mdhd") + 16, mp4.index(b"mvhd") + 16
+    duration, first = struct.unpack(">Ii", mp4[at : at + 8])
+    per_track, per_movie = (struct.unpack(">I", mp4[i : i + 4])[0] // fps for i in (track, movie))
+    edit = struct.pack(">Ii", duration - frames * per_movie, first + frames * per_track)
+    return mp4[:at] + edit + mp4[at + 8 :]
