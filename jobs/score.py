@@ -23,6 +23,7 @@ robometer score: score one video: progress and success at every frame, and the r
 
 Reads   a video (mp4, mov, mkv, webm, avi), and a checkpoint folder or an endpoint.
         An endpoint's bearer token comes from the environment's ROBOMETER_TOKEN.
+        The video becomes frames as those that the model was trained on; --max-frames overrides that, with a warning.
 Writes  a table to the terminal; with --json the numbers, with --png the curves over a strip of frames.
 
 Examples
