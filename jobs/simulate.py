@@ -9,6 +9,8 @@ from jobs import common
 from pipelines.cluster import connected
 from pipelines.simulate import simulate
 from robometer.configs import Config
+from robometer.outputs import held
+from robometer.paths import lasting
 from robometer.simulation import INSTRUCTIONS, SimulationSettings
 
 HELP = """
@@ -39,8 +41,9 @@ def run(config: Config) -> None:
         crf=wanted.crf,
         seed=wanted.seed,
     )
-    with connected(config):
-        summary = simulate(settings, Path(wanted.output))
+    output = lasting("simulate.output", wanted.output)
+    with held("simulate.output", output), connected(config):
+        summary = simulate(settings, Path(output))
     clips = sum(sum(by_quality.values()) for by_quality in summary.counts.values())
     print(f"{wanted.output}: {clips} clips of {len(summary.counts)} tasks, {summary.size_bytes / 1e6:.1f} MB")
     print(f"{summary.made} made now, {summary.skipped} there before, {summary.wall_s:.1f} s")

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 
-API_SERVER = "RAY_API_SERVER_ADDRESS"
+ADDRESS, API_SERVER = "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"
+
+PATIENCE_S = 5.0
+"""How long a cluster may take to accept a connection."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Shows how far work is: (done, values)."""
@@ -45,11 +48,18 @@ _stall_timeout_s = 0.0
 """`ray.stall_timeout_s` of the job that runs in this process."""
 
 
+class ClusterError(RobometerError):
+    """A cluster that cannot be joined; the message says what to do."""
+
+
 @contextmanager
 def connected(config: Config, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """A Ray session for the duration of the block; one that was there before is left as it is.
 
     `environment` is set in all processes of a session that starts here.
+
+    Raises:
+        ClusterError: RAY_ADDRESS names no cluster that can be joined.
     """
     DataContext.get_current().raise_original_map_exception = True  # else only its traceback says what a task raised
     global _started_here, _stall_timeout_s
@@ -60,9 +70,11 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": dict(environment)} if environment else None)
+    before = {name: os.environ.get(name) for name in (ADDRESS, API_SERVER)}
+    if address := cluster_address():
+        _join(address, environment or {})
     else:
+        os.environ.pop(ADDRESS, None)  # what runs on the local Ray must not look for another
         # Ray Train frees what a killed trial held once its state API says so, and that asks whichever cluster was last
         # started on this machine by `ray start`, dead or alive, unless it is told where its own is.
         os.environ.update(environment or {})
@@ -81,8 +93,52 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
     finally:
         _started_here = False
         ray.shutdown()
-        if not os.environ.get("RAY_ADDRESS"):  # what is set beside it is the user's
-            os.environ.pop(API_SERVER, None)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def cluster_address() -> str:
+    """RAY_ADDRESS, where it names the cluster to run on; empty: a local Ray.
+
+    Raises:
+        ClusterError: it names none, or nobody answers there.
+    """
+    address = os.environ.get(ADDRESS, "").strip()
+    if address == "local" or not address:
+        return ""
+    if address.startswith(("http://", "https://")):
+        logger.warning("RAY_ADDRESS=%s is where jobs are submitted: this command runs on this machine alone", address)
+        return ""
+    if "://" in address:
+        raise ClusterError(
+            f"RAY_ADDRESS={address} is the address of a remote client, which cannot run this: submit the command with "
+            "`ray job submit`, or unset RAY_ADDRESS to run on this machine alone"
+        )
+    host, _, port = address.rpartition(":")
+    if address == "auto" or not port.isdigit():  # whose own mistakes Ray tells at once
+        return address
+    try:  # which Ray itself tries for minutes, and then ends the process
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"nobody answers at RAY_ADDRESS={address} ({error}): start that cluster, give HOST:PORT of one that runs, "
+            "or unset RAY_ADDRESS to run on this machine alone"
+        ) from error
+    return address
+
+
+def _join(address: str, environment: Mapping[str, str]) -> None:
+    runtime_env = {"env_vars": dict(environment)} if environment else None
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"RAY_ADDRESS={address} is no cluster that can be joined ({reason}): give HOST:PORT of one that runs, with "
+            "its token, or unset RAY_ADDRESS to run on this machine alone"
+        ) from error
 
 
 def cause_of(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.models.encoders import ImageEncoder, image_encoder, text_encoder
+from robometer.outputs import settled
 from robometer.video import decode_jpeg
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def run_embed(config: Config) -> EmbedReport:
         EmbedError: a worker failed.
     """
     started = time.monotonic()
+    config = settled(config, "corpus.path")
     corpus = Corpus(config.corpus.path)
     if len(corpus) == 0:
         raise CorpusError(f"the corpus at {config.corpus.path} is empty: run `robometer ingest` first")

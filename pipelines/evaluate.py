@@ -44,7 +44,9 @@ from robometer.evaluation.runs import load_runs
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_frames, load_scorer, scorer_identity
 from robometer.models.sources import for_workers
+from robometer.outputs import held, settled
 from robometer.provenance import trained_by
+from robometer.redaction import redacted, without_secrets
 from robometer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -164,9 +166,19 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
 
     Raises:
         ConfigError: an evaluation that does not exist, or no split that has clips.
+        InUseError: another job writes into the output folder.
+        TrackingError: the tracking store cannot be used.
         EvaluationFailed: every single clip failed.
     """
     suite.check(config.evaluate.evaluations)
+    asks = config.evaluate.checkpoint.removeprefix(baselines.PREFIX) in baselines.ASK_APIS
+    cache = ["baseline.cache"] if asks else []
+    config = settled(config, "evaluate.output", "corpus.path", "tracking.uri", *cache)
+    with held("evaluate.output", config.evaluate.output):
+        return _run(config, load)
+
+
+def _run(config: Config, load: ScorerLoader | None) -> dict[str, Any]:
     started = time.monotonic()
     corpus = Corpus(config.corpus.path)
     units = _plan(config, corpus)
@@ -247,7 +259,7 @@ def run_evaluations(config: Config, anew: bool = False) -> list[dict[str, Any]]:
 
 
 def _slug(checkpoint: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", checkpoint).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", redacted(checkpoint)).strip("-.")
 
 
 def _measure(
@@ -367,10 +379,10 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
     return {
         "model": parts[0].scorer,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "checkpoint": config.evaluate.checkpoint,
+        "checkpoint": redacted(config.evaluate.checkpoint),
         "trained": _trained(config.evaluate.checkpoint),
         **trained_by(config.evaluate.checkpoint),
-        "corpus": config.corpus.path,
+        "corpus": redacted(config.corpus.path),
         "corpus_hash": corpus.content_hash,
         "splits": counts,
         "sources": ", ".join(sorted({c.source for c in predictions.clips})),
@@ -380,7 +392,7 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
         "seed": config.evaluate.seed,
         "scoring": what_it_took(parts),
         "failed": len(predictions.errors()),
-        "config": to_dict(config),
+        "config": without_secrets(to_dict(config)),
     }
 
 

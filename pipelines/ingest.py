@@ -50,6 +50,7 @@ from robometer.corpus.storage import Storage
 from robometer.corpus.writer import commit_shard
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
+from robometer.outputs import settled
 from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ def run_ingest(config: Config) -> IngestReport:
         IngestError: more than `ingest.max_bad_fraction` was refused (the rest is committed), or a worker failed.
     """
     started = time.monotonic()
+    config = settled(config, "corpus.path")
     storage = Storage(config.corpus.path)
     _check_settings(storage, config.ingest)
     plan = _plan(storage, config.ingest)

@@ -29,6 +29,8 @@ from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
+from robometer.outputs import held, settled
+from robometer.provenance import HOW_IT_RUNS
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +87,22 @@ def run_sweep(config: Config) -> SweepReport:
         ConfigError: a search space that names unknown keys, or an output folder of another sweep.
         TrainingError: no trial reached a validation.
     """
-    output = Path(config.sweep.output).absolute()
-    config = override(
-        config,
-        {
-            "sweep.output": str(output),
-            "corpus.path": Corpus(config.corpus.path).storage.path,
-            "tracking.uri": tracking.absolute_uri(config.tracking.uri),
-        },
-    )
+    config = settled(config, "sweep.output", "corpus.path", "tracking.uri")
+    corpus = Corpus(config.corpus.path)
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
-    with connected(config), tracking.start(config, "sweep", run_id=_known_run(output)) as run:
+    with held("sweep.output", config.sweep.output):
+        return _run(config, space, _settings(config, corpus))
+
+
+def _run(config: Config, space: dict[str, Any], settings: dict[str, Any]) -> SweepReport:
+    output = Path(config.sweep.output)
+    known = _known_run(output, settings)
+    run_id = tracking.continued(config, known)
+    with connected(config), tracking.start(config, "sweep", run_id=run_id) as run:
         check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
-        _remember(output, config, run.run_id)
+        kept = {"run_id": run.run_id or known, "settings": settings}
+        (output / "sweep.json").write_text(json.dumps(kept, indent=1))
         tuner = _tuner(config, output, space, run.run_id)
         ends = (tuner.fit() for _ in range(1))
         # Of its trials, some may wait while others go on: here is where all of them are seen.
@@ -114,24 +118,39 @@ def _pulses(output: Path) -> str:
     return ", ".join(f"trial {folder.name} at {last_pulse(folder)}" for folder in sorted(output.glob("trials/*")))
 
 
-def _known_run(output: Path) -> str:
+_FREE = HOW_IT_RUNS | {"best_metric", "best_mode"}
+"""Keys of `train` that may differ when a sweep is resumed, or that its own stand for; the rest decides what a trial
+computes, and its number of steps what trials are compared at."""
+
+
+def _settings(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """What a sweep is tied to."""
+    values = to_dict(config)
+    kept = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "sweep", "embed")}
+    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE}
+    del kept["sweep"]["output"]
+    return kept | {"corpus": {"content_hash": corpus.content_hash}}
+
+
+def _known_run(output: Path, settings: dict[str, Any]) -> str:
+    """The tracked run of the sweep in a folder; empty for a new one.
+
+    Raises:
+        ConfigError: it was made with other settings.
+    """
     path = output / "sweep.json"
-    return str(json.loads(path.read_text())["run_id"]) if path.is_file() else ""
-
-
-def _remember(output: Path, config: Config, run_id: str) -> None:
-    path, values = output / "sweep.json", to_dict(config)
-    kept = {name: values[name] for name in ("corpus", "sampling", "model", "loss", "sweep", "embed")}
-    if path.is_file():
-        known = json.loads(path.read_text())["settings"]
-        changed = [f"{s}.{k}" for s in kept for k in kept[s] if known[s].get(k) != kept[s][k]]
-        if changed:
-            raise ConfigError(
-                f"{output} holds a sweep with another {', '.join(changed)}: choose another sweep.output, or delete it"
-            )
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"run_id": run_id, "settings": kept}, indent=1))
+    if not path.is_file():
+        return ""
+    known = json.loads(path.read_text())
+    for section, values in settings.items():
+        for key, value in values.items():
+            before = known["settings"].get(section, {}).get(key)
+            if before != value:
+                raise ConfigError(
+                    f"{output} holds a sweep with {section}.{key}={before!r}, not {value!r}: give what it had, choose "
+                    "another sweep.output, or delete that folder"
+                )
+    return str(known["run_id"])
 
 
 class ReportValidations(TuneReportCallback):

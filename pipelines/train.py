@@ -37,6 +37,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
+from robometer.outputs import held, settled
 from robometer.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
@@ -67,24 +68,29 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
 
     Raises:
         ConfigError: the output folder belongs to a run with other settings, or corpus and model do not fit.
+        InUseError: another job writes into the output folder.
+        TrackingError: the tracking store cannot be used.
         TrainingError: the loss stopped being a number, or workers failed more often than `train.max_failures`.
     """
+    config = settled(config, "train.output", "corpus.path", "tracking.uri")
     corpus = Corpus(config.corpus.path)
     mix = _mix(config, _check_inputs(config, corpus))
-    output = Path(config.train.output).absolute()
-    places = {
-        "train.output": str(output),
-        "corpus.path": corpus.storage.path,
-        "tracking.uri": tracking.absolute_uri(config.tracking.uri),
-        "train.load_from_checkpoint": for_workers(config.train.load_from_checkpoint, config.tracking.uri),
-    }
-    config = override(config, places)
+    start = for_workers(config.train.load_from_checkpoint, config.tracking.uri)
+    config = override(config, {"train.load_from_checkpoint": start})
+    with held("train.output", config.train.output):
+        return _run(config, corpus, mix, callbacks or [], parent_run_id)
+
+
+def _run(
+    config: Config, corpus: Corpus, mix: Histograms, callbacks: list[UserCallback], parent_run_id: str
+) -> TrainReport:
+    output = Path(config.train.output)
     run_id = _open_run(config, output, corpus, mix, parent_run_id)
     if finished := _finished(config, output):
         return finished
     with connected(config):
         check_room("training", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
-        trainer = _trainer(config, corpus, output, run_id, callbacks or [])
+        trainer = _trainer(config, corpus, output, run_id, callbacks)
         ends = (cast(Result, trainer.fit()) for _ in range(1))
         try:
             (result,) = watched(ends, "training", needs(config), lambda: last_pulse(output))
@@ -147,7 +153,8 @@ def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, parent_run_id: str) -> str:
-    """Create or check `run.json`, which ties the folder to its settings and to its tracked run.
+    """Create or check `run.json`, which ties the folder to its settings and to its tracked run: a new one, where the
+    store has lost it.
 
     A new run keeps its `mix` as `sampling.json`, in the folder and in the tracker.
     """
@@ -161,8 +168,9 @@ def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, par
                         f"{output} holds a run with {section}.{key}={known['fingerprint'][section].get(key)!r}, "
                         f"not {value!r}: choose another train.output, or delete that folder"
                     )
-        return str(known["run_id"])
-    output.mkdir(parents=True, exist_ok=True)
+        run_id = str(known["run_id"])
+        if tracking.is_off(config) or tracking.continued(config, run_id):
+            return run_id
     (output / MIX).write_text(json.dumps(mix, indent=1))
     with tracking.start(config, "train", parent_run_id=parent_run_id) as run:
         run.artifact(output / MIX)

@@ -340,7 +340,7 @@ def to_mlflow(what: Publication, config: Config, name: str) -> str:
     Raises:
         PublishingError: tracking is off.
     """
-    if config.tracking.uri in ("", "none"):
+    if tracking.is_off(config):
         raise PublishingError("tracking is off: give tracking.uri=..., the store of the registry")
     with tempfile.TemporaryDirectory() as place, tracking.start(config, "publish") as run:
         write(what, Path(place, "model"), name, f"models:/{name}/VERSION")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines.cluster import Needs, Stalled, check_room, connected, watched
+from pipelines import cluster
+from pipelines.cluster import ClusterError, Needs, Stalled, check_room, connected, watched
 from robometer.configs import ConfigError, load
 
 SCRIPT = """
@@ -37,8 +38,8 @@ def test_a_local_ray_is_not_mistaken_for_one_that_was_started_here_before() -> N
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own paths are too long for Ray's sockets
     (folder / "ray").mkdir()
     (folder / "ray/ray_current_cluster").write_text("127.0.0.1:1")  # where `ray start` leaves its address
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["RAY_TMPDIR"] = str(folder)
+    environment = dict(os.environ)
+    environment |= {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "http://127.0.0.1:1"}  # where one would submit jobs
     try:
         command = [sys.executable, "-c", SCRIPT]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
@@ -89,3 +90,30 @@ def test_a_ray_of_its_own_that_is_too_small_is_said_at_once(
     with pytest.raises(ConfigError, match=f"{lacking}: raise ray.num_cpus or ask for less"):
         check_room("training", Needs(2, 3), "ask for less")
     check_room("training", Needs(4, 1), "ask for less")
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:{closed}", "nobody answers at RAY_ADDRESS=127.0.0.1:"),
+        ("no.such.host.invalid:6379", "nobody answers"),
+        ("127.0.0.1:99999", "nobody answers"),
+        ("ray://127.0.0.1:10001", "ray job submit"),
+        ("nonsense", "no cluster that can be joined"),
+        ("head:port", "no cluster that can be joined"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_sentence(
+    address: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by another test of this process
+    monkeypatch.setenv("RAY_ADDRESS", address.format(closed=cluster.free_port()))
+    with pytest.raises(ClusterError, match=sentence) as caught, connected(load()):
+        pytest.fail("there is no such cluster")
+    assert "RAY_ADDRESS" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://head/", "local", ""])
+def test_where_jobs_are_submitted_is_no_cluster_to_run_on(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cluster.cluster_address() == ""

@@ -1,7 +1,13 @@
-"""Tracked runs: what they hold, and how they end."""
+"""Tracked runs: what they hold and how they end, stores that cannot be used, and no secret that is written down."""
 
 from __future__ import annotations
 
+import http.server
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,9 @@ import pytest
 from mlflow import MlflowClient
 
 from robometer import tracking
-from robometer.configs import load
+from robometer.configs import Config, load
+from robometer.configs.schema import ServeConfig, TrackingConfig
+from robometer.tracking import TrackingError
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +56,99 @@ def test_only_a_run_that_still_counts_as_running_is_closed(store: str) -> None:
     MlflowClient(store).update_run(run.run_id, status="RUNNING")
     tracking.close_open_run(config, run.run_id)
     assert _run(store, run.run_id).info.status == "KILLED"
+
+
+def _config(uri: str, **serve: str) -> Config:
+    return Config(tracking=TrackingConfig(uri=uri), serve=ServeConfig(**serve))
+
+
+@pytest.fixture
+def no_mlflow() -> Iterator[str]:
+    """A web server that is none of MLflow's."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://user:password@127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        yield f"http://user:password@127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _refused(uri: str) -> str:
+    started = time.monotonic()
+    with pytest.raises(TrackingError) as refused, tracking.start(_config(uri), "train"):
+        pytest.fail("there is no such store")
+    assert time.monotonic() - started < 12  # and not the minutes of MLflow's retries
+    sentence = str(refused.value)
+    assert "tracking.uri=" in sentence and "\n" not in sentence and "password" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:password@127.0.0.1:1",
+        "http://user:password@no.such.host.invalid:5000",
+        "http://127.0.0.1:99999",
+        "postgresql://user:password@127.0.0.1:1/runs",
+        "mysql+nodriver://user:password@127.0.0.1:1/runs",
+    ],
+)
+def test_a_store_that_does_not_answer_is_one_sentence_within_seconds(uri: str) -> None:
+    assert "start that store" in _refused(uri)
+
+
+def test_a_server_of_something_else_or_that_says_nothing_is_one_sentence(no_mlflow: str, silent: str) -> None:
+    assert "404" in _refused(no_mlflow)
+    _refused(silent)
+
+
+def test_a_file_that_is_no_store_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("this is no database, and long enough to be read as one " * 20)
+    assert "not a database" in _refused(f"sqlite:///{tmp_path}/notes.db")
+    _refused(f"sqlite:///{tmp_path}")
+
+
+def test_a_run_that_the_store_has_lost_goes_on_as_a_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = _config(f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.start(config, "train") as run:
+        run.metrics({"train/loss": 1.0}, step=3)
+    assert tracking.continued(config, run.run_id) == run.run_id
+    assert tracking.continued(_config("none"), run.run_id) == run.run_id
+    with caplog.at_level(logging.WARNING):
+        assert tracking.continued(config, "0" * 32) == ""
+    assert "has no run" in caplog.text
+    tracking.client_of(config.tracking.uri).delete_run(run.run_id)
+    assert tracking.continued(config, run.run_id) == ""
+
+
+def test_no_secret_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    config = _config(f"sqlite:///{tmp_path}/mlflow.db", token="of-the-endpoint")
+    config.baseline.base_url = "https://user:of-the-api@host/v1?api_key=of-the-query"
+    config.corpus.path = "s3://AKIA:of-the-bucket@bucket/corpus"
+    config.baseline.prompt = "sk-of-the-environment.txt"
+    with tracking.start(config, "train") as run:
+        pass
+    params = tracking.client_of(config.tracking.uri).get_run(run.run_id).data.params
+    assert (params["serve.token"], params["corpus.path"]) == ("***", "s3://***@bucket/corpus")
+    assert params["baseline.base_url"] == "https://***@host/v1?api_key=***"
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"serve.token" in everything
+    assert not [secret for secret in (b"of-the-", b"AKIA") if secret in everything]

@@ -32,6 +32,9 @@ _HOW = ("requests_per_minute", "concurrency", "cache", "timeout_s")
 
 BASELINES = tuple(_MODULES)
 
+ASK_APIS = ("gvl", "rl_vlm_f", "robo_dopamine")
+"""Those that can ask an API, whose answers `baseline.cache` keeps."""
+
 _PIP = {
     "vlac": [
         "evo_vlac @ git+https://github.com/InternRobotics/VLAC.git",

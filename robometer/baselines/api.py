@@ -21,6 +21,7 @@ from robometer.baselines.providers import PROVIDERS, Answer, Json, Question
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
+from robometer.redaction import redacted
 from robometer.scoring import MissingAnswer
 
 ATTEMPTS = 6
@@ -93,7 +94,7 @@ class ApiClient:
         if not self._key and not config.base_url:
             raise ConfigError(f"baseline.provider={config.provider} needs its key in {self._provider.key_variable}")
         url = config.base_url or self._provider.base_url
-        self._where = f"{self.model} at {url}"
+        self._where = redacted(f"{self.model} at {url}")
         try:
             self._http = httpx.AsyncClient(
                 base_url=url,
@@ -101,7 +102,9 @@ class ApiClient:
                 timeout=None,  # one timeout around the whole request instead, which a trickle of bytes cannot outlast
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            raise ConfigError(f"baseline.base_url={url!r} or {self._provider.key_variable} is unusable") from error
+            raise ConfigError(
+                f"baseline.base_url={redacted(url)!r} or {self._provider.key_variable} is unusable"
+            ) from error
         self._cache = Storage(config.cache)
         self._in_flight = asyncio.Semaphore(config.concurrency)
         self._next_s = 0.0  # monotonic time of the next free slot of the rate limit

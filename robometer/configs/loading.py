@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robometer.configs.schema import Config, ConfigError
-from robometer.redaction import redacted
+from robometer.redaction import redacted, without_secrets
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -103,5 +103,5 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write the configuration as YAML."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the configuration as YAML, without its secrets."""
+    Path(path).write_text(yaml.safe_dump(without_secrets(to_dict(config)), sort_keys=False))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from robometer import paths
 from robometer.errors import RobometerError
+from robometer.redaction import redacted
 
 
 class ConfigError(RobometerError):
@@ -404,7 +405,7 @@ class BaselineConfig:
         _one_of("baseline.provider", self.provider, ("gemini", "openai"))
         _check(
             not self.base_url or self.base_url.startswith(("http://", "https://")),
-            f"baseline.base_url={self.base_url!r} must start with http:// or https://",
+            f"baseline.base_url={redacted(self.base_url)!r} must start with http:// or https://",
         )
         _check(self.max_frames == 0 or self.max_frames >= 2, "baseline.max_frames must be 0 or at least 2")
         _check(self.temperature is None or self.temperature >= 0, "baseline.temperature must not be negative")
