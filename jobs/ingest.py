@@ -19,7 +19,8 @@ Reads   ingest.input in the format ingest.source. mp4_jsonl is a folder with tra
         @FORMATS@,
         or the dotted path of a module of your own. docs/sources.md says what each reads.
 Writes  corpus.path: shards/*.arrow, manifest/*.parquet, quarantine/*.parquet (what was refused, and why), corpus.json
-Re-run  goes on where it was killed, adds what is new, and leaves the rest as it is.
+Re-run  goes on where it was killed, adds what is new, and leaves the rest as it is; what differs from what is stored
+        (a label corrected, a clip replaced) is counted, and taken with ingest.update=true.
 
 Examples
   robometer ingest corpus.path=outputs/corpus
@@ -38,9 +39,9 @@ def ingest(config: Config) -> None:
 
     report = run_ingest(config)
     print(
-        f"corpus {config.corpus.path}: {report.new} new, {report.present} there before, "
-        f"{report.quarantined} in quarantine, of {report.listed}; {report.skipped} left out by design; "
-        f"{report.seconds:.1f} s"
+        f"corpus {config.corpus.path}: {report.new} new, {report.updated} updated, {report.present} there before, "
+        f"{report.differing} that differ from what is there, {report.quarantined} in quarantine, of {report.listed}; "
+        f"{report.skipped} left out by design; {report.seconds:.1f} s"
     )
 
 

@@ -14,9 +14,12 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +37,21 @@ from robometer.corpus.encode import (
     isolated_entries,
     quarantine_row,
 )
+from robometer.corpus.identity import NOTHING, Sealer, StoredRows
 from robometer.corpus.manifest import (
     LISTING,
     SKIP,
-    Counts,
-    Ledger,
-    ledger_in,
-    merge_ledger,
+    Read,
+    clashes,
+    latest,
+    read_ledgers,
     read_manifest,
     read_quarantine,
-    read_schemas,
 )
 from robometer.corpus.sources import Refused, SourceError, Unit, list_units
+from robometer.corpus.sources.common import absolute
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import commit_shard
+from robometer.corpus.writer import Job, Known, Outcome, Rejected, Stored, commit_shard
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
 from robometer.outputs import settled
@@ -66,14 +70,23 @@ class IngestError(RobometerError):
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did with the trajectories of its input; `quarantined` counts those refused now or before.
+    """What an ingest did with the trajectories of its input.
 
-    `skipped` are cameras and cuts that a format leaves out by design; they are not counted in `listed`.
+    Attributes:
+        listed: all of them, but for those that are skipped.
+        new: stored now.
+        updated: stored now in place of what was there (`ingest.update`).
+        present: there before, and the same.
+        differing: there before, with other labels or frames, which stay.
+        quarantined: refused, now or before.
+        skipped: cameras and cuts that a format leaves out by design.
     """
 
     listed: int
     new: int
+    updated: int
     present: int
+    differing: int
     quarantined: int
     skipped: int
     seconds: float
@@ -81,71 +94,84 @@ class IngestReport:
 
 @dataclass
 class _Plan:
-    """What there is to do: shards to make, quarantine rows of the listing, and what was done before."""
+    """What there is to do: shards to make, quarantine rows of the listing, and what was done before.
 
+    `same` and `changed` are, for each data set, how many units look as they did, and those that do not.
+    """
+
+    stored: StoredRows
+    ledger: dict[str, Read]
     groups: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
-    before: Counts = Counts()
+    done: Outcome = Outcome()
     expected: int = 0
+    same: Counter[str] = field(default_factory=Counter)
+    changed: defaultdict[str, list[Unit]] = field(default_factory=lambda: defaultdict(list))
+    others: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def revision(self) -> int:
+        """Above that of every reading before."""
+        return 1 + max((read.revision for read in self.ledger.values()), default=0)
 
 
 def run_ingest(config: Config) -> IngestReport:
-    """Bring `config.ingest.input` into the corpus at `config.corpus.path`; what is there already stays untouched.
+    """Bring `config.ingest.input` into the corpus at `config.corpus.path`; what is there already stays untouched,
+    unless it differs and `ingest.update` says to take the new.
 
     Raises:
         SourceError: the input cannot be listed or is empty.
         CorpusError: the corpus was made with other settings.
         StorageError: the corpus cannot be written.
-        IngestError: more than `ingest.max_bad_fraction` was refused (the rest is committed), or a worker failed.
+        IngestError: another data set of the same name is there, more than `ingest.max_bad_fraction` was refused (the
+            rest is committed), or a worker failed.
     """
     started = time.monotonic()
     config = settled(config, "corpus.path")
     storage = Storage(config.corpus.path)
     _check_settings(storage, config.ingest)
     plan = _plan(storage, config.ingest)
-    _write_info(storage, config.ingest, "ingesting")
-    _write_refused(storage, config.ingest, plan.refused)
-    _remove_stale(storage)
-    now = Counts()
-    if plan.groups:
-        with connected(config):
-            now = _run_groups(storage, plan, config.ingest)
+    with connected(config) if plan.groups else nullcontext():
+        _refuse_clashes(storage, plan, config.ingest)
+        _write_info(storage, config.ingest, "ingesting")
+        _write_refused(storage, config.ingest, plan.refused)
+        _remove_stale(storage)
+        done = _run_groups(storage, plan, config.ingest) if plan.groups else plan.done
     _remove_stale(storage)
     _remove_marks(storage)
     _write_info(storage, config.ingest, "complete")
-    bad, skipped = sum(row["stage"] != SKIP for row in plan.refused), sum(row["stage"] == SKIP for row in plan.refused)
-    quarantined = plan.before.refused + now.refused + bad
     report = IngestReport(
-        listed=plan.before.stored + now.stored + quarantined,
-        new=now.stored,
-        present=plan.before.stored,
-        quarantined=quarantined,
-        skipped=plan.before.skipped + now.skipped + skipped,
+        listed=sum(done) - done.skipped,
+        new=done.new,
+        updated=done.updated,
+        present=done.present,
+        differing=done.differing,
+        quarantined=done.refused,
+        skipped=done.skipped,
         seconds=time.monotonic() - started,
     )
     logger.info("ingest: %s", json.dumps(dataclasses.asdict(report)))
+    _warn(storage, report, config.ingest)
     _check_bad_fraction(report, config)
     return report
 
 
 def _plan(storage: Storage, config: IngestConfig) -> _Plan:
-    """Cut the listing into shards and leave out what was read before.
+    """Cut the listing into shards and leave out what was read before and looks as it did.
 
     Shards are cut from the whole listing, so that a second run names the shards of a killed one as that did.
     """
-    shards = {name: ledger_in(schema) for name, schema in read_schemas(storage).items()}
-    ledger: dict[str, Counts] = {}
-    for counts in shards.values():
-        merge_ledger(ledger, counts)
-    again = _Again(storage, ledger, shards) if config.retry_quarantined else None
-    del shards
-    plan, seen = _Plan(), set[str]()
+    # In this order: a shard that another ingest commits in between is known as read, and is not made again without
+    # the rows that are there.
+    stored = StoredRows.read(storage)
+    ledger = {digest: read for digest, (read, _) in latest(read_ledgers(storage)).items()}
+    plan, sealer, seen = _Plan(stored, ledger), Sealer(config.split), set[str]()
     group: list[Unit] = []
     size = 0
 
     def close() -> None:
         nonlocal group, size
-        _add_group(plan, group, ledger, again, config)
+        _add_group(plan, group, sealer.seals(group), config)
         group, size = [], 0
 
     for entry in list_units(config.source, config.input, config.data_source):
@@ -166,92 +192,190 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
     close()
     if not seen and not plan.refused:
         raise SourceError(f"{config.input} lists no episode: give ingest.input data of the format {config.source}")
-    if plan.before.refused and not config.retry_quarantined:
-        logger.info("%d were refused before; ingest.retry_quarantined=true tries them again", plan.before.refused)
+    if plan.done.refused and not config.retry_quarantined:
+        logger.info("%d were refused before; ingest.retry_quarantined=true tries them again", plan.done.refused)
+    skipped = sum(row["stage"] == SKIP for row in plan.refused)
+    plan.done = _sum(plan.done, Outcome(refused=len(plan.refused) - skipped, skipped=skipped))
     return plan
 
 
-class _Again:
-    """Units that are tried again for what they were refused, and which of their trajectories are there already."""
-
-    def __init__(self, storage: Storage, ledger: Ledger, shards: Mapping[str, Ledger]) -> None:
-        self._storage = storage
-        self._places: dict[str, list[str]] = {digest: [] for digest, counts in ledger.items() if counts.refused}
-        for shard, counts in shards.items():
-            for digest in counts.keys() & self._places.keys():
-                self._places[digest].append(shard)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._places
-
-    def stored(self, digests: Iterable[str]) -> list[str]:
-        """Ids in the shards that these units were read for."""
-        names = sorted({shard for digest in digests for shard in self._places.get(digest, ())})
-        tables = (self._storage.read_parquet(f"manifest/{name}.parquet", ["id"]) for name in names)
-        return [id for table in tables for id in table["id"].to_pylist()]
+def _sum(a: Outcome, b: Outcome) -> Outcome:
+    return Outcome(*(x + y for x, y in zip(a, b, strict=True)))
 
 
-def _add_group(plan: _Plan, group: list[Unit], ledger: Ledger, again: _Again | None, config: IngestConfig) -> None:
-    todo: dict[str, Unit] = {}
+def _add_group(plan: _Plan, group: list[Unit], seals: list[str], config: IngestConfig) -> None:
+    todo: dict[str, tuple[Unit, str]] = {}
     key = [FrameSettings.of(config).hash()]
-    for unit in group:
+    for unit, seal in zip(group, seals, strict=True):
         digest = unit.digest(config.source)
-        before, retried = ledger.get(digest), again is not None and digest in again
-        if before is not None:
-            kept = before._replace(refused=0, skipped=0) if retried else before
-            plan.before = Counts(*(a + b for a, b in zip(plan.before, kept, strict=True)))
-        if before is None or retried:
-            todo[digest] = unit
-            # A second try has a name of its own, or it would replace what the first one stored.
-            key.append(digest if before is None else f"{digest}+{before.stored}")
+        before = plan.ledger.get(digest)
+        if before is None:
+            plan.others[unit.source] += 1
+            key.append(f"{digest}+{seal}")
+        else:
+            plan.same[unit.source] += before.seal == seal
+            if before.seal not in ("", seal) and before.stored:
+                plan.changed[unit.source].append(unit)
+            if before.seal == seal and not (config.retry_quarantined and before.refused):
+                plan.done = _sum(plan.done, Outcome(0, 0, before.stored, 0, before.refused, before.skipped))
+                continue
+            # A second reading has a name of its own, or it would replace what the one before it stored.
+            key.append(f"{digest}+{seal}+{before}")
+        todo[digest] = unit, seal
     if todo:
-        have = again.stored(todo) if again is not None else []
-        payload = json.dumps({"units": [dataclasses.asdict(unit) for unit in todo.values()], "have": have})
-        expected = sum(unit.count for unit in todo.values())
+        known = {digest: plan.ledger[digest] for digest in todo if digest in plan.ledger}
+        work = {
+            "units": [dataclasses.asdict(unit) for unit, _ in todo.values()],
+            "seals": {digest: seal for digest, (_, seal) in todo.items()},
+            "before": known,
+            "revision": plan.revision if known or config.update else 0,
+        }
+        expected = sum(unit.count for unit, _ in todo.values())
         name = _digest("\n".join(key))[:20]
-        plan.groups.append({"name": name, "work": zlib.compress(payload.encode()), "expected": expected})
+        plan.groups.append({"name": name, "work": zlib.compress(json.dumps(work).encode()), "expected": expected})
         plan.expected += expected
 
 
-def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Counts:
-    """Make the shards on the cluster; returns what became of their trajectories."""
+_MATCHING = 0.25
+_PROBED_UNITS, _PROBED_EPISODES = 8, 4
+
+
+def _refuse_clashes(storage: Storage, plan: _Plan, config: IngestConfig) -> None:
+    """Tell another data set of the same name from a newer state of the one that is there.
+
+    Where less than a quarter of a data set's known units look as they did, some that do not are read: a moved copy or a
+    new revision still shows the stored frames, another data set shows none of them.
+
+    Raises:
+        IngestError: it is another one, and `ingest.update` does not say that it takes the old one's place.
+    """
+    for source, units in plan.changed.items():
+        if config.update or plan.same[source] >= _MATCHING * (plan.same[source] + len(units)):
+            continue
+        probed = units[:: max(1, len(units) // _PROBED_UNITS)][:_PROBED_UNITS]
+        task = ray.remote(num_cpus=1)(_probe)
+        try:
+            found = ray.get(task.remote([dataclasses.asdict(unit) for unit in probed], config, plan.stored))
+        except RayError as error:
+            raise IngestError(f"a worker failed: {cause_of(error)}; mend that and run the same again") from error
+        if found and not any(same for _, _, same in found):
+            id, uri, _ = found[0]
+            raise IngestError(
+                f"the corpus has another data set {source!r}: {_stored_uri(storage, 'id', id)} and {uri} have one name "
+                f"and different frames, and so have all {len(found)} trajectories that were compared; give "
+                "ingest.data_source=NAME to store this one too, or ingest.update=true if it takes the other's place"
+            )
+    for source in plan.others.keys() - plan.same.keys() - plan.changed.keys():
+        there = _stored_uri(storage, "source", source)
+        if there and not config.data_source and not there.startswith(f"{absolute(config.input)}"):
+            logger.warning(
+                "the corpus has a data set %r from elsewhere (%s), and this one is added to it: "
+                "give ingest.data_source=NAME to keep them apart",
+                source,
+                there,
+            )
+
+
+def _probe(units: list[dict[str, Any]], config: IngestConfig, stored: StoredRows) -> list[tuple[str, str, bool]]:
+    """(id, uri, whether its frames are the stored ones) of some trajectories that the corpus has."""
+    found = []
+    for unit in units:
+        for entry in islice(entries([Unit(**unit)], replace(config, update=True), stored), _PROBED_EPISODES):
+            if isinstance(entry, Known):
+                found.append((entry.id, entry.uri, True))
+            elif isinstance(entry, Stored) and (facts := stored.get(entry.record["id"])):
+                same = facts.content == entry.record["content_hash"]
+                found.append((entry.record["id"], entry.record["uri"], same))
+    return found
+
+
+def _stored_uri(storage: Storage, column: str, value: str) -> str:
+    """Where the first stored trajectory with this value came from; empty if there is none."""
+    rows = read_manifest(storage, list({"uri", column}))
+    rows = rows.filter(pc.equal(rows[column], value))
+    return str(rows["uri"][0]) if len(rows) else ""
+
+
+def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Outcome:
+    """Make the shards on the cluster; returns what became of all trajectories."""
     show = progress_bar("ingest", plan.expected, interactive())
-    expected, total = 0, Counts()
-    work = partial(ingest_groups, path=storage.path, config=config)
+    expected, total, told = 0, plan.done, 0
+    # The rows that the corpus has travel once to every node, and its processes share them.
+    stored = ray.put(plan.stored) if len(plan.stored.ids) else None
+    work = partial(ingest_groups, path=storage.path, config=config, stored=stored)
     blocks = ray.data.from_items(plan.groups, override_num_blocks=len(plan.groups))
     dataset = blocks.map_batches(work, batch_size=1, num_cpus=1)
     try:
         for result in watched(dataset.iter_rows(), "ingest"):
-            total = Counts(*(a + int(result[name]) for a, name in zip(total, Counts._fields, strict=True)))
+            total = _sum(total, Outcome(*(int(result[name]) for name in Outcome._fields)))
             expected += int(result["expected"])
-            show(expected, {"new": total.stored, "refused": total.refused})
+            for line in json.loads(result["differences"])[: _TOLD - told]:
+                logger.warning("%s", line)
+                told += 1
+            show(expected, {"new": total.new, "refused": total.refused})
     except RayError as error:
         raise IngestError(f"a worker failed: {cause_of(error)}; mend that and run the same again") from error
     return total
 
 
-def ingest_groups(batch: dict[str, np.ndarray], path: str, config: IngestConfig) -> dict[str, Any]:
+_TOLD = 10
+"""Trajectories that differ from the stored ones are counted all, and told so many."""
+
+
+def ingest_groups(
+    batch: dict[str, np.ndarray], path: str, config: IngestConfig, stored: ray.ObjectRef[StoredRows] | None = None
+) -> dict[str, Any]:
     """One Ray task: make the shards named in `batch`; run twice, it leaves the same files once."""
-    storage = Storage(path)
-    made = [
-        _make_shard(storage, str(name), json.loads(zlib.decompress(work)), config)
-        for name, work in zip(batch["name"], batch["work"], strict=True)
-    ]
+    storage, have = Storage(path), NOTHING if stored is None else ray.get(stored)
+    differences: list[list[str]] = []
+    made = []
+    for name, work in zip(batch["name"], batch["work"], strict=True):
+        differences.append([])
+        made.append(_make_shard(storage, str(name), json.loads(zlib.decompress(work)), config, have, differences[-1]))
     return {
-        **{name: np.array([getattr(counts, name) for counts in made]) for name in Counts._fields},
+        **{name: np.array([getattr(counts, name) for counts in made]) for name in Outcome._fields},
+        "differences": [json.dumps(lines) for lines in differences],
         "expected": batch["expected"],
     }
 
 
-def _make_shard(storage: Storage, name: str, work: dict[str, Any], config: IngestConfig) -> Counts:
+def _make_shard(
+    storage: Storage, name: str, work: dict[str, Any], config: IngestConfig, have: StoredRows, differences: list[str]
+) -> Outcome:
     units = [Unit(**fields) for fields in work["units"]]
     mark = f"{ATTEMPTS}/{name}"
     read = isolated_entries if storage.exists(mark) else entries
     storage.write_bytes(mark, b"")
-    digests = [unit.digest(config.source) for unit in units]
-    counts = commit_shard(storage, name, read(units, config, set(work["have"])), digests)
+    before = {digest: Read(*values) for digest, values in work["before"].items()}
+    job = Job(work["seals"], before, work["revision"])
+    made = commit_shard(storage, name, _telling(read(units, config, have), differences), job)
     storage.remove(mark)
-    return counts
+    return made
+
+
+def _telling(found: Iterable[Stored | Rejected | Known], differences: list[str]) -> Iterator[Stored | Rejected | Known]:
+    """`found`, with a line in `differences` for the first ones that are not as the corpus has them."""
+    for entry in found:
+        if isinstance(entry, Known) and entry.differs and len(differences) < _TOLD:
+            differences.append(f"{entry.uri}: {entry.differs}")
+        yield entry
+
+
+def _warn(storage: Storage, report: IngestReport, config: IngestConfig) -> None:
+    """Say what is not as the user may think."""
+    if report.differing:
+        logger.warning(
+            "%d of %s differ from what the corpus has under the same identity, which stays: ingest.update=true takes "
+            "these instead, ingest.data_source=NAME stores them as another data set",
+            report.differing,
+            config.input,
+        )
+    if found := clashes(storage):
+        logger.warning(
+            "%d trajectories were stored twice with different content, by two ingests at once; one of each is seen: "
+            "run this again to see which differ",
+            len(found),
+        )
 
 
 def _check_settings(storage: Storage, config: IngestConfig) -> None:

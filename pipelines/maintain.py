@@ -18,6 +18,7 @@ from pipelines.cluster import cause_of, connected, interactive, progress_bar, wa
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.maintenance import (
+    Join,
     ShardReport,
     check_shard,
     join_shards,
@@ -92,22 +93,22 @@ def run_compact(config: Config, target_mb: int = 512) -> tuple[int, int]:
         raise CorpusError(f"no corpus at {config.corpus.path}: run `robometer ingest` first")
     remove_replaced(storage, replaced_in(storage))  # of a run that was killed
     before = len(read_schemas(storage))
-    groups = plan_joins(storage, target_mb * 2**20)
+    joins = [dataclasses.asdict(join) for join in plan_joins(storage, target_mb * 2**20)]
     with connected(config):
-        list(_each("compact", groups, partial(_join, path=storage.path)))
+        list(_each("compact", joins, partial(_join, path=storage.path)))
     return before, len(read_schemas(storage))
 
 
 def _join(batch: dict[str, np.ndarray], path: str) -> dict[str, list[str]]:
-    return {"result": [json.dumps(join_shards(Storage(path), json.loads(shards))) for shards in batch["shards"]]}
+    return {"result": [json.dumps(join_shards(Storage(path), Join(**json.loads(join)))) for join in batch["shards"]]}
 
 
 def _stems(storage: Storage, folder: str, suffix: str) -> set[str]:
     return {Path(name).stem for name in storage.list(folder, suffix)}
 
 
-def _each(name: str, groups: Sequence[list[str]], work: Callable[..., Any]) -> Iterator[Any]:
-    """What `work` makes of each group of shards, on the cluster."""
+def _each(name: str, groups: Sequence[Any], work: Callable[..., Any]) -> Iterator[Any]:
+    """What `work` makes of each group of shards, or other JSON value, on the cluster."""
     if not groups:
         return
     show = progress_bar(name, len(groups), interactive())

@@ -17,7 +17,7 @@ QUALITY_LABELS = ("failure", "suboptimal", "successful")
 
 _SYNONYMS = {"failed": "failure", "fail": "failure", "optimal": "successful", "success": "successful"}
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class TrajectoryError(RobometerError):
@@ -117,13 +117,18 @@ MANIFEST_SCHEMA = pa.schema(
         ("size_bytes", pa.int64()),
         ("uri", pa.string()),
         ("content_hash", pa.string()),
+        ("labels_hash", pa.string()),
         ("settings_hash", pa.string()),
+        ("revision", pa.int32()),
         ("shard", pa.string()),
         ("row", pa.int32()),
     ],
     metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
 )
-"""A manifest row: everything of a trajectory but its pixels, and where the pixels lie (shard, record batch)."""
+"""A manifest row: everything of a trajectory but its pixels, and where the pixels lie (shard, record batch).
+
+`labels_hash` covers all that is said of it, `content_hash` its frames. Of rows with one id the one of the highest
+`revision` counts: an update stores the new one beside the old one."""
 
 _PLACE = ("shard", "row")
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.corpus.manifest import Counts, merge_ledger
+from robometer.corpus.manifest import Read, latest
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
-from robometer.corpus.writer import Rejected, Stored, commit_shard, content_hash
+from robometer.corpus.writer import Job, Rejected, Stored, commit_shard, content_hash
 from robometer.trajectory import SCHEMA_VERSION, trajectory_id
 from robometer.video import encode_jpeg
 
@@ -46,6 +46,7 @@ def stored(number: int, num_frames: int = 5, **changes: Any) -> Stored:
         "size_bytes": sum(map(len, frames)),
         "uri": f"/raw/{number}.mp4",
         "content_hash": f"c{number}",
+        "labels_hash": f"l{number}",
         "settings_hash": "s",
     }
     truth = {"env_reward": [float(i) for i in range(num_frames)], "success": [0] * (num_frames - 1) + [1]}
@@ -67,8 +68,8 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def corpus(storage: Storage) -> Corpus:
-    commit_shard(storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)], ["u7"])
-    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")], ["u8"])
+    commit_shard(storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)], Job({"u7": "s"}))
+    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")], Job({"u8": "s"}))
     return Corpus(storage.path)
 
 
@@ -159,12 +160,11 @@ def test_a_temporary_file_of_a_living_process_stays(storage: Storage) -> None:
     assert storage.read_bytes("shards/x.arrow") == b"half and half"
 
 
-def test_what_one_try_refused_and_another_stored_is_mended() -> None:
-    """Stored ones add up; refused and skipped is what the better of both tries left."""
-    ledger = {"u": Counts(1, 2, 3)}
-    merge_ledger(ledger, {"u": Counts(1, 1, 3), "v": Counts(5, 0, 0)})
-    merge_ledger(ledger, {"u": Counts(1, 0, 4)})
-    assert ledger == {"u": Counts(3, 0, 3), "v": Counts(5, 0, 0)}
+def test_of_two_readings_of_a_unit_the_later_counts() -> None:
+    first, later, other = Read(1, 2, 3, "a"), Read(3, 0, 3, "b", 1), Read(5, 0, 0, "c")
+    for order in (("x", "y"), ("y", "x")):
+        shards = {"x": {"u": first}, "y": {"u": later, "v": other}}
+        assert latest({name: shards[name] for name in order}) == {"u": (later, "y"), "v": (other, "y")}
 
 
 def test_a_shard_without_manifest_is_not_seen(storage: Storage, corpus: Corpus) -> None:
@@ -175,7 +175,7 @@ def test_a_shard_without_manifest_is_not_seen(storage: Storage, corpus: Corpus) 
 
 
 def test_what_a_retry_committed_leaves_the_quarantine(storage: Storage, corpus: Corpus) -> None:
-    commit_shard(storage, "c", [Stored(stored(7).record, "u7")], ["u7"])
+    commit_shard(storage, "c", [Stored(stored(7).record, "u7")], Job({"u7": "s"}, {"u7": Read(0, 1)}, 1))
     assert Corpus(storage.path).quarantine()["episode_key"].to_pylist() == ["8"]
 
 

@@ -135,11 +135,21 @@ def test_too_many_bad_ones_end_in_an_error_after_the_commit(ray_local: None, tmp
         run_ingest(config(tmp_path))
 
 
-def test_a_mended_video_enters_on_retry_only(ray_local: None, tmp_path: Path) -> None:
+def test_a_mended_video_enters_by_itself(ray_local: None, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", 3, rows=[{"video": "late.mp4", "task": "t"}])
     run_ingest(config(tmp_path))
     (data / "late.mp4").write_bytes(video_bytes(moving_square(FRAMES)))
-    assert run_ingest(config(tmp_path)).new == 0
+    report = run_ingest(config(tmp_path))
+    assert (report.new, report.present, report.quarantined) == (1, 3, 0)
+    assert Corpus(str(tmp_path / "corpus")).quarantine().num_rows == 0
+
+
+def test_what_was_refused_and_has_not_changed_is_tried_again_on_retry_only(ray_local: None, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", 3, rows=[{"video": "long.mp4", "task": "t"}])
+    (data / "long.mp4").write_bytes(video_bytes(moving_square(FRAMES + 1)))
+    assert run_ingest(config(tmp_path, f"ingest.max_source_frames={FRAMES}")).quarantined == 1
+    report = run_ingest(config(tmp_path))
+    assert (report.new, report.present, report.quarantined) == (0, 3, 1)
     report = run_ingest(config(tmp_path, "ingest.retry_quarantined=true"))
     assert (report.new, report.present, report.quarantined) == (1, 3, 0)
     assert Corpus(str(tmp_path / "corpus")).quarantine().num_rows == 0

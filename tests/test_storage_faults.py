@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from robometer.corpus.corpus import Corpus
-from robometer.corpus.maintenance import join_shards
-from robometer.corpus.manifest import ledger_in, merge_ledger, read_schemas
+from robometer.corpus.maintenance import join_shards, plan_joins
+from robometer.corpus.manifest import latest, read_ledgers, read_schemas
 from robometer.corpus.storage import Storage, StorageError
-from robometer.corpus.writer import Rejected, Stored, commit_shard
+from robometer.corpus.writer import Job, Rejected, Stored, commit_shard
 from robometer.trajectory import SCHEMA_VERSION
 from tests.test_corpus import rejected, stored
 
@@ -84,12 +84,15 @@ class _Stream(io.RawIOBase):
 
 def ingest(storage: Storage) -> None:
     """What an ingest does with the listing: units that no committed shard covers become one."""
-    known: dict[str, Any] = {}
-    for schema in read_schemas(storage).values():
-        merge_ledger(known, ledger_in(schema))
+    known = latest(read_ledgers(storage))
     todo = [unit for unit in UNITS if unit not in known]
     if todo:
-        commit_shard(storage, "shard", [entry for unit in todo for entry in UNITS[unit]], todo)
+        commit_shard(storage, "shard", [entry for unit in todo for entry in UNITS[unit]], job(*todo))
+
+
+def job(*units: str) -> Job:
+    """Of units that are read for the first time."""
+    return Job(dict.fromkeys(units, "seal"))
 
 
 def content(path: str) -> tuple[str, list[str], list[list[bytes]]]:
@@ -153,7 +156,7 @@ def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(
         return storage
 
     def again(storage: Storage) -> None:
-        commit_shard(storage, "shard", [entry for entries in UNITS.values() for entry in entries], list(UNITS))
+        commit_shard(storage, "shard", [entry for entries in UNITS.values() for entry in entries], job(*UNITS))
 
     expected = content(made().path)
     for storage in faults(made, again, for_good):
@@ -167,13 +170,12 @@ def test_a_join_that_fails_anywhere_ends_the_same_when_it_is_run_again(
 
     def made() -> Storage:
         storage = fresh()
-        commit_shard(storage, "b", [stored(0, task="the second's"), stored(1)], ["u1"])
-        commit_shard(storage, "a", [stored(0, task="the first's"), rejected(7, "corrupt at frame 7")], ["u0", "u7"])
+        commit_shard(storage, "b", [stored(0, task="the second's"), stored(1)], job("u1"))
+        commit_shard(storage, "a", [stored(0, task="the first's"), rejected(7, "corrupt at frame 7")], job("u0", "u7"))
         return storage
 
     def join(storage: Storage) -> None:
-        shards = sorted(read_schemas(storage))
-        if len(shards) > 1:
+        for shards in plan_joins(storage, 2**20):
             join_shards(storage, shards)
 
     expected = content(made().path)

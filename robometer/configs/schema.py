@@ -49,6 +49,7 @@ class IngestConfig:
     max_source_pixels: int = 8192 * 8192
     max_bad_fraction: float = 0.5  # more refused episodes than this end the job with status 1
     retry_quarantined: bool = False
+    update: bool = False  # trajectories that differ from what is stored take its place, instead of being counted only
 
     def __post_init__(self) -> None:
         if "." not in self.source:  # a module of one's own may read from anywhere

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from robometer.configs.schema import IngestConfig
+from robometer.corpus.identity import NOTHING, Facts, StoredRows, labels_hash
 from robometer.corpus.manifest import SKIP
 from robometer.corpus.sources import Refused, Unit, read_unit
-from robometer.corpus.writer import Rejected, Stored, content_hash
+from robometer.corpus.writer import Known, Rejected, Stored, content_hash
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, encode_frames
 from robometer.trajectory import SHARD_SCHEMA, Episode, TrajectoryError
@@ -60,6 +61,7 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
         "size_bytes": sum(map(len, frames)),
         "uri": episode.uri,
         "content_hash": content_hash(index, frames),
+        "labels_hash": labels_hash(episode, label, config.split),
         "settings_hash": settings.hash(),
         "frame_index": index,
         **truth,
@@ -79,13 +81,15 @@ def _at_frames(values: Sequence[float] | None, name: str, index: Sequence[int], 
     return [values[i] for i in index]
 
 
-def entries(units: Sequence[Unit], config: IngestConfig, have: Collection[str] = ()) -> Iterator[Stored | Rejected]:
-    """What becomes of the trajectories of some units, in their order, without those whose ids are in `have`."""
+def entries(
+    units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING
+) -> Iterator[Stored | Rejected | Known]:
+    """What becomes of the trajectories of some units, in their order, beside what the corpus has."""
     for unit in units:
         yield from _of_unit(unit, config, have)
 
 
-def _of_unit(unit: Unit, config: IngestConfig, have: Collection[str]) -> Iterator[Stored | Rejected]:
+def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[Stored | Rejected | Known]:
     digest = unit.digest(config.source)
     found, mine = read_unit(config.source, unit), set[str]()
     while True:
@@ -101,20 +105,36 @@ def _of_unit(unit: Unit, config: IngestConfig, have: Collection[str]) -> Iterato
         elif episode.id in mine:
             message = f"duplicate: {episode.episode_key}, view {episode.view} of {episode.source!r} came before"
             yield Rejected(quarantine_row(episode, digest, "list", message))
-        elif episode.id not in have:
+        else:
             mine.add(episode.id)
-            yield _of_episode(episode, digest, config)
+            yield _of_episode(episode, digest, config, have)
 
 
-def _of_episode(episode: Episode, digest: str, config: IngestConfig) -> Stored | Rejected:
+def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: StoredRows) -> Stored | Rejected | Known:
     try:
-        return Stored(encode_episode(episode, config), digest)
+        return _beside(have.get(episode.id), episode, digest, config)
     except (TrajectoryError, VideoError) as error:
         stage = "video" if isinstance(error, VideoError) else "labels"
         return Rejected(quarantine_row(episode, digest, stage, str(error)))
     except Exception as error:  # one odd episode must not end a job of a million
         logger.exception("episode %s failed", episode.uri)
         return Rejected(quarantine_row(episode, digest, "video", f"{type(error).__name__}: {error}"))
+
+
+def _beside(facts: Facts | None, episode: Episode, digest: str, config: IngestConfig) -> Stored | Known:
+    """A trajectory beside what is stored under its id: labels are compared first, which needs no decoding."""
+    if facts is None:
+        return Stored(encode_episode(episode, config), digest)
+    labels = labels_hash(episode, episode.validate(), config.split)
+    if facts.labels != labels and not config.update:
+        said = f"{episode.task!r}, {episode.raw_quality_label}"
+        return Known(episode.id, episode.uri, digest, f"other labels than in the corpus (now {said})")
+    record = encode_episode(episode, config)
+    if facts == Facts(labels, record["content_hash"]):
+        return Known(episode.id, episode.uri, digest)
+    if config.update:
+        return Stored(record, digest, replaces=True)
+    return Known(episode.id, episode.uri, digest, "other frames than in the corpus")
 
 
 def _unreadable(unit: Unit, digest: str, error: Exception) -> Rejected:
@@ -124,8 +144,8 @@ def _unreadable(unit: Unit, digest: str, error: Exception) -> Rejected:
 
 
 def isolated_entries(
-    units: Sequence[Unit], config: IngestConfig, have: Collection[str] = ()
-) -> Iterator[Stored | Rejected]:
+    units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING
+) -> Iterator[Stored | Rejected | Known]:
     """`entries` by way of a child process, for units of which one may have killed the process that read it before.
 
     A unit that kills the child is refused. A unit's rows are held in memory together.
@@ -135,7 +155,7 @@ def isolated_entries(
         for unit in units:
             pool = pool or ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
             try:
-                yield from pool.submit(_list_of_unit, unit, config, set(have)).result()
+                yield from pool.submit(_list_of_unit, unit, config, have).result()
             except BrokenProcessPool:
                 pool = None
                 reason = "the process that read it was killed: it crashes a decoder, or needs more memory than there is"
@@ -145,7 +165,7 @@ def isolated_entries(
             pool.shutdown()
 
 
-def _list_of_unit(unit: Unit, config: IngestConfig, have: set[str]) -> list[Stored | Rejected]:
+def _list_of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> list[Stored | Rejected | Known]:
     return list(_of_unit(unit, config, have))
 
 

@@ -17,15 +17,16 @@ import pyarrow.ipc as ipc
 
 from robometer.corpus.manifest import (
     Ledger,
+    latest,
     ledger_in,
-    merge_ledger,
     read_manifest,
     read_schemas,
+    refused_last,
     units_in,
 )
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import content_hash, ledger_of, write_manifest, write_shard
-from robometer.trajectory import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, trajectory_id
+from robometer.trajectory import MANIFEST_SCHEMA, SHARD_SCHEMA, trajectory_id
 
 
 @dataclass
@@ -119,7 +120,7 @@ def _ledger(storage: Storage, shard: str, stored: Counter[str]) -> Ledger:
     name = f"quarantine/{shard}.parquet"
     refused = storage.read_parquet(name).to_pylist() if storage.exists(name) else []
     known = ledger_of(units, stored, refused)
-    return {unit: counts for unit, counts in known.items() if any(counts)}
+    return {unit: read for unit, read in known.items() if any(read[:3])}
 
 
 def _drop(storage: Storage, shard: str) -> None:
@@ -130,46 +131,66 @@ def _drop(storage: Storage, shard: str) -> None:
         storage.remove(f"{folder}/{shard}.arrow")
 
 
-def plan_joins(storage: Storage, target_bytes: int) -> list[list[str]]:
-    """Groups of shards, each to become one of about `target_bytes`; shards of that size stay as they are."""
-    manifest = read_manifest(storage, ["shard", "size_bytes"])
-    sizes = dict.fromkeys(read_schemas(storage), 0)
-    for row in manifest.group_by("shard").aggregate([("size_bytes", "sum")]).to_pylist():
-        sizes[row["shard"]] = row["size_bytes_sum"]
-    groups: list[list[str]] = [[]]
-    total = 0
+@dataclass
+class Join:
+    """Shards to make one of.
+
+    Attributes:
+        shards: their names.
+        seen: of those that hold rows which nobody sees any more, the numbers of the rows that are seen.
+    """
+
+    shards: list[str] = field(default_factory=list)
+    seen: dict[str, list[int]] = field(default_factory=dict)
+
+
+def plan_joins(storage: Storage, target_bytes: int) -> list[Join]:
+    """What to join to shards of about `target_bytes`; one of that size stays as it is, if all its rows are seen."""
+    manifest = read_manifest(storage, ["shard", "row", "size_bytes"])
+    seen: dict[str, list[int]] = {shard: [] for shard in read_schemas(storage)}
+    sizes = dict.fromkeys(seen, 0)
+    for shard, row, size in zip(*(manifest[name].to_pylist() for name in manifest.column_names), strict=True):
+        seen[shard].append(row)
+        sizes[shard] += size
+    hold = {shard: storage.count_rows(f"manifest/{shard}.parquet") for shard in seen}
+    joins, total = [Join()], 0
     for shard, size in sorted(sizes.items()):
-        if size >= target_bytes:
+        stale = len(seen[shard]) < hold[shard]
+        if size >= target_bytes and not stale:
             continue
-        if groups[-1] and total + size > target_bytes:
-            groups.append([])
+        if joins[-1].shards and total + size > target_bytes:
+            joins.append(Join())
             total = 0
-        groups[-1].append(shard)
+        joins[-1].shards.append(shard)
+        joins[-1].seen |= {shard: sorted(seen[shard])} if stale else {}
         total += size
-    return [group for group in groups if len(group) > 1]
+    return [join for join in joins if len(join.shards) > 1 or join.seen]
 
 
-def join_shards(storage: Storage, shards: Sequence[str]) -> str:
+def join_shards(storage: Storage, join: Join) -> str:
     """Make one shard of several, in order, with their quarantine and embeddings; one record is held at a time.
 
-    The new manifest file names the shards that it replaces: from its commit on, readers see it instead of them, and a
-    join that is killed before or after can be run again.
+    Rows that nobody sees any more, since an update has replaced them, go. The new manifest file names the shards that
+    it replaces: from its commit on, readers see it instead of them, and a join that is killed before or after can be
+    run again.
 
     Returns:
         The new shard's name.
     """
+    shards = join.shards
     name = hashlib.sha256("\n".join(shards).encode()).hexdigest()[:20]
-    kept = _kept(storage, shards)
-    ledger: dict[str, Any] = {}
-    for shard in shards:
-        merge_ledger(ledger, ledger_in(storage.read_parquet_schema(f"manifest/{shard}.parquet")))
-    write_shard(storage, name, _batches(storage, "shards", kept), list(ledger))
+    kept = _kept(storage, join)
+    last = latest({s: ledger_in(storage.read_parquet_schema(f"manifest/{s}.parquet")) for s in shards})
+    ledger = {unit: read for unit, (read, _) in last.items()}
+    write_shard(storage, name, _batches(storage, "shards", kept), {unit: read.seal for unit, read in ledger.items()})
     for folder in storage.folders("embeddings"):
         if all(storage.exists(f"{folder}/{shard}.arrow") for shard in shards):
             _join_embeddings(storage, folder, name, kept)
-    refused = [storage.read_parquet(n) for s in shards if storage.exists(n := f"quarantine/{s}.parquet")]
+    refused = [
+        refused_last(storage.read_parquet(n), s, last) for s in shards if storage.exists(n := f"quarantine/{s}.parquet")
+    ]
     if refused:
-        storage.write_parquet(f"quarantine/{name}.parquet", pa.concat_tables(refused).cast(QUARANTINE_SCHEMA))
+        storage.write_parquet(f"quarantine/{name}.parquet", pa.concat_tables(refused))
     rows = [row for rows in kept.values() for row in rows]
     placed = [{**row, "shard": name, "row": number} for number, row in enumerate(rows)]
     write_manifest(storage, name, pa.Table.from_pylist(placed, MANIFEST_SCHEMA), ledger, shards)
@@ -183,14 +204,13 @@ def remove_replaced(storage: Storage, shards: Sequence[str]) -> None:
         _drop(storage, shard)
 
 
-def _kept(storage: Storage, shards: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Manifest rows of each shard, in its order; of rows with one id, the first shard's."""
-    seen: set[str] = set()
+def _kept(storage: Storage, join: Join) -> dict[str, list[dict[str, Any]]]:
+    """Manifest rows of each shard that are seen, in its order."""
     kept: dict[str, list[dict[str, Any]]] = {}
-    for shard in shards:
+    for shard in join.shards:
         rows = storage.read_parquet(f"manifest/{shard}.parquet").cast(MANIFEST_SCHEMA).to_pylist()
-        kept[shard] = [row for row in rows if row["id"] not in seen]
-        seen.update(row["id"] for row in rows)
+        seen = set(join.seen.get(shard, range(len(rows))))
+        kept[shard] = [row for row in rows if row["row"] in seen]
     return kept
 
 

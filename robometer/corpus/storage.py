@@ -151,6 +151,11 @@ class Storage:
         with self.fs.open_input_file(self.full(name)) as source:
             return pq.read_schema(source)
 
+    def count_rows(self, name: str) -> int:
+        """Rows of a table, from its footer."""
+        with self.fs.open_input_file(self.full(name)) as source:
+            return int(pq.read_metadata(source).num_rows)
+
     def open_arrow(self, name: str) -> ipc.RecordBatchFileReader:
         """Reader of an Arrow IPC file; memory-mapped where the filesystem is local, ranged reads elsewhere."""
         local = isinstance(self.fs, pafs.LocalFileSystem)

@@ -5,23 +5,46 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from robometer.corpus.manifest import REPLACES, SKIP, UNITS, Counts, Ledger
+from robometer.corpus.manifest import REPLACES, SKIP, UNITS, Ledger, Read
 from robometer.corpus.storage import Storage
 from robometer.trajectory import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A trajectory on its way into the corpus: its row of `SHARD_SCHEMA`, and the digest of the unit it came from."""
+    """A trajectory on its way into the corpus.
+
+    Attributes:
+        record: its row of `SHARD_SCHEMA`.
+        unit: digest of the unit it came from.
+        replaces: whether it takes the place of a row of the same id.
+    """
 
     record: dict[str, Any]
     unit: str = ""
+    replaces: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """A trajectory that the corpus has.
+
+    Attributes:
+        id, uri: what it is, and where it was found now.
+        unit: digest of the unit it came from.
+        differs: what is other than in the corpus; empty where nothing is.
+    """
+
+    id: str
+    uri: str
+    unit: str
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,49 +54,113 @@ class Rejected:
     row: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a shard is made of.
+
+    Attributes:
+        seals: of the units that are read for it (`identity.Sealer`), by their digests.
+        before: what the corpus had of those that were read before.
+        revision: above that of all that was read before, where a unit is read again or an id may be there; else 0.
+    """
+
+    seals: Mapping[str, str] = field(default_factory=dict)
+    before: Ledger = field(default_factory=dict)
+    revision: int = 0
+
+
+class Outcome(NamedTuple):
+    """What became of the trajectories that were read for a shard."""
+
+    new: int = 0
+    updated: int = 0
+    present: int = 0
+    differing: int = 0
+    refused: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class _Tally:
+    """What came of the units of a shard so far."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By unit and field of `Outcome`."""
+
+    def read(self, unit: str, job: Job) -> Read:
+        """What the corpus has of a unit now; one of which something differs is to be read again."""
+        new, updated, present, differing, refused, skipped = (self.counts[unit, name] for name in Outcome._fields)
+        before = job.before.get(unit, Read())
+        seal = before.seal if differing else job.seals[unit]
+        return Read(new + updated + present + differing, refused, skipped, seal, job.revision)
+
+    def changed(self, unit: str, job: Job) -> bool:
+        """Whether the corpus has something else of a unit than before."""
+        stored = self.counts[unit, "new"] + self.counts[unit, "updated"]
+        return bool(stored) or unit not in job.before or self.read(unit, job)[:4] != job.before[unit][:4]
+
+
 def commit_shard(
-    storage: Storage, name: str, entries: Iterable[Stored | Rejected], units: Sequence[str] = ()
-) -> Counts:
-    """Write one shard of all `entries`; one is held in memory at a time.
+    storage: Storage,
+    name: str,
+    entries: Iterable[Stored | Rejected | Known],
+    job: Job = Job(),  # noqa: B008  (frozen)
+) -> Outcome:
+    """Write one shard of all `entries`, if they change anything; one is held in memory at a time.
 
     Args:
         storage: the corpus.
         name: of the shard; a second commit of the same name replaces the first.
         entries: what the units gave, in their order.
-        units: digests of all units that were read for it, also of those that gave nothing.
+        job: the units, those that gave nothing included.
     """
-    rows: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    stored: Counter[str] = Counter()
-
-    def batches() -> Iterable[pa.RecordBatch]:
-        for entry in entries:
-            if isinstance(entry, Rejected):
-                refused.append(entry.row)
-            else:
-                rows.append({**{key: entry.record[key] for key in _ROW}, "shard": name, "row": len(rows)})
-                stored[entry.unit] += 1
-                yield pa.RecordBatch.from_pylist([{**entry.record, "unit": entry.unit}], schema=SHARD_SCHEMA)
-
-    write_shard(storage, name, batches(), units)
-    if refused:
-        storage.write_parquet(f"quarantine/{name}.parquet", pa.Table.from_pylist(refused, QUARANTINE_SCHEMA))
-    ledger = ledger_of(units, stored, refused)
-    write_manifest(storage, name, pa.Table.from_pylist(rows, MANIFEST_SCHEMA), ledger)
-    return Counts(len(rows), *map(sum, zip(*((c.refused, c.skipped) for c in ledger.values()), strict=True)))
+    tally = _Tally()
+    # Of a unit that is read again, the shard alone does not know all: if its manifest is lost, it is to be read anew.
+    seals = {unit: "" if unit in job.before else seal for unit, seal in job.seals.items()}
+    write_shard(storage, name, _batches(entries, name, job, tally), seals)
+    ledger = {unit: tally.read(unit, job) for unit in job.seals if tally.changed(unit, job)}
+    if ledger or not job.seals:
+        refused = [row for row in tally.refused if row["unit"] in ledger or not job.seals]
+        if refused:
+            storage.write_parquet(f"quarantine/{name}.parquet", pa.Table.from_pylist(refused, QUARANTINE_SCHEMA))
+        write_manifest(storage, name, pa.Table.from_pylist(tally.rows, MANIFEST_SCHEMA), ledger)
+    else:
+        storage.remove(f"shards/{name}.arrow")
+    return Outcome(*(sum(n for (_, of), n in tally.counts.items() if of == field) for field in Outcome._fields))
 
 
-def ledger_of(units: Iterable[str], stored: Mapping[str, int], refused: Iterable[Mapping[str, Any]]) -> Ledger:
-    """What became of each unit, from how many of its trajectories were stored and the quarantine rows of all."""
+def _batches(
+    entries: Iterable[Stored | Rejected | Known], name: str, job: Job, tally: _Tally
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard; `tally` counts along."""
+    for entry in entries:
+        if isinstance(entry, Rejected):
+            tally.refused.append(entry.row)
+            tally.counts[entry.row["unit"], "skipped" if entry.row["stage"] == SKIP else "refused"] += 1
+        elif isinstance(entry, Known):
+            tally.counts[entry.unit, "differing" if entry.differs else "present"] += 1
+        else:
+            record = {**entry.record, "revision": job.revision}
+            tally.rows.append({**{key: record[key] for key in _ROW}, "shard": name, "row": len(tally.rows)})
+            tally.counts[entry.unit, "updated" if entry.replaces else "new"] += 1
+            yield pa.RecordBatch.from_pylist([{**record, "unit": entry.unit}], schema=SHARD_SCHEMA)
+
+
+def ledger_of(seals: Mapping[str, str], stored: Mapping[str, int], refused: Iterable[Mapping[str, Any]]) -> Ledger:
+    """What became of each unit, from how many of its trajectories a shard holds and the quarantine rows of all."""
     skipped, bad = Counter[str](), Counter[str]()
     for row in refused:
         (skipped if row["stage"] == SKIP else bad)[row["unit"]] += 1
-    return {unit: Counts(stored.get(unit, 0), bad[unit], skipped[unit]) for unit in units}
+    return {unit: Read(stored.get(unit, 0), bad[unit], skipped[unit], seal) for unit, seal in seals.items()}
 
 
-def write_shard(storage: Storage, name: str, batches: Iterable[pa.RecordBatch], units: Sequence[str] = ()) -> None:
-    """Write record batches of `SHARD_SCHEMA`, one trajectory each, as Arrow IPC; `units` are kept in its metadata."""
-    schema = SHARD_SCHEMA.with_metadata({**(SHARD_SCHEMA.metadata or {}), UNITS: json.dumps(list(units)).encode()})
+def write_shard(
+    storage: Storage, name: str, batches: Iterable[pa.RecordBatch], units: Mapping[str, str] | None = None
+) -> None:
+    """Write record batches of `SHARD_SCHEMA`, one trajectory each, as Arrow IPC; `units` (seals) are its metadata."""
+    schema = SHARD_SCHEMA.with_metadata({**(SHARD_SCHEMA.metadata or {}), UNITS: json.dumps(units or {}).encode()})
     with storage.write(f"shards/{name}.arrow") as stream, pa.ipc.new_file(stream, schema) as writer:
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -42,6 +42,8 @@ class Unit:
         uri: file or folder.
         count: about how many trajectories it holds; shards and progress are measured by it.
         data: what else `episodes` needs to know, as JSON values.
+        files: all files and folders that it is read from, labels included, where that is more or less than `uri`: by
+            them an ingest sees that something changed.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Unit:
     uri: str
     count: int = 1
     data: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[str] = ()
 
     def digest(self, format: str) -> str:
         """24 hex digits that name the unit in the corpus."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from robometer.corpus.annotations import video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import folder
+from robometer.corpus.sources.common import folder, name_of
 from robometer.corpus.tables import read_table
 
 FILE = "metadata.jsonl"
@@ -58,14 +58,15 @@ def _unit(fields: dict[str, Any] | ValueError, part: Path, source: str) -> Unit:
         raise ValueError(f"file_name {json.dumps(video)} is no path of a file in a folder of its data set")
     if reward not in (1, 2, 3, 4, 5) or isinstance(reward, bool):
         raise ValueError(f"reward {reward!r} is none of 1, 2, 3, 4, 5")
+    split = name_of(part)
     row = {
         "video": video,
         "task": task,
         # The split is part of the key: the same file name may be in two of them.
-        "episode_key": f"{part.name}/{video}" if part.name in SPLITS else video,
+        "episode_key": f"{split}/{video}" if split in SPLITS else video,
         "quality_label": "successful" if reward == 5 else "failure",
         "partial_success": (reward - 1) / 4,
     }
-    if part.name in ("val", "test"):
-        row["split"] = part.name
+    if split in ("val", "test"):
+        row["split"] = split
     return video_unit(row, part, source or f"roboreward_{SPELT.get(parts[0], parts[0])}")

@@ -1,0 +1,143 @@
+"""Whether what an ingest is given is what the corpus has: seals of units, and what is stored under each id.
+
+A unit that was read has a seal: a hash of what its listing says and of the looks of its files. While the seal is the
+same nothing has changed, and nothing is read. Any other seal says only that something may have: a touched file, a copy,
+a new revision, a corrected label, another data set of the same name. Then the unit is read again, and each of its
+trajectories compared with the stored one by its labels and its frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robometer.corpus.manifest import read_manifest
+from robometer.corpus.sources import Unit
+from robometer.corpus.storage import Storage
+from robometer.trajectory import Episode
+
+_SAMPLE = 4096
+"""Bytes that are read of the beginning, the middle and the end of a file."""
+
+_THREADS = 16
+_CACHED_FILES = 4096
+
+
+class Sealer:
+    """Makes seals of units; what a file looks like is asked once, also where many units share it."""
+
+    def __init__(self, split: str) -> None:
+        """`split` is that of trajectories whose format does not say: another one changes what is stored."""
+        self._split = split
+        self._look = lru_cache(maxsize=_CACHED_FILES)(_look)
+
+    def seals(self, units: Sequence[Unit]) -> list[str]:
+        """16 hex digits for each unit; the same wherever the data lie."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self._seal, units))
+
+    def _seal(self, unit: Unit) -> str:
+        said = json.dumps([self._split, _without_folders(unit.data)], sort_keys=True)
+        digest = hashlib.sha256(said.encode())
+        for file in unit.files or (unit.uri,):
+            digest.update(self._look(file).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
+
+
+def _without_folders(value: Any) -> Any:
+    """A unit's data with the names alone of absolute paths."""
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(entry) for entry in value]
+    return os.path.basename(value) if isinstance(value, str) and value.startswith("/") else value
+
+
+def _look(path: str) -> str:
+    """Size, time of change and samples of a file; names, sizes and times of all files below a folder."""
+    try:
+        if os.path.isdir(path):
+            return json.dumps(sorted(_below(path)))
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256()
+            for start in (0, status.st_size // 2, max(0, status.st_size - _SAMPLE)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+        return f"{status.st_size} {status.st_mtime_ns} {digest.hexdigest()}"
+    except (OSError, ValueError):
+        return "none"
+
+
+def _below(folder: str) -> Iterator[tuple[str, int, int]]:
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = os.path.join(path, name)
+            status = os.stat(file)
+            yield os.path.relpath(file, folder), status.st_size, status.st_mtime_ns
+
+
+def labels_hash(episode: Episode, quality: str, split: str) -> str:
+    """16 hex digits over all that is said of a trajectory, its pixels left out.
+
+    Args:
+        episode: the trajectory.
+        quality: its quality label, normalised.
+        split: that of trajectories that name none.
+    """
+    truth = [None if values is None else list(values) for values in (episode.env_reward, episode.success)]
+    said = [" ".join(episode.task.split()), episode.is_robot, quality, episode.partial_success,
+            episode.split or split, episode.fps, *truth]  # fmt: skip
+    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
+
+
+class Facts(NamedTuple):
+    """What a stored trajectory is compared by: `labels_hash` and `content_hash` of its manifest row."""
+
+    labels: str
+    content: str
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """What is stored under each id, as arrays that processes share: a lookup costs microseconds.
+
+    Attributes:
+        ids: bytes [N], sorted.
+        facts: bytes [N], the labels' and the content's hash one after the other.
+    """
+
+    ids: np.ndarray
+    facts: np.ndarray
+
+    @classmethod
+    def read(cls, storage: Storage) -> StoredRows:
+        """What is visible of a corpus."""
+        table = read_manifest(storage, ["id", "labels_hash", "content_hash"])
+        labels, content = (table[name].fill_null("").to_pylist() for name in ("labels_hash", "content_hash"))
+        facts = [f"{a:16}{b}" for a, b in zip(labels, content, strict=True)]
+        return cls(_ascii(table["id"].to_pylist()), _ascii(facts))
+
+    def get(self, id: str) -> Facts | None:
+        """What is stored under `id`, if anything is."""
+        at = int(np.searchsorted(self.ids, id.encode())) if len(self.ids) else 0
+        if at == len(self.ids) or self.ids[at] != id.encode():
+            return None
+        facts = self.facts[at].decode()
+        return Facts(facts[:16].strip(), facts[16:])
+
+
+def _ascii(texts: list[str]) -> np.ndarray:
+    return np.array(texts, dtype="S") if texts else np.zeros(0, "S1")
+
+
+NOTHING = StoredRows(np.zeros(0, "S1"), np.zeros(0, "S1"))
+"""Of an empty corpus."""
