@@ -23,6 +23,8 @@ BATCH_ROWS = 4
 class EpisodeRows:
     """Rows whose `episode_index` is one episode's, in the order of `frame_index`, wherever they lie in the files.
 
+    Without that column they are in the order of `index`, or in that of the files (GR00T writes no frame_index).
+
     Small columns are read whole, images a few rows at a time, forward: a file may be far larger than memory. Use it in
     a `with` block, which closes the files.
 
@@ -39,7 +41,8 @@ class EpisodeRows:
                 file = stack.enter_context(open_parquet(path))
                 self._files.append((file, [i for i, (lo, hi) in enumerate(ranges(file)) if lo <= episode <= hi]))
             if paths:
-                found = [np.asarray(self._column(name)) for name in ("episode_index", "frame_index")]
+                order = next((name for name in ("frame_index", "index") if self.has(name)), "episode_index")
+                found = [np.asarray(self._column(name)) for name in ("episode_index", order)]
             self._stack = stack.pop_all()
         if found:
             mine = np.flatnonzero(found[0] == episode)
@@ -53,6 +56,10 @@ class EpisodeRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def has(self, name: str) -> bool:
+        """Whether all files have a column."""
+        return all(name in file.schema_arrow.names for file, _ in self._files)
 
     def numbers(self, name: str) -> list[float]:
         """A column of one number per row.

@@ -17,7 +17,11 @@ import numpy as np
 
 from pipelines.ingest import run_ingest
 from robometer.configs import load
+from robometer.configs.schema import IngestConfig
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.encode import entries
+from robometer.corpus.sources import Unit, list_units
+from robometer.corpus.writer import Known, Rejected, Stored
 from robometer.frames import FrameSettings, read_frames
 
 BUNDLED = Path(__file__).resolve().parents[2] / "robometer/data/metaworld"
@@ -70,6 +74,14 @@ def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None
     where = (f"corpus.path={folder / 'corpus'}", f"ingest.source={source}", f"ingest.input={raw}")
     run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
     return Corpus(str(folder / "corpus"))
+
+
+def read(format: str, input: Path, **settings: Any) -> list[Stored | Rejected | Known]:
+    """What the job would store of `input`, or refuse, unit by unit; what the listing refuses is an error."""
+    units = list(list_units(format, str(input)))
+    read = [unit for unit in units if isinstance(unit, Unit)]
+    assert all(isinstance(unit, Unit) or unit.skipped for unit in units), units
+    return list(entries(read, IngestConfig(source=format, max_frames=6, short_edge=48, **settings)))
 
 
 def rows(corpus: Corpus, *columns: str) -> list[tuple[Any, ...]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robometer.corpus.sources import SourceError
-from robometer.video import encode_jpeg
+from robometer.corpus.sources import Refused, SourceError, Unit, list_units
+from robometer.corpus.writer import Rejected, Stored
+from robometer.video import decode_jpeg, encode_jpeg
 from tests.conftest import SHARED
-from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows
+from tests.sources.raw import ingest, read, refusals, roll_out, row_of, rows, shows
 from tests.test_video import numbered_video, numbers
 
 V21 = {
@@ -128,7 +131,7 @@ def test_v21_refuses_what_is_broken_and_keeps_the_rest(ray_local: None, tmp_path
     assert "decoded" in found["episode_000001.mp4 episode_000001 front"]
     assert "episode_000002.parquet cannot be read" in found["raw episode_000002"]
     assert "there is no file" in found["raw episode_000003"]
-    assert found["episode_000004.mp4 episode_000004 front"] == "no task text"
+    assert found["raw episode_000004"].startswith("no task text: it has 0 tasks, and no column annotation.human")
     assert "line 7 of episodes.jsonl is malformed" in found["episodes.jsonl:7"]
     assert "label 0.7 is neither" in found["episodes.jsonl:8"]
     assert "KeyError: 'episode_index'" in found["episodes.jsonl:9"]
@@ -222,7 +225,7 @@ def test_a_path_template_cannot_leave_the_dataset(ray_local: None, tmp_path: Pat
     raw = tmp_path / "raw"
     write_v21(raw, [{"episode_index": 0}])
     info = json.loads((raw / "meta/info.json").read_text())
-    (raw / "meta/info.json").write_text(json.dumps({**info, "video_path": "../{video_key}.mp4"}))
+    (raw / "meta/info.json").write_text(json.dumps({**info, "video_path": "../{video_key}/{episode_index}.mp4"}))
     corpus = ingest(tmp_path, "lerobot")
     assert "leaves the dataset's folder" in refusals(corpus)["episodes.jsonl:1"]
     assert len(corpus) == 0
@@ -239,3 +242,162 @@ def test_real_episodes_of_av1_are_in_and_missing_ones_are_refused(ray_local: Non
     ]
     reasons = refusals(corpus)
     assert len(reasons) == 98 and all("there is no file at" in reason for reason in reasons.values())
+
+
+LENGTHS = (50, 33, 37)
+"""Of the episodes in `numbered_video`, one after the other."""
+
+
+def write_v3(
+    raw: Path, firsts: Sequence[float], lengths: Sequence[int] = LENGTHS, order: Sequence[int] = (0, 1, 2)
+) -> Path:
+    """A v3 dataset of one video of 120 numbered frames; `firsts` are the episodes' from_timestamps, in frames."""
+    video = raw / f"videos/{FRONT}/chunk-000/file-000.mp4"
+    video.parent.mkdir(parents=True)
+    video.write_bytes(numbered_video("libx264", {"x264-params": "keyint=25:bframes=3:b-adapt=0"}))
+    place = {"chunk_index": 0, "file_index": 0}
+    rows = [{"episode_index": n, "tasks": [f"task {n}"], "length": lengths[n],
+             f"videos/{FRONT}/from_timestamp": firsts[n] / 30, **{f"data/{k}": v for k, v in place.items()},
+             **{f"videos/{FRONT}/{k}": v for k, v in place.items()}} for n in order]  # fmt: skip
+    write_rows(raw / "meta/episodes/chunk-000/file-000.parquet", {name: [r[name] for r in rows] for name in rows[0]})
+    write_info(raw, V30, {FRONT: "video"})
+    return raw
+
+
+def held(raw: Path) -> dict[str, list[int] | str]:
+    """The numbers that the first and the last stored frame of each episode show, or why it is refused."""
+    found: dict[str, list[int] | str] = {}
+    for entry in read("lerobot", raw):
+        if isinstance(entry, Stored):
+            frames = np.stack([decode_jpeg(entry.record["frames"][at]) for at in (0, -1)])
+            found[entry.record["episode_key"][-1]] = numbers(frames)
+        else:
+            assert isinstance(entry, Rejected)
+            found[entry.row["episode_key"][-1]] = entry.row["error"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "firsts", [(0, 50.4, 83.9), (0.3, 51, 84), (0, 49, 82), (0, 40.2, 70), (0, 60, 100), (0, 0, 0)]
+)
+def test_lengths_are_facts_where_they_add_up_and_timestamps_drift(tmp_path: Path, firsts: tuple[float, ...]) -> None:
+    assert held(write_v3(tmp_path / "raw", firsts)) == {"0": [0, 49], "1": [50, 82], "2": [83, 119]}
+
+
+def test_the_order_in_the_file_is_that_of_the_timestamps(tmp_path: Path) -> None:
+    raw = write_v3(tmp_path / "raw", (70.3, 37.2, 0), order=(0, 2, 1))
+    assert held(raw) == {"2": [0, 36], "1": [37, 69], "0": [70, 119]}
+
+
+def test_episodes_that_were_taken_out_leave_a_gap(tmp_path: Path) -> None:
+    raw = write_v3(tmp_path / "raw", (0, 83), lengths=(50, 37), order=(0, 1))
+    assert held(raw) == {"0": [0, 49], "1": [83, 119]}
+
+
+@pytest.mark.parametrize(
+    ("firsts", "lengths"),
+    [
+        ((0, 50.5, 83), (50, 33, 30)),
+        ((0, 51, 84), (50, 33, 30)),
+        ((0, 49, 82), (50, 33, 30)),
+        ((0, 50, 83), (50, 33, 38)),
+    ],
+)
+def test_frames_that_may_be_a_neighbours_are_refused(
+    tmp_path: Path, firsts: tuple[float, ...], lengths: tuple[int, ...]
+) -> None:
+    found = held(write_v3(tmp_path / "raw", firsts, lengths))
+    assert len(found) == 3 and all("do not say which frames are whose" in str(reason) for reason in found.values())
+
+
+def write_tasks(raw: Path, tasks: Sequence[str], indices: Sequence[int], listed: Sequence[str], **columns: Any) -> Path:
+    """A v2 dataset of one episode, whose frames have these `task_index`es."""
+    clip = roll_out(0).frames
+    frames = clip[np.arange(len(indices)) % len(clip)]
+    write_info(raw, V21, {FRONT: "image"})
+    (raw / "meta/tasks.jsonl").write_text(
+        "".join(json.dumps({"task_index": i, "task": task}) + "\n" for i, task in enumerate(tasks))
+    )
+    row = {"episode_index": 0, "tasks": listed, "length": len(indices)}
+    (raw / "meta/episodes.jsonl").write_text(json.dumps(row))
+    table = {"episode_index": [0] * len(indices), "task_index": indices, FRONT: image_column(frames), **columns}
+    write_rows(raw / "data/chunk-000/episode_000000.parquet", table)
+    return raw
+
+
+def told(raw: Path) -> str:
+    """The task of the one episode, or why it is refused."""
+    (entry,) = read("lerobot", raw)
+    return str(entry.record["task"] if isinstance(entry, Stored) else entry.row["error"])  # type: ignore[union-attr]
+
+
+def test_of_several_tasks_that_of_most_frames_is_taken_if_it_is_clear(tmp_path: Path) -> None:
+    tasks = ["put it in", "close it"]
+    for number, (first, listed) in enumerate(((9, tasks), (8, tasks[::-1]), (12, []))):
+        assert told(write_tasks(tmp_path / str(number), tasks, [0] * first + [1] * (12 - first), listed)) == "put it in"
+    assert told(write_tasks(tmp_path / "late", tasks, [0] * 2 + [1] * 10, tasks)) == "close it"
+    unclear = told(write_tasks(tmp_path / "unclear", tasks, [0] * 7 + [1] * 5, tasks))
+    assert unclear == "its 12 frames have several tasks, and none two thirds of them: 'put it in' (7), 'close it' (5)"
+    assert "in its list stand" in told(write_tasks(tmp_path / "odd", tasks, [0] * 12, ["other", "close it"]))
+    assert told(write_tasks(tmp_path / "one", tasks, [0] * 12, ["as listed"])) == "as listed"
+
+
+def test_gr00t_has_no_frame_index_and_names_the_task_elsewhere(tmp_path: Path) -> None:
+    columns = {"index": range(11, -1, -1), "annotation.human.action.task_description": [2] * 12}
+    raw = write_tasks(tmp_path / "raw", ["cup", "valid", "pear"], [0] * 12, ["pear", "valid"], **columns)
+    (entry,) = read("lerobot", raw)
+    assert isinstance(entry, Stored) and entry.record["task"] == "pear"
+    clip = roll_out(0).frames[np.arange(11, -1, -1) % len(roll_out(0).frames)]  # in the order of index
+    first = decode_jpeg(entry.record["frames"][0])
+    small = cv2.resize(clip[0], first.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - first).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        ("front_depth", {"dtype": "image", "shape": [8, 8, 3]}),
+        ("a", {"dtype": "video", "shape": [8, 8, 1]}),
+        ("b", {"dtype": "image", "shape": [1, 8, 8]}),
+        ("c", {"dtype": "image", "shape": [8, 8]}),
+        ("d", {"dtype": "video", "shape": [8, 8, 3], "video_info": {"video.is_depth_map": True}}),
+    ],
+)
+def test_depth_is_left_out_however_it_is_named(tmp_path: Path, name: str, feature: dict[str, Any]) -> None:
+    raw = write_tasks(tmp_path / "raw", ["t"], [0] * 6, ["t"])
+    colour = {"dtype": "image", "shape": [8, 8, 3]}
+    write_info(raw, V21, {FRONT: colour, f"observation.images.{name}": feature, "observation.images.depths": colour})
+    listed = list(list_units("lerobot", str(raw)))
+    skipped = [entry for entry in listed if isinstance(entry, Refused)]
+    assert [(entry.view, entry.skipped) for entry in skipped] == [(name, True)]
+    assert isinstance(listed[-1], Unit) and listed[-1].data["images"].keys() == {"front", "depths"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "videos/{video_key}/episode_{episode_index}.mp4",
+        "./videos/chunk-{chunk_index:03d}/{video_key}/file-{file_index:03d}.mp4",
+        "videos\\{video_key}\\{episode_index:06d}.mp4",
+    ],
+)
+def test_templates_of_any_make_are_filled_in(tmp_path: Path, template: str) -> None:
+    raw = tmp_path / "raw"
+    write_v21(raw, [{"episode_index": 3}])
+    info = json.loads((raw / "meta/info.json").read_text())
+    del info["data_path"]  # as v2 has it
+    path = template.replace("\\", "/").format(video_key=FRONT, episode_index=3, chunk_index=1, file_index=3)
+    (raw / path).parent.mkdir(parents=True, exist_ok=True)
+    next(raw.rglob("*.mp4")).rename(raw / path)
+    (raw / "meta/info.json").write_text(json.dumps({**info, "video_path": template}))
+    assert [entry.record["view"] for entry in read("lerobot", raw) if isinstance(entry, Stored)] == ["front", "top"]
+
+
+@pytest.mark.parametrize(("template", "reason"), [("videos/{episode_index}.mp4", "all cameras one video"),
+                                                  ("videos/{video_key}.mp4", "all episodes one video")])  # fmt: skip
+def test_a_template_that_mixes_videos_up_is_refused(tmp_path: Path, template: str, reason: str) -> None:
+    raw = tmp_path / "raw"
+    write_v21(raw, [{"episode_index": 0}, {"episode_index": 1}])
+    write_info(raw, {**V21, "video_path": template}, {FRONT: "video", TOP: "video"})
+    with pytest.raises(SourceError, match=reason):
+        list(list_units("lerobot", str(raw)))

@@ -14,6 +14,8 @@ import yaml
 from robometer.corpus.sources import SourceError
 from robometer.trajectory import TrajectoryError
 
+DEPTH = "a depth map, which is no picture"
+
 
 def folder(input: str, what: str) -> Path:
     """`input` as an absolute folder.
@@ -47,6 +49,11 @@ def name_of(folder: Path) -> str:
     """
     cached = re.fullmatch(r"(?:datasets|models|spaces)--(?:.+?--)?(.+)", folder.parent.parent.name)
     return cached[1] if cached and folder.parent.name == "snapshots" else folder.name
+
+
+def is_depth(view: str) -> bool:
+    """Whether a camera's name says that it sees distances, which are no colours."""
+    return re.search(r"(?<![a-z])depth(?![a-z])", view.lower()) is not None
 
 
 def files(root: Path, *patterns: str) -> list[Path]:

@@ -6,14 +6,22 @@
                                 videos/<key>/chunk_index, file_index, from_timestamp
     data/...parquet             v2: a file per episode; v3: files of many; a row per frame
     videos/...mp4               v2: a file per episode; v3: files of many episodes, of which each is a cut
+    meta/tasks.jsonl, .parquet  the texts of the column task_index of data/
+
+GR00T's flavour of v2.0 is read too: rows in order without frame_index, `valid` among the tasks, the instruction named
+by the column annotation.human.action.task_description.
 
 `ingest.input` is a dataset, or a folder that holds several, up to three levels down. What is made of them:
 
     source          the dataset's folder name; per-episode column `robometer.source`, which our own export writes
     episode_key     episode_000004, after the dataset's path where the folder name alone does not say which is meant
-    view            every feature of dtype video or image, without "observation.images."; depth maps and the next
-                    step's images (`next.*`) are left out
-    task            the first of the episode's `tasks` (upstream does the same)
+    view            every feature of dtype video or image, without "observation.images."; depth maps (flagged, of one
+                    channel, or by their name) and the next step's images (`next.*`) are left out
+    task            the episode's `tasks`; of several that of at least two thirds of its frames, by task_index in data/,
+                    or none: then it is refused (upstream takes the first of a list that lerobot leaves in any order)
+    frames          in a video of v3 the episodes lie one after the other, by their lengths; from_timestamp says in
+                    which order, and where there are gaps. Where the lengths do not add up to the video, and the
+                    timestamps are not those of frames, its episodes are refused
     quality_label   the first of the per-episode columns `robometer.quality`, `quality_label`, `success` that has a
                     value, true and false meaning successful and failure; without one, the folder's name: a word
                     suboptimal, failure, failed or fail in it, as in usc_koch_p_ranking_all; otherwise successful
@@ -28,9 +36,11 @@ camera `top` only: ours takes all.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,14 +50,33 @@ import pyarrow.parquet as pq
 
 from robometer.corpus.episode_rows import EpisodeRows
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import files, folder, name_of, read_json
+from robometer.corpus.sources.common import DEPTH, files, folder, is_depth, name_of, read_json
 from robometer.recording import ImageSequence, Recording, VideoFile
 from robometer.trajectory import Episode, TrajectoryError
+from robometer.video import VideoError, probe
+
+logger = logging.getLogger(__name__)
 
 INFO = "meta/info.json"
 QUALITY = ("robometer.quality", "quality_label", "success")
 FACTS: dict[str, tuple[type, ...]] = {"partial_success": (int, float), "is_robot": (bool,), "split": (str,)}
 TRUTH = {"next.reward": "env_reward", "next.success": "success"}
+
+TASK_COLUMNS = ("annotation.human.action.task_description", "annotation.human.task_description", "task_index")
+"""Columns that name the task of a frame; GR00T's come first, whose task_index means something else."""
+
+NO_TASKS = ("valid", "invalid")
+"""What GR00T writes among the tasks besides."""
+
+DATA_PATH = {
+    2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    3: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+}
+CLEAR = 0.25
+"""By how much of a frame a timestamp may be off, where it is all that says where an episode begins."""
+
+AMBIGUOUS = 2
+"""A gap of so few frames between two episodes may be none, but a drift of the timestamps."""
 
 _BY_WORD = {"suboptimal": "suboptimal", "failure": "failure", "failed": "failure", "fail": "failure"}
 
@@ -68,7 +97,7 @@ class _Dataset:
     def place(self, template: str, **values: Any) -> str:
         """A path of the dataset, below its folder."""
         try:
-            path = PurePosixPath(template.format(**values))
+            path = PurePosixPath(template.format(**values).replace("\\", "/"))
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise TrajectoryError(f"the path template {template!r} of {INFO} cannot be filled in") from error
         if path.is_absolute() or ".." in path.parts:
@@ -99,22 +128,89 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     """The views of one episode."""
     data, root = unit.data, Path(unit.uri)
     path = root / data["data"]
-    needed = data["images"] or data["truth"] or path.is_file()
+    task = data["tasks"][0] if len(data["tasks"]) == 1 else ""
+    needed = data["images"] or data["truth"] or not task or path.is_file()
     with EpisodeRows([path] if needed else [], data["episode"]) as rows:
         if needed and len(rows) != data["length"]:
             message = f"{data['data']} has {len(rows)} rows of episode {data['episode']}, not {data['length']}"
             raise TrajectoryError(message)
+        task = task or _task_of_most(rows, root, data["tasks"])
         truth: dict[str, Any] = {field: rows.numbers(name) for name, field in data["truth"].items()}
         if "success" in truth:
             truth["success"] = [int(value > 0.5) for value in truth["success"]]
         recordings: dict[str, tuple[str, Recording]] = {}
-        for view, (video, first) in data["videos"].items():
+        for view, (video, place) in data["videos"].items():
             file = str(root / video)
-            recordings[view] = (file, VideoFile(file, first, data["length"], data["fps"]))
+            try:
+                recordings[view] = (file, VideoFile(file, _first(file, place), data["length"], data["fps"]))
+            except (TrajectoryError, VideoError) as error:
+                yield Refused(file, str(error), unit.source, unit.key, view)
         for view, column in data["images"].items():
             recordings[view] = (str(path), ImageSequence(len(rows), rows.images(column), data["fps"]))
         for view, (uri, recording) in recordings.items():
-            yield Episode(unit.source, unit.key, view, data["task"], recording, uri, **data["facts"], **truth)
+            yield Episode(unit.source, unit.key, view, task, recording, uri, **data["facts"], **truth)
+
+
+def _first(file: str, place: Sequence[Any] | None) -> int:
+    """The frame of a video at which an episode begins.
+
+    The lengths of its episodes are facts, and timestamps that drift away from them are not: where the lengths add up to
+    the video, they say it. Where they do not, because episodes were taken out of the dataset and not out of the video,
+    the timestamps must be those of frames, and leave no doubt.
+
+    Args:
+        file: the video.
+        place: (by the lengths, by the timestamp, sum of all lengths, whether all timestamps are clear); None for a
+            video of one episode.
+    """
+    if place is None:
+        return 0
+    by_length, by_time, total, clear = place
+    count = probe(file).num_frames
+    if count == total:
+        return int(by_length)
+    if not clear or count < total:
+        raise TrajectoryError(
+            f"its video has {count} frames, the episodes in it have {total} together, and their timestamps do not say "
+            "which frames are whose"
+        )
+    return int(by_time)
+
+
+def _task_of_most(rows: EpisodeRows, root: Path, tasks: Sequence[str]) -> str:
+    """The one of an episode's tasks that is that of at least two thirds of its frames."""
+    column = next((name for name in TASK_COLUMNS if rows.has(name)), "")
+    if not column or not len(rows):
+        raise TrajectoryError(f"no task text: it has {len(tasks)} tasks, and no column {', '.join(TASK_COLUMNS)}")
+    texts = _texts(root)
+    counts = Counter(texts.get(int(index), "") for index in rows.numbers(column))
+    task, most = counts.most_common(1)[0]
+    told = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common())
+    if not task or (tasks and task not in tasks):
+        raise TrajectoryError(f"no task text: the tasks of its frames are {told}, in its list stand {list(tasks)}")
+    if 3 * most < 2 * len(rows):
+        raise TrajectoryError(f"its {len(rows)} frames have several tasks, and none two thirds of them: {told}")
+    if len(counts) > 1:
+        logger.info("%s, episode of %d frames: it has several tasks, that of most is taken: %s", root, len(rows), told)
+    return task
+
+
+def _texts(root: Path) -> dict[int, str]:
+    """The instructions by `task_index`."""
+    lines, table = root / "meta/tasks.jsonl", root / "meta/tasks.parquet"
+    if lines.is_file():
+        found = [json.loads(line) for line in lines.read_bytes().splitlines() if line.strip()]
+        return {int(row["task_index"]): str(row["task"]) for row in found}
+    if not table.is_file():
+        return {}
+    try:
+        content = pq.read_table(table)
+    except (pa.ArrowException, OSError) as error:
+        raise TrajectoryError(f"{table.name} cannot be read ({str(error).splitlines()[0]})") from error
+    texts = next((name for name in ("task", "__index_level_0__") if name in content.column_names), "")
+    if not texts or "task_index" not in content.column_names:
+        raise TrajectoryError(f"{table.name} has the columns {content.column_names}, not task_index and task")
+    return dict(zip(content["task_index"].to_pylist(), content[texts].to_pylist(), strict=True))
 
 
 def _levels(name: str) -> list[str]:
@@ -128,7 +224,7 @@ def _read_info(path: Path, root: Path) -> _Dataset:
         major = int(version.lstrip("v").split(".")[0])
         features = {str(key): dict(feature) for key, feature in info["features"].items()}
         fps = float(info["fps"])
-        templates = str(info["data_path"]), str(info.get("video_path") or "")
+        templates = str(info.get("data_path") or DATA_PATH.get(major, "")), str(info.get("video_path") or "")
         dataset = _Dataset(path, _relative(path, root), major, fps, features, *templates,
                            int(info.get("chunks_size", 1000)))  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -159,21 +255,30 @@ def _episodes_of(dataset: _Dataset, source: str) -> Iterator[Unit | Refused]:
                 yield Refused(str(dataset.path), reason, named, view=view, skipped=True)
             else:
                 cameras[key] = view
+    videos = [key for key in cameras if dataset.features[key]["dtype"] == "video"]
+    if len(videos) > 1 and "{video_key" not in dataset.video_path:
+        raise SourceError(f"{dataset.path / INFO}: the template {dataset.video_path!r} gives all cameras one video")
+    if videos and dataset.major == 2 and not re.search(r"\{(episode|file)_index", dataset.video_path):
+        raise SourceError(f"{dataset.path / INFO}: the template {dataset.video_path!r} gives all episodes one video")
+    cuts = _cuts(dataset, videos)
     for where, row in _rows(dataset):
         if isinstance(row, str):
             yield Refused(where, row, named)
             continue
         try:
-            yield _unit(dataset, cameras, row, source)
+            yield _unit(dataset, cameras, row, source, cuts)
         except (TrajectoryError, KeyError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, TrajectoryError) else f"{type(error).__name__}: {error}"
             yield Refused(where, f"an episode's row cannot be read ({reason})", named)
 
 
 def _left_out(key: str, feature: Mapping[str, Any]) -> str:
-    facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    if any(facts.get(name) for name in ("is_depth_map", "video.is_depth_map")):
-        return "a depth map, which is no picture"
+    facts = {**feature, **(feature.get("info") or {}), **(feature.get("video_info") or {})}
+    if any(facts.get(name) for name in ("is_depth_map", "video.is_depth_map")) or is_depth(key):
+        return DEPTH
+    shape = list(feature.get("shape") or ())
+    if len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2])):
+        return f"of one channel, shape {shape}: a depth map, or no picture in colour"
     return "the next step's image, which is a frame of another view already" if key.startswith("next.") else ""
 
 
@@ -204,14 +309,53 @@ def _rows(dataset: _Dataset) -> Iterator[tuple[str, dict[str, Any] | str]]:
         yield from ((f"{path}:{row.get('episode_index')}", row) for row in rows)
 
 
-def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any], source: str) -> Unit:
+_Cuts = dict[tuple[str, int], tuple[int, int, int, bool]]
+"""Where an episode lies in a video of several, by the video and the episode: what `_first` is given."""
+
+
+def _cuts(dataset: _Dataset, videos: Sequence[str]) -> _Cuts:
+    """Where each episode of a v3 dataset lies in its videos."""
+    if dataset.major == 2:
+        return {}
+    held: defaultdict[str, list[tuple[float, int, int]]] = defaultdict(list)
+    for _, row in _rows(dataset):
+        if isinstance(row, str):
+            continue
+        for key in videos:
+            try:
+                begin = float(row[f"videos/{key}/from_timestamp"]) * dataset.fps
+                held[_video(dataset, row, key)].append((begin, int(row["episode_index"]), int(row["length"])))
+            except (TrajectoryError, KeyError, TypeError, ValueError):
+                continue  # the episode is refused for it
+    found: _Cuts = {}
+    for video, places in held.items():
+        total, clear, end = sum(length for *_, length in places), True, 0
+        for begin, _, length in sorted(places):
+            gap = round(begin) - end
+            clear &= abs(begin - round(begin)) < CLEAR and (gap == 0 or gap > AMBIGUOUS)
+            end = round(begin) + length
+        by_length = 0
+        for begin, episode, length in sorted(places):
+            found[video, episode] = (by_length, round(begin), total, clear)
+            by_length += length
+    return found
+
+
+def _video(dataset: _Dataset, row: Mapping[str, Any], key: str) -> str:
+    return dataset.place(dataset.video_path, video_key=key, **_place(dataset, row, f"videos/{key}"))
+
+
+def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any], source: str, cuts: _Cuts) -> Unit:
     episode, length = int(row["episode_index"]), int(row["length"])
-    tasks = row.get("tasks") or [""]
-    videos: dict[str, tuple[str, int]] = {}
+    tasks = row.get("tasks") or []
+    tasks = [tasks] if isinstance(tasks, str) else [str(task) for task in tasks if task]
+    videos: dict[str, tuple[str, Any]] = {}
     for key in (key for key in cameras if dataset.features[key]["dtype"] == "video"):
-        first = round(float(row[f"videos/{key}/from_timestamp"]) * dataset.fps) if dataset.major == 3 else 0
-        place = _place(dataset, row, f"videos/{key}")
-        videos[cameras[key]] = (dataset.place(dataset.video_path, video_key=key, **place), first)
+        if dataset.major == 3:
+            float(row[f"videos/{key}/from_timestamp"])  # an episode without one is refused
+        video = _video(dataset, row, key)
+        videos[cameras[key]] = (video, cuts[video, episode] if dataset.major == 3 else None)
+    place = dataset.place(dataset.data_path, **_place(dataset, row, "data"))
     named = source or str(row.get("robometer.source") or name_of(dataset.path))
     # Folders below folders may have equal names, and all are of one source where the user gives its name.
     alone = dataset.relative == "." or (not source and "/" not in dataset.relative)
@@ -225,22 +369,24 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
             "episode": episode,
             "length": length,
             "fps": dataset.fps,
-            "task": str((tasks if isinstance(tasks, str) else tasks[0]) or ""),
+            "tasks": [task for task in dict.fromkeys(tasks) if task not in NO_TASKS or len(tasks) == 1],
             "facts": _facts(row, dataset),
-            "data": dataset.place(dataset.data_path, **_place(dataset, row, "data")),
+            "data": place,
             "videos": videos,
             "images": {cameras[key]: key for key in cameras if dataset.features[key]["dtype"] == "image"},
             "truth": {name: field for name, field in TRUTH.items() if name in dataset.features},
         },
+        files=[str(dataset.path / name) for name in (place, *(video for video, _ in videos.values()))],
     )
 
 
 def _place(dataset: _Dataset, row: Mapping[str, Any], what: str) -> dict[str, int]:
     """The numbers that a path template is filled in with."""
-    if dataset.major == 3:
-        return {name: int(row[f"{what}/{name}"]) for name in ("chunk_index", "file_index")}
     episode = int(row["episode_index"])
-    return {"episode_chunk": episode // dataset.chunks_size, "episode_index": episode}
+    known = {"episode_chunk": episode // dataset.chunks_size, "episode_index": episode}
+    if dataset.major == 3:
+        return known | {name: int(row[f"{what}/{name}"]) for name in ("chunk_index", "file_index")}
+    return known | {"chunk_index": known["episode_chunk"], "file_index": episode}
 
 
 def _facts(row: Mapping[str, Any], dataset: _Dataset) -> dict[str, Any]:
