@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,9 +44,9 @@ class LocalBackend:
 
 
 @contextmanager
-def endpoint(scorer: Scorer, **guard: Any) -> Iterator[str]:
+def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Iterator[str]:
     """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
-    limits = Limits.from_config(load([]), shown_to(scorer))
+    limits = Limits.from_config(load(list(overrides)), shown_to(scorer))
     defaults = {"token": "", "max_upload_bytes": limits.max_upload_bytes, "max_in_flight": 16, "timeout_s": 60.0}
     settings = GuardSettings(**(defaults | guard))
     listener = socket.socket()

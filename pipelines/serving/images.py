@@ -26,14 +26,15 @@ def read_images(items: list[bytes], max_pixels: int, max_bytes: int) -> np.ndarr
         VideoError: no images, of different sizes, or of a kind that is not plainly RGB.
         VideoTooLargeError: more pixels than the limits.
     """
-    images = [_open(item, i) for i, item in enumerate(items)]
+    contents = [_decoded(item, i) for i, item in enumerate(items)]
+    images = [_open(content, i) for i, content in enumerate(contents)]
     for i, image in enumerate(images):
         if image.width * image.height > max_pixels:
             raise VideoTooLargeError(f"image {i} has {image.width * image.height} pixels, more than {max_pixels}")
     size_bytes = sum(3 * image.width * image.height for image in images)
     if size_bytes > max_bytes:
         raise VideoTooLargeError(f"the images decode to {size_bytes} bytes, more than {max_bytes}")
-    frames = [_pixels(image, i) for i, image in enumerate(images)]
+    frames = [_pixels(image, content, i) for i, (image, content) in enumerate(zip(images, contents, strict=True))]
     shapes = sorted({frame.shape[1::-1] for frame in frames})
     if len(shapes) > 1:
         raise VideoError(f"the images are of different sizes: {_size(shapes[0])} and {_size(shapes[1])}")
@@ -44,22 +45,30 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _open(item: bytes, position: int) -> Image.Image:
+def _decoded(item: bytes, position: int) -> bytes:
     try:
-        return Image.open(io.BytesIO(base64.b64decode(item, validate=True)), formats=("JPEG", "PNG"))
+        return base64.b64decode(item, validate=True)
+    except binascii.Error as error:
+        raise VideoError(f"image {position} is not a base64 JPEG or PNG image") from error
+
+
+def _open(content: bytes, position: int) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
     except Image.DecompressionBombError as error:
         raise VideoTooLargeError(f"image {position} has too many pixels") from error
     except MemoryError:
         raise
-    except (binascii.Error, Exception) as error:  # Pillow raises whatever a damaged header leads it to
+    except Exception as error:  # Pillow raises whatever a damaged header leads it to
         raise VideoError(f"image {position} is not a base64 JPEG or PNG image") from error
 
 
-def _pixels(image: Image.Image, position: int) -> np.ndarray:
+def _pixels(image: Image.Image, content: bytes, position: int) -> np.ndarray:
     problem = _problem(image)
     if problem:
         raise VideoError(f"image {position} {problem}")
     try:
+        _open(content, position).verify()  # of a PNG the checksums, which decoding does not look at
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:
             rgba = np.asarray(upright.convert("RGBA"))
