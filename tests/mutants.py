@@ -118,19 +118,19 @@ MUTANTS = (
            "return np.rint(np.linspace(0, num_frames - 1, max_frames))",
            "return np.floor(np.linspace(0, num_frames - 1, max_frames))", "tests/test_video.py"),
     Mutant("pixels that no JPEG saw", "robometer/frames.py",
-           "if not settings.jpeg_quality:", "if settings.jpeg_quality:", "tests/test_frames.py"),
+           "if not settings.jpeg_quality:", "if settings.jpeg_quality:", "tests/test_shown.py"),
     Mutant("turned the other way", "robometer/video.py",
            "pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]", "pixels[:: -1 if x < 0 else 1, :: -1 if y < 0 else 1]",
-           "tests/test_frames.py"),
+           "tests/test_shown.py"),
     Mutant("the default stream passed over", "robometer/video.py",
            "next((stream for stream in streams if stream.disposition & Disposition.default), fallback)", "fallback",
-           "tests/test_frames.py"),
-    Mutant("pixels in all frames unbounded", "robometer/recording.py",
-           "if total > limits.max_total_pixels:", "if total < 0:", "tests/test_frames.py"),
+           "tests/test_shown.py"),
+    Mutant("pixels in all frames unbounded", "robometer/video.py",
+           "if self._spent > self._limits.max_total_pixels:", "if self._spent < 0:", "tests/test_shown.py"),
     Mutant("a video that breaks off passes", "robometer/recording.py",
-           "if self._read < named:", "if self._read > named:", "tests/test_video.py"),
+           "if self._read < named:", "if self._read > named:", "tests/test_video.py tests/test_shown.py"),
     Mutant("a change of size passes", "robometer/recording.py",
-           "if (frame.width, frame.height) != first:", "if first is None:", "tests/test_frames.py"),
+           "if (frame.width, frame.height) != first:", "if first is None:", "tests/test_shown.py"),
     # --- sampling and targets
     Mutant("a rewind that never rewinds", "robometer/sampling/segments.py",
            "return (f1, f3, f2) if direction", "return (f1, f2, f3) if direction", "tests/sampling"),
@@ -238,6 +238,31 @@ MUTANTS = (
     Mutant("all copies of a step's micro-batches go to one worker", "pipelines/sample_stream.py",
            "(k - self._start) % self._world_size == self._rank", "k % self._world_size == self._rank",
            "tests/test_sample_stream.py"),
+    # --- serving and its client
+    Mutant("any token passes", "pipelines/serving/guard.py",
+           'and not (right and scheme.lower() == "bearer")', 'and not (scheme.lower() == "bearer")',
+           "tests/test_client.py tests/test_http.py"),
+    Mutant("a request without a token passes", "pipelines/serving/guard.py",
+           'and not (right and scheme.lower() == "bearer")', 'and given and not (right and scheme.lower() == "bearer")',
+           "tests/test_client.py tests/test_http.py"),
+    Mutant("one request too many is admitted", "pipelines/serving/guard.py",
+           "if self._in_flight >= self._settings.max_in_flight:", "if self._in_flight > self._settings.max_in_flight:",
+           "tests/test_client.py tests/test_http.py"),
+    Mutant("places are never freed", "pipelines/serving/guard.py",
+           "self._change_in_flight(-1)", "self._change_in_flight(0)", "tests/test_client.py tests/test_http.py"),
+    Mutant("a body in chunks is unbounded", "pipelines/serving/front.py",
+           "if size_bytes > admission.max_upload_bytes:", "if size_bytes < 0:", "tests/test_client.py tests/test_http.py"),
+    Mutant("the client gives up on overload", "robometer/client.py",
+           "return response.status_code == 503 or", "return response.status_code == 529 or", "tests/test_client.py"),
+    Mutant("the client does not wait as it is told", "robometer/client.py",
+           "asked_s = float(retry_after) if retry_after.isdigit() else", "asked_s = 0.0 if retry_after.isdigit() else",
+           "tests/test_client.py"),
+    Mutant("one bad input fails its whole batch", "pipelines/serving/model.py",
+           "if len(items) > 1:", "if len(items) > 9:", "tests/test_model_replica.py"),
+    Mutant("comparisons that are not finite are answered", "pipelines/serving/model.py",
+           "if not np.isfinite(values).all():", "if np.isnan(values).any():", "tests/test_model_replica.py"),
+    Mutant("answers of a mixed batch in another order", "pipelines/serving/model.py",
+           "return [outcomes[i] for i in range(len(jobs))]", "return list(outcomes.values())", "tests/test_model_replica.py"),
     # --- tracking, sweep, parity
     Mutant("a run that failed is finished", "robometer/tracking.py",
            'client.set_terminated(run_id, "FAILED")', 'client.set_terminated(run_id, "FINISHED")', "tests/test_tracking.py"),
@@ -251,6 +276,7 @@ MUTANTS = (
 
 def main(words: Sequence[str]) -> int:
     """Plant every fault that `words` name, and print what became of it."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # a fork has one thread, whatever a pool believes
     chosen = [m for m in MUTANTS if not words or any(word in m.name or word in m.file for word in words)]
     for name in PRELOADED:
         __import__(name)
@@ -258,7 +284,7 @@ def main(words: Sequence[str]) -> int:
     with _copy() as tree:
         for tests in sorted({m.tests for m in chosen}):
             if (found := run(tree, tests)) != "MISSED":
-                print(f"without any fault {tests}: {found}, see {tree}.log", flush=True)
+                print(f"{_log(tree).read_text()[-5000:]}\nwithout any fault {tests} fails", flush=True)
                 return 2
         for mutant in chosen:
             started = time.monotonic()
@@ -313,15 +339,19 @@ def run(tree: Path, tests: str) -> str:
     return {0: "MISSED", 1: "caught"}.get(os.waitstatus_to_exitcode(ended[1]), "broken")
 
 
+def _log(tree: Path) -> Path:
+    return tree.with_suffix(".log")
+
+
 def _run_here(tree: Path, tests: str) -> None:
     """Run pytest in this fork, with the tree's code and no other, and end it."""
     os.setpgrp()
     os.chdir(tree)
-    with Path(f"{tree}.log").open("wb") as log:
+    with _log(tree).open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     # What is compiled is known by its time in seconds, which a fault and its mending share.
-    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     sys.path[:] = [str(tree), *(place for place in sys.path if place not in ("", str(ROOT)))]
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "robometer", "pipelines", "jobs")]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.serving.jobs import Outcome, ScoreJob
+from pipelines.serving.jobs import CompareJob, Outcome, ScoreJob
 from pipelines.serving.model import Model
 from robometer.baselines.trivial import Clock
 from robometer.configs.schema import ServeConfig
@@ -77,3 +77,35 @@ def test_batches_and_the_clip_that_must_work_are_scored_in_one_thread() -> None:
     asyncio.run(model.check_health())
     # At the start; the batch, its three clips alone, and the clip that must work.
     assert len(scorer.threads) == 1 + 1 + 3 + 1 and len(set(scorer.threads[1:])) == 1
+
+
+def test_a_batch_of_both_kinds_is_answered_in_its_order() -> None:
+    """Scores first and comparisons after, whatever came first; each gets its own."""
+
+    class Lengths(Clock):
+        def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+            return np.array([len(a) / (len(a) + len(b)) for a, b in pairs], dtype=np.float32)
+
+    model = Model(lambda checkpoint, device="cpu": Lengths(), ServeConfig())  # type: ignore[arg-type]
+    one, two, three = (Clip(np.zeros((n, 8, 8, 3), np.uint8), "task") for n in (1, 2, 3))
+    jobs = [CompareJob(one, three), ScoreJob(two), CompareJob(three, one), ScoreJob(three)]
+    values = [outcome.value for outcome in model._thread.submit(model._answer, jobs).result()]
+    assert [values[0], values[2]] == [0.25, 0.75]
+    assert [len(score.progress) for score in values if isinstance(score, ClipScore)] == [2, 3]
+
+
+@pytest.mark.parametrize("answer", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_not_finite_is_none(answer: float) -> None:
+    class Ill(Clock):
+        def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            values = [np.full(len(clip), answer if clip.task == "task" else 0, np.float32) for clip in clips]
+            return [ClipScore(value, value * 0) for value in values]
+
+        def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+            return np.full(len(pairs), answer, dtype=np.float32)
+
+    model = Model(lambda checkpoint, device="cpu": Ill(), ServeConfig())  # type: ignore[arg-type]
+    clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), "task")
+    for job in (ScoreJob(clip), CompareJob(clip, clip)):
+        (outcome,) = model._thread.submit(model._answer, [job]).result()
+        assert outcome.value is None and outcome.error == "the model failed on this input (ArithmeticError)"

@@ -11,8 +11,9 @@ import av
 import numpy as np
 import pytest
 
+from robometer.frames import FrameSettings, encode_frames, read_frames
 from robometer.recording import ImageSequence, VideoFile
-from robometer.video import VideoError, VideoLimits, VideoTooLargeError
+from robometer.video import VideoError, VideoLimits, VideoTooLargeError, decode_jpeg
 from tests.conftest import SHARED
 from tests.odd_files import joined, shown_as, timed, trimmed, written
 from tests.test_video import every, moving_square, video_bytes
@@ -285,3 +286,20 @@ def test_decords_pixels_are_ours() -> None:
         data = video_bytes(moving_square(12, 96, 128), codec)
         theirs = decord.VideoReader(io.BytesIO(data), num_threads=1).get_batch(range(12)).asnumpy()
         assert np.array_equal(VideoFile(data).read(every).frames, theirs)
+
+
+def test_a_model_sees_the_jpegs_that_a_corpus_stores() -> None:
+    """Thinned, resized, compressed and decoded again; without a step where its setting is 0."""
+    data, settings = video_bytes(moving_square(9)), FrameSettings(4, 24, 50)
+    stored, seen, raw = (
+        encode_frames(VideoFile(data), settings),
+        read_frames(data, settings),
+        VideoFile(data).read(every),
+    )
+    assert seen.frame_index.tolist() == stored.frame_index.tolist() == [0, 3, 5, 8]
+    assert (seen.fps, seen.num_source_frames) == (stored.fps, stored.num_source_frames) == (10.0, 9)
+    assert seen.frames.shape == (4, stored.height, stored.width, 3) == (4, 24, 32, 3)
+    assert all(np.array_equal(frame, decode_jpeg(jpeg)) for frame, jpeg in zip(seen.frames, stored.frames, strict=True))
+    plain = read_frames(data, FrameSettings(0, 0, 0))
+    assert np.array_equal(plain.frames, raw.frames)
+    assert not np.array_equal(read_frames(data, FrameSettings(0, 0, 50)).frames, raw.frames)
