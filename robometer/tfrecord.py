@@ -10,14 +10,21 @@ taken out of a record: names first, then the values of one name, as views into t
 
 from __future__ import annotations
 
+import gzip
+import io
 import struct
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 
 from robometer.errors import RobometerError
+
+MAX_RECORD_BYTES = 2**31
+"""More than the 2 GiB of a protocol buffer message cannot be one; what says so is refused before memory is spent."""
 
 _POLYNOMIAL = 0x82F63B78
 _BLOCK = 1 << 16  # words
@@ -32,26 +39,73 @@ class RecordError(RobometerError):
 def read_records(path: Path) -> Iterator[bytes | RecordError]:
     """The contents of a file's records, one at a time; in place of one whose checksum is wrong, the error.
 
+    Files that are compressed as a whole (gzip, zlib), as TensorFlow may write them, are read as well.
+
     Raises:
         RecordError: the file is empty, breaks off, or has a wrong length, so that nothing can be read from there on.
     """
-    size = path.stat().st_size
-    if size == 0:
-        raise RecordError("the file is empty")
     with path.open("rb") as file:
-        number = 0
-        while head := file.read(12):
-            if len(head) < 12:
-                raise RecordError(f"the file breaks off in the header of record {number}")
-            (length,) = _LENGTH.unpack_from(head)
-            if _CRC.unpack_from(head, 8)[0] != masked(crc32c(head[:8])):
-                raise RecordError(f"the length of record {number} has a wrong checksum: it is no TFRecord, or damaged")
-            if length + 4 > size - file.tell():
-                raise RecordError(f"the file breaks off in record {number}")
-            content, (crc,) = file.read(length), _CRC.unpack(file.read(4))
-            intact = crc == masked(crc32c(content))
-            yield content if intact else RecordError(f"record {number} has a wrong checksum: it is damaged")
-            number += 1
+        start = file.read(12)
+        file.seek(0)
+        if not start:
+            raise RecordError("the file is empty")
+        try:
+            yield from _records(file if _is_head(start) else _unpacking(file, start))
+        except (zlib.error, EOFError, OSError) as error:
+            raise RecordError(f"the compressed file breaks off, or is damaged ({error})") from error
+
+
+def _records(file: IO[bytes]) -> Iterator[bytes | RecordError]:
+    number = 0
+    while head := file.read(12):
+        if len(head) < 12:
+            raise RecordError(f"the file breaks off in the header of record {number}")
+        if not _is_head(head):
+            raise RecordError(f"the length of record {number} has a wrong checksum: it is no TFRecord, or damaged")
+        (length,) = _LENGTH.unpack_from(head)
+        if length > MAX_RECORD_BYTES:
+            raise RecordError(f"record {number} has {length} bytes, more than {MAX_RECORD_BYTES}")
+        content, crc = file.read(length), file.read(4)
+        if len(content) < length or len(crc) < 4:
+            raise RecordError(f"the file breaks off in record {number}")
+        intact = _CRC.unpack(crc)[0] == masked(crc32c(content))
+        yield content if intact else RecordError(f"record {number} has a wrong checksum: it is damaged")
+        number += 1
+
+
+def _is_head(head: bytes) -> bool:
+    """Whether 12 bytes are a length and its checksum."""
+    return len(head) == 12 and _CRC.unpack_from(head, 8)[0] == masked(crc32c(head[:8]))
+
+
+def _unpacking(file: IO[bytes], start: bytes) -> IO[bytes]:
+    """What a file is that was compressed as a whole; the file itself, if nothing says that it was."""
+    if start[:2] == b"\x1f\x8b":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    if start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0:
+        return io.BufferedReader(_Inflated(file))
+    return file
+
+
+class _Inflated(io.RawIOBase):
+    """A file that was compressed with zlib."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._inflate, self._left = file, zlib.decompressobj(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content and not self._inflate.eof:
+            packed = self._left or self._file.read(1 << 16)
+            if not packed:
+                raise EOFError("its end is missing")
+            content = self._inflate.decompress(packed, len(buffer))
+            self._left = self._inflate.unconsumed_tail
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def masked(crc: int) -> int:
@@ -133,6 +187,23 @@ class Example:
     def blobs(self, name: str) -> list[memoryview]:
         """The byte strings of a name; empty if it has none."""
         return [blob for values in _messages(self._features.get(name, _NOTHING), 1) for blob in _messages(values, 1)]
+
+    def integers(self, name: str) -> list[int]:
+        """The integers of a name; empty if it has none."""
+        lists = _messages(self._features.get(name, _NOTHING), 3)
+        found: list[int] = []
+        for packed in (part for values in lists for part in _messages(values, 1)):
+            at = 0
+            while at < len(packed):
+                value, at = _varint(packed, at)
+                found.append(value)
+        return found
+
+    def numbers(self, name: str) -> list[float]:
+        """The integers or the floats of a name; empty if it has none."""
+        lists = _messages(self._features.get(name, _NOTHING), 2)
+        floats = [np.frombuffer(part, "<f4") for values in lists for part in _messages(values, 1)]
+        return [float(value) for part in floats for value in part] or [float(n) for n in self.integers(name)]
 
     def octets(self, name: str) -> np.ndarray:
         """The integers of a name, uint8 [n]; empty if it has none.

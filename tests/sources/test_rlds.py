@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from robometer.corpus.sources import SourceError, Unit, list_units, rlds
 from robometer.corpus.tfds import reading_order
+from robometer.corpus.writer import Rejected, Stored
 from robometer.video import encode_jpeg
 from tests.conftest import SHARED
-from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows
+from tests.sources.raw import ingest, read, refusals, roll_out, row_of, rows, shows
 from tests.sources.tfrecords import IMAGE, TEXT, data_set, example, framed, jpegs, tensor
 
 LABELS = ("source", "view", "task", "quality_label", "partial_success", "is_robot", "split")
@@ -73,7 +77,7 @@ def test_a_data_set_becomes_a_trajectory_per_camera(ray_local: None, tmp_path: P
 
 def test_tasks_tensors_and_the_only_camera(ray_local: None, tmp_path: Path) -> None:
     codes = np.zeros((5, 24), int)
-    for step, text in enumerate(["push the star"] + ["something else"] * 4):
+    for step, text in enumerate(["push the star"] * 5):
         codes[step, : len(text)] = list(text.encode())
     table = example({"steps/observation/rgb": jpegs(_frames(0)), "steps/observation/instruction": codes})
     steps = {"observation/rgb": IMAGE, "observation/instruction": tensor("int32", 24)}
@@ -102,7 +106,7 @@ def test_tasks_tensors_and_the_only_camera(ray_local: None, tmp_path: Path) -> N
     )
 
     packed = {"steps/observation/image": [zlib.compress(frame.tobytes()) for frame in _frames(3)]}
-    packed["steps/language_instruction"] = [b"", b"later"]
+    packed["steps/language_instruction"] = [b"", b" "]
     packed["steps/language_instruction_2"] = [b"unzip it"]
     leaf = tensor("uint8", *swapped.shape[1:])
     leaf["tensor"]["encoding"] = "zlib"
@@ -148,9 +152,12 @@ def test_damaged_files_keep_what_can_be_read(ray_local: None, tmp_path: Path) ->
     assert [task for (task,) in rows(corpus, "task")] == ["task 0", "task 1", "task 2", "task 3", "task 3"]
     reasons = {uri.split(" ")[0].removeprefix("toto-train.tfrecord-"): error for uri, error in refusals(corpus).items()}
     assert reasons.pop("00000-of-00005#1").startswith("12 bytes are not an image that can be read")
+    assert reasons.pop("00000-of-00005#3") == (
+        "no task text: looked for natural_language_instruction, language_instruction, instruction ... in "
+        "steps/observation, steps, episode_metadata, the record's root; the record has steps/language_instruction"
+    )
     assert reasons == {
         "00000-of-00005#2": "the record is no tf.train.Example",
-        "00000-of-00005#3": "no task text",
         "00000-of-00005#4": "a text is not UTF-8 (byte 0)",
         "00000-of-00005#5": "the recording has no frames",
         "00001-of-00005#1": "record 1 has a wrong checksum: it is damaged",
@@ -218,3 +225,78 @@ def test_real_bridge_trajectories(ray_local: None, tmp_path: Path) -> None:
         "1 of 1 files of the split val are not there",
         "not among the cameras that are taken of this data set",
     ]
+
+
+def told(folder: Path, **features: Any) -> tuple[str, str]:
+    """(task, quality label) of one record with these features beside its images, or ("", why it is refused)."""
+    content = {"steps/observation/image": jpegs(_frames(0)), **{k.replace("__", "/"): v for k, v in features.items()}}
+    data_set(folder / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [[example(content)]]})
+    (entry,) = read("rlds", folder)
+    if isinstance(entry, Stored):
+        return entry.record["task"], entry.record["quality_label"]
+    return "", entry.row["error"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "quality"),
+    [
+        ({"file_path": [b"gs://x/LAB/failure/2023/a/trajectory.h5"]}, "failure"),
+        ({"file_path": [b"gs://x/LAB/success/2023/a/trajectory.h5"]}, "successful"),
+        ({"file_path": [b"C:\\\\data\\\\Failed\\\\a.h5"]}, "failure"),
+        ({"recording_folderpath": [b"/raw/failures/a"]}, "failure"),
+        ({"file_path": [b"/raw/failsafe_success_story/0/a"]}, "successful"),
+        ({"success": [0]}, "failure"),
+        ({"success": [1]}, "successful"),
+        ({"is_success": np.array([0.0])}, "failure"),
+        ({"success": [b"False"]}, "failure"),
+        ({"success": [0], "file_path": [b"/raw/success/a"]}, "failure"),
+        ({}, "successful"),
+    ],
+)
+def test_the_outcome_stands_in_the_metadata(tmp_path: Path, metadata: dict[str, Any], quality: str) -> None:
+    found = told(
+        tmp_path, steps__language_instruction=[b"t"] * 5, **{f"episode_metadata__{k}": v for k, v in metadata.items()}
+    )
+    assert found == ("t", quality)
+
+
+def test_a_path_of_two_outcomes_is_refused(tmp_path: Path) -> None:
+    path = {"episode_metadata__file_path": [b"/raw/success/failure/a"]}
+    assert "names both success and failure" in told(tmp_path, steps__language_instruction=[b"t"] * 5, **path)[1]
+
+
+@pytest.mark.parametrize(
+    ("features", "task"),
+    [
+        ({"episode_metadata__language_instruction": [b"lift it"]}, "lift it"),
+        ({"language_instruction": [b"lift it"]}, "lift it"),
+        ({"steps__language_instruction": [b""] * 5, "episode_metadata__instruction": [b"lift it"]}, "lift it"),
+        ({"steps__language_instruction__ragged_flat_values": [b"", b"lift it", b"raise it"] * 5,
+          "steps__language_instruction__ragged_row_lengths_0": [3] * 5}, "lift it"),
+        ({"steps__language_instruction__ragged_flat_values": [b"go", b"lift it", b"lift it", b"raise it", b"lift it"],
+          "steps__language_instruction__ragged_row_lengths_0": [0, 1, 1, 2, 1]}, "lift it"),
+        ({"steps__language_instruction": [b"lift it"] * 4 + [b"drop it"]}, "lift it"),
+        ({"steps__language_instruction": [b"", b"lift it", b"lift it", b"lift it", b""]}, "lift it"),
+        ({"steps__language_instruction": [b"lift it"] * 3 + [b"drop it"] * 2}, ""),
+        ({"steps__language_instruction": [b""] * 5}, ""),
+    ],
+)  # fmt: skip
+def test_where_instructions_are_found(tmp_path: Path, features: dict[str, Any], task: str) -> None:
+    found, other = told(tmp_path, **features)
+    assert found == task
+    if not task:
+        assert "'lift it' (3), 'drop it' (2)" in other or "looked for natural_language_instruction" in other
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_files_that_are_compressed_as_a_whole_are_read(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    records = [_episode(n, "image", task=f"task {n}") for n in range(3)]
+    data_set(tmp_path / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [records]})
+    plain = [entry.record["content_hash"] for entry in read("rlds", tmp_path) if isinstance(entry, Stored)]
+    (file,) = tmp_path.rglob("*.tfrecord*")
+    packed = pack(file.read_bytes())
+    file.write_bytes(packed)
+    assert [entry.record["content_hash"] for entry in read("rlds", tmp_path) if isinstance(entry, Stored)] == plain
+    file.write_bytes(packed[: len(packed) * 2 // 3])
+    *_, last = read("rlds", tmp_path)
+    assert isinstance(last, Rejected) and "breaks off, or is damaged" in last.row["error"]

@@ -7,9 +7,12 @@
 
 One record is one episode. `steps/observation/<key>` holds the encoded images (or plain uint8 tensors) of all steps.
 
-    task      of the first step, in its observation or beside it: natural_language_instruction, language_instruction,
-              instruction, language_instruction1 to 3 (DROID: _2, _3); rows of zero-padded character codes are text too
-    quality   successful: these are demonstrations
+    task      of the steps, in their observation or beside it, else in episode_metadata or at the record's root:
+              natural_language_instruction, language_instruction, instruction, language_instruction1 to 3 (DROID: _2,
+              _3); rows of zero-padded character codes are text too, and of several texts a step (ragged ones) the
+              first is taken. Of several tasks in one episode that of two thirds of its steps, else it is refused
+    quality   episode_metadata's flag success (or the like) where there is one; else the word success or failure as a
+              folder in its file_path (DROID); else successful: these are demonstrations
     views     each camera is a trajectory. Of data sets in `VIEWS` those named there; of others all but those on a wrist
               or in a hand. A camera whose first frame is black was not connected, and is left out
     source    oxe_<data set> for the split train, oxe_<data set>_eval for any other; the split of these is their own
@@ -23,11 +26,14 @@ makes nothing of them, although it trains on them.
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,8 @@ from robometer.recording import ImageSequence
 from robometer.tfrecord import Example, RecordError, read_records
 from robometer.trajectory import Episode, TrajectoryError
 from robometer.video import VideoError
+
+logger = logging.getLogger(__name__)
 
 ALIASES = {"bridge_dataset": "bridge_v2", "bridge_orig": "bridge_v2", "droid_100": "droid"}
 """Data sets that upstream names otherwise."""
@@ -64,6 +72,17 @@ _TASKS = (
     "instruction",
     *(f"language_instruction{i}" for i in ("1", "2", "3", "_1", "_2", "_3")),
 )
+_PLACES = (tfds.OBSERVATION, "steps/", "episode_metadata/", "")
+_RAGGED, _LENGTHS = "/ragged_flat_values", "/ragged_row_lengths_0"
+
+_FLAGS = ("success", "is_success", "successful", "task_success", "episode_success", "is_episode_successful")
+_PATHS = ("file_path", "recording_folderpath", "path")
+_OUTCOMES = {
+    **dict.fromkeys(("success", "successes", "successful", "succeeded", "true", "1"), "successful"),
+    **dict.fromkeys(("failure", "failures", "fail", "failed", "unsuccessful", "false", "0"), "failure"),
+}
+"""What a flag, or a folder of a path, says of how the episode ended."""
+
 _WRIST = re.compile(r"wrist|hand(?!le)|gripper")
 
 
@@ -129,15 +148,25 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 
 @dataclass(frozen=True)
 class Record:
-    """One episode of a file: its number in it, and the task of its first step."""
+    """One episode of a file: its number in it, and its task; empty if it has none."""
 
     unit: Unit
     number: int
     task: str
     example: Example
 
-    def episodes(self, task: str | None = None, quality: str = "successful") -> Iterator[Episode | Refused]:
-        """A trajectory per camera that was connected."""
+    def episodes(self, task: str | None = None, quality: str | None = None) -> Iterator[Episode | Refused]:
+        """A trajectory per camera that was connected.
+
+        Args:
+            task: where the format knows it better than the record.
+            quality: the same; without it the record's own outcome.
+        """
+        task = self.task if task is None else task
+        if not task.strip():
+            yield self.refused(_no_task(self.example), skipped=False)
+            return
+        quality = quality or outcome(self.example) or "successful"
         for view in self.unit.data["views"]:
             try:
                 frames = self.frames(view)
@@ -151,7 +180,7 @@ class Record:
                 source=self.unit.source,
                 episode_key=_key(self.unit, self.number),
                 view=view,
-                task=self.task if task is None else task,
+                task=task,
                 recording=frames,
                 uri=f"{self.unit.uri}#{self.number}",
                 raw_quality_label=quality,
@@ -219,16 +248,66 @@ def _key(unit: Unit, number: int) -> str:
 
 
 def _task(example: Example, features: dict[str, Any]) -> str:
-    for path in (place + name for place in (tfds.OBSERVATION, "steps/") for name in _TASKS):
-        texts, length = example.blobs(path), tfds.shape(features.get(path, {}))
-        if texts:
-            found = common.text(bytes(texts[0]))
-        else:  # language_table: codes of the characters, one row per step
-            codes = example.octets(path)[: length[0]] if len(length) == 1 else np.zeros(0, np.uint8)
-            found = common.text(codes[codes > 0].tobytes())
-        if found.strip():
-            return found
+    """The instruction of an episode; empty if there is none.
+
+    Raises:
+        TrajectoryError: its steps have several, or it is not UTF-8.
+    """
+    for path in (place + name for place in _PLACES for name in _TASKS):
+        counts = Counter(text for text in _texts(example, path, features) if text)
+        if not counts:
+            continue
+        task, most = counts.most_common(1)[0]
+        if 3 * most < 2 * counts.total():
+            told = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common(3))
+            raise TrajectoryError(f"its {counts.total()} steps have several tasks, and none two thirds of them: {told}")
+        if len(counts) > 1:
+            logger.info("of the tasks of an episode's steps that of most is taken: %s", dict(counts))
+        return task
     return ""
+
+
+def _texts(example: Example, path: str, features: dict[str, Any]) -> list[str]:
+    """The texts of a feature, one per step; of several of a step the first that is not empty."""
+    texts = [common.text(bytes(blob)).strip() for blob in example.blobs(path)]
+    if flat := example.blobs(path + _RAGGED):
+        texts, left = [], iter(common.text(bytes(blob)).strip() for blob in flat)
+        for count in example.integers(path + _LENGTHS):
+            texts.append(next(filter(None, list(islice(left, count))), ""))
+    length = tfds.shape(features.get(path, {}))
+    if not texts and len(length) == 1:  # language_table: codes of the characters, one row per step
+        codes = example.octets(path)
+        rows = codes[: len(codes) // max(1, length[0]) * length[0]].reshape(-1, max(1, length[0]))
+        texts = [common.text(row[row > 0].tobytes()).strip() for row in rows]
+    return texts
+
+
+def outcome(example: Example) -> str:
+    """`successful`, `failure`, or empty where the record says neither.
+
+    Raises:
+        TrajectoryError: its path says both.
+    """
+    for name in (place + flag for place in ("episode_metadata/", "") for flag in _FLAGS):
+        said = [bytes(blob).decode("utf-8", "replace").strip().lower() for blob in example.blobs(name)]
+        said = said or [str(int(value)) for value in example.numbers(name)]
+        if said and (found := _OUTCOMES.get(said[-1])):
+            return found
+    for name in _PATHS:
+        for blob in example.blobs(f"episode_metadata/{name}"):
+            path = bytes(blob).decode("utf-8", "replace").lower().replace("\\", "/")
+            said = {_OUTCOMES[part] for part in path.split("/") if part in _OUTCOMES and part.isalpha()}
+            if len(said) > 1:
+                raise TrajectoryError(f"its {name} names both success and failure: {path}")
+            if said:
+                return said.pop()
+    return ""
+
+
+def _no_task(example: Example) -> str:
+    places = ", ".join(place.rstrip("/") or "the record's root" for place in _PLACES)
+    there = ", ".join(sorted(name for name in example.names if "observation" not in name)[:12])
+    return f"no task text: looked for {', '.join(_TASKS[:3])} ... in {places}; the record has {there}"
 
 
 def _swapped(frame: np.ndarray) -> np.ndarray:
