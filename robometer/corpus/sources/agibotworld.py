@@ -52,7 +52,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         for view in dict.fromkeys([VIEW, *named]):
             key = place.relative_to(root).as_posix() + ("" if view == VIEW else f"@{view}")
             known = {"view": view, "tasks": str(root / "task_info" / f"task_{place.parent.name}.json")}
-            yield Unit(key, of, str(place), _expected(place), known)
+            yield Unit(key, of, str(place), _expected(place), known, files=[str(place), known["tasks"]])
 
 
 def _expected(place: Path) -> int:

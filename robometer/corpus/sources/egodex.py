@@ -45,7 +45,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         key = stem.relative_to(part or root).as_posix()
         key = f"{common.name_of(part)}/{key}" if part else key
         name = f"egodex_{common.name_of(part).removeprefix('egodex_')}" if part else ""
-        yield Unit(key, source or name, f"{stem}.hdf5")
+        yield Unit(key, source or name, f"{stem}.hdf5", files=[f"{stem}.hdf5", f"{stem}.mp4"])
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:

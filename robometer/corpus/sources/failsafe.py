@@ -122,4 +122,5 @@ def _cut(entry: Any, root: Path, source: str) -> Unit:
             "quality_label": "failure" if failure else "successful",
             "files": files,
         },
+        files=sorted({str(root / PurePosixPath(name).parent) for names in files.values() for name in names}),
     )

@@ -62,6 +62,7 @@ QUALITY = ("robometer.quality", "quality_label", "success")
 FACTS: dict[str, tuple[type, ...]] = {"partial_success": (int, float), "is_robot": (bool,), "split": (str,)}
 TRUTH = {"next.reward": "env_reward", "next.success": "success"}
 
+TASKS = ("meta/tasks.jsonl", "meta/tasks.parquet")
 TASK_COLUMNS = ("annotation.human.action.task_description", "annotation.human.task_description", "task_index")
 """Columns that name the task of a frame; GR00T's come first, whose task_index means something else."""
 
@@ -197,7 +198,7 @@ def _task_of_most(rows: EpisodeRows, root: Path, tasks: Sequence[str]) -> str:
 
 def _texts(root: Path) -> dict[int, str]:
     """The instructions by `task_index`."""
-    lines, table = root / "meta/tasks.jsonl", root / "meta/tasks.parquet"
+    lines, table = (root / name for name in TASKS)
     if lines.is_file():
         found = [json.loads(line) for line in lines.read_bytes().splitlines() if line.strip()]
         return {int(row["task_index"]): str(row["task"]) for row in found}
@@ -376,7 +377,7 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
             "images": {cameras[key]: key for key in cameras if dataset.features[key]["dtype"] == "image"},
             "truth": {name: field for name, field in TRUTH.items() if name in dataset.features},
         },
-        files=[str(dataset.path / name) for name in (place, *(video for video, _ in videos.values()))],
+        files=[str(dataset.path / name) for name in (place, *(video for video, _ in videos.values()), *TASKS)],
     )
 
 

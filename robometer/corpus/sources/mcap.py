@@ -17,6 +17,7 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     if not (paths := files(root, "**/*.mcap")):
         raise SourceError(f"{input} has no .mcap files")
     for path in paths:
-        yield unit_of(path, root, source or name_of(root))
+        unit = unit_of(path, root, source or name_of(root))
+        beside = [str(path), str(path.with_suffix(".json"))]
+        yield replace(unit, files=beside) if isinstance(unit, Unit) else unit
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:

@@ -97,7 +97,7 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
             yield Refused(str(path), f"no parquet file holds rows of episode {episode}", source, key)
         else:
             data = {"episode": episode, "length": length, "task": task, "files": held, "fps": fps}
-            yield Unit(key, source, str(path), len(VIEWS), data)
+            yield Unit(key, source, str(path), len(VIEWS), data, files=[str(path / name) for name in held])
     for episode in sorted(where):
         yield Refused(
             str(path), f"episode {episode} is not in {EPISODES}", source, f"{name_of(path)}/episode_{episode:06d}"

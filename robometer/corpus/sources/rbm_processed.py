@@ -270,4 +270,5 @@ def _unit(
         "is_robot": row.get("is_robot") is not False,
         "partial_success": None if source.startswith(PARTIAL_SUCCESS_IS_WRONG) else row.get("partial_success"),
     }
-    return Unit(key, source, place.paths[0] if place.size is None else f"{place.paths[0]}/{name}", data=data)
+    uri = place.paths[0] if place.size is None else f"{place.paths[0]}/{name}"
+    return Unit(key, source, uri, data=data, files=place.paths)
