@@ -15,7 +15,9 @@ from av.video.reformatter import VideoReformatter
 from robometer.timeline import packets_from, timeline_of
 from robometer.video import (
     DEFAULT_LIMITS,
+    DEPTH,
     Budget,
+    DepthError,
     Pick,
     Source,
     Video,
@@ -196,6 +198,8 @@ def _strictly(stream: Any, packets: Iterator[Any], limits: VideoLimits) -> Itera
     codec.options = {"err_detect": "explode", "max_pixels": str(min(limits.max_pixels, 2**31 - 1))}
     try:
         for number, frame in enumerate(frame for packet in packets for frame in packet.decode()):
+            if first is None and len(frame.format.components) == 1 and frame.format.components[0].bits > 8:
+                raise DepthError(f"a video of one channel ({frame.format.name}): {DEPTH}")
             first = first or (frame.width, frame.height)
             budget.spend(frame.width, frame.height)
             if frame.is_corrupt:

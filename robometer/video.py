@@ -42,6 +42,13 @@ class VideoTooLargeError(VideoError):
     """A video or image that is beyond `VideoLimits`."""
 
 
+class DepthError(VideoError):
+    """What sees distances, and no colours."""
+
+
+DEPTH = "a depth map, which is no picture"
+
+
 @dataclass(frozen=True)
 class VideoLimits:
     """What is refused before memory is spent, whatever a header says.
@@ -262,10 +269,13 @@ def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded image, from its header.
 
     Raises:
+        DepthError: it has one channel of more bits than a picture has.
         VideoError: the bytes are no image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode[0] in "IF":
+                raise DepthError(f"an image of one channel, of 16 bits or more: {DEPTH}")
             return image.size
     except (OSError, Image.DecompressionBombError) as error:
         raise VideoError(f"{len(data)} bytes are not an image that can be read ({first_line(error)})") from error

@@ -15,11 +15,12 @@ from robometer.configs.schema import IngestConfig
 from robometer.corpus.identity import NOTHING, Facts, StoredRows, labels_hash
 from robometer.corpus.manifest import SKIP
 from robometer.corpus.sources import Refused, Unit, read_unit
+from robometer.corpus.sources.common import is_depth
 from robometer.corpus.writer import Known, Rejected, Stored, content_hash
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, encode_frames
 from robometer.trajectory import SHARD_SCHEMA, Episode, TrajectoryError
-from robometer.video import VideoError, VideoLimits, first_line
+from robometer.video import DEPTH, DepthError, VideoError, VideoLimits, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +112,12 @@ def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[Sto
 
 
 def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: StoredRows) -> Stored | Rejected | Known:
+    if is_depth(episode.view):
+        return Rejected(quarantine_row(episode, digest, SKIP, DEPTH))
     try:
         return _beside(have.get(episode.id), episode, digest, config)
     except (TrajectoryError, VideoError) as error:
-        stage = "video" if isinstance(error, VideoError) else "labels"
+        stage = SKIP if isinstance(error, DepthError) else "video" if isinstance(error, VideoError) else "labels"
         return Rejected(quarantine_row(episode, digest, stage, str(error)))
     except Exception as error:  # one odd episode must not end a job of a million
         logger.exception("episode %s failed", episode.uri)

@@ -14,8 +14,6 @@ import yaml
 from robometer.corpus.sources import SourceError
 from robometer.trajectory import TrajectoryError
 
-DEPTH = "a depth map, which is no picture"
-
 
 def folder(input: str, what: str) -> Path:
     """`input` as an absolute folder.

@@ -50,10 +50,10 @@ import pyarrow.parquet as pq
 
 from robometer.corpus.episode_rows import EpisodeRows
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import DEPTH, files, folder, is_depth, name_of, read_json
+from robometer.corpus.sources.common import files, folder, is_depth, name_of, read_json
 from robometer.recording import ImageSequence, Recording, VideoFile
 from robometer.trajectory import Episode, TrajectoryError
-from robometer.video import VideoError, probe
+from robometer.video import DEPTH, VideoError, probe
 
 logger = logging.getLogger(__name__)
 
