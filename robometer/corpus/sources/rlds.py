@@ -291,16 +291,16 @@ def outcome(example: Example) -> str:
     for name in (place + flag for place in ("episode_metadata/", "") for flag in _FLAGS):
         said = [bytes(blob).decode("utf-8", "replace").strip().lower() for blob in example.blobs(name)]
         said = said or [str(int(value)) for value in example.numbers(name)]
-        if said and (found := _OUTCOMES.get(said[-1])):
-            return found
+        if said and said[-1] in _OUTCOMES:
+            return _OUTCOMES[said[-1]]
     for name in _PATHS:
         for blob in example.blobs(f"episode_metadata/{name}"):
             path = bytes(blob).decode("utf-8", "replace").lower().replace("\\", "/")
-            said = {_OUTCOMES[part] for part in path.split("/") if part in _OUTCOMES and part.isalpha()}
-            if len(said) > 1:
+            found = {_OUTCOMES[part] for part in path.split("/") if part in _OUTCOMES and part.isalpha()}
+            if len(found) > 1:
                 raise TrajectoryError(f"its {name} names both success and failure: {path}")
-            if said:
-                return said.pop()
+            if found:
+                return found.pop()
     return ""
 
 
