@@ -135,7 +135,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         if needed and len(rows) != data["length"]:
             message = f"{data['data']} has {len(rows)} rows of episode {data['episode']}, not {data['length']}"
             raise TrajectoryError(message)
-        task = task or _task_of_most(rows, root, data["tasks"])
+        task = task or task_of_most(rows, root, data["tasks"])
         truth: dict[str, Any] = {field: rows.numbers(name) for name, field in data["truth"].items()}
         if "success" in truth:
             truth["success"] = [int(value > 0.5) for value in truth["success"]]
@@ -178,8 +178,17 @@ def _first(file: str, place: Sequence[Any] | None) -> int:
     return int(by_time)
 
 
-def _task_of_most(rows: EpisodeRows, root: Path, tasks: Sequence[str]) -> str:
-    """The one of an episode's tasks that is that of at least two thirds of its frames."""
+def task_of_most(rows: EpisodeRows, root: Path, tasks: Sequence[str]) -> str:
+    """The one of an episode's tasks that is that of at least two thirds of its frames.
+
+    Args:
+        rows: the episode's.
+        root: the dataset, whose meta/tasks names the instructions.
+        tasks: those that are listed of the episode.
+
+    Raises:
+        TrajectoryError: there is none.
+    """
     column = next((name for name in TASK_COLUMNS if rows.has(name)), "")
     if not column or not len(rows):
         raise TrajectoryError(f"no task text: it has {len(tasks)} tasks, and no column {', '.join(TASK_COLUMNS)}")

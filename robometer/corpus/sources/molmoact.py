@@ -4,9 +4,9 @@
     <household or tabletop>/**/*.parquet            a row per frame: episode_index, frame_index, first_view, second_view
 
 `ingest.input` is one such folder, or one that holds several, up to three levels down. A folder with household or
-tabletop in its name becomes molmoact_dataset_household or molmoact_dataset_tabletop. The task is the first of an
-episode's `tasks`, all episodes are successful, views are first_view and second_view; the wrist camera is left out, as
-upstream does, and so is every tabletop episode whose task has "load the bowl" in it.
+tabletop in its name becomes molmoact_dataset_household or molmoact_dataset_tabletop. The task is the episode's, of
+several that of most frames, as in `lerobot`; all episodes are successful, views are first_view and second_view; the
+wrist camera is left out, as upstream does, and so is every tabletop episode whose task has "load the bowl" in it.
 
 Upstream takes the files in the order of a glob, reads them twice, and takes for granted that an episode's rows lie one
 after the other (B10). Ours finds them by `episode_index` and orders them by `frame_index`, in whatever files they lie.
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from robometer.corpus.episode_rows import EpisodeRows, open_parquet, ranges
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, name_of
+from robometer.corpus.sources.lerobot import task_of_most
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
@@ -63,9 +64,11 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     with EpisodeRows(paths, data["episode"]) as rows:
         if len(rows) != data["length"]:
             raise TrajectoryError(f"there are {len(rows)} rows of episode {data['episode']}, not {data['length']}")
+        tasks = data["tasks"]
+        task = tasks[0] if len(tasks) == 1 else task_of_most(rows, root, tasks)
         for view in VIEWS:
             recording = ImageSequence(len(rows), rows.images(view), data["fps"])
-            yield Episode(unit.source, unit.key, view, data["task"], recording, str(paths[0]))
+            yield Episode(unit.source, unit.key, view, task, recording, str(paths[0]))
 
 
 def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
@@ -85,18 +88,18 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
         try:
             row = json.loads(line)
             episode, length = int(row["episode_index"]), int(row["length"])
-            task = str((row.get("tasks") or [""])[0] or "")
+            tasks = list(dict.fromkeys(str(task) for task in row.get("tasks") or () if task))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             message = f"line {number} of {EPISODES} is malformed ({type(error).__name__}: {error})"
             yield Refused(f"{path / EPISODES}:{number}", message, source)
             continue
         key, held = f"{name_of(path)}/episode_{episode:06d}", where.pop(episode, [])
-        if (words := LEFT_OUT.get(source)) and words in task.lower():
+        if (words := LEFT_OUT.get(source)) and any(words in task.lower() for task in tasks):
             yield Refused(str(path), f"tasks with {words!r} are left out, as upstream does", source, key, skipped=True)
         elif not held:
             yield Refused(str(path), f"no parquet file holds rows of episode {episode}", source, key)
         else:
-            data = {"episode": episode, "length": length, "task": task, "files": held, "fps": fps}
+            data = {"episode": episode, "length": length, "tasks": tasks, "files": held, "fps": fps}
             yield Unit(key, source, str(path), len(VIEWS), data, files=[str(path / name) for name in held])
     for episode in sorted(where):
         yield Refused(
