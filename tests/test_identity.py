@@ -245,18 +245,18 @@ def test_two_ingests_at_once_under_one_name_are_told(tmp_path: Path) -> None:
 
 
 def test_a_seal_sees_data_and_files_and_no_folders(tmp_path: Path) -> None:
-    def seal(folder: str, content: bytes = b"1" * 20_000, split: str = "train", **data: Any) -> str:
+    def seal(folder: str, content: bytes = b"1" * 20_000, split: str = "train", time_s: int = 5, **data: Any) -> str:
         path = tmp_path / folder / "a.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        os.utime(path, (5, 5))
+        os.utime(path, (time_s, time_s))
         unit = Unit("key", "source", str(path), data={"path": str(path), **data})
         return Sealer(split).seals([unit])[0]
 
     same = seal("one")
     assert seal("two") == same
     changed = b"1" * 19_999 + b"2"
-    others = [seal("x", changed), seal("x", b"1"), seal("x", split="val"), seal("x", task="t")]
-    assert same not in others and len(set(others)) == 4
+    others = [seal("x", changed), seal("x", b"1"), seal("x", split="val"), seal("x", task="t"), seal("x", time_s=6)]
+    assert same not in others and len(set(others)) == 5
     inside = [Sealer("train").seals([Unit("k", "s", str(tmp_path / name))])[0] for name in ("one", "two")]
     assert inside[0] == inside[1] != Sealer("train").seals([Unit("k", "s", str(tmp_path / "none"))])[0]
