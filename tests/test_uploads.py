@@ -545,7 +545,7 @@ def test_an_upload_has_a_deadline_and_one_that_is_given_up_is_not_decoded_on() -
 
 
 def test_health_answers_at_once_while_all_decoders_are_busy(http: httpx.Client) -> None:
-    slow = long_video()
+    slow = motion_jpeg([jpeg(2048, 2048)] * 40, 2048, 2048)
     threads = [threading.Thread(target=post_video, args=(http, slow)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -555,7 +555,7 @@ def test_health_answers_at_once_while_all_decoders_are_busy(http: httpx.Client) 
         began = time.monotonic()
         assert http.get("/health").status_code == 200
         waits.append(time.monotonic() - began)
-        time.sleep(0.05)
+        time.sleep(0.02)
     for thread in threads:
         thread.join()
     assert len(waits) > 3 and max(waits) < 0.5
@@ -610,7 +610,7 @@ def test_a_decoder_knows_no_secrets_and_holds_no_files(monkeypatch: pytest.Monke
         try:
             process = psutil.Process(child.pid)
             assert "ROBOMETER_TOKEN" not in process.environ() and "a secret" not in str(process.environ())
-            assert process.nice() >= 10 and not process.net_connections()
+            assert process.nice() >= 5 and not process.net_connections()
             links = [os.readlink(link) for link in Path(f"/proc/{child.pid}/fd").iterdir()]
             assert all(link == "/dev/null" or link.startswith("pipe:") for link in links)
         finally:

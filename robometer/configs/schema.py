@@ -438,7 +438,7 @@ class ServeConfig:
     max_source_frames: int = 10_000
     max_source_pixels: int = 4096 * 4096
     max_total_pixels: int = 2_000_000_000  # of all frames of a video: half a minute of 1080p, two of 640x480
-    decode_timeout_s: float = 20.0  # for one uploaded video
+    decode_timeout_s: float = 30.0  # for one uploaded video
     max_queued_requests: int = 64
     # bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none
     token: str = field(default="", repr=False)
