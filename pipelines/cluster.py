@@ -19,6 +19,7 @@ from ray._private.state import jobs
 from ray.data import DataContext
 from ray.exceptions import ActorDiedError
 from ray.experimental import tqdm_ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from robometer.configs.schema import Config, ConfigError
 from robometer.errors import RobometerError
@@ -88,6 +89,7 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
             dashboard_port=port,
         )
         _started_here = True
+    _spend_warning()
     try:
         yield
     finally:
@@ -139,6 +141,30 @@ def _join(address: str, environment: Mapping[str, str]) -> None:
             f"RAY_ADDRESS={address} is no cluster that can be joined ({reason}): give HOST:PORT of one that runs, with "
             "its token, or unset RAY_ADDRESS to run on this machine alone"
         ) from error
+
+
+class _Nobody:
+    def __init__(self, given: None) -> None:
+        pass
+
+
+def _spend_warning() -> None:
+    """Print, while this process's standard error leads nowhere, what it would print at its first pool of actors.
+
+    It is the first of `pipelines.foreign.LINES`. Workers' lines come through Ray, which can be told to leave some out;
+    the driver's own native part writes to the descriptor, this line once, whoever the actor is.
+    """
+    nowhere = NodeAffinitySchedulingStrategy("0f" * 28, soft=False)  # so that no process is started for it
+    nobody = ray.remote(num_cpus=0, max_restarts=1)(_Nobody).options(scheduling_strategy=nowhere)
+    given = ray.put(None)
+    screen, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, 2)
+    try:
+        nobody.remote(given)
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(void)
 
 
 def cause_of(error: BaseException) -> str:

@@ -19,6 +19,7 @@ import pytest
 from jobs import cli
 from pipelines.cluster import free_port
 from tests.conftest import TINY
+from tests.screen import foreign
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -138,6 +139,7 @@ def test_every_stage_runs_as_a_submitted_job(
     for stage in stages:
         done = _submit(head, f"jobs.{stage}", *base)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+        assert not foreign(done.stdout, done.stderr)
     metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())["metrics"]
     assert set(metrics) == {"seen", "held_out"}
     assert (tmp_path / "evaluation/report.html").stat().st_size > 50_000

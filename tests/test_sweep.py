@@ -18,6 +18,7 @@ from pipelines.sweep import parse_space, run_sweep
 from robometer.configs import ConfigError, load
 from robometer.models.checkpoint import load_config
 from tests.conftest import TINY
+from tests.screen import foreign
 
 SWEEP = (
     "train.steps=4",
@@ -46,6 +47,7 @@ def _run(overrides: list[str]) -> None:
     command = [sys.executable, "-m", "jobs.sweep", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert not foreign(done.stdout, done.stderr)
 
 
 @pytest.mark.slow
