@@ -28,7 +28,8 @@ Writes  with --show, the corpus viewer as one HTML file (--show=PAGE; default co
 robometer corpus verify     re-read every shard, on the cluster: counts, hashes, and whether the manifest says the same.
         --repair            make lost or false manifest files again from the shards; take corrupt shards out, which the
                             next `robometer ingest` of the same data makes again
-robometer corpus compact    join small shards, with their embeddings, while no job uses the corpus
+robometer corpus compact    join small shards, with their embeddings, and drop what updates replaced, while no job uses
+        the corpus
         --shard-mb=512      size of the shards that come out
 robometer corpus export     write it as a LeRobot v3.0 dataset, an episode per trajectory
         --to=FOLDER         where to; it must not exist
