@@ -22,6 +22,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 900
+STARTS_RAY = ("test_ingest", "test_sample_stream", "test_sweep", "test_train")
+"""Tests that get a Python of their own."""
+
 PRELOADED = ("cv2", "numpy", "pandas", "pyarrow.parquet", "pytest", "scipy.stats", "torch", "transformers")
 """Imported once: the tests of each fault run in a fork of this process."""
 
@@ -351,6 +354,9 @@ def main(words: Sequence[str]) -> int:
     """Plant every fault that `words` name, and print what became of it."""
     os.environ["OMP_NUM_THREADS"] = "1"  # a fork has one thread, whatever a pool believes
     chosen = [m for m in MUTANTS if not words or any(word in m.name or word in m.file for word in words)]
+    if stale := [m.name for m in MUTANTS if (ROOT / m.file).read_text().count(m.old) != 1]:
+        print(f"these do not stand exactly once in their files any more: {', '.join(stale)}")
+        return 2
     for name in PRELOADED:
         __import__(name)
     missed = []
@@ -389,7 +395,6 @@ def planted(tree: Path, mutant: Mutant) -> Iterator[None]:
     """The fault in its file for the time of the block."""
     path = tree / mutant.file
     text = path.read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.name}: its old text stands {text.count(mutant.old)} times"
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
         yield
@@ -401,7 +406,9 @@ def run(tree: Path, tests: str) -> str:
     """`caught`, `MISSED`, or `broken` where pytest itself failed; the output is in a file beside the tree."""
     child = os.fork()
     if child == 0:
-        _run_here(tree, tests)
+        _run_here(
+            tree, ["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)], any(n in tests for n in STARTS_RAY)
+        )
     end = time.monotonic() + TIMEOUT_S
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > end:
@@ -416,8 +423,8 @@ def _log(tree: Path) -> Path:
     return tree.with_suffix(".log")
 
 
-def _run_here(tree: Path, tests: str) -> None:
-    """Run pytest in this fork, with the tree's code and no other, and end it."""
+def _run_here(tree: Path, arguments: list[str], anew: bool) -> None:
+    """Run pytest in this fork, with the tree's code and no other, and end it; `anew`: in a Python of its own."""
     os.setpgrp()
     os.chdir(tree)
     with _log(tree).open("wb") as log:
@@ -425,6 +432,8 @@ def _run_here(tree: Path, tests: str) -> None:
         os.dup2(log.fileno(), 2)
     # What is compiled is known by its time in seconds, which a fault and its mending share.
     os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    if anew:
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
     sys.dont_write_bytecode = True
     sys.path[:] = [str(tree), *(place for place in sys.path if place not in ("", str(ROOT)))]
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "robometer", "pipelines", "jobs")]:
@@ -433,7 +442,7 @@ def _run_here(tree: Path, tests: str) -> None:
 
     status = 3
     try:
-        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--durations=0", *shlex.split(tests)]))
+        status = int(pytest.main(arguments))
     finally:
         os._exit(status)
 
