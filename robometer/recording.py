@@ -136,6 +136,8 @@ class VideoFile:
                     or (frame.pts == key and not frame.key_frame)
                 ):
                     raise VideoError(f"the video is not as its packets say at frame {at}")
+                if frame.interlaced_frame:
+                    raise VideoError("two packets may hold the fields of one frame")
                 if at >= self.first:
                     yield frame
                 at += 1
@@ -185,7 +187,7 @@ class _Tally:
         named = len(self._stream.index_entries) if mov else self._stream.frames
         if self._read < named:
             raise VideoError(f"the video breaks off: it holds {self._read} of the {named} frames that its header names")
-        if "matroska" in self._container.format.name and breaks_off(source):
+        if (mov or "matroska" in self._container.format.name) and breaks_off(source):
             raise VideoError("the video breaks off: the file is shorter than its header says")
         may_hide = self.interlaced or self._stream.codec_context.codec.canonical_name in _MAY_HIDE
         if self.frames < self._to_show and not may_hide:

@@ -17,7 +17,7 @@ import numpy as np
 
 from robometer.video import Source, VideoError, is_mov, opened
 
-_ONE_PACKET_A_FRAME = frozenset({"h264", "hevc", "vp9", "av1"})
+_ONE_PACKET_A_FRAME = frozenset({"h264", "hevc", "av1"})
 _IDR = 5
 
 

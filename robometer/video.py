@@ -166,7 +166,9 @@ def describe(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
         VideoError: frames without pixels, or with more than the limit.
     """
     check_size(stream.width, stream.height, limits)
-    count = sum(not entry.is_discard for entry in stream.index_entries) if is_mov(container) else stream.frames
+    count = stream.frames  # 0 in a fragmented MP4, whose index is not read yet
+    if count and is_mov(container):
+        count = sum(not entry.is_discard for entry in stream.index_entries)
     return VideoInfo(
         num_frames=count or sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard),
         fps=float(stream.average_rate or stream.guessed_rate or 0.0),
@@ -183,13 +185,33 @@ def is_mov(container: Any) -> bool:
 
 
 def breaks_off(source: Source) -> bool:
-    """Whether a Matroska file is shorter than its segment, which ffmpeg takes for its end."""
-    head, size = _head(source, 4096), len(source) if isinstance(source, bytes) else Path(source).stat().st_size
-    at = head.find(b"\x18\x53\x80\x67") + 4  # the segment's id; its length follows, of as many bytes as its first says
-    width = 9 - head[at].bit_length() if 4 <= at < len(head) else 9
+    """Whether an MP4 or Matroska file is shorter than the part that it ends in, which ffmpeg takes for its end."""
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        head = file.read(4096)
+        if head.startswith(_EBML):
+            return _segment_end(head) > size
+        at, kind = 0, b""
+        while at + 16 <= size:
+            file.seek(at)
+            box = file.read(16)
+            length, kind = int.from_bytes(box[:4]), box[4:8]
+            length = int.from_bytes(box[8:]) if length == 1 else length
+            if length < 8:
+                return False  # to the end of the file, or no box
+            at += length
+        return at > size and kind in (b"moov", b"moof", b"mdat")
+
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def _segment_end(head: bytes) -> int:
+    """Where the segment of a Matroska file ends; 0 where it does not say."""
+    at = head.find(_SEGMENT) + len(_SEGMENT)  # its length follows, of as many bytes as the first of them says
+    width = 9 - head[at].bit_length() if len(_SEGMENT) <= at < len(head) else 9
     length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
-    unknown = width > 8 or length == (1 << 7 * width) - 1
-    return not unknown and at + width + length > size
+    return 0 if width > 8 or length == (1 << 7 * width) - 1 else at + width + length
 
 
 def _head(source: Source, size_bytes: int) -> bytes:

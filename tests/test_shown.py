@@ -205,14 +205,21 @@ def test_a_codec_that_nobody_needs_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "container"), [("libx264", "mp4"), ("libx264", "matroska"), ("libvpx", "webm"), ("mpeg4", "avi")]
+    ("codec", "container", "flags"),
+    [
+        ("libx264", "mp4", "faststart"),
+        ("libx264", "mp4", "frag_keyframe+empty_moov"),
+        ("libx264", "matroska", ""),
+        ("libvpx", "webm", ""),
+        ("mpeg4", "avi", ""),
+    ],
 )
 @pytest.mark.parametrize("kept", [0.5, 0.8, 0.95])
-def test_a_file_that_breaks_off_is_refused(codec: str, container: str, kept: float, tmp_path: Path) -> None:
-    options = {"movflags": "faststart"} if container == "mp4" else {}
+def test_a_file_that_breaks_off_is_refused(codec: str, container: str, flags: str, kept: float, tmp_path: Path) -> None:
+    options = {"movflags": flags} if flags else {}
     path = tmp_path / "whole"
     with av.open(str(path), "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=10)
+        stream = output.add_stream(codec, rate=10, options={"g": "6"})
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         for pixels in np.random.default_rng(0).integers(0, 255, (40, 48, 64, 3), dtype=np.uint8):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
