@@ -24,7 +24,7 @@ from robometer.configs.schema import Config, EmbedConfig
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
-from robometer.models.encoders import ImageEncoder, image_encoder, text_encoder
+from robometer.models.encoders import STORED, ImageEncoder, image_encoder, text_encoder
 from robometer.outputs import settled
 from robometer.video import decode_jpeg
 
@@ -114,7 +114,7 @@ class EmbedShards:
             pa.ipc.new_file(stream, IMAGE_SCHEMA) as writer,
         ):
             for id, vectors in encode_trajectories(self._encoder, _decoded(batches), self._batch_size):
-                flat = pa.array(vectors.astype(np.float16).ravel())
+                flat = pa.array(vectors.astype(STORED).ravel())
                 embedding = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
                 columns = [pa.array([id]), pa.array([len(vectors)], pa.int32()), embedding]
                 writer.write_batch(pa.record_batch(columns, schema=IMAGE_SCHEMA))

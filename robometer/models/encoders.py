@@ -25,6 +25,9 @@ from torch import Tensor, nn
 
 from robometer.errors import RobometerError
 
+STORED = np.float16
+"""The type in which a corpus keeps image embeddings: a model that learned from these is shown no others."""
+
 
 class EncoderError(RobometerError):
     """An encoder that cannot be had; the message says what to install or to choose."""

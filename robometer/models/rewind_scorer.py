@@ -15,7 +15,7 @@ from robometer.batch import Batch, progress_from_logits
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.collate import collate_targets
-from robometer.models.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
+from robometer.models.encoders import STORED, ImageEncoder, TextEncoder, image_encoder, text_encoder
 from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import (
@@ -146,7 +146,10 @@ class RewindScorer(OneAtATime):
 
     def _features(self, clip: Clip, positions: np.ndarray) -> Tensor:
         known = clip.features.get(self.image_encoder)
-        features = self._images.encode(clip.frames[positions]) if known is None else known[positions]
+        if known is None:
+            features = self._images.encode(clip.frames[positions]).astype(STORED)  # as a corpus would have them
+        else:
+            features = known[positions]
         return torch.from_numpy(np.asarray(features, dtype=np.float32))
 
     def _text(self, tasks: Sequence[str]) -> Tensor:
