@@ -112,8 +112,9 @@ class Child:
                 raise _GarbledError
             status = STATUS.unpack(self._read(STATUS.size))[0]
         except (OSError, EOFError) as error:
+            self.end("ended")
             self._process.wait()
-            raise DeathError(self._cause or "ended") from error
+            raise DeathError(self._cause) from error
         except (_GarbledError, ValueError, TypeError, KeyError) as error:
             self.end("garbled")  # what was in the upload has taken over its process
             raise DeathError("garbled") from error

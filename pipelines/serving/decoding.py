@@ -81,8 +81,7 @@ class Decoders:
         Raises:
             ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, decode_npy, data, field, self.limits)
+        return await asyncio.to_thread(decode_npy, data, field, self.limits)
 
     def close(self) -> None:
         """End all processes, and what they are doing."""
