@@ -42,6 +42,10 @@ MIN_LOCAL_CPUS = 4
 WARN_AFTER_S = 30.0
 """Without a step, after which a job says what it waits for."""
 
+RETRIES = -1
+"""Of a task by its actor: for ever, so that the actor's own `max_restarts` is what ends it. A node that is gone refuses
+every task until Ray has noticed, and would use up any number within a second."""
+
 _started_here = False
 """Whether this process started the Ray that it is connected to."""
 

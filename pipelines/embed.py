@@ -19,7 +19,7 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from pipelines.cluster import Needs, cause_of, check_room, connected, interactive, progress_bar, watched
+from pipelines.cluster import RETRIES, Needs, cause_of, check_room, connected, interactive, progress_bar, watched
 from robometer.configs.schema import Config, EmbedConfig
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
@@ -36,7 +36,7 @@ IMAGE_SCHEMA = pa.schema([("id", pa.string()), ("num_frames", pa.int32()), ("emb
 TEXT_SCHEMA = pa.schema([("task", pa.string()), ("embedding", pa.list_(pa.float32()))])
 
 
-DEATHS = 3
+DEATHS = 16
 """Of an actor, after which a shard and not its node is to blame; Ray Data's own default would go on for ever."""
 
 
@@ -83,8 +83,9 @@ def run_embed(config: Config) -> EmbedReport:
                 frames = _run_shards(corpus.storage, shards, config.embed)
             except RayError as error:
                 raise EmbedError(f"a worker failed ({cause_of(error)}); mend it and run the same again") from error
-    for encoder in (config.embed.image_encoder, config.embed.text_encoder):
-        corpus.storage.remove_stale(f"embeddings/{encoder}")
+            finally:  # of workers that were killed
+                for encoder in (config.embed.image_encoder, config.embed.text_encoder):
+                    corpus.storage.remove_stale(f"embeddings/{encoder}")
     report = EmbedReport(len(shards), frames, len(tasks), time.monotonic() - started)
     logger.info("embed: %s", json.dumps(dataclasses.asdict(report)))
     return report
@@ -161,7 +162,7 @@ def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedCon
         compute=ActorPoolStrategy(size=min(config.actors, len(shards))),
         fn_constructor_kwargs={"path": storage.path, "config": config},
         max_restarts=DEATHS,
-        max_task_retries=DEATHS,
+        max_task_retries=RETRIES,
     )
     frames = 0
     for result in watched(dataset.iter_rows(), "embed", _needs(config)):

@@ -28,7 +28,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from pipelines.cluster import Needs, cause_of, check_room, connected, interactive, progress_bar, watched
+from pipelines.cluster import RETRIES, Needs, cause_of, check_room, connected, interactive, progress_bar, watched
 from robometer import baselines, tracking
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
@@ -355,7 +355,7 @@ def _predict_parts(
         compute=ActorPoolStrategy(size=settings.actors),
         num_gpus=settings.num_gpus,
         max_restarts=DEATHS,
-        max_task_retries=DEATHS,
+        max_task_retries=RETRIES,
         runtime_env=baselines.runtime_env(settings.checkpoint.removeprefix(baselines.PREFIX)),
     )
     needs, total, done = Needs(gpus=settings.num_gpus), sum(map(len, parts.values())), 0

@@ -24,6 +24,7 @@ from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Data
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
+from pipelines.cluster import RETRIES
 from robometer.batch import Batch
 from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import Config
@@ -104,7 +105,7 @@ def stream(config: Config, start_step: int) -> Dataset:
         num_cpus=0,
         compute=ActorPoolStrategy(size=train.data_actors),
         max_restarts=DEATHS,
-        max_task_retries=DEATHS,
+        max_task_retries=RETRIES,
     )
 
 

@@ -26,7 +26,7 @@ from tests.sources.raw import BUNDLED
 from tests.test_deadlocks import cluster, node_running
 from tests.training_runs import Driver, checkpoints, driving, recorded
 
-CLIPS = 320
+CLIPS = 160
 LARGER = (*TINY, "ingest.short_edge=96", "ingest.max_frames=16", "ingest.shard_size=8", "ingest.max_bad_fraction=1")
 
 
