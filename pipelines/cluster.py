@@ -21,8 +21,11 @@ from ray.exceptions import ActorDiedError
 from ray.experimental import tqdm_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.foreign import silence
 from robometer.configs.schema import Config, ConfigError
 from robometer.errors import RobometerError
+
+silence()  # again, since Ray's import asks for its deprecations to be shown
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +75,6 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     before = {name: os.environ.get(name) for name in (ADDRESS, API_SERVER)}
     if address := cluster_address():
         _join(address, environment or {})

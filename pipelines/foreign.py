@@ -41,14 +41,22 @@ _LOGGERS = (
 )
 """Where the driver logs some of `LINES`."""
 
+_SETTINGS = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # and what stands in their place where there is no terminal
+    "RAY_DATA_LOG_LEVEL": "WARNING",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # it tells of every table that it makes
+}
+
 _FOREIGN = re.compile("|".join(LINES))
 
 
 def silence() -> None:
-    """Keep `LINES` off the screen; before Ray is imported, and again at no cost."""
+    """Keep `LINES` off the screen; before Ray is imported, and for its warnings after it too."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _FOREIGN.pattern)
     os.environ.setdefault("RAY_DEDUP_LOGS_ALLOW_REGEX", PROGRESS)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of every table that it makes
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message=LINES[-1])
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(is_ours)

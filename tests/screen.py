@@ -15,6 +15,8 @@ FOREIGN = (
     "weights successfully saved",
     "Cleaning up placement group",
     "database tables",
+    "streaming_executor.py",
+    "Running Dataset",
     "Traceback",
 )
 
