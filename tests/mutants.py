@@ -22,7 +22,15 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 900
-STARTS_RAY = ("test_ingest", "test_sample_stream", "test_sweep", "test_train")
+STARTS_RAY = (
+    "test_identity",
+    "test_ingest",
+    "test_lerobot",
+    "test_rlds",
+    "test_sample_stream",
+    "test_sweep",
+    "test_train",
+)
 """Tests that get a Python of their own."""
 
 PRELOADED = ("cv2", "numpy", "pandas", "pyarrow.parquet", "pytest", "scipy.stats", "torch", "transformers")

@@ -289,8 +289,9 @@ def test_the_order_in_the_file_is_that_of_the_timestamps(tmp_path: Path) -> None
     assert held(raw) == {"2": [0, 36], "1": [37, 69], "0": [70, 119]}
 
 
-def test_episodes_that_were_taken_out_leave_a_gap(tmp_path: Path) -> None:
-    raw = write_v3(tmp_path / "raw", (0, 83), lengths=(50, 37), order=(0, 1))
+@pytest.mark.parametrize("first", [83, 82.8, 83.2])
+def test_episodes_that_were_taken_out_leave_a_gap(tmp_path: Path, first: float) -> None:
+    raw = write_v3(tmp_path / "raw", (0, first), lengths=(50, 37), order=(0, 1))
     assert held(raw) == {"0": [0, 49], "1": [83, 119]}
 
 
