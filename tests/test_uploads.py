@@ -314,6 +314,8 @@ def test_what_is_decoded_counts_and_not_what_the_header_says(http: httpx.Client,
     assert "changes its size" in sentence(post_video(http, changing), 415)
     hidden = motion_jpeg([jpeg(64, 64)] * 3 + [jpeg(2048, 2056)] * 3, 64, 64, container)
     assert "pixels" in sentence(post_video(http, hidden), 413)
+    wide = motion_jpeg([jpeg(16, 2048)] * 3, 64, 64, container)  # which would be 240 x 30720 pixels for the model
+    assert "decodes to" in sentence(post_video(http, wide), 413)
     many = motion_jpeg([jpeg(1024, 1024)] * 480, 8, 8, container)  # 503 million pixels; the header says 30,720
     assert "pixels" in sentence(post_video(http, many), 413)
 

@@ -163,7 +163,10 @@ def _frames(job: Job, upload: bytes) -> Video:
     settings = FrameSettings(**job.settings)
     check_signature(upload)
     _check(probe(upload, limits), settings, limits, job.max_bytes)
-    return read_frames(upload, settings, limits)
+    video = read_frames(upload, settings, limits)
+    if video.frames.nbytes > job.max_bytes:
+        raise VideoTooLargeError(f"it decodes to {video.frames.nbytes} bytes, more than {job.max_bytes}")
+    return video
 
 
 def _check(info: VideoInfo, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:
