@@ -28,6 +28,10 @@ LINES = (
     r"Model weights successfully saved to ",
     # A Ray that was started here wants its own token of every client; nobody has to do anything.
     r"Token authentication is enabled for this Ray cluster\. Set RAY_AUTH_MODE=disabled to opt out",
+    # `robometer serve` says in its own words what it does.
+    r"Started Serve in namespace ",
+    r"Connecting to existing Serve app in namespace ",
+    r"Application '\w+' is ready at ",
     # The new API has no name for `max_restarts` and `max_task_retries`.
     r"`ray_remote_args` is deprecated and will be removed in Ray",
 )
@@ -38,6 +42,7 @@ PROGRESS = r"^(\d\d:\d\d:\d\d INFO )?\w+ \d+/\d+(,|$)"
 _LOGGERS = (
     "ray._private.authentication.authentication_token_setup",
     "ray.data._internal.progress",
+    "ray.serve",
 )
 """Where the driver logs some of `LINES`."""
 

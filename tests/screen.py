@@ -17,6 +17,7 @@ FOREIGN = (
     "database tables",
     "streaming_executor.py",
     "Running Dataset",
+    "in namespace",
     "Traceback",
 )
 

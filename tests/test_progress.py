@@ -20,6 +20,9 @@ SEEN = [
     "Reporting training result 1: TrainingReport(checkpoint=Checkpoint(filesystem=local, path=/run), metrics={})",
     "Model weights successfully saved to /tmp/robometer-checkpoint-8jw1xvkr/model!",
     "Token authentication is enabled for this Ray cluster. Set RAY_AUTH_MODE=disabled to opt out. For more",
+    'Started Serve in namespace "serve".',
+    'Connecting to existing Serve app in namespace "serve". New http_options/controller_options will not be applied.',
+    "Application 'robometer' is ready at http://127.0.0.1:51823/.",
     "`ray_remote_args` is deprecated and will be removed in Ray 2.64. Use the named remote parameters instead.",
 ]
 """As they were seen on the screen of a first run (Ray 2.60.0)."""
