@@ -109,6 +109,14 @@ def test_of_several_streams_the_default_is_shown_at_its_own_rate() -> None:
         assert (video.frames.shape, video.fps) == (shape, fps)
 
 
+def test_of_several_streams_without_a_default_the_best_is_shown() -> None:
+    """MPEG-TS knows no default."""
+    small, large = moving_square(20, 48, 64), moving_square(30, 96, 128)
+    for streams in ([(small, 10, False), (large, 20, False)], [(large, 20, False), (small, 10, False)]):
+        video = VideoFile(joined(streams, container="mpegts")).read(every)
+        assert (video.frames.shape, video.fps) == ((30, 96, 128, 3), 20)
+
+
 def test_a_cover_picture_is_no_video() -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
