@@ -117,6 +117,24 @@ def test_of_several_streams_without_a_default_the_best_is_shown() -> None:
         assert (video.frames.shape, video.fps) == ((30, 96, 128, 3), 20)
 
 
+def test_the_first_default_is_shown_where_ffmpeg_thinks_another_better() -> None:
+    path = SHARED / "data/ingest_faults/two_video_streams/nasa_13013.mp4"
+    if not path.is_file():
+        pytest.skip("../shared/data/ingest_faults is absent")
+    video = VideoFile(path).read(lambda n, fps: np.array([0, n - 1]))
+    assert (video.num_source_frames, video.fps, video.frames.shape) == (325, 25, (2, 180, 320, 3))
+
+
+@pytest.mark.parametrize("told", [1, 7])
+def test_a_header_that_counts_too_few_frames_is_a_hint(told: int) -> None:
+    avi = written(numbered(10), "mpeg4", "avi")
+    at = avi.index(b"strh") + 8 + 32  # the stream's length in frames
+    assert avi[at : at + 4] == b"\x0a\0\0\0"
+    lying = avi[:at] + bytes([told, 0, 0, 0]) + avi[at + 4 :]
+    video = VideoFile(lying).read(lambda n, fps: np.array([0, n - 1]))
+    assert (video.num_source_frames, numbers(video.frames), video.frame_index.tolist()) == (10, [0, 9], [0, 9])
+
+
 def test_a_cover_picture_is_no_video() -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
