@@ -261,13 +261,21 @@ def _refuse_clashes(storage: Storage, plan: _Plan, config: IngestConfig) -> None
         if found and not any(same for _, _, same in found):
             id, uri, _ = found[0]
             raise IngestError(
-                f"the corpus has another data set {source!r}: {_stored_uri(storage, 'id', id)} and {uri} have one name "
+                f"the corpus has another data set {source!r}: {_stored_uri(storage, id)} and {uri} have one name "
                 f"and different frames, and so have all {len(found)} trajectories that were compared; give "
                 "ingest.data_source=NAME to store this one too, or ingest.update=true if it takes the other's place"
             )
-    for source in plan.others.keys() - plan.same.keys() - plan.changed.keys():
-        there = _stored_uri(storage, "source", source)
-        if there and not config.data_source and not there.startswith(f"{absolute(config.input)}"):
+    fresh = sorted(plan.others.keys() - plan.same.keys() - plan.changed.keys())
+    if fresh and not config.data_source:
+        _warn_of_strangers(storage, fresh, str(absolute(config.input)))
+
+
+def _warn_of_strangers(storage: Storage, sources: list[str], input: str) -> None:
+    """Name the data sets that this input adds to, though they came from elsewhere and share no unit with it."""
+    rows = read_manifest(storage, ["source", "uri"])
+    for source in sources:
+        at = pc.index(rows["source"], source).as_py()
+        if at >= 0 and not (there := str(rows["uri"][at])).startswith(input):
             logger.warning(
                 "the corpus has a data set %r from elsewhere (%s), and this one is added to it: "
                 "give ingest.data_source=NAME to keep them apart",
@@ -289,11 +297,10 @@ def _probe(units: list[dict[str, Any]], config: IngestConfig, stored: StoredRows
     return found
 
 
-def _stored_uri(storage: Storage, column: str, value: str) -> str:
-    """Where the first stored trajectory with this value came from; empty if there is none."""
-    rows = read_manifest(storage, list({"uri", column}))
-    rows = rows.filter(pc.equal(rows[column], value))
-    return str(rows["uri"][0]) if len(rows) else ""
+def _stored_uri(storage: Storage, id: str) -> str:
+    """Where a stored trajectory came from."""
+    rows = read_manifest(storage, ["id", "uri"])
+    return str(rows["uri"][pc.index(rows["id"], id).as_py()])
 
 
 def _run_groups(storage: Storage, plan: _Plan, config: IngestConfig) -> Outcome:
