@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant("embeddings not at the positions asked for", "robometer/corpus/corpus.py",
            "table[np.asarray(positions)], dtype", "table[: len(positions)], dtype", "tests/models/test_collate.py"),
     Mutant("rewards not at the frames kept", "robometer/corpus/encode.py",
-           "return [values[i] for i in index]", "return list(values[: len(index)])", "tests/test_ingest.py -k what_goes_in"),
+           "return [values[i] for i in index]", "return list(values[: len(index)])", "tests/sources/test_mp4_jsonl.py -k truth"),
     Mutant("content hash leaves out which frames", "robometer/corpus/writer.py",
            'digest = hashlib.sha256(",".join(map(str, frame_index)).encode())', "digest = hashlib.sha256()",
            "tests/test_corpus.py"),
@@ -320,7 +320,7 @@ MUTANTS = (
            "tests/test_engine.py -k plain_loop"),
     Mutant("all copies of a step's micro-batches go to one worker", "pipelines/sample_stream.py",
            "(k - self._start) % self._world_size == self._rank", "k % self._world_size == self._rank",
-           "tests/test_sample_stream.py"),
+           "tests/test_sample_stream.py -k by_hand"),
     # --- serving and its client
     Mutant("any token passes", "pipelines/serving/guard.py",
            'and not (right and scheme.lower() == "bearer")', 'and not (scheme.lower() == "bearer")',

@@ -57,7 +57,7 @@ LN2 = math.log(2)
 ABSURD = 7.0
 
 
-def _by_hand(kind: str = "discrete") -> tuple[Batch, RewardOutput]:
+def by_hand(kind: str = "discrete") -> tuple[Batch, RewardOutput]:
     a = ClipTargets(
         frame_mask=torch.tensor([[True, True, True], [True, True, False]]),
         progress_target=torch.tensor([[0.0, 0.5, 1.0], [0.5, 1.0, 0.0]]),
@@ -115,7 +115,7 @@ def _logit(probability: float) -> float:
     ],
 )
 def test_every_term_by_hand(config: LossConfig, progress: float, success: float, preference: float) -> None:
-    batch, output = _by_hand()
+    batch, output = by_hand()
     losses = compute_losses(output, batch, config, "discrete")
     assert float(losses.progress) == pytest.approx(progress * LN2, rel=1e-6)
     assert float(losses.success) == pytest.approx(success * LN2, rel=1e-6)
@@ -132,13 +132,13 @@ def test_every_term_by_hand(config: LossConfig, progress: float, success: float,
     ],
 )
 def test_progress_as_one_value_by_hand(kind: str, progress: float) -> None:
-    batch, output = _by_hand(kind)
+    batch, output = by_hand(kind)
     assert float(compute_losses(output, batch, LossConfig(), kind).progress) == pytest.approx(progress, rel=1e-6)
 
 
 def test_counts_by_hand() -> None:
     """Supervised frames; positives; negatives; pairs."""
-    batch, _ = _by_hand()
+    batch, _ = by_hand()
     assert counts(batch, LossConfig()).tolist() == [6, 1, 4, 1]
     assert counts(batch, LossConfig(supervise_b=False)).tolist() == [4, 1, 2, 1]
     assert counts(batch, LossConfig(pair_progress=False)).tolist() == [1, 1, 4, 1]
@@ -146,7 +146,7 @@ def test_counts_by_hand() -> None:
 
 @pytest.mark.parametrize(("missing", "success"), [("positive", 5 / 4), ("negative", 2 / 1)])
 def test_a_class_that_is_missing_halves_nothing(missing: str, success: float) -> None:
-    batch, output = _by_hand()
+    batch, output = by_hand()
     for side in (batch.a, batch.b):
         side.success_mask &= side.success_label == (0.0 if missing == "positive" else 1.0)
     losses = compute_losses(output, batch, LossConfig(), "discrete")
@@ -155,7 +155,7 @@ def test_a_class_that_is_missing_halves_nothing(missing: str, success: float) ->
 
 @pytest.mark.parametrize(("logit", "error"), [(-1.0, math.log1p(math.e)), (-40.0, 40.0), (-60.0, 50.0)])
 def test_logits_are_clamped_at_fifty(logit: float, error: float) -> None:
-    batch, output = _by_hand()
+    batch, output = by_hand()
     output = output._replace(preference_logits=torch.tensor([logit, 0.0]))
     losses = compute_losses(output, batch, LossConfig(), "discrete")
     assert float(losses.preference) == pytest.approx(error, rel=1e-5)
@@ -163,7 +163,7 @@ def test_logits_are_clamped_at_fifty(logit: float, error: float) -> None:
 
 def test_the_loss_falls_in_the_direction_of_the_labels() -> None:
     """One small step against each gradient: A preferred, success where it is, progress up where the target is above."""
-    batch, output = _by_hand()
+    batch, output = by_hand()
     leaves = RewardOutput(*(part.clone().requires_grad_() for part in output))
     compute_losses(leaves, batch, LossConfig(), "discrete").total.backward()
     assert leaves.preference_logits is not None and leaves.preference_logits.grad is not None

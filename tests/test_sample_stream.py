@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import torch
 from ray.data import DataIterator
 
 from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamError, share, stream
@@ -16,6 +20,7 @@ from robometer.configs import load
 from robometer.configs.loading import to_dict
 from robometer.corpus.corpus import Corpus
 from tests.conftest import TINY
+from tests.test_losses import by_hand
 
 
 class Peek(Collate):
@@ -75,6 +80,31 @@ def test_every_step_has_its_micro_batches_however_they_are_dealt(tiny_corpus: st
         numbers = sorted(m.number for m in taken if m.weight == 1)
         assert numbers == [4 * (step + 2) + k for k in range(4)] and sum(m.weight for m in taken) == 4
         assert all(m.batch.sample_index.tolist() == [2 * m.number, 2 * m.number + 1] for m in taken)
+
+
+class _Dealt:
+    """Every third block of a stream, as `streaming_split` deals them."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers = numbers
+
+    def iter_batches(self, **_: Any) -> Iterator[dict[str, np.ndarray]]:
+        for number in self._numbers:
+            batch = replace(by_hand()[0], sample_index=torch.tensor([2 * number, 2 * number + 1]))
+            yield {name: array[None] for name, array in batch.to_arrays().items()}
+
+
+def test_four_micro_batches_for_three_workers_by_hand() -> None:
+    """A stream from step 2 on, whose first block is number 8: they get 8, 11, 14, ...; 9, 12, ...; 10, 13, ..."""
+    config = load([*TINY, "train.num_workers=3", "train.micro_batch_size=2", "train.steps=5"])
+    shards = [cast(DataIterator, _Dealt(list(range(8 + rank, 20, 3)))) for rank in range(3)]
+    dealt = [MicroBatches(shard, config, 2, rank, 3) for rank, shard in enumerate(shards)]
+    taken = [[[(m.number, m.weight) for m in worker.take(step)] for worker in dealt] for step in (2, 3, 4)]
+    assert taken == [
+        [[(8, 1), (11, 1)], [(9, 1), (9, 0)], [(10, 1), (10, 0)]],
+        [[(14, 1), (14, 0)], [(12, 1), (15, 1)], [(13, 1), (13, 0)]],
+        [[(17, 1), (17, 0)], [(18, 1), (18, 0)], [(16, 1), (19, 1)]],
+    ]
 
 
 def test_a_stream_that_is_not_where_it_should_be_is_an_error(tiny_corpus: str) -> None:
