@@ -62,11 +62,11 @@ def lines_of(caplog: pytest.LogCaptureFixture, total: int, at: list[tuple[float,
 
 
 def test_a_line_every_ten_seconds_has_the_rate_and_the_time_left(caplog: pytest.LogCaptureFixture) -> None:
-    assert lines_of(caplog, 400, [(2, 1), (5, 2), (12, 24), (20, 30), (22, 88), (100, 400)]) == [
+    assert lines_of(caplog, 400, [(2, 1), (5, 2), (12, 24), (20, 30), (22, 88), (25, 400)]) == [
         "train 1/400, 30/min, about 13:18 left, loss 4.15",  # 399 steps of 2 s each
         "train 24/400, 2/s, about 03:08 left, loss 4.15",  # 376 at 2 a second
         "train 88/400, 4/s, about 01:18 left, loss 4.15",
-        "train 400/400, 4/s, took 01:40, loss 4.15",
+        "train 400/400, 16/s, took 00:25, loss 4.15",
     ]
 
 
