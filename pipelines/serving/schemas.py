@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from pipelines.serving.jobs import MAX_TASK_CHARS
+
 
 class ModelRef(BaseModel):
     """Which model answered."""
@@ -80,19 +82,29 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def request_body(suffixes: tuple[str, ...]) -> dict[str, Any]:
     """OpenAPI `requestBody` of a route whose clips are named by `suffixes`."""
-    task = {"type": "string", "description": "the instruction, in words", "example": "open the drawer"}
+    task = {
+        "type": "string",
+        "description": "the instruction, in words",
+        "example": "open the drawer",
+        "minLength": 1,
+        "maxLength": MAX_TASK_CHARS,
+    }
     binary = {"type": "string", "format": "binary"}
-    images = {"type": "array", "items": {"type": "string", "format": "byte"}}
+    images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "byte"}}
     form: dict[str, Any] = {"task": task}
     body: dict[str, Any] = {"task": task}
     for suffix in suffixes:
         form[f"video{suffix}"] = binary | {"description": "a video file (mp4); this or frames"}
         form[f"frames{suffix}"] = binary | {"description": "a .npy file of uint8 [T, H, W, 3] RGB; this or video"}
         body[f"frames_base64{suffix}"] = images | {"description": "JPEG or PNG images of one size, base64"}
+    one_of_both = [{"oneOf": [{"required": [f"{name}{s}"]} for name in ("video", "frames")]} for s in suffixes]
+    objects = {"type": "object", "additionalProperties": False}
     return {
         "required": True,
         "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": ["task"], "properties": form}},
-            "application/json": {"schema": {"type": "object", "required": list(body), "properties": body}},
+            "multipart/form-data": {
+                "schema": objects | {"required": ["task"], "properties": form, "allOf": one_of_both}
+            },
+            "application/json": {"schema": objects | {"required": list(body), "properties": body}},
         },
     }

@@ -1,0 +1,193 @@
+"""Eight clients while replicas of the endpoint are killed and it is told to end: what is lost, how long it takes.
+
+    python -m benchmarks.serving
+
+Each client sends one try of a request after the other, as curl would, and compares the answer with the same scorer in
+this process. A request is lost where its connection breaks or the answer is wrong or none of 200 and 503. The endpoint
+is `run_serve` in a process of its own with a scorer that takes 50 ms a batch; the kills are `kill -9`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from robometer.baselines.trivial import FrameDifference
+from robometer.configs import load
+from robometer.scoring import Clip, ClipScore, Scorer
+
+CLIENTS = 8
+PHASE_S = 10.0
+_MARK = "ROBOMETER_BENCHMARK"
+"""Set in the environment of the endpoint, so that its processes are known by it."""
+
+
+class Slow(FrameDifference):
+    """50 ms a batch."""
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `Scorer.score`."""
+        time.sleep(0.05)
+        return super().score(clips)
+
+
+def load_slow(checkpoint: str, device: str = "cpu") -> Scorer:
+    """A loader for `run_serve`."""
+    return Slow()
+
+
+class Load:
+    """Clients that ask until they are stopped; `take` gives what happened since it was last called."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._lock, self._stopped = url, threading.Lock(), threading.Event()
+        self._outcomes: Counter[str] = Counter()
+        self._slowest_s = 0.0
+        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self) -> tuple[Counter[str], float]:
+        """Outcomes by name, and the seconds of the slowest request."""
+        with self._lock:
+            taken = self._outcomes, self._slowest_s
+            self._outcomes, self._slowest_s = Counter(), 0.0
+        return taken
+
+    def stop(self) -> None:
+        """Wait until every client has its last answer."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, i: int) -> None:
+        frames = np.random.default_rng(i).integers(0, 255, (3 + i, 48, 64, 3), dtype=np.uint8)
+        expected = FrameDifference().score([Clip(frames, "open the drawer")])[0].progress.tolist()
+        body = io.BytesIO()
+        np.save(body, frames)
+        with httpx.Client(base_url=self._url, timeout=60, trust_env=False) as http:
+            while not self._stopped.is_set():
+                started_s = time.monotonic()
+                outcome = self._one(http, body.getvalue(), expected)
+                with self._lock:
+                    self._outcomes[outcome] += 1
+                    self._slowest_s = max(self._slowest_s, time.monotonic() - started_s)
+                if not outcome.startswith("200"):
+                    time.sleep(0.2)
+
+    def _one(self, http: httpx.Client, body: bytes, expected: list[float]) -> str:
+        files = {"frames": ("f.npy", body)}
+        try:
+            answer = http.post("/v1/score", data={"task": "open the drawer"}, files=files)
+        except httpx.ConnectError:
+            return "refused: nobody listens"
+        except httpx.HTTPError as error:
+            return f"LOST: {type(error).__name__}"
+        if answer.status_code == 200:
+            return "200" if answer.json()["progress"] == expected else "LOST: a wrong answer"
+        if answer.status_code == 503:
+            return f"refused: 503 {answer.json()['error'][:60]}"
+        return f"LOST: status {answer.status_code}"
+
+
+def processes(mark: str, title: str = "") -> list[int]:
+    """The processes of the endpoint, or those of them whose command line begins with `title`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if f"{_MARK}={mark}".encode() in (entry / "environ").read_bytes():
+                if (entry / "cmdline").read_bytes().startswith(title.encode()):
+                    found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
+    """Outcomes and the slowest request of each phase; raises if a process is left."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mark, url = uuid.uuid4().hex, f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "benchmarks.serving", "--port", str(port)]
+    endpoint = subprocess.Popen(command, env=os.environ | {_MARK: mark})
+    try:
+        _wait_for(url, endpoint)
+        clients, phases = Load(url), {}
+        for name, title in (
+            ("undisturbed", ""),
+            ("kill -9 of the model replica", "ray::ServeReplica:robometer:Model"),
+            ("kill -9 of the ingress replica", "ray::ServeReplica:robometer:Ingress"),
+        ):
+            if title:
+                [victim] = processes(mark, title)
+                os.kill(victim, signal.SIGKILL)
+            time.sleep(phase_s)
+            phases[name] = clients.take()
+            print(*_line(name, *phases[name]), sep="\n", flush=True)
+        endpoint.send_signal(signal.SIGTERM)
+        started_s = time.monotonic()
+        endpoint.wait(120)
+        clients.stop()
+        name = f"SIGTERM (ended in {time.monotonic() - started_s:.1f} s)"
+        phases["SIGTERM"] = clients.take()
+        print(*_line(name, *phases["SIGTERM"]), sep="\n", flush=True)
+        time.sleep(2)  # Ray's last processes see that their parent is gone
+        if left := processes(mark):
+            raise RuntimeError(f"{len(left)} processes are left: {[_command(pid) for pid in left]}")
+        return phases
+    finally:
+        for pid in processes(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _command(pid: int) -> str:
+    return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+
+
+def _wait_for(url: str, endpoint: subprocess.Popen[bytes]) -> None:
+    while endpoint.poll() is None:
+        try:
+            if httpx.get(f"{url}/ready", trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(f"the endpoint ended with status {endpoint.returncode}")
+
+
+def _line(name: str, outcomes: Counter[str], slowest_s: float) -> list[str]:
+    lost = sum(count for outcome, count in outcomes.items() if outcome.startswith("LOST"))
+    head = f"{name}: {outcomes.total()} requests, {lost} lost, slowest {slowest_s:.2f} s"
+    return [head, *(f"    {count} x {outcome}" for outcome, count in outcomes.most_common())]
+
+
+def main() -> None:
+    """Entry point; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, help="only serve, at this port")
+    arguments = parser.parse_args()
+    if arguments.port is None:
+        measure()
+        return
+    from pipelines.serve import run_serve
+
+    run_serve(load([f"serve.port={arguments.port}"]), loader=load_slow)
+
+
+if __name__ == "__main__":
+    main()
