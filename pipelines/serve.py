@@ -172,10 +172,10 @@ def run_serve(
         start(config, loader, given)
         return
     # What cannot work is one sentence before Ray starts, which takes a while.
-    if loader is load_scorer:
-        load_config(for_workers(config.serve.checkpoint, config.tracking.uri))
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
+    if loader is load_scorer:
+        load_config(for_workers(config.serve.checkpoint, config.tracking.uri))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logger.info("starting Ray")
     try:

@@ -7,6 +7,8 @@ import io
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 import ray
 
+from benchmarks.serving import measure
 from pipelines.serve import start, stop, token_of
 from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
@@ -401,13 +404,43 @@ def test_requests_outlive_the_replica_that_held_them(http: httpx.Client) -> None
     with ThreadPoolExecutor(16) as pool:
         pending = [pool.submit(post_frames, http, npy(frames_of(4, seed=i))) for i in range(96)]
         time.sleep(0.15)
-        kill_model()
+        kill("#Model#")
         statuses = [answer.result().status_code for answer in pending]
     assert statuses == [200] * 96
 
 
-def kill_model() -> None:
-    names = [entry for entry in ray.util.list_named_actors(all_namespaces=True) if "#Model#" in entry["name"]]
+def test_requests_outlive_the_ingress_that_held_them(http: httpx.Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        pending = [pool.submit(post_frames, http, npy(frames_of(4, seed=i))) for i in range(48)]
+        time.sleep(0.15)
+        kill("#Ingress#")
+        answers = [answer.result() for answer in pending]
+    assert [answer.status_code for answer in answers] == [200] * 48
+    for i, answer in enumerate(answers):
+        expected = FrameDifference().score([Clip(frames_of(4, seed=i), TASK)])[0]
+        assert answer.json()["progress"] == expected.progress.tolist()
+
+
+@pytest.mark.slow
+def test_kills_and_an_end_under_load_lose_nothing() -> None:
+    for outcomes, _ in measure(phase_s=8).values():
+        assert outcomes["200"] > 0 and not [outcome for outcome in outcomes if "LOST" in outcome]
+
+
+def test_a_taken_port_is_told_before_ray_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [sys.executable, "-m", "jobs.serve", f"serve.port={taken.getsockname()[1]}"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    first, *others = ended.stderr.splitlines()
+    assert "starting an endpoint at 127.0.0.1" in first
+    assert others[-1].startswith("error: cannot listen at 127.0.0.1") and "starting Ray" not in ended.stderr
+
+
+def kill(deployment: str) -> None:
+    names = [entry for entry in ray.util.list_named_actors(all_namespaces=True) if deployment in entry["name"]]
     assert len(names) == 1
     ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))
 
