@@ -443,6 +443,18 @@ def test_a_replica_that_dies_costs_a_request_nothing() -> None:
     assert sent[0]["status"] == 200 and sent[1]["body"] == b"answer"
 
 
+def test_no_client_steers_the_proxy_by_headers() -> None:
+    seen: list[bytes] = []
+
+    async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+        seen.extend(name for name, _ in scope["headers"])
+        await respond(send, b"{}")
+
+    given = [(b"x-request-timeout-seconds", b"0.001"), (b"serve_multiplexed_model_id", b"\xff"), (b"accept", b"*/*")]
+    asyncio.run(request_of(Front(app), b"", "GET", "/health", given))
+    assert sorted(seen) == [b"accept", b"x-request-id"]
+
+
 OURS = [(b"x-robometer-replica", b"r")]
 
 
@@ -451,7 +463,7 @@ async def respond(send, body, headers=OURS, status=200):  # type: ignore[no-unty
     await send({"type": "http.response.body", "body": body})
 
 
-async def request_of(app, body):  # type: ignore[no-untyped-def]
+async def request_of(app, body, method="POST", path="/v1/score", headers=()):  # type: ignore[no-untyped-def]
     sent: list[dict] = []
     asked = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -461,5 +473,5 @@ async def request_of(app, body):  # type: ignore[no-untyped-def]
     async def send(message):  # type: ignore[no-untyped-def]
         sent.append(message)
 
-    await app({"type": "http", "method": "POST", "path": "/v1/score", "headers": []}, receive, send)
+    await app({"type": "http", "method": method, "path": path, "headers": list(headers)}, receive, send)
     return sent
