@@ -15,6 +15,7 @@ import uvicorn
 from pipelines.serving.api import build_api
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
+from pipelines.serving.heads import BoundedHeads
 from pipelines.serving.jobs import CompareJob, Job, Limits, ModelInfo, Outcome
 from robometer.configs import load
 from robometer.frames import shown_to
@@ -52,7 +53,7 @@ def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Ite
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     app = Front(build_api(LocalBackend(scorer), limits, settings, "local"))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

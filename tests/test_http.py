@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines.serving import heads
 from pipelines.serving.front import DRAIN, Front
 from robometer.baselines.trivial import FrameDifference
 from robometer.scoring import Clip, ClipScore
@@ -282,6 +283,30 @@ def test_broken_http_is_refused(url: str, name: str) -> None:
             client.shutdown(socket.SHUT_WR)
         status, _, body = read(client)
     assert status in statuses, body  # 0: closed without an answer, for nobody waits for one
+
+
+@pytest.mark.parametrize("head", [b"X: " + b"y" * MIB, b"X: y\r\n" * (MIB // 6)], ids=["one line", "many lines"])
+def test_heads_are_bounded(url: str, head: bytes) -> None:
+    with connection(url) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        with suppress(ConnectionError):  # it does not wait for the end of it
+            client.sendall(head)
+            assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_heads_that_do_not_come_are_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "HEAD_TIMEOUT_S", 0.5)
+    for begun in (b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"):
+        with connection(url) as client:
+            client.sendall(begun)
+            started_s, answered = time.monotonic(), read(client)[0]
+            assert answered == (200 if begun.endswith(b"\n\r\nGET /hea") else 0)
+            assert time.monotonic() - started_s < 10
+    with httpx.Client(base_url=url) as kept:  # an idle connection is no head
+        for _ in range(2):
+            assert kept.get("/health").status_code == 200
+            time.sleep(0.8)
 
 
 def test_http_1_0_and_chunks_and_expect_are_understood(url: str) -> None:

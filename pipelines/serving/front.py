@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.serving import heads
 from pipelines.serving.errors import ApiError, error_response, unavailable
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Admission:
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray's proxy calls."""
+    """What Ray's proxy calls before it starts its server."""
+    heads.install()
     return [Middleware(Front)]
 
 
