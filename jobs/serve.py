@@ -12,7 +12,7 @@ from robometer.configs import Config
 logger = logging.getLogger(__name__)
 
 HELP = """
-robometer serve: serve a checkpoint over HTTP until Ctrl-C.
+robometer serve: serve a checkpoint over HTTP until Ctrl-C or SIGTERM, which answer what was accepted first.
 
 Reads   serve.checkpoint, a checkpoint folder.
 Answers POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready, /metrics; /docs shows all of it.
