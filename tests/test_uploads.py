@@ -513,6 +513,7 @@ def test_a_decoder_that_is_killed_is_replaced() -> None:
         fork = await the_fork()
         parent = fork.parent()
         assert parent is not None
+        fork.suspend()  # so that nothing but a signal ends it
         parent.kill()
         with pytest.raises(ApiError, match="ended from outside; try again") as caught:
             await upload

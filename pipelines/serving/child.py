@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ class Child:
             stdout=subprocess.PIPE,
             env=kept | _ONE_THREAD | {"PYTHONPATH": path},
             cwd="/",
-            start_new_session=True,  # Ctrl-C is for the endpoint, which ends this
+            start_new_session=True,  # a group of its own; and Ctrl-C is for the endpoint, which ends this
         )
         self._cause = ""
         timer = threading.Timer(_START_TIMEOUT_S, self.end, ("does not start",))
@@ -96,7 +96,9 @@ class Child:
     def end(self, cause: str) -> None:
         """Kill it, from any thread; whoever waits for it gets a `DeathError` of this cause."""
         self._cause = self._cause or cause
-        self._process.kill()
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it and its fork
 
     def decode(self, job: Job, parts: Iterable[bytes]) -> Answer:
         """Send an upload and wait for its frames.
