@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from robometer.configs.schema import Config, ModelConfig, SamplingConfig, TrainConfig
+from robometer.frames import FrameSettings
 from robometer.models.checkpoint import (
     CheckpointError,
     checkpoint_hash,
     empty_model,
     load_config,
+    load_frames,
     load_model,
     load_scorer,
     save_checkpoint,
 )
+from robometer.models.inventory import summary
 from robometer.models.layouts import describe
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import Robometer, build_robometer, load_processor
@@ -209,6 +212,17 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
     assert config.sampling.progress_bins == BINS
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {})
     assert _progress(folder) == _progress(tmp_path / "ours")
+    # Upstream shows its weights frames that went through no JPEG, and says so nowhere.
+    assert (load_frames(str(folder)), load_frames(str(tmp_path / "ours"))) == (
+        FrameSettings(32, 240, 0),
+        FrameSettings(),
+    )
+    save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": 9, "short_edge": 64}})
+    assert load_frames(str(tmp_path / "ours")) == FrameSettings(9, 64, 90)
+    assert "at most 9 frames, short edge 64 px" in summary(describe(tmp_path / "ours"))
+    save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": -9}})
+    with pytest.raises(CheckpointError, match="no settings of frames"):
+        load_frames(str(tmp_path / "ours"))
 
 
 def test_upstreams_settings_may_lie_in_the_folder_above(tmp_path: Path, model: Robometer) -> None:
@@ -462,6 +476,7 @@ def hub_cache(tmp_path: Path, model: Robometer) -> Iterator[dict[str, str]]:
 
 ASK = """
 import sys
+from robometer.models.inventory import summary
 from robometer.models.layouts import describe
 from robometer.models.sources import locate
 from robometer.models.weights import CheckpointError
