@@ -408,16 +408,16 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "empty lists": lambda: post(b"[" + b"[]," * (20 * MIB) + b"[]]", "application/json"),
-    "deep": lambda: post(b"[" * (60 * MIB), "application/json"),
-    "number": lambda: post(b'{"task": ' + b"1" * (60 * MIB) + b"}", "application/json"),
-    "name": lambda: post(b'{"' + b"n" * (60 * MIB) + b'": 1}', "application/json"),
-    "escapes": lambda: post(b'{"task": "' + rb"\n" * (30 * MIB) + b'"}', "application/json"),
-    "text": lambda: post(b'{"task": "' + "é".encode() * (30 * MIB) + b'"}', "application/json"),
-    "one image": lambda: post(b'{"task": "x", "frames_base64": ["' + b"A" * (60 * MIB) + b'"]}', "application/json"),
-    "part": lambda: post(part("frames", b"\r\n--B" * (12 * MIB), "f.npy") + END),
-    "parts": lambda: post(part("task", b"x") * MIB + END),
-    "boundary": lambda: post(b"\r\n--" + b"B" * (60 * MIB), "multipart/form-data; boundary=" + "B" * 70),
+    "empty lists": lambda: post(b"[" + b"[]," * (5 * MIB) + b"[]]", "application/json"),
+    "deep": lambda: post(b"[" * (15 * MIB), "application/json"),
+    "number": lambda: post(b'{"task": ' + b"1" * (15 * MIB) + b"}", "application/json"),
+    "name": lambda: post(b'{"' + b"n" * (15 * MIB) + b'": 1}', "application/json"),
+    "escapes": lambda: post(b'{"task": "' + rb"\n" * (7 * MIB) + b'"}', "application/json"),
+    "text": lambda: post(b'{"task": "' + "é".encode() * (7 * MIB) + b'"}', "application/json"),
+    "one image": lambda: post(b'{"task": "x", "frames_base64": ["' + b"A" * (15 * MIB) + b'"]}', "application/json"),
+    "part": lambda: post(part("frames", b"\r\n--B" * (3 * MIB), "f.npy") + END),
+    "parts": lambda: post(part("task", b"x") * (MIB // 4) + END),
+    "boundary": lambda: post(b"\r\n--" + b"B" * (15 * MIB), "multipart/form-data; boundary=" + "B" * 70),
 }
 
 
