@@ -538,6 +538,7 @@ def test_an_upload_has_a_deadline_and_one_that_is_given_up_is_not_decoded_on() -
         assert len((await hurried.video(SMALL, "video")).frames) == 10
         upload = asyncio.create_task(patient.video(long_video(), "video"))
         fork = await the_fork()
+        fork.suspend()
         upload.cancel()
         assert await gone(fork)
         assert len((await patient.video(SMALL, "video")).frames) == 10
@@ -634,6 +635,7 @@ def test_a_decoder_dies_with_its_replica() -> None:
     replica = subprocess.Popen([sys.executable, "-c", DYING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert replica.stdout is not None
     child = psutil.Process(int(replica.stdout.readline()))
+    child.suspend()  # it cannot see that its pipe has ended
     replica.communicate("x", timeout=60)
     assert asyncio.run(gone(child))
 
