@@ -26,7 +26,8 @@ Examples
   robometer evaluate evaluate.checkpoint=http://127.0.0.1:8000 'evaluate.splits=[held_out]'
   robometer evaluate 'evaluate.against=[outputs/other/best,baseline:clock,baseline:random]'
   robometer evaluate 'evaluate.sources=[rbm-1m-ood]' 'evaluate.splits=[train]' corpus.path=/data/rbm_1m
-  ray job submit --working-dir . -- python -m jobs.evaluate evaluate.checkpoint=/data/run/best corpus.path=/data/corpus
+  ray job submit --working-dir . -- python -m jobs.evaluate evaluate.checkpoint=/data/run/best \\
+      corpus.path=/data/corpus evaluate.output=/data/evaluation tracking.uri=http://mlflow:5000
 """
 
 

@@ -22,6 +22,7 @@ from pipelines.ingest import run_ingest
 from pipelines.serving.front import ENVIRONMENT
 from pipelines.sweep import run_sweep
 from pipelines.train import run_train
+from robometer import paths
 from robometer.client import RemoteScorer
 from robometer.configs import Config, override
 from robometer.corpus.corpus import Corpus
@@ -63,6 +64,8 @@ NO_TRANSFER = (
 def quickstart(config: Config) -> None:
     """Run every job, then say what came out and where it lies."""
     started = time.monotonic()
+    for name, path in (("corpus.path", config.corpus.path), ("evaluate.output", config.evaluate.output)):
+        paths.lasting(name, paths.check_local(name, path))  # what it writes beside them wants a disk
     with connected(config, ENVIRONMENT):
         with _step("ingest"):
             run_ingest(config)

@@ -17,7 +17,8 @@ Resumes when the same command is run again.
 Examples
   robometer sweep train.steps=500 sweep.num_trials=8
   robometer sweep sweep.search=optuna sweep.scheduler=fifo 'sweep.space=["loss.preference_weight=uniform(0,2)"]'
-  ray job submit --working-dir . -- python -m jobs.sweep corpus.path=/data/corpus sweep.output=/data/sweep
+  ray job submit --working-dir . -- python -m jobs.sweep corpus.path=/data/corpus sweep.output=/data/sweep \\
+      tracking.uri=http://mlflow:5000
 """
 
 

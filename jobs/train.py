@@ -18,7 +18,8 @@ Examples
   robometer train corpus.path=outputs/corpus train.output=outputs/train
   robometer train model=rewind train.num_workers=2 train.zero_stage=3 loss.preference_weight=0.5
   robometer train train.num_workers=8 train.min_workers=2 train.micro_batch_size=4   (shrinks and grows with a cluster)
-  ray job submit --working-dir . -- python -m jobs.train corpus.path=/data/corpus train.output=/data/run
+  ray job submit --working-dir . -- python -m jobs.train corpus.path=/data/corpus train.output=/data/run \\
+      tracking.uri=http://mlflow:5000
 """
 
 

@@ -56,7 +56,7 @@ def build_app(
         given: settings of frames (see `FrameSettings`) in the place of those that the model was trained with.
     """
     # A replica's working directory may be another.
-    c = replace(config.serve, checkpoint=for_workers(config.serve.checkpoint, config.tracking.uri))
+    c = replace(config.serve, checkpoint=for_workers(config.serve.checkpoint, config.tracking.uri), token="")
     patience: dict[str, Any] = {
         "health_check_period_s": _HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": c.drain_timeout_s,

@@ -188,6 +188,10 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         "run_id": run_id,
         "interactive": interactive(),
     }
+
+    def run_worker() -> str:  # Ray's dashboard shows what is given as `train_loop_config`, passwords of URIs too
+        return train_worker(spec)
+
     scaling = ScalingConfig(  # type: ignore[call-arg]  # the annotations are those of Ray Train V1's class
         num_workers=cast(Any, (train.min_workers, train.num_workers) if train.min_workers else train.num_workers),
         elastic_resize_monitor_interval_s=train.resize_every_s,
@@ -201,8 +205,7 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         checkpoint_score_order=train.best_mode if train.validate else "max",
     )
     return TorchTrainer(
-        cast(Callable[[dict[Any, Any]], None], train_worker),  # Ray's annotation has no room for the return value
-        train_loop_config=spec,
+        cast(Callable[[], None], run_worker),  # Ray's annotation has no room for the return value
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=scaling,
         datasets={"train": lambda: stream(config, _next_step(output / RUN_NAME))},

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 REGISTERED_MODEL = "robometer"
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 """How long a store may take to answer the first question."""
 
 LONGEST = 300
@@ -154,6 +154,8 @@ def client_of(uri: str) -> Any:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a server, with the password that stands in it
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     store = lasting("tracking.uri", uri)
@@ -218,7 +220,6 @@ def start(config: Config, kind: str, run_id: str = "", parent_run_id: str = "") 
     if is_off(config):
         yield NullRun()
         return
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
     client = client_of(config.tracking.uri)

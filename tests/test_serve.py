@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import av
@@ -20,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 import ray
+from ray import serve
 
 from benchmarks.serving import measure
 from pipelines.serve import start, stop, token_of
@@ -486,6 +488,14 @@ def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
         taken.listen()
         with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1"):
             start(config_with(f"serve.port={taken.getsockname()[1]}"), load_fussy)
+
+
+def test_the_token_is_in_no_log(http: httpx.Client) -> None:
+    assert http.get("/v1/model").status_code == 200
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    logs = [path for path in session.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(logs) > 10 and not [path for path in logs if TOKEN.encode() in path.read_bytes()]
+    assert TOKEN not in str(serve.status())
 
 
 def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines.sweep import parse_space, run_sweep
+from pipelines.sweep import _settings, parse_space, run_sweep
+from robometer import tracking
 from robometer.configs import ConfigError, load
+from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import load_config
 from tests.conftest import TINY
 from tests.screen import foreign
@@ -73,6 +75,35 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
     assert parents.count(None) == 1 and len(runs) == 3
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # killed: stopped early
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ("train.steps=99", "train.steps=4, not 99"),
+        ("train.learning_rate=1", "train.learning_rate=0.001, not 1.0"),
+        ("sweep.num_trials=9", "sweep.num_trials=2, not 9"),
+        ("loss.success_weight=9", "loss.success_weight=1.0, not 9.0"),
+    ],
+)
+def test_a_resumed_sweep_with_other_settings_is_refused_and_its_tracked_run_stays_as_it_was(
+    tiny_corpus: str, tmp_path: Path, changed: str, sentence: str
+) -> None:
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={tmp_path}/sweep", f"tracking.uri={store}"]
+    config = load(overrides)
+    with tracking.start(config, "sweep") as run:
+        pass
+    (tmp_path / "sweep").mkdir()
+    kept = {"run_id": run.run_id, "settings": _settings(config, Corpus(tiny_corpus))}
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match=f"holds a sweep with {sentence}"):
+        run_sweep(load([*overrides, changed]))
+    assert MlflowClient(store).get_run(run.run_id).info.status == "FINISHED"
+    elsewhere = load([*overrides, "train.num_workers=2", "train.data_actors=3", "sweep.output=moved"])
+    assert _settings(elsewhere, Corpus(tiny_corpus)) == kept["settings"]  # what only says how and where it runs
 
 
 @pytest.mark.slow

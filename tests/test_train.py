@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
-from pipelines.train import TrainReport, run_train
+from pipelines.train import TrainReport, _open_run, _trainer, run_train
 from pipelines.training.checkpointing import TrainingError
+from robometer import tracking
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.losses import compute_losses
@@ -27,9 +30,13 @@ from robometer.models.checkpoint import (
     load_scorer,
 )
 from robometer.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
+from robometer.outputs import InUseError, held
+from robometer.paths import make_folder
 from robometer.sampling import ManifestIndex, plan
 from tests.conftest import TINY, taken
 from tests.training_runs import checkpoints
+
+SECRET = ("serve.token=secret-of-the-endpoint", "baseline.base_url=https://user:secret-of-the-api@host/v1")
 
 TOLERANCE = 2e-5
 """Relative difference of losses between ZeRO stages and numbers of workers: float32 sums in another order."""
@@ -47,7 +54,7 @@ def _losses(report: TrainReport) -> np.ndarray:
 @pytest.fixture(scope="module")
 def reference(tiny_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
     """One worker, ZeRO 1, uninterrupted, validated beside training; it holds the only CPU that there is for it."""
-    settings = ["train.zero_stage=1", "train.validate_async=true", "ray.stall_timeout_s=120"]
+    settings = ["train.zero_stage=1", "train.validate_async=true", "ray.stall_timeout_s=120", *SECRET]
     with taken(3):
         return run_train(_config(tiny_corpus, tmp_path_factory.mktemp("reference"), *settings))
 
@@ -72,6 +79,35 @@ def test_a_run_leaves_a_checkpoint_a_plot_and_falling_losses(reference: TrainRep
     score = scorer.score([corpus.clip(0)])[0]
     assert len(score.progress) == corpus.manifest["num_frames"][0].as_py()
     assert ((0 <= score.progress) & (score.progress <= 1)).all()
+
+
+def test_no_secret_is_written_down(reference: TrainReport, tiny_corpus: str, tmp_path: Path) -> None:
+    session = Path(ray._private.worker._global_node.get_session_dir_path())  # Ray's logs, of all processes
+    for folder in (reference.best.parent, session):
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        assert len(files) > 10
+        assert not [path for path in files if b"secret-of-the-" in path.read_bytes()]
+    trainer = _trainer(_config(tiny_corpus, tmp_path, *SECRET), Corpus(tiny_corpus), tmp_path, "", [])
+    assert "secret-of-the-" not in str(trainer.train_loop_config)  # which Ray's dashboard shows
+
+
+def test_a_folder_in_use_is_refused(tiny_corpus: str, tmp_path: Path) -> None:
+    config = _config(tiny_corpus, tmp_path / "run")
+    with held("train.output", tmp_path / "run"), pytest.raises(InUseError, match=f"process {os.getpid()}"):
+        run_train(config)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_whose_tracking_store_is_lost_is_tracked_as_a_new_one(tiny_corpus: str, tmp_path: Path) -> None:
+    config = _config(tiny_corpus, tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    corpus = Corpus(tiny_corpus)
+    first = _open_run(config, make_folder("", tmp_path / "run"), corpus, {}, "")
+    assert _open_run(config, tmp_path / "run", corpus, {}, "") == first
+    (tmp_path / "mlflow.db").unlink()
+    second = _open_run(config, tmp_path / "run", corpus, {}, "")
+    assert second not in ("", first)
+    assert _open_run(config, tmp_path / "run", corpus, {}, "") == second
+    assert tracking.client_of(config.tracking.uri).get_run(second).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -42,13 +42,13 @@ class GuardSettings:
         instance: names one start of the endpoint.
     """
 
-    token: str
+    token: str = field(repr=False)
     max_upload_bytes: int
     max_in_flight: int
     timeout_s: float
     body_timeout_s: float = 30.0
     max_held_bytes: int = 512 * 1024 * 1024
-    drain_key: str = ""
+    drain_key: str = field(default="", repr=False)
     instance: str = ""
 
 

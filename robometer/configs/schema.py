@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from robometer import paths
 from robometer.errors import RobometerError
 from robometer.redaction import redacted
+
+_SOURCES = Path(__file__).parents[1] / "corpus/sources"
 
 
 class ConfigError(RobometerError):
@@ -54,7 +57,7 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
-        if "." not in self.source and not os.path.exists(self.input):
+        if (_SOURCES / f"{self.source}.py").is_file() and not os.path.exists(self.input):
             paths.check_local("ingest.input", self.input)
         _check(self.max_frames >= 2, "ingest.max_frames must be at least 2")
         _check(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")

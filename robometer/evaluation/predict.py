@@ -14,6 +14,7 @@ from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.evaluation.plan import Unit
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction, Record
 from robometer.evaluation.views import FORWARD, MEMORY, REVERSED, VIEWS
+from robometer.redaction import redacted
 from robometer.scoring import Clip, ClipScore, Scorer, score_prefixes
 
 logger = logging.getLogger(__name__)
@@ -198,6 +199,7 @@ def _pair_record(
 
 def failed(source: ClipSource, unit: Unit, error: str) -> Record:
     """The record of a unit that was not scored, and why."""
+    error = redacted(error)
     if unit.pair_kind:
         return _pair_record(source, unit, math.nan, math.nan, error)
     none = np.zeros(0, dtype=np.float32)

@@ -9,10 +9,12 @@ from pathlib import Path
 from robometer.baselines import PREFIX
 from robometer.configs.schema import TrackingConfig
 from robometer.models.weights import MODEL_FILES, CheckpointError
+from robometer.paths import SQLITE, lasting
+from robometer.redaction import redacted
+from robometer.tracking import client_of
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 MLFLOW_SCHEMES = ("models:/", "runs:/")
-SQLITE = "sqlite:///"
 
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
 
@@ -76,7 +78,7 @@ def _from_hub(name: str, repo: str, revision: str | None) -> Path:
 
 def _from_mlflow(uri: str, tracking_uri: str) -> Path:
     given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or TrackingConfig().uri
-    store = f"{SQLITE}{Path(given.removeprefix(SQLITE)).absolute()}" if given.startswith(SQLITE) else given
+    store = lasting("tracking.uri", given)
     if store == "none":
         raise CheckpointError(f"{uri} needs a tracking store: give tracking.uri=...")
     if store.startswith(SQLITE) and not Path(store.removeprefix(SQLITE)).is_file():
@@ -86,22 +88,21 @@ def _from_mlflow(uri: str, tracking_uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
+        client_of(store)  # says in seconds that nobody answers
         artifacts = _registered(uri, store) if uri.startswith("models:/") else uri
         return Path(download_artifacts(artifact_uri=artifacts, tracking_uri=store))
     except (MlflowException, OSError) as error:
         raise CheckpointError(
-            f"{uri} cannot be fetched from {store} ({_short(error)}): check the name and tracking.uri"
+            f"{uri} cannot be fetched from {redacted(store)} ({_short(error)}): check the name and tracking.uri"
         ) from error
 
 
 def _registered(uri: str, store: str) -> str:
     """Where the artifacts of a registered model lie; `download_artifacts` would ask the process's registry instead."""
-    from mlflow import MlflowClient
-
     found = _REGISTERED.fullmatch(uri)
     if found is None:
         raise CheckpointError(f"{uri} names no version: give models:/NAME/VERSION or models:/NAME@ALIAS")
-    client = MlflowClient(tracking_uri=store, registry_uri=store)
+    client = client_of(store)
     version = found["version"] or client.get_model_version_by_alias(found["name"], found["alias"]).version
     return str(client.get_model_version_download_uri(found["name"], version))
 

@@ -22,6 +22,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import PairPrediction, Predictions
+from robometer.outputs import InUseError, held
 from robometer.scoring import Scorer
 from tests.evaluation.corpora import build_corpus
 
@@ -42,6 +43,8 @@ def config_for(folder: Path, *overrides: str) -> Config:
             "evaluate.bootstrap=20",
             "evaluate.batch_size=8",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            "serve.token=secret-of-the-endpoint",
+            "baseline.base_url=https://user:secret-of-the-api@host/v1",
             *overrides,
         ]
     )
@@ -66,6 +69,11 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
     again = recompute(config)
     assert json.dumps(again) == json.dumps(json.loads((tmp_path / "out/metrics.json").read_text()))
     assert again["metrics"] == json.loads(json.dumps(found["metrics"]))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if b"secret-of-the-" in path.read_bytes()]
+    assert b"***@host/v1" in (tmp_path / "out/metrics.json").read_bytes()
+    with held("evaluate.output", tmp_path / "out"), pytest.raises(InUseError, match="evaluate.output=.* is in use"):
+        run_evaluate(config, frame_difference)
 
 
 def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
