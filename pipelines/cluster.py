@@ -313,22 +313,19 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
-def progress_bar(
-    name: str, total: int, interactive: bool, start: int = 0, clock: Callable[[], float] = time.monotonic
-) -> Progress:
+def progress_bar(name: str, total: int, interactive: bool, clock: Callable[[], float] = time.monotonic) -> Progress:
     """A function (done, values) that shows how far long work is, its rate and the time left.
 
     It draws a bar in a terminal, and logs a line every 10 s elsewhere. It works in remote workers too, whose bars Ray
-    draws on the driver's terminal.
+    draws on the driver's terminal. The rate counts from the first call on: not what was done before this run, nor the
+    time in which workers start.
 
     Args:
-        start: what was done before this run, which the rate does not count.
         clock: seconds.
     """
     began = clock()
     if interactive:
         bar = tqdm_ray.tqdm(desc=name, total=total)
-        bar.update(start)
 
         def draw(done: int, values: Mapping[str, float]) -> None:
             bar.set_description(" ".join([name, *_brief(values)]))
@@ -338,25 +335,28 @@ def progress_bar(
 
         return draw
     last = float("-inf")
+    first: tuple[int, float] | None = None
 
     def line(done: int, values: Mapping[str, float]) -> None:
-        nonlocal last
+        nonlocal last, first
         now = clock()
+        before, since = first = first or (done, now)
         if done >= total or now - last >= LINE_EVERY_S:
             last = now
-            parts = [f"{name} {done}/{total}", *_pace(done - start, total - done, now - began), *_brief(values)]
-            logger.info("%s", ", ".join(parts))
+            pace = _pace(done - before, total - done, now - since)
+            took = [f"took {_duration(now - began)}"] if done >= total else []
+            logger.info("%s", ", ".join([f"{name} {done}/{total}", *pace, *took, *_brief(values)]))
 
     return line
 
 
 def _pace(done: int, left: int, seconds: float) -> list[str]:
-    """Rate, and the time that the rest takes at this rate; of what is finished, the time that it took."""
+    """Rate, and the time that what is left takes at this rate."""
     if done <= 0 or seconds <= 0:
         return []
     rate = done / seconds
     words = f"{rate:.3g}/s" if rate >= 1 else f"{rate * 60:.3g}/min"
-    return [words, f"about {_duration(left / rate)} left" if left > 0 else f"took {_duration(seconds)}"]
+    return [words, f"about {_duration(left / rate)} left"] if left > 0 else [words]
 
 
 def _duration(seconds: float) -> str:

@@ -32,6 +32,8 @@ LINES = (
     r"Started Serve in namespace ",
     r"Connecting to existing Serve app in namespace ",
     r"Application '\w+' is ready at ",
+    # What the native part of an idle worker says while it ends itself.
+    r"^\[mutex\.cc : \d+\] RAW: (Lock blocking|Lock returning|Unlock) ",
     # The new API has no name for `max_restarts` and `max_task_retries`.
     r"`ray_remote_args` is deprecated and will be removed in Ray",
 )

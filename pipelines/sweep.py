@@ -175,7 +175,8 @@ class ShowTrials(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """See `tune.Callback`; of a sweep that is resumed, some have ended before."""
         if self._show is None:
-            self._show = progress_bar("sweep", self._total, interactive=False, start=_ended(trials))
+            self._show = progress_bar("sweep", self._total, interactive=False)
+            self._show(_ended(trials), {})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """See `tune.Callback`; trials that Tune stops early are complete too."""

@@ -102,13 +102,10 @@ class Worker:
 
     def train(self) -> None:
         """Step until the end of the run."""
-        bar = self._bar() if self.rank == 0 else None
+        bar = progress_bar("train", self.config.train.steps, self.spec["interactive"]) if self.rank == 0 else None
         shard = ray.train.get_dataset_shard("train")
         with closing(MicroBatches(shard, self.config, self.position.step, self.rank, self.world_size)) as stream:
             self._steps(stream, bar)
-
-    def _bar(self) -> Progress:
-        return progress_bar("train", self.config.train.steps, self.spec["interactive"], start=self.position.step)
 
     def _steps(self, stream: MicroBatches, bar: Progress | None) -> None:
         train = self.config.train
