@@ -443,6 +443,23 @@ def test_a_sealed_process_has_no_files_sockets_programs_or_endless_memory() -> N
     ], done.stderr
 
 
+WARM = """
+import importlib, pkgutil, av
+from pipelines.serving import decoder
+from pipelines.serving.sealing import seal
+names = [module.name for module in pkgutil.walk_packages(av.__path__, "av.") if "__main__" not in module.name]
+decoder._warm_up()
+seal(2**30)
+print(len([importlib.import_module(name) for name in names]) == len(names))
+"""
+
+
+def test_all_that_a_stream_may_need_is_there_before_files_are_out_of_reach() -> None:
+    """A subtitle beside a video was one that was not."""
+    done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
     """Those of an endpoint, without the endpoint."""
