@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from jobs import compare, score
+from jobs.common import given_frames
 from robometer.baselines.trivial import FrameDifference
-from robometer.frames import FrameSettings, read_frames
+from robometer.configs import load
+from robometer.frames import FrameSettings, overridden, read_frames
 from robometer.plots import plot_curve
 from robometer.scoring import Clip, ClipScore
 from tests.local_endpoint import endpoint
@@ -107,3 +109,13 @@ def test_picture_of_one_frame(tmp_path: Path) -> None:
 def test_picture_of_unequal_lengths_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not fit together"):
         plot_curve(np.zeros((2, 8, 8, 3), np.uint8), ClipScore(np.ones(3), np.ones(3)), TASK, tmp_path / "x.png")
+
+
+def test_only_what_the_command_line_gives_overrides_a_models_frames(caplog: pytest.LogCaptureFixture) -> None:
+    arguments = ["recipe=quickstart", "ingest.max_frames=4", "serve.port=8001"]
+    given = given_frames(arguments, load(arguments))
+    assert given == {"max_frames": 4}  # the recipe's short edge of 160 is no wish of the user's
+    trained = FrameSettings(16, 128, 80)
+    assert overridden(trained, {}) == trained and not caplog.records
+    assert overridden(trained, given) == FrameSettings(4, 128, 80)
+    assert "trained on at most 16 frames, short edge 128 px, JPEG of quality 80, and is shown" in caplog.text
