@@ -345,7 +345,7 @@ def test_of_several_tasks_that_of_most_frames_is_taken_if_it_is_clear(tmp_path: 
 
 def test_gr00t_has_no_frame_index_and_names_the_task_elsewhere(tmp_path: Path) -> None:
     columns = {"index": range(11, -1, -1), "annotation.human.action.task_description": [2] * 12}
-    raw = write_tasks(tmp_path / "raw", ["cup", "valid", "pear"], [0] * 12, ["pear", "valid"], **columns)
+    raw = write_tasks(tmp_path / "raw", ["cup", "valid", "pear"], [0] * 12, ["cup", "pear", "valid"], **columns)
     (entry,) = read("lerobot", raw)
     assert isinstance(entry, Stored) and entry.record["task"] == "pear"
     clip = roll_out(0).frames[np.arange(11, -1, -1) % len(roll_out(0).frames)]  # in the order of index
