@@ -341,6 +341,8 @@ def test_docs_need_no_other_host_and_ask_for_the_token() -> None:
         schema = httpx.get(f"{url}/openapi.json").json()
         assert schema["components"]["securitySchemes"]["HTTPBearer"] == {"type": "http", "scheme": "bearer"}
         assert schema["paths"]["/v1/score"]["post"]["security"] == [{"HTTPBearer": []}]
+        for route, operations in schema["paths"].items():
+            assert route == "/health" or all({"401", "503"} <= set(op["responses"]) for op in operations.values())
         for scheme in ("Bearer", "bearer", "BEARER"):
             line = f"Authorization: {scheme} geheim ü\r\n".encode()
             assert talk(url, post(FORM).replace(b"Host: x\r\n", b"Host: x\r\n" + line))[0] == 200
