@@ -363,6 +363,17 @@ def test_slow_senders_take_no_place_and_are_sent_away() -> None:
             client.close()
 
 
+def test_a_body_that_does_not_say_its_length_is_bounded_as_it_comes() -> None:
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    with endpoint(FrameDifference(), max_upload_bytes=1000) as url:
+        answers = [
+            httpx.post(f"{url}/v1/score", content=(b"x" * 300 for _ in range(chunks)), headers=kind)
+            for chunks in (3, 4)
+        ]
+    assert [answer.status_code for answer in answers] == [400, 413]
+    assert "larger than 1000 bytes" in answers[1].json()["error"]
+
+
 def test_bodies_on_their_way_are_bounded_together() -> None:
     with endpoint(FrameDifference(), max_upload_bytes=8 * MIB, max_held_bytes=10 * MIB) as url:
         with connection(url) as first:
