@@ -54,7 +54,7 @@ def _losses(report: TrainReport) -> np.ndarray:
 @pytest.fixture(scope="module")
 def reference(tiny_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
     """One worker, ZeRO 1, uninterrupted, validated beside training; it holds the only CPU that there is for it."""
-    settings = ["train.zero_stage=1", "train.validate_async=true", "ray.stall_timeout_s=120", *SECRET]
+    settings = ["train.zero_stage=1", "train.validate_async=true", "ray.stall_timeout_s=300", *SECRET]
     with taken(3):
         return run_train(_config(tiny_corpus, tmp_path_factory.mktemp("reference"), *settings))
 
@@ -125,7 +125,7 @@ def test_losses_do_not_depend_on_zero_stage_workers_or_micro_batches(
     reference: TrainReport, tiny_corpus: str, tmp_path: Path, stage: int, workers: int, micro_batch_size: int
 ) -> None:
     scale = [f"train.zero_stage={stage}", f"train.num_workers={workers}", f"train.micro_batch_size={micro_batch_size}"]
-    scale += ["train.cpus_per_worker=0.5", "train.validate=false", "ray.stall_timeout_s=120"]
+    scale += ["train.cpus_per_worker=0.5", "train.validate=false", "ray.stall_timeout_s=300"]
     with taken(3 if workers < 3 else 2):  # the workers hold all that is left
         report = run_train(_config(tiny_corpus, tmp_path, *scale))
     np.testing.assert_allclose(_losses(report), _losses(reference), rtol=TOLERANCE)
