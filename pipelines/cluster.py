@@ -352,7 +352,7 @@ def progress_bar(name: str, total: int, interactive: bool, clock: Callable[[], f
 
 def _pace(done: int, left: int, seconds: float) -> list[str]:
     """Rate, and the time that what is left takes at this rate."""
-    if done <= 0 or seconds <= 0:
+    if done <= 0 or seconds < 1:  # of what comes all at once there is none
         return []
     rate = done / seconds
     words = f"{rate:.3g}/s" if rate >= 1 else f"{rate * 60:.3g}/min"
