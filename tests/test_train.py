@@ -103,7 +103,8 @@ def test_a_run_whose_tracking_store_is_lost_is_tracked_as_a_new_one(tiny_corpus:
     corpus = Corpus(tiny_corpus)
     first = _open_run(config, make_folder("", tmp_path / "run"), corpus, {}, "")
     assert _open_run(config, tmp_path / "run", corpus, {}, "") == first
-    (tmp_path / "mlflow.db").unlink()
+    # The store went with the copy of the folder that a job was submitted with: here is another one.
+    config = _config(tiny_corpus, tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path}/other.db")
     second = _open_run(config, tmp_path / "run", corpus, {}, "")
     assert second not in ("", first)
     assert _open_run(config, tmp_path / "run", corpus, {}, "") == second
