@@ -22,6 +22,7 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import Predictions
 from robometer.frames import FrameSettings, read_frames, shown_to
 from robometer.models.checkpoint import build_model, load_scorer, save_checkpoint
+from robometer.models.rewind_scorer import RewindScorer
 from robometer.provenance import provenance_of
 from robometer.publishing import prepare, to_folder
 from robometer.scoring import Clip, Scorer
@@ -119,6 +120,15 @@ def test_a_file_gives_the_same_numbers_everywhere(
     np.testing.assert_allclose(answer["progress"], expected, atol=1e-5, rtol=0)
     other = Clip(read_frames(video, replace(SETTINGS, jpeg_quality=0)).frames, TASK)  # what all did before
     assert np.abs(scorer.score([other])[0].progress - expected).max() > 2e-5
+
+
+def test_rewind_is_shown_features_as_a_corpus_keeps_them(folder: Path, checkpoint: Path, scorer: Scorer) -> None:
+    if not isinstance(scorer, RewindScorer):
+        pytest.skip("the vision-language model reads frames")
+    corpus = Corpus(f"{folder}/corpus")
+    stored, shown = corpus.clip(0, "random_image"), corpus.clip(0)
+    own, kept = (scorer._features(clip, np.arange(len(clip))) for clip in (shown, stored))
+    assert np.mean((own == kept).numpy()) > 0.99  # a rounding may fall on the other side
 
 
 def test_two_files_compare_alike(folder: Path, checkpoint: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
