@@ -269,11 +269,17 @@ def _finish(config: Config, output: Path, results: ResultGrid, keys: list[str]) 
     plots.plot_sweep(table, keys, metric, plot)
     best = output / "best"
     shutil.rmtree(best, ignore_errors=True)
-    shutil.copytree(Path(frame.iloc[0][CHECKPOINT_PATH_KEY], MODEL), best)
+    shutil.copytree(_kept_best(output / "trials" / str(table["trial"][0]), metric, mode) / MODEL, best)
     for trial in table["trial"]:
         run = json.loads((output / "trials" / trial / "run.json").read_text())
         tracking.close_open_run(config, run["run_id"])
     return SweepReport(best, table, plot)
+
+
+def _kept_best(trial: Path, metric: str, mode: str) -> Path:
+    """The best checkpoint that a trial kept: of several as good, Ray Train does not keep the one that Tune names."""
+    kept = [(metrics[metric], Path(path)) for metrics, path in kept_checkpoints(trial) if _validated(metrics)]
+    return (min if mode == "min" else max)(kept)[1]
 
 
 def _first_error(results: ResultGrid) -> str:

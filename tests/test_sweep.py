@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines.sweep import _settings, parse_space, run_sweep
+from pipelines.sweep import _kept_best, _settings, parse_space, run_sweep
 from robometer import tracking
 from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
@@ -37,6 +37,16 @@ def test_the_space_is_parsed_and_mistakes_are_named() -> None:
     for wrong in ("loss.progress_weight", "loss.progress_weight=normal(0,1)", "loss.progress_weight=uniform(1,2,3)"):
         with pytest.raises(ConfigError, match="sweep.space entry"):
             parse_space([wrong])
+
+
+def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_path: Path) -> None:
+    """Steps 2, 4 and 5 had the same metric, so that Ray Train let go of the first, which Tune names as the best."""
+    metrics = [{"step": 4, "seen/voc": 0.25}, {"step": 5, "seen/voc": 0.25}, {"step": 6, "seen/voc": 0.125}]
+    found = [{"checkpoint_dir_name": f"step-{one['step']}", "metrics": one} for one in metrics]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": found}))
+    assert _kept_best(tmp_path, "seen/voc", "max") in (tmp_path / "run/step-4", tmp_path / "run/step-5")
+    assert _kept_best(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
 
 
 def test_unknown_swept_keys_end_before_any_trial(tiny_corpus: str, tmp_path: Path) -> None:
