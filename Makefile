@@ -9,8 +9,9 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/robometer quickstart
 
+# Two processes: what needs Ray runs in one of them (tests/conftest.py), the rest beside it.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The slow ones too: every ZeRO stage, killed and resized.
 test-all: check

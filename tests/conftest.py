@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.serving.front import ENVIRONMENT
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch collapses where its threads outnumber the cores
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,11 +21,20 @@ os.environ.update(ENVIRONMENT)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+HERE = Path(__file__).parent
+WITH_RAY = {HERE, HERE / "evaluation/test_pipeline.py"}
+"""Test files, or the folders right above them, of which one at a time runs, since they start Ray."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests may take an hour: on a busy machine one of minutes does not fail for that."""
+    """Slow tests may take an hour: on a busy machine one of minutes does not fail for that.
+
+    Two processes of `make test` share the rest by files.
+    """
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
+        item.add_marker(pytest.mark.xdist_group("ray" if {item.path, item.path.parent} & WITH_RAY else str(item.path)))
 
 
 @pytest.fixture(scope="session")
