@@ -10,7 +10,7 @@ from typing import cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
@@ -106,8 +106,8 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     @router.get(
         "/metrics",
         summary="Prometheus metrics of one ingress replica",
-        response_class=PlainTextResponse,
-        responses=error_responses(401, 503),
+        response_class=Response,
+        responses=error_responses(401, 503) | {200: {"content": {"text/plain": {}}}},
     )
     async def prometheus() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
