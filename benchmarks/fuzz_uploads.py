@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import os
 import random
 import re
 import socket
@@ -29,6 +30,7 @@ import psutil
 import ray
 
 from pipelines.serve import start, stop
+from pipelines.serving.front import ENVIRONMENT
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.scoring import Scorer
@@ -219,6 +221,7 @@ def _endpoint() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         yield start(load([f"serve.port={port}"]), _load)
