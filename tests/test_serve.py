@@ -476,6 +476,14 @@ def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_
             np.testing.assert_allclose(answer.json()["progress"], local.score([clip])[0].progress, atol=1e-5)
 
 
+def test_the_token_is_in_no_log(http: httpx.Client) -> None:
+    assert http.get("/v1/model").status_code == 200
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    logs = [path for path in session.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(logs) > 10 and not [path for path in logs if TOKEN.encode() in path.read_bytes()]
+    assert TOKEN not in str(serve.status())
+
+
 def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> None:
     with pytest.raises(ConfigError, match="nowhere is not a checkpoint folder") as caught:
         start(config_with(f"serve.port={port}", "serve.checkpoint=nowhere"), load_broken)
@@ -488,14 +496,6 @@ def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
         taken.listen()
         with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1"):
             start(config_with(f"serve.port={taken.getsockname()[1]}"), load_fussy)
-
-
-def test_the_token_is_in_no_log(http: httpx.Client) -> None:
-    assert http.get("/v1/model").status_code == 200
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    logs = [path for path in session.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert len(logs) > 10 and not [path for path in logs if TOKEN.encode() in path.read_bytes()]
-    assert TOKEN not in str(serve.status())
 
 
 def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,9 @@ class Front:
             return
         headers = [(name, value) for name, value in reply.headers if name.lower() != b"x-request-id"]
         headers.append((b"x-request-id", request_id.encode()))
+        if self._draining:  # what is sent on a connection that is kept would meet the end of this process
+            headers = [(name, value) for name, value in headers if name.lower() != b"connection"]
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"".join(reply.chunks), "more_body": client.is_sending})
         if client.is_sending:
