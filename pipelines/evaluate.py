@@ -211,9 +211,8 @@ def _warn_of_other_frames(config: Config, corpus: Corpus) -> None:
         return
     trained, stored = load_frames(checkpoint, config.tracking.uri), corpus.frame_settings
     if trained != stored:
-        logger.warning(
-            "%s was trained on %s, and is shown %s: other frames, other numbers", checkpoint, trained, stored
-        )
+        frames = trained or "frames that it does not name"
+        logger.warning("%s was trained on %s, and is shown %s: other frames, other numbers", checkpoint, frames, stored)
 
 
 def recompute(config: Config) -> dict[str, Any]:

@@ -80,16 +80,27 @@ UPSTREAM = FrameSettings(32, 240, 0)
 """Of the public weights, which say nothing about it: upstream's preprocessing stores raw frames (spec/data.md 1.5)."""
 
 
-def shown_to(scorer: object) -> FrameSettings:
-    """The settings that a scorer was trained with (its `frames`); the defaults for one that was not trained here."""
-    found = getattr(scorer, "frames", None)
-    return found if isinstance(found, FrameSettings) else FrameSettings()
+def shown_to(scorer: object) -> FrameSettings | None:
+    """The settings that a scorer was trained with (its `frames`), None where nobody knows them; the defaults for one
+    that was not trained here."""
+    found: FrameSettings | None = getattr(scorer, "frames", FrameSettings())
+    return found
 
 
-def overridden(trained: FrameSettings, given: Mapping[str, int]) -> FrameSettings:
-    """The settings of a model but for what a user gives, who is warned where that is something else."""
-    settings = FrameSettings.from_dict({**trained.as_dict(), **given})
-    if settings != trained:
+def overridden(trained: FrameSettings | None, given: Mapping[str, int]) -> FrameSettings:
+    """The settings of a model but for what a user gives, who is warned where that is something else.
+
+    Of a model whose settings nobody knows the rest are the defaults, with a warning.
+    """
+    settings = FrameSettings.from_dict({**(trained or FrameSettings()).as_dict(), **given})
+    if trained is None and settings.as_dict() != given:
+        logger.warning(
+            "the model does not say what frames it was trained on, and is shown %s: if its corpus had others, its "
+            "answers are worse; give those (score: --max-frames, serve: ingest.max_frames=... ingest.short_edge=... "
+            "ingest.jpeg_quality=...), or train it again",
+            settings,
+        )
+    elif trained is not None and settings != trained:
         logger.warning("the model was trained on %s, and is shown %s: its answers may be worse", trained, settings)
     return settings
 

@@ -197,7 +197,7 @@ def card(what: Publication, title: str, source: str) -> str:
         rows=what.rows,
         measured=what.measured,
         settings=_settings(config),
-        frames=str(frames_of(what.found)),
+        frames=str(frames_of(what.found) or ""),
         limits=_limits(what),
         **{key: what.provenance.get(key) for key in ("commit", "corpus", "trajectories", "sources")},
     )
@@ -269,10 +269,9 @@ def write(what: Publication, folder: Path, title: str, source: str) -> None:
             for file in backbone.glob(pattern) if backbone else ():
                 shutil.copy(file, folder)
     save(config, folder / CONFIG)
-    added = {  # with the frames of public weights, since what is published has our layout, whose defaults are others
-        "published": {"title": title, "revision": what.revision, "metrics": what.metrics},
-        "frames": frames_of(what.found).as_dict(),
-    }
+    added: dict[str, Any] = {"published": {"title": title, "revision": what.revision, "metrics": what.metrics}}
+    if frames := frames_of(what.found):  # also of public weights, since what is published has our layout
+        added["frames"] = frames.as_dict()
     (folder / PROVENANCE).write_text(json.dumps(what.provenance | added, indent=2))
     (folder / CARD).write_text(card(what, title, source))
 

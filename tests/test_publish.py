@@ -20,7 +20,14 @@ from robometer import publishing
 from robometer.configs.loading import save as save_checkpoint_config
 from robometer.configs.schema import Config, CorpusConfig, LoraSettings, ModelConfig, SamplingConfig, TrackingConfig
 from robometer.corpus.corpus import Corpus
-from robometer.models.checkpoint import build_model, checkpoint_hash, load_config, load_model, save_checkpoint
+from robometer.models.checkpoint import (
+    build_model,
+    checkpoint_hash,
+    load_config,
+    load_model,
+    load_provenance,
+    save_checkpoint,
+)
 from robometer.models.lora import trained_names
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer, load_processor
@@ -128,6 +135,8 @@ def test_a_model_without_numbers_or_history_says_so(tmp_path: Path) -> None:
     text = publishing.card(prepare(str(tmp_path / "bare")), "bare", "org/bare")
     assert "Not evaluated." in text and "model-index" not in text
     assert "Nothing is known about how good it is" in text and "commit of the code was not recorded" in text
+    assert "not recorded what frames of a video it was trained on" in text
+    assert "frames" not in load_provenance(to_folder(prepare(str(tmp_path / "bare")), str(tmp_path / "published")))
     assert "Not recorded." in text.split("## Data")[1]
 
 

@@ -234,20 +234,25 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def frames_of(found: Description) -> FrameSettings:
+def frames_of(found: Description) -> FrameSettings | None:
     """How a recording becomes frames for this model: as its corpus did; upstream's for public weights.
+
+    Returns:
+        None where the checkpoint does not say: those of before November 2026 do not.
 
     Raises:
         CheckpointError: settings that cannot be.
     """
-    default = FrameSettings() if found.layout == "robometer" else UPSTREAM
+    ours, recorded = found.layout == "robometer", load_provenance(found.folder).get("frames")
+    if ours and not recorded:
+        return None
     try:
-        return FrameSettings.from_dict(default.as_dict() | (load_provenance(found.folder).get("frames") or {}))
+        return FrameSettings.from_dict((FrameSettings() if ours else UPSTREAM).as_dict() | (recorded or {}))
     except RobometerError as error:
         raise CheckpointError(f"{found.folder / PROVENANCE}: {error}") from error
 
 
-def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings:
+def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings | None:
     """`frames_of` whatever `load_scorer` takes, without its weights; of a baseline without weights, the defaults."""
     if checkpoint.startswith(("http://", "https://")):
         return shown_to(load_scorer(checkpoint))

@@ -102,7 +102,7 @@ def summary(found: Description, revision: str = "") -> str:
         return _lined(lines)
     provenance = load_provenance(found.folder)
     lines |= {name: str(value) for name, value in provenance.items() if isinstance(value, str | int | float)}
-    lines["frames"] = str(frames_of(found))
+    lines["frames"] = str(frames_of(found) or "not recorded")
     metrics = provenance.get("metrics") or {}
     lines["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "none recorded"
     return _lined(lines)
