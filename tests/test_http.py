@@ -295,6 +295,37 @@ def test_heads_are_bounded(url: str, head: bytes) -> None:
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+CHUNKED = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"0\r\nX: ", b"1;x="], ids=["trailer", "extension of a chunk"])
+@pytest.mark.parametrize("route", [b"POST /v1/score", b"GET /health"])
+def test_lines_about_a_body_are_bounded(url: str, route: bytes, begun: bytes) -> None:
+    with connection(url) as client:
+        client.sendall(CHUNKED.replace(b"POST /v1/score", route) + begun)
+        with pytest.raises(ConnectionError):  # /health is answered without its body, which is not read for ever
+            for _ in range(50):
+                client.sendall(b"y" * MIB)
+
+
+def test_a_trailer_is_no_header(url: str) -> None:
+    trailer = b"0\r\nX-Request-Id: of a trailer\r\nContent-Type: text/plain\r\n\r\n"
+    request = CHUNKED.replace(b"Host", b"X-Request-Id: of-the-head\r\nConnection: close\r\nHost") + trailer
+    assert "of-the-head" in str(talk(url, request)) and "not understood" in sentence(talk(url, request), 415)
+
+
+def test_an_answered_request_is_not_read_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "REST_TIMEOUT_S", 0.5)
+    with connection(url) as client:
+        client.sendall(post(FORM, more="X-Request-ID: not safe\r\n", length="10000").replace(b"close", b"keep-alive"))
+        started_s = time.monotonic()
+        assert read(client)[0] == 400 and 0.4 < time.monotonic() - started_s < 10
+    with httpx.Client(base_url=url) as kept:  # a body that is in is no rest
+        for _ in range(2):
+            assert kept.post("/health", content=b"x").status_code == 405
+            time.sleep(0.8)
+
+
 def test_heads_that_do_not_come_are_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "HEAD_TIMEOUT_S", 0.5)
     for begun in (b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"):

@@ -1,4 +1,4 @@
-"""Bounds of a request's head, which uvicorn itself has not: a line that never ends would fill its memory."""
+"""Bounds of what uvicorn itself does not bound: lines that never end would fill its memory, and waits its sockets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
+"""Of a head, and of the lines between and after the chunks of a body."""
+
 HEAD_TIMEOUT_S = 20.0
 """From a connection to its first head, and from the first byte of a later one to its end."""
 
+REST_TIMEOUT_S = 60.0
+"""From an answer to the end of a body that it did not wait for."""
+
 
 class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol that ends a connection whose head is too long, or too long on its way."""
+    """uvicorn's protocol that ends a connection whose lines are too long, or too long on their way.
+
+    What follows a body (its trailer) is not taken for headers.
+    """
 
     _timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes = 0  # since the last head or piece of a body
+    _is_in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_timer()
+        self._start_timer(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -28,22 +37,40 @@ class BoundedHeads(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._start_timer()
+        self._is_in_head = True
+        self._start_timer(HEAD_TIMEOUT_S)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._is_in_head, self._head_bytes = False, 0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._start_timer(REST_TIMEOUT_S)
+
     def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
         super().data_received(data)
-        # What came with the end of a head is not counted: it may be a body.
-        self._head_bytes = self._head_bytes + len(data) if self._timer else 0
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The head of the request is longer than {MAX_HEAD_BYTES} bytes.")
 
-    def _start_timer(self) -> None:
+    def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
-        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+        self._timer = self.loop.call_later(seconds, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer:
