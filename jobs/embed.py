@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jobs import common
 from robometer.configs import Config
+from robometer.redaction import redacted
 
 HELP = """
 robometer embed: image embeddings of every frame and text embeddings of every task, by frozen encoders.
@@ -27,7 +28,9 @@ def embed(config: Config) -> None:
     from pipelines.embed import run_embed
 
     report = dataclasses.asdict(run_embed(config))
-    print(f"corpus {config.corpus.path}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
+    print(
+        f"corpus {redacted(config.corpus.path)}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.items())
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jobs import common
 from robometer.baselines import BASELINES
 from robometer.configs import Config
+from robometer.redaction import redacted
 
 HELP = """
 robometer evaluate: reward alignment, policy ranking, confusion matrix, preference, success detection, partial success,
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         for found in run_evaluations(config, anew):
             print(common.metrics_table(found) + "\n")
-        print(f"report: {config.evaluate.output}/report.html")
+        print(f"report: {redacted(config.evaluate.output)}/report.html")
 
     rest = [argument for argument in arguments if argument != "--recompute"]
     return common.main(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jobs import common
 from robometer.configs import Config
 from robometer.corpus.sources import names
+from robometer.redaction import redacted
 
 HELP = """
 robometer ingest: decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.
@@ -39,7 +40,8 @@ def ingest(config: Config) -> None:
 
     report = run_ingest(config)
     print(
-        f"corpus {config.corpus.path}: {report.new} new, {report.updated} updated, {report.present} there before, "
+        f"corpus {redacted(config.corpus.path)}: {report.new} new, {report.updated} updated, "
+        f"{report.present} there before, "
         f"{report.differing} that differ from what is there, {report.quarantined} in quarantine, of {report.listed}; "
         f"{report.skipped} left out by design; {report.seconds:.1f} s"
     )

@@ -96,11 +96,13 @@ class IngestReport:
 class _Plan:
     """What there is to do: shards to make, quarantine rows of the listing, and what was done before.
 
-    `same` and `changed` are, for each data set, how many units look as they did, and those that do not.
+    `revision` is above that of every reading before; `same` and `changed` are, for each data set, how many units look
+    as they did, and those that do not.
     """
 
     stored: StoredRows
     ledger: dict[str, Read]
+    revision: int
     groups: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     done: Outcome = Outcome()
@@ -108,11 +110,6 @@ class _Plan:
     same: Counter[str] = field(default_factory=Counter)
     changed: defaultdict[str, list[Unit]] = field(default_factory=lambda: defaultdict(list))
     others: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def revision(self) -> int:
-        """Above that of every reading before."""
-        return 1 + max((read.revision for read in self.ledger.values()), default=0)
 
 
 def run_ingest(config: Config) -> IngestReport:
@@ -165,7 +162,8 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
     # the rows that are there.
     stored = StoredRows.read(storage)
     ledger = {digest: read for digest, (read, _) in latest(read_ledgers(storage)).items()}
-    plan, sealer, seen = _Plan(stored, ledger), Sealer(config.split), set[str]()
+    revision = 1 + max((read.revision for read in ledger.values()), default=0)
+    plan, sealer, seen = _Plan(stored, ledger, revision), Sealer(config.split), set[str]()
     group: list[Unit] = []
     size = 0
 
@@ -253,9 +251,10 @@ def _refuse_clashes(storage: Storage, plan: _Plan, config: IngestConfig) -> None
         if config.update or plan.same[source] >= _MATCHING * (plan.same[source] + len(units)):
             continue
         probed = units[:: max(1, len(units) // _PROBED_UNITS)][:_PROBED_UNITS]
-        task = ray.remote(num_cpus=1)(_probe)
+        task = ray.remote(num_cpus=1)(_probe).remote([dataclasses.asdict(unit) for unit in probed], config, plan.stored)
+        ends = (ray.get(one) for one in [task])
         try:
-            found = ray.get(task.remote([dataclasses.asdict(unit) for unit in probed], config, plan.stored))
+            (found,) = watched(ends, "the comparison with what is stored")
         except RayError as error:
             raise IngestError(f"a worker failed: {cause_of(error)}; mend that and run the same again") from error
         if found and not any(same for _, _, same in found):
@@ -267,15 +266,15 @@ def _refuse_clashes(storage: Storage, plan: _Plan, config: IngestConfig) -> None
             )
     fresh = sorted(plan.others.keys() - plan.same.keys() - plan.changed.keys())
     if fresh and not config.data_source:
-        _warn_of_strangers(storage, fresh, str(absolute(config.input)))
+        _warn_of_strangers(storage, fresh, absolute(config.input))
 
 
-def _warn_of_strangers(storage: Storage, sources: list[str], input: str) -> None:
+def _warn_of_strangers(storage: Storage, sources: list[str], input: Path) -> None:
     """Name the data sets that this input adds to, though they came from elsewhere and share no unit with it."""
-    rows = read_manifest(storage, ["source", "uri"])
+    rows, folder = read_manifest(storage, ["source", "uri"]), input.parent if input.is_file() else input
     for source in sources:
         at = pc.index(rows["source"], source).as_py()
-        if at >= 0 and not (there := str(rows["uri"][at])).startswith(input):
+        if at >= 0 and not Path(there := str(rows["uri"][at])).is_relative_to(folder):
             logger.warning(
                 "the corpus has a data set %r from elsewhere (%s), and this one is added to it: "
                 "give ingest.data_source=NAME to keep them apart",

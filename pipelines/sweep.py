@@ -29,7 +29,7 @@ from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
-from robometer.outputs import held, settled
+from robometer.outputs import held, settled, write_whole
 from robometer.provenance import HOW_IT_RUNS
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _run(config: Config, space: dict[str, Any], settings: dict[str, Any]) -> Swe
     with connected(config), tracking.start(config, "sweep", run_id=run_id) as run:
         check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
         kept = {"run_id": run.run_id or known, "settings": settings}
-        (output / "sweep.json").write_text(json.dumps(kept, indent=1))
+        write_whole(output / "sweep.json", json.dumps(kept, indent=1))
         tuner = _tuner(config, output, space, run.run_id)
         ends = (tuner.fit() for _ in range(1))
         # Of its trials, some may wait while others go on: here is where all of them are seen.

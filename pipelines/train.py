@@ -37,7 +37,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
-from robometer.outputs import held, settled
+from robometer.outputs import held, settled, write_whole
 from robometer.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
@@ -174,7 +174,7 @@ def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, par
     (output / MIX).write_text(json.dumps(mix, indent=1))
     with tracking.start(config, "train", parent_run_id=parent_run_id) as run:
         run.artifact(output / MIX)
-        path.write_text(json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
+        write_whole(path, json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
         return run.run_id
 
 
@@ -305,5 +305,5 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
         run.artifact(output / "training.png")
         run.artifact(best)
         run.register_model("best", {name: value for name, value in metrics.items() if name != "step"})
-    (output / HISTORY).write_text("".join(json.dumps(entry) + "\n" for entry in history))  # the mark of a finished run
+    write_whole(output / HISTORY, "".join(json.dumps(entry) + "\n" for entry in history))  # the mark of a finished run
     return TrainReport(best, {k: float(v) for k, v in metrics.items()}, history)

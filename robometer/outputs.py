@@ -82,6 +82,13 @@ def held(name: str, folder: str | Path) -> Iterator[None]:
         lease.release()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whenever the job is killed."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
 class _Lease:
     """The file of a job in its folder, renewed by a thread.
 
@@ -172,9 +179,7 @@ class _Lease:
                 logger.warning("%s cannot be renewed: %s", self._path, error)
 
     def _announce(self) -> None:
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self._me))
-        new.rename(self._path)
+        write_whole(self._path, json.dumps(self._me))
 
     def _write(self) -> None:
         """Write anew; never make the file again that another has taken away."""

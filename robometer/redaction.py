@@ -19,20 +19,22 @@ SHORTEST = 6
 _USER = re.compile(  # user:password@ or token@ of a URI; a slash in the password is a mistake, and still a secret
     r"(?<=://)(?:[^/?#\s'\"@:]*:(?!\d*(?:[/?#]|$))[^\s'\"]*|[^/?#\s'\"]*)(?=@)"
 )
-_NAMED = re.compile(  # with no letter before it: max_tokens and per_frame_progress_token are no secrets
-    r"(?i)(?<![\w])((?:auth_?|bearer_?|access_?|refresh_?|session_?|hf_?|robometer_?)?token|password|passwd|pwd|secret"
-    r"|(?:secret|access|api|account|private|secret_access|aws_secret_access|aws_access)_?key(?:_?id)?|sas|sig|signature"
-    r"|x-amz-(?:signature|credential|security-token))=(?!\*\*\*)[^\s&#'\",;)\]}]+"
+_NAMED = re.compile(  # a token with no letter before it: max_tokens and per_frame_progress_token are no secrets
+    r"(?i)(?<![\w])((?:\w*(?:auth|bearer|access|refresh|session|tracking|api|robometer|hf)_?)?token"
+    r"|\w*(?:password|passwd|pwd|secret|(?:secret|access|api|account|private)[_-]?key(?:_?id)?)|sas|sig|signature"
+    r"|x-amz-(?:signature|credential|security-token))=(?!\*\*\*)('[^']*'|\"[^\"]*\"|[^\s&#'\",;)\]}]+)"
 )
+_HEADER = re.compile(r"(?i)(?<=authorization)(\W{1,4}(?:bearer|basic) )[^\s'\"]+")
 
 
 def redacted(text: str, *secrets: str) -> str:
-    """The text without user and password of URIs, values of `password=`, `token=` and the like, the values of secret
-    environment variables (HF_TOKEN, OPENAI_API_KEY, ...), and `secrets`."""
+    """The text without user and password of URIs, values of `password=`, `token=` and the like, headers that authorise,
+    the values of secret environment variables (HF_TOKEN, OPENAI_API_KEY, ...), and `secrets`."""
     known = [value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= SHORTEST]
     for value in sorted({*known, *filter(None, secrets)}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     text = _USER.sub(HIDDEN, text)
+    text = _HEADER.sub(lambda match: f"{match[1]}{HIDDEN}", text)
     return _NAMED.sub(lambda match: f"{match[1]}={HIDDEN}", text)
 
 

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
 from robometer.configs.loading import as_given
 from robometer.corpus.sources import list_units
+from robometer.redaction import redacted
 
 TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",
          "${", "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null",
@@ -117,6 +118,24 @@ def test_a_configuration_is_saved_without_its_secrets(tmp_path: Path) -> None:
     read = from_dict(yaml.safe_load(text))  # what is left is still a configuration
     assert (read.serve.token, read.corpus.path) == ("***", "s3://***@bucket/corpus")
     assert read.tracking.uri == "postgresql://***@host/runs?password=***"
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("{'authorization': 'basic YWJj'}", "{'authorization': 'basic ***'}"),
+        ("serve.token='one two' x", "serve.token=*** x"),
+        ("MLFLOW_TRACKING_PASSWORD=abc", "MLFLOW_TRACKING_PASSWORD=***"),
+        ("MLFLOW_TRACKING_TOKEN=abc", "MLFLOW_TRACKING_TOKEN=***"),
+        ("client_secret=abc&x=1", "client_secret=***&x=1"),
+        ("api-key=abc", "api-key=***"),
+        ("max_tokens=5 model.per_frame_progress_token=true", "max_tokens=5 model.per_frame_progress_token=true"),
+        ("a bearer token is wanted: give serve.token", "a bearer token is wanted: give serve.token"),
+    ],
+)
+def test_what_looks_like_a_secret_is_left_out(said: str, left: str) -> None:
+    assert redacted(said) == left == redacted(left)
 
 
 def test_a_mistake_does_not_quote_a_secret() -> None:

@@ -16,12 +16,15 @@ import pytest
 from pipelines.ingest import IngestError, IngestReport, run_ingest
 from pipelines.maintain import run_compact, run_verify
 from robometer.configs import load
+from robometer.configs.schema import IngestConfig
 from robometer.corpus.corpus import Corpus
-from robometer.corpus.identity import Sealer
-from robometer.corpus.manifest import clashes
-from robometer.corpus.sources import Unit
+from robometer.corpus.encode import entries
+from robometer.corpus.identity import NOTHING, Sealer, StoredRows
+from robometer.corpus.maintenance import check_shard
+from robometer.corpus.manifest import clashes, read_ledgers
+from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import commit_shard
+from robometer.corpus.writer import Job, Known, Rejected, Stored, commit_shard, content_hash
 from tests.sources.raw import hub_cache, roll_out
 from tests.sources.test_lerobot import write_v21
 from tests.test_corpus import stored
@@ -233,6 +236,19 @@ def test_more_clips_from_elsewhere_under_one_name_are_told(
     with caplog.at_level(logging.WARNING):
         assert counts(ingest(corpus, bob)) == (1, 0, 0, 0)
     assert "'videos' from elsewhere" in caplog.text and str(tmp_path / "alice/videos") in caplog.text
+    caplog.clear()
+    near = write_clips(tmp_path / "alice/vid", 4)  # its path begins as theirs does
+    (near / "0.mp4").rename(near / "near.mp4")
+    write_rows(near, [{"video": "near.mp4", "task": TASK, "source": "videos"}])
+    with caplog.at_level(logging.WARNING):
+        assert counts(ingest(corpus, near)) == (1, 0, 0, 0)
+    assert "'videos' from elsewhere" in caplog.text
+    caplog.clear()
+    (tmp_path / "alice/videos/more.jsonl").write_text(json.dumps({"video": "2.mp4", "task": TASK}) + "\n")
+    shutil.copy(near / "near.mp4", tmp_path / "alice/videos/2.mp4")
+    with caplog.at_level(logging.WARNING):
+        assert counts(ingest(corpus, tmp_path / "alice/videos/more.jsonl")) == (1, 0, 0, 0)
+    assert "elsewhere" not in caplog.text
 
 
 def test_two_ingests_at_once_under_one_name_are_told(tmp_path: Path) -> None:
@@ -242,6 +258,62 @@ def test_two_ingests_at_once_under_one_name_are_told(tmp_path: Path) -> None:
     assert clashes(storage) == []
     commit_shard(storage, "c", [stored(0, labels_hash="other")])
     assert clashes(storage) == [stored(0).record["id"]]
+
+
+def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
+    """The pictures and the words are the same: what info.json says of the time between them is not."""
+    storage = Storage(str(tmp_path / "corpus"))
+
+    def found(have: StoredRows, update: bool = False) -> Stored | Rejected | Known:
+        (unit,) = list_units("lerobot", str(tmp_path / "arm"))
+        assert isinstance(unit, Unit)
+        return next(entries([unit], IngestConfig(source="lerobot", max_frames=4, short_edge=32, update=update), have))
+
+    write_lerobot(tmp_path / "arm", 0)
+    commit_shard(storage, "a", [found(NOTHING)])
+    have = StoredRows.read(storage)
+    same = found(have)
+    assert isinstance(same, Known) and not same.differs
+    info = tmp_path / "arm/meta/info.json"
+    fps = json.loads(info.read_text())["fps"]
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": 2 * fps}))
+    other = found(have)
+    assert (
+        isinstance(other, Known) and f"another rate than in the corpus (now {2 * fps:g}, not {fps:g}" in other.differs
+    )
+    taken = found(have, update=True)
+    assert isinstance(taken, Stored) and taken.replaces and taken.record["source_fps"] == 2 * fps
+
+
+def test_a_rebuilt_manifest_knows_how_late_its_rows_are(tmp_path: Path) -> None:
+    """Or what updates them next would be stored under an earlier revision, and never be seen."""
+    storage, seals = Storage(str(tmp_path)), {"u0": "s", "u1": "s"}
+    found = [stored(number).record for number in (0, 1)]
+    true = [{**row, "content_hash": content_hash(row["frame_index"], row["frames"])} for row in found]
+    rows = [Stored(row, unit) for row, unit in zip(true, seals, strict=True)]
+    commit_shard(storage, "a", rows, Job(seals, revision=3))
+    before = read_ledgers(storage)
+    storage.remove("manifest/a.parquet")
+    assert check_shard(storage, "a", repair=True).repair == "rebuilt"
+    assert read_ledgers(storage) == before and before["a"]["u1"].revision == 3
+
+
+def test_a_link_that_leads_nowhere_hides_no_change_beside_it(tmp_path: Path) -> None:
+    folder, apart = tmp_path / "episode", tmp_path / "apart"
+    (folder / "front").mkdir(parents=True)
+    apart.mkdir()
+    (folder / "gone.png").symlink_to(tmp_path / "gone")
+    (folder / "side").symlink_to(apart)
+    (folder / "loop").symlink_to(folder)
+
+    def seal() -> str:
+        return Sealer("train").seals([Unit("key", "source", str(folder))])[0]
+
+    seen = [seal()]
+    for file in (folder / "task.txt", folder / "front/0.png", apart / "0.png", tmp_path / "gone"):
+        file.write_bytes(b"1")
+        seen.append(seal())
+    assert len(set(seen)) == 5 and seal() == seen[-1]
 
 
 def test_a_seal_sees_data_and_files_and_no_folders(tmp_path: Path) -> None:

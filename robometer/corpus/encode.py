@@ -133,10 +133,14 @@ def _beside(facts: Facts | None, episode: Episode, digest: str, config: IngestCo
         said = f"{episode.task!r}, {episode.raw_quality_label}"
         return Known(episode.id, episode.uri, digest, f"other labels than in the corpus (now {said})")
     record = encode_episode(episode, config)
-    if facts == Facts(labels, record["content_hash"]):
+    now = Facts.of(record)
+    if facts == now:
         return Known(episode.id, episode.uri, digest)
     if config.update:
         return Stored(record, digest, replaces=True)
+    if facts.content == now.content:
+        said = f"{now.fps:g}, not {facts.fps:g}"
+        return Known(episode.id, episode.uri, digest, f"another rate than in the corpus (now {said} frames per second)")
     return Known(episode.id, episode.uri, digest, "other frames than in the corpus")
 
 

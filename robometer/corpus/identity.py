@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,11 +78,19 @@ def _look(path: str) -> str:
 
 
 def _below(folder: str) -> Iterator[tuple[str, int, int]]:
-    for path, _, names in os.walk(folder):
+    """Links are followed, each folder once; one that leads nowhere has no size, and hides nothing beside it."""
+    seen = {os.path.realpath(folder)}
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(path, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if real[name] not in seen)
+        seen.update(real.values())
         for name in names:
             file = os.path.join(path, name)
-            status = os.stat(file)
-            yield os.path.relpath(file, folder), status.st_size, status.st_mtime_ns
+            try:
+                status = os.stat(file)
+                yield os.path.relpath(file, folder), status.st_size, status.st_mtime_ns
+            except OSError:
+                yield os.path.relpath(file, folder), -1, 0
 
 
 def labels_hash(episode: Episode, quality: str, split: str) -> str:
@@ -100,10 +108,16 @@ def labels_hash(episode: Episode, quality: str, split: str) -> str:
 
 
 class Facts(NamedTuple):
-    """What a stored trajectory is compared by: `labels_hash` and `content_hash` of its manifest row."""
+    """What a stored trajectory is compared by: `labels_hash`, `content_hash` and `source_fps` of its manifest row."""
 
     labels: str
     content: str
+    fps: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Facts:
+        """Of a row that is not stored yet; storage rounds its rate."""
+        return cls(record["labels_hash"], record["content_hash"], float(np.float32(record["source_fps"])))
 
 
 @dataclass(frozen=True)
@@ -113,18 +127,20 @@ class StoredRows:
     Attributes:
         ids: bytes [N], sorted.
         facts: bytes [N], the labels' and the content's hash one after the other.
+        fps: float32 [N], frames per second.
     """
 
     ids: np.ndarray
     facts: np.ndarray
+    fps: np.ndarray
 
     @classmethod
     def read(cls, storage: Storage) -> StoredRows:
         """What is visible of a corpus."""
-        table = read_manifest(storage, ["id", "labels_hash", "content_hash"])
+        table = read_manifest(storage, ["id", "labels_hash", "content_hash", "source_fps"])
         labels, content = (table[name].fill_null("").to_pylist() for name in ("labels_hash", "content_hash"))
         facts = [f"{a:16}{b}" for a, b in zip(labels, content, strict=True)]
-        return cls(_ascii(table["id"].to_pylist()), _ascii(facts))
+        return cls(_ascii(table["id"].to_pylist()), _ascii(facts), table["source_fps"].fill_null(0).to_numpy())
 
     def get(self, id: str) -> Facts | None:
         """What is stored under `id`, if anything is."""
@@ -132,12 +148,12 @@ class StoredRows:
         if at == len(self.ids) or self.ids[at] != id.encode():
             return None
         facts = self.facts[at].decode()
-        return Facts(facts[:16].strip(), facts[16:])
+        return Facts(facts[:16].strip(), facts[16:], float(self.fps[at]))
 
 
 def _ascii(texts: list[str]) -> np.ndarray:
     return np.array(texts, dtype="S") if texts else np.zeros(0, "S1")
 
 
-NOTHING = StoredRows(np.zeros(0, "S1"), np.zeros(0, "S1"))
+NOTHING = StoredRows(np.zeros(0, "S1"), np.zeros(0, "S1"), np.zeros(0, np.float32))
 """Of an empty corpus."""

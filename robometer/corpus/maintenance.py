@@ -7,7 +7,7 @@ and run again. No job may be writing to the corpus meanwhile, or reading while s
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,10 +69,12 @@ def check_shard(storage: Storage, shard: str, repair: bool = False) -> ShardRepo
     return report
 
 
-def _read_shard(storage: Storage, shard: str, report: ShardReport) -> tuple[list[dict[str, Any]], Counter[str], bool]:
-    """Manifest rows of a shard and its trajectories by unit, from the shard alone; and whether something is wrong."""
+def _read_shard(
+    storage: Storage, shard: str, report: ShardReport
+) -> tuple[list[dict[str, Any]], dict[str, list[int]], bool]:
+    """Manifest rows of a shard and their revisions by unit, from the shard alone; and whether something is wrong."""
     rows: list[dict[str, Any]] = []
-    stored: Counter[str] = Counter()
+    stored: defaultdict[str, list[int]] = defaultdict(list)
     try:
         reader = storage.open_arrow(f"shards/{shard}.arrow")
         for number in range(reader.num_record_batches):
@@ -80,7 +82,7 @@ def _read_shard(storage: Storage, shard: str, report: ShardReport) -> tuple[list
             if reason := _wrong(record):
                 report.problems.append(f"row {number}: {reason}")
                 continue
-            stored[record["unit"] or ""] += 1
+            stored[record["unit"] or ""].append(record["revision"] or 0)
             rows.append({**{k: record[k] for k in SHARD_SCHEMA.names if k in _NAMES}, "shard": shard, "row": number})
     except (OSError, pa.ArrowException, IndexError, KeyError, ValueError) as error:  # damaged text is a ValueError
         report.problems.append(f"the shard cannot be read ({error})")
@@ -114,7 +116,7 @@ def _compare(storage: Storage, shard: str, rows: Sequence[dict[str, Any]]) -> st
     )
 
 
-def _ledger(storage: Storage, shard: str, stored: Counter[str]) -> Ledger:
+def _ledger(storage: Storage, shard: str, stored: dict[str, list[int]]) -> Ledger:
     """Units of a shard whose manifest is lost; one of which nothing is known is left out, to be read again."""
     units = units_in(storage.open_arrow(f"shards/{shard}.arrow").schema)
     name = f"quarantine/{shard}.parquet"

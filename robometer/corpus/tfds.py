@@ -74,7 +74,8 @@ class Builder:
         """A record file with the views to take of it."""
         known = {"views": list(views), "records": file.length, **data}
         key = f"{data_set}/{self.version}/{file.path.name}"
-        return Unit(key, source, str(file.path), (file.length or 1) * len(views), known)
+        files = [str(file.path), str(self.folder / "features.json")]
+        return Unit(key, source, str(file.path), (file.length or 1) * len(views), known, files)
 
 
 def builders(input: str) -> list[Builder]:

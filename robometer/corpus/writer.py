@@ -148,12 +148,18 @@ def _batches(
             yield pa.RecordBatch.from_pylist([{**record, "unit": entry.unit}], schema=SHARD_SCHEMA)
 
 
-def ledger_of(seals: Mapping[str, str], stored: Mapping[str, int], refused: Iterable[Mapping[str, Any]]) -> Ledger:
-    """What became of each unit, from how many of its trajectories a shard holds and the quarantine rows of all."""
+def ledger_of(
+    seals: Mapping[str, str], stored: Mapping[str, Sequence[int]], refused: Iterable[Mapping[str, Any]]
+) -> Ledger:
+    """What became of each unit, from the revisions of its trajectories in a shard and the quarantine rows of all."""
     skipped, bad = Counter[str](), Counter[str]()
     for row in refused:
         (skipped if row["stage"] == SKIP else bad)[row["unit"]] += 1
-    return {unit: Read(stored.get(unit, 0), bad[unit], skipped[unit], seal) for unit, seal in seals.items()}
+    held = {unit: stored.get(unit, ()) for unit in seals}
+    return {
+        unit: Read(len(held[unit]), bad[unit], skipped[unit], seal, max(held[unit], default=0))
+        for unit, seal in seals.items()
+    }
 
 
 def write_shard(

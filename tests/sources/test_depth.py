@@ -22,7 +22,8 @@ from tests.sources.raw import read, roll_out
 
 def test_names_that_mean_depth() -> None:
     assert all(map(is_depth, ("depth", "front_depth", "camera/depth/image", "Depth-2", "depth_0", "head.depth")))
-    assert not any(map(is_depth, ("front", "indepth", "depths", "deep", "depthless_cam", "wrist")))
+    assert all(map(is_depth, ("wristDepth", "DepthImage", "leftDepthMap", "depthmap_0", "head2Depth", "DEPTH")))
+    assert not any(map(is_depth, ("front", "indepth", "depths", "deep", "depthless_cam", "wrist", "depthai_rgb")))
 
 
 def test_a_view_of_that_name_is_left_out(tmp_path: Path) -> None:

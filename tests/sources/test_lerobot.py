@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,14 @@ def test_frames_that_may_be_a_neighbours_are_refused(
 ) -> None:
     found = held(write_v3(tmp_path / "raw", firsts, lengths))
     assert len(found) == 3 and all("do not say which frames are whose" in str(reason) for reason in found.values())
+
+
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_a_timestamp_that_is_no_number_refuses_its_episode_alone(tmp_path: Path, first: float) -> None:
+    raw = write_v3(tmp_path / "raw", (0, first, 83), lengths=(50, 33, 37))
+    found = list(list_units("lerobot", str(raw)))
+    assert [unit.key[-1] for unit in found if isinstance(unit, Unit)] == ["0", "2"]
+    assert [f"from_timestamp is {first}" in unit.error for unit in found if isinstance(unit, Refused)] == [True]
 
 
 def write_tasks(raw: Path, tasks: Sequence[str], indices: Sequence[int], listed: Sequence[str], **columns: Any) -> Path:

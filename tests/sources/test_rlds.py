@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robometer.corpus.identity import Sealer
 from robometer.corpus.sources import SourceError, Unit, list_units, rlds
 from robometer.corpus.tfds import reading_order
 from robometer.corpus.writer import Rejected, Stored
@@ -260,9 +261,28 @@ def test_the_outcome_stands_in_the_metadata(tmp_path: Path, metadata: dict[str, 
     assert found == ("t", quality)
 
 
-def test_a_path_of_two_outcomes_is_refused(tmp_path: Path) -> None:
-    path = {"episode_metadata__file_path": [b"/raw/success/failure/a"]}
-    assert "names both success and failure" in told(tmp_path, steps__language_instruction=[b"t"] * 5, **path)[1]
+def test_a_path_of_two_outcomes_is_refused_alone(tmp_path: Path) -> None:
+    path = {"episode_metadata/file_path": [b"/raw/success/failure/a"]}
+    records = [_episode(0, "image"), _episode(1, "image", **path), _episode(2, "image")]
+    data_set(tmp_path / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [records]})
+    first, second, third = read("rlds", tmp_path)
+    assert isinstance(first, Stored) and isinstance(third, Stored) and not isinstance(second, Stored)
+    assert third.record["episode_key"].endswith("#2")
+    assert "names both success and failure" in second.row["error"]  # type: ignore[union-attr]
+
+
+def test_another_description_of_the_features_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "toto/1.0.0"
+    data_set(folder, "toto", {"observation/image": IMAGE}, {"train": [[_episode(0, "image")]]})
+
+    def seals() -> list[str]:
+        return Sealer("train").seals([unit for unit in list_units("rlds", str(tmp_path)) if isinstance(unit, Unit)])
+
+    before = seals()
+    assert seals() == before and len(before) == 1
+    with (folder / "features.json").open("a") as file:
+        file.write("\n")
+    assert seals() != before
 
 
 @pytest.mark.parametrize(

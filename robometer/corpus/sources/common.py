@@ -51,7 +51,8 @@ def name_of(folder: Path) -> str:
 
 def is_depth(view: str) -> bool:
     """Whether a camera's name says that it sees distances, which are no colours."""
-    return re.search(r"(?<![a-z])depth(?![a-z])", view.lower()) is not None
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", view).lower()  # wristDepth
+    return re.search(r"(?<![a-z])depth(?:map|image)?(?![a-z])", words) is not None
 
 
 def files(root: Path, *patterns: str) -> list[Path]:

@@ -333,7 +333,7 @@ def _cuts(dataset: _Dataset, videos: Sequence[str]) -> _Cuts:
             continue
         for key in videos:
             try:
-                begin = float(row[f"videos/{key}/from_timestamp"]) * dataset.fps
+                begin = _seconds(row, key) * dataset.fps
                 held[_video(dataset, row, key)].append((begin, int(row["episode_index"]), int(row["length"])))
             except (TrajectoryError, KeyError, TypeError, ValueError):
                 continue  # the episode is refused for it
@@ -351,6 +351,14 @@ def _cuts(dataset: _Dataset, videos: Sequence[str]) -> _Cuts:
     return found
 
 
+def _seconds(row: Mapping[str, Any], key: str) -> float:
+    """Where an episode begins in a video of several."""
+    name = f"videos/{key}/from_timestamp"
+    if not math.isfinite(seconds := float(row[name])):
+        raise TrajectoryError(f"{name} is {seconds}")
+    return seconds
+
+
 def _video(dataset: _Dataset, row: Mapping[str, Any], key: str) -> str:
     return dataset.place(dataset.video_path, video_key=key, **_place(dataset, row, f"videos/{key}"))
 
@@ -362,7 +370,7 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
     videos: dict[str, tuple[str, Any]] = {}
     for key in (key for key in cameras if dataset.features[key]["dtype"] == "video"):
         if dataset.major == 3:
-            float(row[f"videos/{key}/from_timestamp"])  # an episode without one is refused
+            _seconds(row, key)  # an episode without one is refused
         video = _video(dataset, row, key)
         videos[cameras[key]] = (video, cuts[video, episode] if dataset.major == 3 else None)
     place = dataset.place(dataset.data_path, **_place(dataset, row, "data"))

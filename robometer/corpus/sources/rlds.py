@@ -166,7 +166,11 @@ class Record:
         if not task.strip():
             yield self.refused(_no_task(self.example), skipped=False)
             return
-        quality = quality or outcome(self.example) or "successful"
+        try:
+            quality = quality or outcome(self.example) or "successful"
+        except (RecordError, TrajectoryError) as error:
+            yield self.refused(str(error), skipped=False)
+            return
         for view in self.unit.data["views"]:
             try:
                 frames = self.frames(view)
