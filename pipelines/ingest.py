@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster import cause_of, connected, interactive, progress_bar, watched
+from pipelines.cluster import LINE_EVERY_S, cause_of, connected, interactive, progress_bar, watched
 from robometer.configs.schema import Config, IngestConfig
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import (
@@ -165,12 +165,15 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
     revision = 1 + max((read.revision for read in ledger.values()), default=0)
     plan, sealer, seen = _Plan(stored, ledger, revision), Sealer(config.split), set[str]()
     group: list[Unit] = []
-    size = 0
+    size, told = 0, time.monotonic()
 
     def close() -> None:
-        nonlocal group, size
+        nonlocal group, size, told
         _add_group(plan, group, sealer.seals(group), config)
         group, size = [], 0
+        if time.monotonic() - told > LINE_EVERY_S:
+            told = time.monotonic()
+            logger.info("ingest: %d files or rows of %s looked at so far", len(seen), config.input)
 
     for entry in list_units(config.source, config.input, config.data_source):
         if isinstance(entry, Refused):
@@ -203,7 +206,8 @@ def _sum(a: Outcome, b: Outcome) -> Outcome:
 
 def _add_group(plan: _Plan, group: list[Unit], seals: list[str], config: IngestConfig) -> None:
     todo: dict[str, tuple[Unit, str]] = {}
-    key = [FrameSettings.of(config).hash()]
+    # What an update stores is not what another ingest of the same units, at the same time, writes under this name.
+    key = [FrameSettings.of(config).hash(), *(["update"] if config.update else [])]
     for unit, seal in zip(group, seals, strict=True):
         digest = unit.digest(config.source)
         before = plan.ledger.get(digest)

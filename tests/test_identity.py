@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.ingest import IngestError, IngestReport, run_ingest
+from pipelines.ingest import IngestError, IngestReport, _plan, run_ingest
 from pipelines.maintain import run_compact, run_verify
 from robometer.configs import load
 from robometer.configs.schema import IngestConfig
@@ -332,3 +332,18 @@ def test_a_seal_sees_data_and_files_and_no_folders(tmp_path: Path) -> None:
     assert same not in others and len(set(others)) == 5
     inside = [Sealer("train").seals([Unit("k", "s", str(tmp_path / name))])[0] for name in ("one", "two")]
     assert inside[0] == inside[1] != Sealer("train").seals([Unit("k", "s", str(tmp_path / "none"))])[0]
+
+
+def test_an_update_makes_shards_of_names_of_its_own(tmp_path: Path) -> None:
+    """Or an ingest beside it, which stores nothing of what differs, would take away what the update has stored."""
+    data, sizes = write_clips(tmp_path / "data", 0), ("ingest.max_frames=4", "ingest.short_edge=32")
+    storage = Storage(str(tmp_path / "corpus"))
+
+    def names(*overrides: str) -> list[str]:
+        config = load([f"corpus.path={storage.path}", f"ingest.input={data}", *sizes, *overrides])
+        return [str(group["name"]) for group in _plan(storage, config.ingest).groups]
+
+    (unit,) = list_units("mp4_jsonl", str(data))
+    assert isinstance(unit, Unit)
+    commit_shard(storage, "a", [stored(0)], Job({unit.digest("mp4_jsonl"): "another seal"}))
+    assert names() == names() != names("ingest.update=true") == names("ingest.update=true")

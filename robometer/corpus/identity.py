@@ -3,7 +3,7 @@
 A unit that was read has a seal: a hash of what its listing says and of the looks of its files. While the seal is the
 same nothing has changed, and nothing is read. Any other seal says only that something may have: a touched file, a copy,
 a new revision, a corrected label, another data set of the same name. Then the unit is read again, and each of its
-trajectories compared with the stored one by its labels and its frames.
+trajectories compared with the stored one by its labels, its frames and their rate.
 """
 
 from __future__ import annotations

@@ -320,6 +320,14 @@ def test_a_timestamp_that_is_no_number_refuses_its_episode_alone(tmp_path: Path,
     assert [f"from_timestamp is {first}" in unit.error for unit in found if isinstance(unit, Refused)] == [True]
 
 
+def test_a_number_that_is_infinite_refuses_its_row_alone(tmp_path: Path) -> None:
+    write_v21(tmp_path / "raw", [{"episode_index": 0}, {"episode_index": 1}])
+    listing = tmp_path / "raw/meta/episodes.jsonl"
+    listing.write_text(listing.read_text() + '{"episode_index": 1e999, "tasks": ["t"], "length": 5}\n')
+    *kept, refused = list_units("lerobot", str(tmp_path / "raw"))
+    assert len(kept) == 2 and isinstance(refused, Refused) and "cannot be read (OverflowError" in refused.error
+
+
 def write_tasks(raw: Path, tasks: Sequence[str], indices: Sequence[int], listed: Sequence[str], **columns: Any) -> Path:
     """A v2 dataset of one episode, whose frames have these `task_index`es."""
     clip = roll_out(0).frames

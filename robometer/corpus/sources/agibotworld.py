@@ -131,7 +131,7 @@ def _trajectories(unit: Unit, key: str, video: Source | None, info: Any) -> Iter
             first, end, text = int(action["start_frame"]), int(action["end_frame"]), action["action_text"]
             if not (0 <= first < min(end, total) and isinstance(text, str)):
                 raise ValueError(f"frames {first} to {end} of {total}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"an action that cannot be cut out ({type(error).__name__}: {error})"
             yield Refused(uri, reason, unit.source, f"{key}#{number}", view)
             continue

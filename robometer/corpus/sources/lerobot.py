@@ -277,7 +277,7 @@ def _episodes_of(dataset: _Dataset, source: str) -> Iterator[Unit | Refused]:
             continue
         try:
             yield _unit(dataset, cameras, row, source, cuts)
-        except (TrajectoryError, KeyError, TypeError, ValueError) as error:
+        except (TrajectoryError, KeyError, TypeError, ValueError, OverflowError) as error:
             reason = str(error) if isinstance(error, TrajectoryError) else f"{type(error).__name__}: {error}"
             yield Refused(where, f"an episode's row cannot be read ({reason})", named)
 
@@ -335,7 +335,7 @@ def _cuts(dataset: _Dataset, videos: Sequence[str]) -> _Cuts:
             try:
                 begin = _seconds(row, key) * dataset.fps
                 held[_video(dataset, row, key)].append((begin, int(row["episode_index"]), int(row["length"])))
-            except (TrajectoryError, KeyError, TypeError, ValueError):
+            except (TrajectoryError, KeyError, TypeError, ValueError, OverflowError):
                 continue  # the episode is refused for it
     found: _Cuts = {}
     for video, places in held.items():

@@ -89,7 +89,7 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
             row = json.loads(line)
             episode, length = int(row["episode_index"]), int(row["length"])
             tasks = list(dict.fromkeys(str(task) for task in row.get("tasks") or () if task))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             message = f"line {number} of {EPISODES} is malformed ({type(error).__name__}: {error})"
             yield Refused(f"{path / EPISODES}:{number}", message, source)
             continue
