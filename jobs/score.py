@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import common
+from robometer import paths
 from robometer.client import RemoteScorer
 from robometer.configs import Config
 from robometer.errors import RobometerError
@@ -87,10 +88,13 @@ def check(arguments: argparse.Namespace, *videos: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    check(arguments, arguments.video)
-    for path in filter(None, (arguments.json, arguments.png)):
+    for name, path in (("--json", arguments.json), ("--png", arguments.png)):
+        if not path:
+            continue
+        paths.lasting(name, paths.check_local(name, path))
         if not Path(path).absolute().parent.is_dir():
             raise RobometerError(f"{path} cannot be written: its folder does not exist")
+    check(arguments, arguments.video)
     scorer = scorer_of(arguments)
     settings = settings_for(scorer, arguments)
     video = read_video(arguments.video, settings)

@@ -37,6 +37,9 @@ RENEWED_EVERY_S = 3.0
 GONE_AFTER_S = 15.0
 """Without renewal, seen from another machine. Far above the other, since storage that nodes share may be slow."""
 
+LOST = signal.SIGUSR1
+"""Ends a job whose folder is lost; not SIGINT, which a job in the background (`nohup`, `&`) ignores."""
+
 
 class InUseError(RobometerError):
     """An output folder that another job writes into; the message names that job."""
@@ -72,6 +75,8 @@ def held(name: str, folder: str | Path) -> Iterator[None]:
         yield
         return
     lease = _Lease(name, make_folder(name, folder))
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(LOST, signal.default_int_handler) if in_main else None
     try:
         yield
     except KeyboardInterrupt as error:
@@ -80,6 +85,8 @@ def held(name: str, folder: str | Path) -> Iterator[None]:
         raise
     finally:
         lease.release()
+        if in_main:
+            signal.signal(LOST, before or signal.SIG_DFL)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -173,7 +180,7 @@ class _Lease:
                 why = self._sentence(others[0]) if others else f"{self._name}={self._folder} was deleted"
                 self.lost = f"{why}; this job had seemed dead to it, and ends" if others else f"{why}: this job ends"
                 logger.error("%s", self.lost)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(threading.main_thread().ident or 0, LOST)
                 return
             except OSError as error:  # of a storage that may come back
                 logger.warning("%s cannot be renewed: %s", self._path, error)

@@ -26,6 +26,7 @@ WITH_RAY = {HERE, HERE / "evaluation/test_pipeline.py"}
 """Test files, or the folders right above them, of which one at a time runs, since they start Ray."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests may take an hour: on a busy machine one of minutes does not fail for that.
 

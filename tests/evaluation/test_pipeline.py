@@ -35,6 +35,9 @@ def clock(checkpoint: str, device: str) -> Scorer:
     return Clock()
 
 
+SECRETS = ("serve.token=secret-of-the-endpoint", "baseline.base_url=https://user:secret-of-the-api@host/v1")
+
+
 def config_for(folder: Path, *overrides: str) -> Config:
     return load(
         [
@@ -43,8 +46,6 @@ def config_for(folder: Path, *overrides: str) -> Config:
             "evaluate.bootstrap=20",
             "evaluate.batch_size=8",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
-            "serve.token=secret-of-the-endpoint",
-            "baseline.base_url=https://user:secret-of-the-api@host/v1",
             *overrides,
         ]
     )
@@ -52,7 +53,7 @@ def config_for(folder: Path, *overrides: str) -> Config:
 
 def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1, broken=True)
-    config = config_for(tmp_path)
+    config = config_for(tmp_path, *SECRETS)
     found = run_evaluate(config, frame_difference)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {f"{name}.parquet" for name in ("predictions", "pairs", "confusion", "metrics")}
