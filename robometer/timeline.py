@@ -77,7 +77,7 @@ def _read(source: Source) -> Timeline | None:
 
 
 def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
-    """The packets of a video from the key frame at a time on, without those that look behind it.
+    """The packets of a video from the key frame at a time on.
 
     Raises:
         VideoError: there is none that decoding can begin at.
@@ -90,8 +90,7 @@ def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
             if codec.name == "h264" and not _is_idr(bytes(packet), codec.extradata or b""):
                 raise VideoError("what comes after this key frame may look behind it")
             entered = True
-        # What is shown before the key frame but coded after it refers to frames that were not read ("open GOP").
-        if entered and (packet.pts is None or packet.pts >= key):
+        if entered:
             yield packet
 
 

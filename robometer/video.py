@@ -170,7 +170,7 @@ def describe(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
     if count and is_mov(container):
         count = sum(not entry.is_discard for entry in stream.index_entries)
     return VideoInfo(
-        num_frames=count or sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard),
+        num_frames=count or sum(1 for packet in container.demux(stream) if packet.size),
         fps=float(stream.average_rate or stream.guessed_rate or 0.0),
         usual_fps=float(stream.guessed_rate or stream.average_rate or 0.0),
         height=stream.height,
@@ -252,8 +252,7 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
 
 def _shown(container: Any) -> Any:
     """The video stream that a player shows: the container's (first) default, else the best; never a cover picture."""
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         raise VideoError("the file has no video stream")
     best = container.streams.best("video")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import av
@@ -12,7 +13,11 @@ from av.stream import Disposition
 
 
 def written(frames: np.ndarray, codec: str = "libx264", container: str = "mp4", fps: int = 10, **options: str) -> bytes:
-    """The frames uint8 [T, H, W, 3] as an encoded file; an MP4 has an edit list that shows all of it."""
+    """The frames uint8 [T, H, W, 3] as an encoded file; an MP4 has an edit list that shows all of it.
+
+    Args:
+        options: of the encoder; `moov_size` leaves so many bytes for an MP4's index at its beginning.
+    """
     return joined([(frames, fps, False)], codec, container, **options)
 
 
@@ -21,7 +26,8 @@ def joined(
 ) -> bytes:
     """A file of several video streams, each (frames, frames per second, whether it is the default)."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as output:
+    index = {"moov_size": options.pop("moov_size")} if "moov_size" in options else {}
+    with av.open(buffer, "w", format=container, options=index) as output:
         made = []
         for frames, fps, default in streams:
             stream = output.add_stream(codec, rate=fps, options=options)
@@ -50,6 +56,48 @@ def timed(frames: np.ndarray, at: list[int], codec: str = "libx264", container: 
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def repacked(data: bytes, change: Callable[[int, av.Packet], Iterable[av.Packet]]) -> bytes:
+    """A Matroska copy of a video whose packet i is replaced by what `change(i, packet)` gives."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="matroska") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            for changed in change(i, packet):
+                changed.stream = stream
+                output.mux(changed)
+    return buffer.getvalue()
+
+
+def packet_of(data: bytes, like: av.Packet, later_s: float = 0.0) -> av.Packet:
+    """A packet of these bytes at the time of another one, or some seconds later; a key frame."""
+    packet = av.Packet(data)
+    later = round(later_s / like.time_base)
+    packet.time_base, packet.pts, packet.dts = like.time_base, like.pts + later, like.dts + later
+    packet.is_keyframe = True
+    return packet
+
+
+def with_hidden(data: bytes, added: Callable[[bytes], bytes], hidden: Callable[[bytes], bytes]) -> bytes:
+    """A Matroska copy of a video with one more packet behind its first, which shows nothing.
+
+    Args:
+        added: from the first packet to the one that is added.
+        hidden: from that to one of equal length that is put into its place when the muxer, which might join it to
+            another one, is done.
+    """
+    first: list[bytes] = []
+
+    def change(i: int, packet: av.Packet) -> list[av.Packet]:
+        if i:
+            return [packet]
+        first.append(added(bytes(packet)))
+        return [packet, packet_of(first[0], packet, 0.05)]
+
+    copy = repacked(data, change)
+    at = copy.rindex(first[0])
+    return copy[:at] + hidden(first[0]) + copy[at + len(first[0]) :]
 
 
 def shown_as(mp4: bytes, a: float, b: float, c: float, d: float) -> bytes:

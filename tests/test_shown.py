@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 
 from robometer.frames import FrameSettings, encode_frames, read_frames
 from robometer.recording import ImageSequence, VideoFile
+from robometer.timeline import timeline_of
 from robometer.video import VideoError, VideoLimits, VideoTooLargeError, decode_jpeg
 from tests.conftest import SHARED
-from tests.odd_files import joined, shown_as, timed, trimmed, written
+from tests.odd_files import joined, packet_of, repacked, shown_as, timed, trimmed, with_hidden, written
 from tests.test_video import every, moving_square, video_bytes
 
 SIZE = (48, 64)
@@ -96,6 +98,7 @@ def test_what_an_edit_list_hides_is_not_read(skip: int) -> None:
     assert numbers(VideoFile(mp4, 3, 4).read(every).frames) == list(range(skip + 3, skip + 7))
     with pytest.raises(VideoError, match=f"not in a video of {30 - skip} frames"):
         VideoFile(mp4, 30 - skip - 2, 4).read(every)
+    assert VideoFile(mp4).read(every, limits=VideoLimits(max_frames=30 - skip)).num_source_frames == 30 - skip
 
 
 def test_of_several_streams_the_default_is_shown_at_its_own_rate() -> None:
@@ -133,6 +136,20 @@ def test_a_header_that_counts_too_few_frames_is_a_hint(told: int) -> None:
     lying = avi[:at] + bytes([told, 0, 0, 0]) + avi[at + 4 :]
     video = VideoFile(lying).read(lambda n, fps: np.array([0, n - 1]))
     assert (video.num_source_frames, numbers(video.frames), video.frame_index.tolist()) == (10, [0, 9], [0, 9])
+
+
+def test_a_song_with_a_cover_is_no_video() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        cover, song = output.add_stream("mjpeg", rate=1), output.add_stream("aac", rate=8000)
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(corners(), format="rgb24")))
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        output.mux([*cover.encode(None), *song.encode(sound), *song.encode(None)])
+    with pytest.raises(VideoError, match="the file has no video stream"):
+        VideoFile(buffer.getvalue()).read(every)
 
 
 def test_a_cover_picture_is_no_video() -> None:
@@ -179,6 +196,54 @@ def test_a_cut_counts_decoded_frames(codec: str, container: str, options: dict[s
     assert numbers(VideoFile(data, 111).read(every).frames) == list(range(111, 120))
 
 
+@pytest.mark.parametrize(
+    ("codec", "added", "hidden"),
+    [
+        ("libvpx", lambda key: key, lambda key: bytes([key[0] & ~16]) + key[1:]),  # show_frame of its header
+        ("libvpx-vp9", lambda key: key, lambda key: bytes([key[0] & ~2]) + key[1:]),
+        ("mpeg4", lambda key: b"\0\0\1\xb6\x51\x9f", lambda vop: vop),  # vop_coded is 0
+    ],
+)
+def test_a_packet_that_shows_nothing_is_no_frame(
+    codec: str, added: Callable[[bytes], bytes], hidden: Callable[[bytes], bytes]
+) -> None:
+    data = with_hidden(written(numbered(24), codec, "matroska", g="6"), added, hidden)
+    assert numbers(VideoFile(data).read(every).frames) == list(range(24))
+    assert numbers(VideoFile(data, 13, 4).read(every).frames) == [13, 14, 15, 16]
+
+
+def test_a_frame_that_only_says_that_decoding_may_begin_at_it_is_none_to_begin_at() -> None:
+    """H.264 from a P frame with a recovery point: ffmpeg takes whatever else it has for what that looks at."""
+    recovery = b"\0\0\0\5\x06\x06\x01\xc4\x80"  # in no frames, exactly
+
+    def change(i: int, packet: av.Packet) -> list[av.Packet]:
+        return [packet_of(recovery + bytes(packet), packet) if i == 20 else packet]
+
+    data = repacked(written(numbered(30), **{"x264-params": "keyint=60:scenecut=0:bframes=0"}), change)
+    timeline = timeline_of(data)
+    assert timeline is not None and len(timeline.keys) == 2
+    assert numbers(VideoFile(data).read(every).frames) == list(range(30))
+    whole = VideoFile(data).read(every).frames
+    assert np.array_equal(VideoFile(data, 22, 4).read(every).frames, whole[22:26])
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "start"),
+    [
+        ("mpeg2video", {"g": "12"}, 7),
+        ("libx265", {"x265-params": "keyint=12:scenecut=0:bframes=3:open-gop=1:log-level=none"}, 9),
+    ],
+)
+def test_what_needs_frames_that_a_cut_file_lacks_is_not_shown(codec: str, options: dict[str, str], start: int) -> None:
+    """From the middle of a group of pictures on, or from an open one: nothing before its key frame is shown."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    whole = written(numbered(36), codec, "matroska", **options)
+    data = repacked(whole, lambda i, packet: [packet] if i >= start else [])
+    assert numbers(VideoFile(data).read(every).frames) == list(range(12, 36))
+    assert numbers(VideoFile(data, 13, 4).read(every).frames) == [25, 26, 27, 28]
+
+
 def test_a_cut_is_decoded_from_a_key_frame_near_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     data = written(numbered(120), **{"x264-params": "keyint=12:scenecut=0"})
     # Frames 96 to 104, since 96 is the last key frame before; all of them would be 120.
@@ -194,6 +259,17 @@ def test_cuts_of_a_file_on_disk_follow_the_file(tmp_path: Path) -> None:
     assert numbers(VideoFile(path, 50, 3).read(every).frames) == [50, 51, 52]
     path.write_bytes(written(numbered(60)[::-1], **{"x264-params": "keyint=7:scenecut=0"}))
     assert numbers(VideoFile(path, 50, 3).read(every).frames) == [9, 8, 7]
+    longer = written(numbered(90), **{"x264-params": "keyint=7:scenecut=0"})
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    path.write_bytes(longer)
+    os.utime(path, ns=(time, time))
+    assert numbers(VideoFile(path, 80, 3).read(every).frames) == [80, 81, 82]
+    shorter = written(numbered(60))
+    padding = len(longer) - len(shorter)
+    path.write_bytes(shorter + padding.to_bytes(4) + b"free" + bytes(padding - 8))
+    assert path.stat().st_size == len(longer) > size
+    with pytest.raises(VideoError, match="not in a video of 60 frames"):
+        VideoFile(path, 80, 3).read(every)
 
 
 def test_a_rate_that_is_not_the_videos_is_told() -> None:
@@ -254,6 +330,21 @@ def test_a_file_that_breaks_off_is_refused(codec: str, container: str, flags: st
     assert VideoFile(path).read(every).num_source_frames == 40
     with pytest.raises(VideoError):
         VideoFile(data[: int(kept * len(data))]).read(every)
+
+
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("mpeg4", "avi")])
+def test_a_file_that_ends_between_two_frames_is_refused(codec: str, container: str) -> None:
+    """Where nothing but the number of frames in its header says so: an MP4's data may reach to wherever it ends."""
+    data = written(numbered(20), codec, container, **({"moov_size": "9000"} if container == "mp4" else {}))
+    if container == "mp4":
+        at = data.index(b"mdat") - 4
+        data = data[:at] + bytes(4) + data[at + 4 :]
+    assert VideoFile(data).read(every).num_source_frames == 20
+    with av.open(io.BytesIO(data)) as opened:
+        ends = [packet.pos for packet in opened.demux(video=0) if packet.size]
+    for count in (10, 19):
+        with pytest.raises(VideoError, match=f"breaks off: it holds {count} of the 20 frames"):
+            VideoFile(data[: ends[count]]).read(every)
 
 
 def two_sizes(codec: str = "mjpeg") -> bytes:
