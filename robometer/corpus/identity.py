@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robometer.corpus.manifest import read_manifest
 from robometer.corpus.sources import Unit
+from robometer.corpus.sources.common import walk
 from robometer.corpus.storage import Storage
 from robometer.trajectory import Episode
 
@@ -78,14 +80,10 @@ def _look(path: str) -> str:
 
 
 def _below(folder: str) -> Iterator[tuple[str, int, int]]:
-    """Links are followed, each folder once; one that leads nowhere has no size, and hides nothing beside it."""
-    seen = {os.path.realpath(folder)}
-    for path, folders, names in os.walk(folder, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(path, name)) for name in folders}
-        folders[:] = sorted(name for name in folders if real[name] not in seen)
-        seen.update(real.values())
+    """A link that leads nowhere has no size, and hides nothing beside it."""
+    for path, _, names in walk(Path(folder)):
         for name in names:
-            file = os.path.join(path, name)
+            file = path / name
             try:
                 status = os.stat(file)
                 yield os.path.relpath(file, folder), status.st_size, status.st_mtime_ns

@@ -80,6 +80,27 @@ def test_links_change_nothing(format: str, tmp_path: Path) -> None:
     assert linked == plain and len(plain) == count
 
 
+@pytest.mark.parametrize("format", ["image_folders", "lerobot", "rlds", "ranking_videos"])
+def test_folders_that_are_links_change_nothing(format: str, tmp_path: Path) -> None:
+    """As where the videos lie on another disk."""
+    FORMATS[format][0](tmp_path / "given")
+    plain = _content(format, tmp_path / "given")
+    (tmp_path / "disk").mkdir()
+    for place in [path for path in (tmp_path / "given").iterdir() if path.is_dir()]:
+        place.rename(tmp_path / "disk" / place.name)
+        place.symlink_to(tmp_path / "disk" / place.name)
+    assert _content(format, tmp_path / "given") == plain
+
+
+@pytest.mark.parametrize("format", ["image_folders", "rlds"])
+def test_a_link_beside_what_it_leads_to_adds_nothing(format: str, tmp_path: Path) -> None:
+    FORMATS[format][0](tmp_path / "given" / "given")
+    plain = _content(format, tmp_path / "given")
+    (tmp_path / "given/0-latest").symlink_to(tmp_path / "given/given")
+    (tmp_path / "given/loop").symlink_to(tmp_path / "given")
+    assert _content(format, tmp_path / "given") == plain
+
+
 def test_a_folder_of_hub_caches_names_its_datasets_without_their_revision(tmp_path: Path) -> None:
     _lerobot(tmp_path / "given")
     snapshot = hub_cache(tmp_path / "given", tmp_path / "hub")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,26 @@ def is_depth(view: str) -> bool:
 
 def files(root: Path, *patterns: str) -> list[Path]:
     """Files below `root` that match one of the patterns (`**/*.mp4`), sorted by path, hidden ones left out."""
-    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    found = set()
+    for pattern in patterns:
+        above, deep, name = pattern.rpartition("**/")
+        places = (place for place, _, _ in walk(root / above)) if deep else [root]
+        found |= {path for place in places for path in place.glob(name) if path.is_file()}
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk`, through links to folders too. Each folder comes once: by its own name, if it has one below `root`."""
+    seen, starts = set[str](), [str(root)]
+    while starts:
+        for path, folders, names in os.walk(starts.pop(0)):
+            if (real := os.path.realpath(path)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield Path(path), folders, names
+            places = [os.path.join(path, name) for name in sorted(folders)]
+            starts += [place for place in places if os.path.islink(place)]
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from robometer.corpus.sources import Refused, SourceError, Unit
-from robometer.corpus.sources.common import folder, name_of, natural, numbered, read_json, subfolders, text
+from robometer.corpus.sources.common import folder, name_of, natural, numbered, read_json, subfolders, text, walk
 from robometer.errors import RobometerError
 from robometer.recording import ImageSequence
 from robometer.trajectory import Episode
@@ -63,8 +63,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     tasks = read_json(root / "tasks.json") if (root / "tasks.json").exists() else {}
     if not isinstance(tasks, dict):
         raise SourceError(f"{root / 'tasks.json'} is no object of folders and their tasks")
-    for path, dirs, names in os.walk(root):
-        here = Path(path)
+    for here, dirs, names in walk(root):
         dirs[:] = natural(name for name in dirs if not name.startswith("."))
         marked = any(mark in names for mark in MARKS)
         pictures = any(_is_image(name) for name in names)
