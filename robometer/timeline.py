@@ -1,8 +1,9 @@
 """Where the frames of a video lie in its file: how a cut of a long one is read without decoding all before it.
 
-In an MP4 or Matroska file of these codecs a packet is a frame. So the times of all packets, in order, are those of
-frames 0, 1, 2, ..., whatever the rate says and however uneven they are. What is then decoded must have these very
-times, from a key frame that nothing after it looks behind; where that fails, only decoding from the start is sure.
+In an MP4 or Matroska file of these codecs a packet with a picture is a frame. So, where all packets have one, their
+times, in order, are those of frames 0, 1, 2, ..., whatever the rate says and however uneven they are. What is then
+decoded must have these very times, from a key frame that nothing after it looks behind; where that fails, only decoding
+from the start is sure.
 """
 
 from __future__ import annotations
@@ -65,19 +66,20 @@ def _read(source: Source) -> Timeline | None:
             return None
         if stream.codec_context.codec.canonical_name not in _ONE_PACKET_A_FRAME:
             return None
-        packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard) for packet in container.demux(stream) if packet.size
-        ]
-    if not packets or any(pts is None or hidden for pts, _, hidden in packets):
+        packets = []
+        for packet in container.demux(stream):
+            if packet.size:
+                if packet.pts is None or packet.is_discard or not _has_picture(packet, stream.codec_context):
+                    return None
+                packets.append((packet.pts, packet.is_keyframe))
+    times = np.unique([pts for pts, _ in packets])
+    if not packets or len(times) != len(packets) or not packets[0][1] or packets[0][0] != times[0]:
         return None
-    times = np.unique([pts for pts, _, _ in packets])
-    if len(times) != len(packets) or not packets[0][1] or packets[0][0] != times[0]:
-        return None
-    return Timeline(times, np.unique([pts for pts, key, _ in packets if key]))
+    return Timeline(times, np.unique([pts for pts, key in packets if key]))
 
 
 def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
-    """The packets of a video from the key frame at a time on.
+    """The packets of a video from the key frame at a time on, without those that are shown before it.
 
     Raises:
         VideoError: there is none that decoding can begin at.
@@ -87,24 +89,33 @@ def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
     for packet in container.demux(stream):
         if not entered and packet.is_keyframe and packet.pts == key:
             codec = stream.codec_context
-            if codec.name == "h264" and not _is_idr(bytes(packet), codec.extradata or b""):
+            # At an IDR picture all that was decoded before is forgotten.
+            if codec.name == "h264" and _IDR not in _unit_types(packet, codec):
                 raise VideoError("what comes after this key frame may look behind it")
             entered = True
-        if entered:
+        if entered and (packet.pts is None or packet.pts >= key):
             yield packet
 
 
-def _is_idr(data: bytes, extradata: bytes) -> bool:
-    """Whether an H.264 packet holds a slice of an IDR picture, at which all that was decoded before is forgotten."""
-    if extradata[:1] != b"\x01":
-        return any(unit and unit[0] & 31 == _IDR for unit in data.split(b"\0\0\1")[1:])
-    width, at = (extradata[4] & 3) + 1, 0
-    while at + width < len(data):
-        size = int.from_bytes(data[at : at + width])
-        if data[at + width] & 31 == _IDR:
-            return True
-        at += width + size
-    return False
+def _unit_types(packet: Any, codec: Any) -> Iterator[int]:
+    """Types of the NAL units in a packet of H.264 or HEVC."""
+    data, header, h264 = bytes(packet), codec.extradata or b"", codec.name == "h264"
+    if header[:1] == b"\x01":  # each unit follows its length, of so many bytes
+        at, width = 0, (int.from_bytes(header[4:5] if h264 else header[21:22]) & 3) + 1
+        first = []
+        while at + width < len(data):
+            first.append(data[at + width])
+            at += width + int.from_bytes(data[at : at + width])
+    else:
+        first = [unit[0] for unit in data.split(b"\0\0\1")[1:] if unit]
+    return (byte & 31 if h264 else byte >> 1 & 63 for byte in first)
+
+
+def _has_picture(packet: Any, codec: Any) -> bool:
+    """Whether a packet holds a part of a picture, and not only what is said about some."""
+    if codec.name not in ("h264", "hevc"):
+        return True
+    return any(1 <= kind <= _IDR if codec.name == "h264" else kind < 32 for kind in _unit_types(packet, codec))
 
 
 def frames_at(source: Source, seconds: Sequence[float], fps: float) -> list[int]:

@@ -212,6 +212,28 @@ def test_a_packet_that_shows_nothing_is_no_frame(
     assert numbers(VideoFile(data, 13, 4).read(every).frames) == [13, 14, 15, 16]
 
 
+@pytest.mark.parametrize(
+    ("codec", "params", "said"),
+    [
+        ("libx264", "keyint=6:scenecut=0:bframes=0", b"\0\0\0\5\x06\x06\x01\xc4\x80"),  # a message
+        ("libx265", "keyint=6:scenecut=0:bframes=0:log-level=none", b"\0\0\0\3\x46\x01\x50"),  # a delimiter
+    ],
+)
+def test_a_packet_without_a_picture_moves_no_frame(codec: str, params: str, said: bytes) -> None:
+    """ffmpeg cannot decode the message by itself, and passes over the delimiter."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    whole = written(numbered(24), codec, **{f"{codec[3:]}-params": params})
+    data = repacked(whole, lambda i, packet: [packet] if i else [packet, packet_of(said, packet, 0.05)])
+    with pytest.raises(VideoError, match="can be decoded"):
+        VideoFile(data).read(every)
+    if codec == "libx264":
+        with pytest.raises(VideoError, match="can be decoded"):
+            VideoFile(data, 13, 4).read(every)
+    else:
+        assert numbers(VideoFile(data, 13, 4).read(every).frames) == [13, 14, 15, 16]
+
+
 def test_a_frame_that_only_says_that_decoding_may_begin_at_it_is_none_to_begin_at() -> None:
     """H.264 from a P frame with a recovery point: ffmpeg takes whatever else it has for what that looks at."""
     recovery = b"\0\0\0\5\x06\x06\x01\xc4\x80"  # in no frames, exactly
@@ -244,8 +266,22 @@ def test_what_needs_frames_that_a_cut_file_lacks_is_not_shown(codec: str, option
     assert numbers(VideoFile(data, 13, 4).read(every).frames) == [25, 26, 27, 28]
 
 
-def test_a_cut_is_decoded_from_a_key_frame_near_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = written(numbered(120), **{"x264-params": "keyint=12:scenecut=0"})
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "keyint=12:scenecut=0"}),
+        ("libx265", {"x265-params": "keyint=12:scenecut=0:bframes=3:open-gop=1:log-level=none"}),
+        (
+            "libx265",
+            {"x265-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=0:radl=2:log-level=none"},
+        ),
+    ],
+    ids=["closed", "open", "leading"],  # leading: coded after a key frame, shown before it, and needing none but it
+)
+def test_a_cut_is_decoded_from_a_key_frame_near_to_it(codec: str, options: dict[str, str]) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    data = written(numbered(120), codec, **options)
     # Frames 96 to 104, since 96 is the last key frame before; all of them would be 120.
     limits = VideoLimits(max_total_pixels=9 * SIZE[0] * SIZE[1])
     assert numbers(VideoFile(data, 101, 4).read(every, limits=limits).frames) == [101, 102, 103, 104]
