@@ -400,7 +400,7 @@ def test_a_listener_would_notice() -> None:
 
 
 SEAL = """
-import ctypes, os, resource, socket
+import ctypes, os, resource, signal, socket, threading
 from pipelines.serving.sealing import seal
 before = open("/dev/null", "wb")
 print("missing:", seal(2**28))
@@ -412,10 +412,17 @@ def tried(name, action):
         print(name, type(error).__name__)
 tried("read", lambda: open("/etc/hostname"))
 tried("write", lambda: open("/tmp/sealed", "w"))
+tried("remove", lambda: os.unlink("/tmp/sealed"))
+tried("rename", lambda: os.rename("/tmp/sealed", "/tmp/unsealed"))
+tried("shorten", lambda: os.truncate("/tmp/sealed", 0))
+tried("folder", lambda: os.mkdir("/tmp/sealed"))
+tried("rights", lambda: os.chmod("/tmp/sealed", 0))
+tried("link", lambda: os.symlink("/tmp/sealed", "/tmp/unsealed"))
 tried("socket", lambda: socket.socket())
 tried("pair", lambda: socket.socketpair())
 tried("program", lambda: os.execv("/bin/true", ["true"]))
 tried("kill", lambda: os.kill(os.getppid(), 0))
+tried("kill of a thread", lambda: os.strerror(signal.pthread_kill(threading.get_ident(), 0) or 0))
 tried("memory", lambda: bytearray(2**29))
 tried("little memory", lambda: bytearray(2**20))
 fork = os.fork()
@@ -433,10 +440,17 @@ def test_a_sealed_process_has_no_files_sockets_programs_or_endless_memory() -> N
         "missing: ",
         "read PermissionError",
         "write PermissionError",
+        "remove PermissionError",
+        "rename PermissionError",
+        "shorten PermissionError",
+        "folder PermissionError",
+        "rights PermissionError",
+        "link PermissionError",
         "socket PermissionError",
         "pair PermissionError",
         "program PermissionError",
         "kill PermissionError",
+        "kill of a thread PermissionError",
         "memory MemoryError",
         "little memory done",
         "fork reads PermissionError",

@@ -12,15 +12,34 @@ import sys
 
 _NICE = 5
 
-# Numbers of system calls: they open a file, a socket or a program, or reach into another process.
+# Numbers of system calls: they open, make or change a file, open a socket or a program, or reach into another process.
 _DENIED = {
     "x86_64": (
-        *(2, 85, 257, 437),  # open, creat, openat, openat2
+        *(2, 85, 257, 437, 304, 319),  # open, creat, openat, openat2, open_by_handle_at, memfd_create
+        *(76, 82, 83, 84, 86, 87, 88, 133),  # truncate, rename, mkdir, rmdir, link, unlink, symlink, mknod
+        *(258, 259, 263, 264, 265, 266, 316),  # mkdirat, mknodat, unlinkat, renameat, linkat, symlinkat, renameat2
+        *(90, 91, 268, 452, 92, 93, 94, 260),  # chmod, fchmod, fchmodat, fchmodat2, chown, fchown, lchown, fchownat
+        *(132, 235, 261, 280, 188, 189, 190),  # utime, utimes, futimesat, utimensat, setxattr, lsetxattr, fsetxattr
+        *(165, 166, 161, 272, 308),  # mount, umount2, chroot, unshare, setns
         *(41, 42, 49, 53),  # socket, connect, bind, socketpair
         *(59, 322),  # execve, execveat
-        *(62, 101, 310, 311, 425),  # kill, ptrace, process_vm_readv, process_vm_writev, io_uring_setup
+        *(62, 200, 234, 129, 297),  # kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo
+        *(434, 438, 424),  # pidfd_open, pidfd_getfd, pidfd_send_signal
+        *(101, 310, 311, 425, 321),  # ptrace, process_vm_readv, process_vm_writev, io_uring_setup, bpf
+        *(29, 30, 31),  # shmget, shmat, shmctl
     ),
-    "aarch64": (*(56, 437), *(198, 203, 200, 199), *(221, 281), *(129, 117, 270, 271, 425)),
+    "aarch64": (  # the same, without those that it has not
+        *(56, 437, 265, 279),
+        *(45, 33, 34, 35, 36, 37, 38, 276),
+        *(52, 53, 452, 54, 55, 88, 5, 6, 7),
+        *(40, 39, 51, 97, 268),
+        *(198, 203, 200, 199),
+        *(221, 281),
+        *(129, 130, 131, 138, 240),
+        *(434, 438, 424),
+        *(117, 270, 271, 425, 280),
+        *(194, 196, 195),
+    ),
 }
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH of linux/audit.h
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
