@@ -50,7 +50,10 @@ class RemoteScorer:
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 120.0, patience_s: float = 60.0) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        token = (token or "").strip()  # files end with a line break
+        if not token.isprintable():
+            raise ScoringError("the token holds control characters, which no header can carry")
+        headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
         self._patience_s = min(START_PATIENCE_S, patience_s)
@@ -125,7 +128,7 @@ class RemoteScorer:
                 raise ScoringError(f"{self.url!r} is not the URL of an endpoint: {error}") from error
             except httpx.TimeoutException as error:
                 raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 trouble = f"no endpoint answers at {self.url}: {error or type(error).__name__}"
             pause_s, spent_s = _pause_s(retry_after, tries), time.monotonic() - started_s
             if spent_s + pause_s > self._patience_s:
@@ -185,5 +188,5 @@ def _npy(frames: np.ndarray) -> bytes:
 
 def _pause_s(retry_after: str, tries: int) -> float:
     """Seconds that the endpoint asked for, else a pause that doubles."""
-    asked_s = float(retry_after) if retry_after.isdigit() else 0.25 * 2.0 ** min(tries - 1, 4)
+    asked_s = float(retry_after) if retry_after.isdecimal() else 0.25 * 2.0 ** min(tries - 1, 4)
     return min(asked_s, MAX_WAIT_S)

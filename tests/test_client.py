@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import numpy as np
@@ -18,7 +16,7 @@ from robometer import client
 from robometer.baselines.trivial import FrameDifference, Random
 from robometer.client import RemoteScorer, ScoringError
 from robometer.scoring import Clip, ClipScore
-from tests.local_endpoint import endpoint
+from tests.local_endpoint import endpoint, serving
 
 
 class Slow(FrameDifference):
@@ -59,8 +57,11 @@ def test_answer_that_takes_too_long_is_503(clips: list[Clip]) -> None:
 
 
 def test_token_is_sent(clips: list[Clip]) -> None:
-    with endpoint(FrameDifference(), token="secret") as url:
-        assert len(RemoteScorer(url, token="secret").score(clips[:1])) == 1
+    with endpoint(FrameDifference(), token="geheim ü") as url:
+        for token in ("geheim ü", " geheim ü\n"):
+            assert len(RemoteScorer(url, token=token).score(clips[:1])) == 1
+        with pytest.raises(ScoringError, match="the token holds control characters, which no header can carry"):
+            RemoteScorer(url, token="ge\nheim")
         with pytest.raises(ScoringError, match="401.*not the one"):
             RemoteScorer(url, token="guess")
 
@@ -81,17 +82,22 @@ class Unwell(BaseHTTPRequestHandler):
         return None
 
 
-@contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+class Odd(Unwell):
+    """Another server in trouble, whose headers make no sense."""
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        self.send_response(503)
+        self.send_header("Retry-After", "\xb2")
+        self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.wfile.write(b"no gzip" if self.path.endswith("model") else b"")
+
+
+def test_headers_of_another_server_that_make_no_sense_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "START_PATIENCE_S", 0.1)
+    with serving(Odd) as url, pytest.raises(ScoringError, match="no endpoint answers at"):
+        RemoteScorer(url)
+    assert client._pause_s("\xb2", 1) == 0.25
 
 
 def test_retry_after_is_honoured_and_another_server_is_recognised() -> None:
