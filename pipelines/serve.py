@@ -22,8 +22,9 @@ import httpx
 import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 
-from pipelines.cluster import connected
+from pipelines.cluster import cause_of, connected
 from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
@@ -98,8 +99,15 @@ def build_app(
 
 
 def token_of(config: Config) -> str:
-    """The bearer token: `serve.token`, else the environment's ROBOMETER_TOKEN; empty: none."""
-    return config.serve.token or os.environ.get("ROBOMETER_TOKEN", "")
+    """The bearer token: `serve.token`, else the environment's ROBOMETER_TOKEN; empty: none.
+
+    Raises:
+        ConfigError: no header could carry it.
+    """
+    token = (config.serve.token or os.environ.get("ROBOMETER_TOKEN", "")).strip()  # files end with a line break
+    if not token.isprintable():
+        raise ConfigError("the token (serve.token or ROBOMETER_TOKEN) holds control characters: choose another")
+    return token
 
 
 def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str, int] = _NOTHING) -> str:
@@ -108,7 +116,8 @@ def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str
     Raises:
         ConfigError: the port is taken, the model cannot be loaded, or the cluster's Ray Serve is not one for us.
     """
-    if not serve.status().proxies:  # else Serve runs on this cluster already and holds the port itself
+    ran_before = bool(serve.status().proxies)
+    if not ran_before:  # else it holds the port itself
         _check_port(config)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
@@ -116,38 +125,56 @@ def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str
         logging_config=_QUIET,
     )
     try:
+        _check_front(config)
+    except ConfigError:
+        if not ran_before:
+            serve.shutdown()
+        raise
+    try:
         serve.run(build_app(config, loader, given), name=APP_NAME, route_prefix="/")
-    except RuntimeError as error:
-        cause = _cause_of_failure() or str(error).splitlines()[0]
+    except (RuntimeError, RayServeException) as error:
+        cause = _cause_of_failure() or cause_of(error).splitlines()[0]
         stop()
         raise ConfigError(f"the model of serve.checkpoint={config.serve.checkpoint} did not start: {cause}") from error
-    if httpx.get(f"{_url(config)}/-/routes", trust_env=False).status_code != 404:  # Ray's own, which `Front` hides
+    except KeyboardInterrupt:  # while the model loads
         stop()
-        [(name, value)] = ENVIRONMENT.items()
-        raise ConfigError(
-            "Ray Serve of this cluster lacks what keeps uploads from harming it: end it with `serve shutdown`, "
-            f"and start Ray with {name}={value} in its environment"
-        )
+        raise
     return _url(config)
 
 
-def drain(config: Config) -> None:
-    """Take no more requests, and wait until those that were accepted are answered, for `serve.drain_timeout_s`."""
-    deadline_s = time.monotonic() + config.serve.drain_timeout_s
-    while in_flight := _in_flight_of_draining(config):
-        if time.monotonic() > deadline_s:
-            logger.warning("%d requests are given up after %g s", in_flight, config.serve.drain_timeout_s)
-            return
-        time.sleep(0.1)
-
-
-def _in_flight_of_draining(config: Config) -> int:
-    headers = {"Authorization": f"Bearer {_DRAIN_KEY}"}
+def end(config: Config) -> None:
+    """Drain and stop the endpoint, unless another start on this cluster has taken its place."""
+    is_ours = True
     try:
-        answer = httpx.post(f"{_url(config)}{DRAIN}", headers=headers, trust_env=False, timeout=5)
-    except httpx.TransportError:  # nothing listens yet, or any more
-        return 0
-    return int(answer.json()["in_flight"]) if answer.is_success else 0
+        is_ours = drain(config)
+    finally:  # a second Ctrl-C ends the wait
+        if is_ours:
+            stop()
+
+
+def drain(config: Config) -> bool:
+    """Take no more requests, and wait until those that were accepted are answered, for `serve.drain_timeout_s`.
+
+    Returns:
+        Whether the endpoint is the one that this process started.
+    """
+    deadline_s = time.monotonic() + config.serve.drain_timeout_s
+    headers = {"Authorization": f"Bearer {_DRAIN_KEY}"}
+    while True:
+        try:
+            answer = httpx.post(f"{_url(config)}{DRAIN}", headers=headers, trust_env=False, timeout=5)
+            if answer.status_code == 404:  # another start does not know our key
+                return False
+            if answer.is_success and answer.json()["in_flight"] == 0:
+                return True
+        except httpx.ConnectError:  # nothing listens any more
+            return True
+        except httpx.TransportError:  # busy: nobody knows yet how many there are
+            pass
+        if time.monotonic() > deadline_s:
+            logger.warning("accepted requests are given up after %g s", config.serve.drain_timeout_s)
+            return True
+        time.sleep(0.1)
 
 
 def stop() -> None:
@@ -176,20 +203,22 @@ def run_serve(
         _check_port(config)
     if loader is load_scorer:
         load_config(for_workers(config.serve.checkpoint, config.tracking.uri))
+    if not (token_of(config) or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
+        logger.warning("serve.host=%s lets others in, and no serve.token keeps them out", config.serve.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logger.info("starting Ray")
     try:
         with connected(config, ENVIRONMENT):
             # Ray's own SIGTERM handler, which it has set meanwhile, exits before Serve could end its replicas.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+            logger.info("loading %s", config.serve.checkpoint)
+            url = start(config, loader, given)
             try:
-                logger.info("loading %s", config.serve.checkpoint)
-                logger.info("serving %s at %s", config.serve.checkpoint, start(config, loader, given))
+                logger.info("serving %s at %s", config.serve.checkpoint, url)
                 signal.pause()
             finally:
                 logger.info("ending: accepted requests are answered, new ones refused")
-                drain(config)
-                stop()
+                end(config)
     except KeyboardInterrupt:
         logger.info("ended")
 
@@ -204,6 +233,23 @@ def _check_port(config: Config) -> None:
             raise ConfigError(f"cannot listen at {where} ({error.strerror}): set serve.host or serve.port") from error
 
 
+def _check_front(config: Config) -> None:
+    """Raise `ConfigError` unless a `Front` answers at our address, before anything can be asked there."""
+    try:
+        answer = httpx.get(f"{_url(config)}/-/routes", trust_env=False)  # Ray's own route, which `Front` hides
+    except httpx.TransportError as error:
+        raise ConfigError(
+            f"Ray Serve of this cluster does not answer at {_url(config)}: run this on its head node, and where Serve "
+            "runs already set serve.host and serve.port to its own, or end it with `serve shutdown`"
+        ) from error
+    if answer.status_code != 404:
+        [(name, value)] = ENVIRONMENT.items()
+        raise ConfigError(
+            "Ray Serve of this cluster lacks what keeps uploads from harming it: end it with `serve shutdown`, "
+            f"and start Ray with {name}={value} in its environment"
+        )
+
+
 def _url(config: Config) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.serve.host, config.serve.host)
     return f"http://[{host}]:{config.serve.port}" if ":" in host else f"http://{host}:{config.serve.port}"
@@ -211,7 +257,8 @@ def _url(config: Config) -> str:
 
 def _cause_of_failure() -> str:
     """What the model's constructor raised; Ray Serve reports it as a message with a whole traceback."""
-    deployments = serve.status().applications[APP_NAME].deployments
-    lines = [line.strip() for deployment in deployments.values() for line in deployment.message.splitlines()]
+    application = serve.status().applications.get(APP_NAME)
+    deployments = application.deployments.values() if application else ()
+    lines = [line.strip() for deployment in deployments for line in deployment.message.splitlines()]
     raised = [match["sentence"] for line in lines if (match := _RAISED.match(line))]
     return raised[-1] if raised else ""

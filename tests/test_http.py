@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import cv2
@@ -21,18 +22,20 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines import serve
 from pipelines.serving import heads
 from pipelines.serving.front import DRAIN, Front
 from robometer.baselines.trivial import FrameDifference
+from robometer.configs import Config, load
 from robometer.scoring import Clip, ClipScore
-from tests.local_endpoint import endpoint
+from tests.local_endpoint import endpoint, serving
 
 FAULTS = Path(__file__).resolve().parents[2] / "shared/data/serve_faults"
 MIB = 1 << 20
 
 
 class Gated(FrameDifference):
-    """Answers the task 'wait' when it is told to."""
+    """Answers the task 'wait' when it is told to, and 'fail' never."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,6 +45,8 @@ class Gated(FrameDifference):
         if clips[0].task == "wait":
             self.asked.release()
             assert self.go.wait(30)
+        if clips[0].task == "fail":
+            raise RuntimeError("of this test")
         return super().score(clips)
 
 
@@ -263,6 +268,7 @@ PROTOCOL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "connect": (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (400, 404, 405)),
     "another method": (b"DELETE /v1/score HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (405,)),
     "put with a body": (post(FORM).replace(b"POST", b"PUT"), (405,)),
+    "slash at the end": (post(FORM).replace(b"/v1/score", b"/v1/score/"), (404,)),
     "ray's routes": (b"GET /-/routes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (404,)),
     "the inner route": (b"GET /-/admit HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (404,)),
     "draining by anybody": (b"POST /-/drain HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (404,)),
@@ -415,6 +421,33 @@ def test_bodies_on_their_way_are_bounded_together() -> None:
         assert "start with its boundary" in sentence(talk(url, post(b"x" * 4 * MIB)), 400)
 
 
+def test_frames_that_wait_for_the_model_are_bounded_together() -> None:
+    image = base64.b64encode(cv2.imencode(".png", np.zeros((100, 100, 3), np.uint8))[1].tobytes())
+
+    def request(task: bytes) -> bytes:  # some 200 bytes, whose frame has 30,000
+        return post(b'{"task": "%s", "frames_base64": ["%s"]}' % (task, image), "application/json")
+
+    model = Gated()
+    with endpoint(model, max_upload_bytes=40_000, max_held_bytes=40_000, timeout_s=10.0) as url:
+        with connection(url) as first:
+            first.sendall(request(b"wait"))
+            assert model.asked.acquire(timeout=10)
+            assert "wait for the model" in sentence(talk(url, request(b"x")), 503)
+            model.go.set()
+            assert read(first)[0] == 200
+        assert talk(url, request(b"x"))[0] == 200
+        model.go.clear()
+        with connection(url) as first:  # leaves while the model is at it
+            first.sendall(request(b"wait"))
+            assert model.asked.acquire(timeout=10)
+        model.go.set()
+        deadline_s = time.monotonic() + 10
+        while (status := talk(url, request(b"x"))[0]) != 200 and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert status == 200
+        assert [talk(url, request(task))[0] for task in (b"fail", b"x", b"fail", b"x")] == [500, 200, 500, 200]
+
+
 def test_a_client_that_leaves_frees_its_place_and_is_no_failure_of_ours(caplog: pytest.LogCaptureFixture) -> None:
     model = Gated()
     with endpoint(model, max_in_flight=1) as url, caplog.at_level(logging.INFO):
@@ -449,6 +482,45 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
         model.go.set()
         assert accepted.result(30)[0] == 200
         assert json.loads(talk(url, drain)[2]) == {"in_flight": 0}
+
+
+def config_at(url: str) -> Config:
+    return load([f"serve.port={url.rpartition(':')[2]}", "serve.drain_timeout_s=10"])
+
+
+def test_an_endpoint_that_another_start_replaced_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[None] = []
+    monkeypatch.setattr(serve, "stop", lambda: stops.append(None))
+    monkeypatch.setattr(serve, "_DRAIN_KEY", "key")
+    with endpoint(FrameDifference(), drain_key="of the other", instance="two") as url:
+        serve.end(config_at(url))
+        assert talk(url, post(FORM))[0] == 200 and not stops
+    with endpoint(FrameDifference(), drain_key="key", instance="one") as url:
+        serve.end(config_at(url))
+        assert talk(url, post(FORM))[0] == 503 and len(stops) == 1
+    serve.end(config_at(url))  # nothing listens there any more
+    assert len(stops) == 2
+
+
+class Busy(BaseHTTPRequestHandler):
+    """The front of an endpoint whose replica died just now, and then answers one request more."""
+
+    answers = [(503, b"{}"), (500, b"Internal Server Error"), (200, b'{"in_flight": 1}'), (200, b'{"in_flight": 0}')]
+
+    def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+        status, body = self.answers.pop(0)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+def test_draining_is_not_over_while_nobody_knows_what_is_in_flight() -> None:
+    with serving(Busy) as url:
+        assert serve.drain(config_at(url))
+    assert not Busy.answers
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {

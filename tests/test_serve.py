@@ -490,6 +490,23 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_serve_that_listens_elsewhere_or_is_taken_is_one_sentence(
+    http: httpx.Client, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
+        start(config_with(f"serve.port={free_port()}"), load_fussy)
+    monkeypatch.setattr("pipelines.serve.APP_NAME", "another")
+    with pytest.raises(ConfigError, match="did not start: .*is being used by application .robometer."):
+        start(config_with(f"serve.port={port}"), load_fussy)
+    assert http.get("/ready").status_code == 200  # who was there is left alone
+
+
+def test_the_proxy_bounds_heads(url: str) -> None:
+    with socket.create_connection(url.removeprefix("http://").split(":"), timeout=30) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nX: " + b"y" * 100_000)
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+
+
 def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -502,3 +519,8 @@ def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pyte
     monkeypatch.setenv("ROBOMETER_TOKEN", "of the environment")
     assert token_of(load([])) == "of the environment"
     assert token_of(config_with()) == TOKEN
+    monkeypatch.setenv("ROBOMETER_TOKEN", "of a file\n")
+    assert token_of(load([])) == "of a file"
+    monkeypatch.setenv("ROBOMETER_TOKEN", "two\nlines")
+    with pytest.raises(ConfigError, match="control characters"):
+        token_of(load([]))

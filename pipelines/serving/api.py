@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import cast
@@ -40,7 +40,7 @@ _POST_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 500, 503)
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: str) -> FastAPI:
     """The application; `replica` labels its metrics."""
     metrics = Metrics(replica)
-    decoders = Decoders(limits, metrics.observe_decoder_death)
+    decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes)
 
     @asynccontextmanager
     async def closing(_: FastAPI) -> AsyncIterator[None]:
@@ -54,6 +54,7 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: s
         docs_url=None,
         redoc_url=None,
         lifespan=closing,
+        redirect_slashes=False,
     )
     api.add_middleware(Guard, settings=guard, metrics=metrics)
     api.add_exception_handler(ApiError, _on_api_error)
@@ -132,8 +133,9 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
     @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",)))
     async def score(request: Request) -> ScoreAnswer:
         """Upload a video or frames and the task; the reward is the progress at the last frame."""
-        [given] = await read_inputs(request, ("",), decoders)
-        outcome = _checked(await backend.run(ScoreJob(given.clip)), metrics)
+        with ExitStack() as held:
+            [given] = await read_inputs(request, ("",), decoders, held)
+            outcome = _checked(await backend.run(ScoreJob(given.clip)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()
         return ScoreAnswer(
@@ -151,8 +153,9 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
     @router.post("/v1/compare", summary="Which of two videos did better", openapi_extra=_body(("_a", "_b")))
     async def compare(request: Request) -> CompareAnswer:
         """Upload two videos (or frames) of one task."""
-        a, b = await read_inputs(request, ("_a", "_b"), decoders)
-        outcome = _checked(await backend.run(CompareJob(a.clip, b.clip)), metrics)
+        with ExitStack() as held:
+            a, b = await read_inputs(request, ("_a", "_b"), decoders, held)
+            outcome = _checked(await backend.run(CompareJob(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(
             request_id=request.state.request_id,

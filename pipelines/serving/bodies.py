@@ -6,6 +6,7 @@ import asyncio
 import json
 import unicodedata
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,24 +31,29 @@ class Input:
     fps: float | None
 
 
-async def read_inputs(request: Request, suffixes: Sequence[str], decoders: Decoders) -> list[Input]:
+async def read_inputs(request: Request, suffixes: Sequence[str], decoders: Decoders, held: ExitStack) -> list[Input]:
     """One clip for each suffix: fields `video{suffix}` or `frames{suffix}`, or JSON `frames_base64{suffix}`.
 
+    Args:
+        held: whose end says that the frames are not needed any more.
+
     Raises:
-        ApiError: 400, 413, 415 or 422.
+        ApiError: 400, 413, 415, 422 or 503.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise ApiError(415, "a content encoding is not understood: send the body as it is")
     kind, parameters = split_header(request.headers.get("content-type", ""))
     check_charset(parameters)
     if kind == "application/json":
-        return await _from_json(await request.body(), suffixes, decoders)
+        return await _from_json(await request.body(), suffixes, decoders, held)
     if kind == "multipart/form-data":
-        return await _from_form(await request.body(), parameters.get("boundary", ""), suffixes, decoders)
+        return await _from_form(await request.body(), parameters.get("boundary", ""), suffixes, decoders, held)
     raise ApiError(415, f"content type {kind[:80]!r} is not understood: send multipart/form-data or application/json")
 
 
-async def _from_form(body: bytes, boundary: str, suffixes: Sequence[str], decoders: Decoders) -> list[Input]:
+async def _from_form(
+    body: bytes, boundary: str, suffixes: Sequence[str], decoders: Decoders, held: ExitStack
+) -> list[Input]:
     known = ["task", *(f"{name}{suffix}" for suffix in suffixes for name in ("video", "frames"))]
     parts = await asyncio.to_thread(parse_form, body, boundary, known)
     task = _task(_text(parts.get("task")))
@@ -61,11 +67,12 @@ async def _from_form(body: bytes, boundary: str, suffixes: Sequence[str], decode
             raise ApiError(422, f"field '{field}' must be a file part, with a filename")
         decode = decoders.video if given == ["video"] else decoders.npy
         decoded = await decode(parts[field].data, field)
+        held.enter_context(decoders.holding(decoded.frames))
         inputs.append(Input(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
     return inputs
 
 
-async def _from_json(body: bytes, suffixes: Sequence[str], decoders: Decoders) -> list[Input]:
+async def _from_json(body: bytes, suffixes: Sequence[str], decoders: Decoders, held: ExitStack) -> list[Input]:
     names = [f"frames_base64{suffix}" for suffix in suffixes]
     value = await asyncio.to_thread(_parse_json, body, len(names) * decoders.limits.max_source_frames)
     if not isinstance(value, dict):
@@ -77,6 +84,7 @@ async def _from_json(body: bytes, suffixes: Sequence[str], decoders: Decoders) -
     inputs = []
     for name in names:
         decoded = await decoders.images(value.get(name), name)
+        held.enter_context(decoders.holding(decoded.frames))
         inputs.append(Input(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
     return inputs
 

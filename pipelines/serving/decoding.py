@@ -11,8 +11,9 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,9 +44,15 @@ class Decoded:
 class Decoders:
     """Child processes that decode, one for each of a few threads; they start with the first upload."""
 
-    def __init__(self, limits: Limits, observe_death: Callable[[str], None] = lambda cause: None) -> None:
-        """`observe_death` is told each time that an upload ends its process: the signal's name, or `timeout`."""
+    def __init__(
+        self, limits: Limits, observe_death: Callable[[str], None] = lambda cause: None, max_held_bytes: int = 2**29
+    ) -> None:
+        """`observe_death` is told each time that an upload ends its process: the signal's name, or `timeout`.
+
+        `max_held_bytes` bounds the decoded frames of all requests together, which wait for the model.
+        """
         self.limits, self._observe_death = limits, observe_death
+        self._max_held_bytes, self._held_bytes = max_held_bytes, 0
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._of_thread = threading.local()
 
@@ -82,6 +89,21 @@ class Decoders:
             ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
         """
         return await asyncio.to_thread(decode_npy, data, field, self.limits)
+
+    @contextmanager
+    def holding(self, frames: np.ndarray) -> Iterator[None]:
+        """In the block a request holds these frames: those of a small upload may be many.
+
+        Raises:
+            ApiError: 503, others hold too many.
+        """
+        if self._held_bytes and self._held_bytes + frames.nbytes > self._max_held_bytes:
+            raise unavailable("the frames of too many requests wait for the model; try again later")
+        self._held_bytes += frames.nbytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= frames.nbytes
 
     def close(self) -> None:
         """End all processes, and what they are doing."""

@@ -158,7 +158,7 @@ class Front:
             try:
                 await self._app(dict(scope), client.replay(chunks), reply)
             except Exception:  # Ray's proxy failed: the next try may go another way
-                logger.exception("the proxy failed on request %s", scope["path"][:80])
+                logger.exception("the proxy failed on request %r", scope["path"][:80])
             if client.gone or reply.is_ours:
                 return reply
             if time.monotonic() > deadline_s:

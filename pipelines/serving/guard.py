@@ -37,7 +37,7 @@ class GuardSettings:
         max_in_flight: scoring requests at a time; more are answered 503.
         timeout_s: from a request, whose body is in, to its answer.
         body_timeout_s: from a request's head to the end of its body.
-        max_held_bytes: of the bodies of all requests at a time, in the HTTP proxy.
+        max_held_bytes: of the bodies of all requests at a time, in the HTTP proxy, and of their frames here.
         drain_key: who knows it may tell the HTTP proxy to take no more requests; empty: nobody.
         instance: names one start of the endpoint.
     """
@@ -128,7 +128,7 @@ class Guard:
 
     def _admit(self, headers: Headers) -> None:
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._settings.max_upload_bytes:
+        if declared.isdecimal() and int(declared) > self._settings.max_upload_bytes:
             raise too_large(self._settings.max_upload_bytes)
         if self._in_flight >= self._settings.max_in_flight:
             raise unavailable(f"{self._in_flight} requests are being served already; try again later")

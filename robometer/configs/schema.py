@@ -437,7 +437,7 @@ class ServeConfig:
     max_batch_size: int = 8
     batch_wait_timeout_s: float = 0.02
     max_upload_bytes: int = 64 * 1024 * 1024
-    max_held_bytes: int = 512 * 1024 * 1024  # of the bodies of all requests at a time
+    max_held_bytes: int = 512 * 1024 * 1024  # of the bodies of all requests at a time, and of their frames
     body_timeout_s: float = 30.0  # a request whose body takes longer is refused
     drain_timeout_s: float = 60.0  # at the end, for the requests that were accepted
     max_source_frames: int = 10_000
