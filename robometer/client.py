@@ -59,11 +59,14 @@ class RemoteScorer:
         self._patience_s = min(START_PATIENCE_S, patience_s)
         model = self._request("GET", "/v1/model")
         self._patience_s = patience_s
-        self.name: str = model["name"]
-        self.revision: str = model["revision"]
-        self.provenance: dict[str, Any] = model["provenance"]
-        self.limits: dict[str, int] = model["limits"]
-        self.frames = FrameSettings.from_dict(model["frames"])
+        try:
+            self.name: str = model["name"]
+            self.revision: str = model["revision"]
+            self.provenance: dict[str, Any] = model["provenance"]
+            self.limits: dict[str, int] = model["limits"]
+            self.frames = FrameSettings.from_dict(model["frames"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ScoringError(f"{self.url} is no Robometer endpoint, or one of another version: {error!r}") from error
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; one request per clip, several at a time."""

@@ -82,6 +82,20 @@ class Unwell(BaseHTTPRequestHandler):
         return None
 
 
+class Another(Unwell):
+    """A server with the same route and other answers."""
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"id": "m", "object": "model"}')
+
+
+def test_another_server_that_has_the_route_is_recognised() -> None:
+    with serving(Another) as url, pytest.raises(ScoringError, match="is no Robometer endpoint, or one of another"):
+        RemoteScorer(url)
+
+
 class Odd(Unwell):
     """Another server in trouble, whose headers make no sense."""
 
