@@ -400,8 +400,8 @@ def test_a_listener_would_notice() -> None:
 
 
 SEAL = """
-import ctypes, os, resource, signal, socket, threading
-from pipelines.serving.sealing import seal
+import ctypes, os, resource, signal, socket, sys, threading
+from pipelines.serving.sealing import forbid_children, seal
 before = open("/dev/null", "wb")
 print("missing:", seal(2**28))
 def tried(name, action):
@@ -428,6 +428,10 @@ tried("little memory", lambda: bytearray(2**20))
 fork = os.fork()
 if not fork:
     tried("fork reads", lambda: open("/etc/hostname"))
+    forbid_children()
+    tried("fork forks", os.fork)
+    tried("thread", threading.Thread(target=print).start)
+    sys.stdout.flush()
     os._exit(0)
 os.waitpid(fork, 0)
 """
@@ -454,6 +458,8 @@ def test_a_sealed_process_has_no_files_sockets_programs_or_endless_memory() -> N
         "memory MemoryError",
         "little memory done",
         "fork reads PermissionError",
+        "fork forks PermissionError",
+        "thread RuntimeError",
     ], done.stderr
 
 

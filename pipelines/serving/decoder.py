@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, MpoImagePlugin, TiffImagePlugin  # noqa: F401 - Pillow imports these late
 
 from pipelines.serving.images import read_images
-from pipelines.serving.sealing import end_with_parent, seal
+from pipelines.serving.sealing import end_with_parent, forbid_children, seal
 from pipelines.serving.signatures import check_signature
 from robometer.frames import FrameSettings, read_frames
 from robometer.video import Video, VideoError, VideoInfo, VideoLimits, VideoTooLargeError, first_line, probe
@@ -116,6 +116,7 @@ def _in_fork(job: Job, upload: bytes, sink: BinaryIO) -> int:
         return os.waitpid(fork, 0)[1]
     try:
         end_with_parent(this)
+        forbid_children()  # what has taken it over must not live on beside the next upload
         resource.setrlimit(resource.RLIMIT_CPU, (job.cpu_s, job.cpu_s + 1))
         answer, pixels = _answer(job, upload)
         text = json.dumps(answer).encode()

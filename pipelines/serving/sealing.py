@@ -9,6 +9,7 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Mapping, Sequence
 
 _NICE = 5
 
@@ -41,6 +42,7 @@ _DENIED = {
         *(194, 196, 195),
     ),
 }
+_STARTS = {"x86_64": (56, 57, 58, 435), "aarch64": (220, 435)}  # clone, fork, vfork, clone3
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH of linux/audit.h
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld abs, jeq, jge, ret
@@ -76,14 +78,20 @@ def seal(memory_bytes: int) -> str:
     with open("/proc/self/statm") as statm:
         size_bytes = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size_bytes + memory_bytes, size_bytes + memory_bytes))
-    return _deny_system_calls()
+    return _deny_system_calls(_DENIED)
 
 
-def _deny_system_calls() -> str:
+def forbid_children() -> None:
+    """Let this process, where its system calls can be filtered, start no other and no thread: it leaves nothing."""
+    if sys.platform == "linux":
+        _deny_system_calls(_STARTS)
+
+
+def _deny_system_calls(denied: Mapping[str, Sequence[int]]) -> str:
     machine = platform.machine()
-    if machine not in _DENIED:
+    if machine not in denied:
         return f"no filter of system calls is known for {machine}"
-    program = _filter(machine)
+    program = _filter(machine, denied[machine])
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of instructions, and where they are
     fprog = struct.pack("HP", len(program) // 8, ctypes.addressof(code))
@@ -95,9 +103,8 @@ def _deny_system_calls() -> str:
     return ""
 
 
-def _filter(machine: str) -> bytes:
+def _filter(machine: str, denied: Sequence[int]) -> bytes:
     """The BPF program: each instruction is a code, two jumps (how many to skip if true, if false) and an operand."""
-    denied = _DENIED[machine]
     last = len(denied) + 1  # of the instructions from the X32 test on, the one that refuses
     program = [
         (_LOAD, 0, 0, 4),  # seccomp_data.arch
