@@ -447,6 +447,23 @@ def kill(deployment: str) -> None:
     ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))
 
 
+def test_a_serve_that_listens_elsewhere_or_is_taken_is_one_sentence(
+    http: httpx.Client, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
+        start(config_with(f"serve.port={free_port()}"), load_fussy)
+    monkeypatch.setattr("pipelines.serve.APP_NAME", "another")
+    with pytest.raises(ConfigError, match="did not start: .*is being used by application .robometer."):
+        start(config_with(f"serve.port={port}"), load_fussy)
+    assert http.get("/ready").status_code == 200  # who was there is left alone
+
+
+def test_the_proxy_bounds_heads(url: str) -> None:
+    with socket.create_connection(url.removeprefix("http://").split(":"), timeout=30) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nX: " + b"y" * 100_000)
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+
+
 def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http: httpx.Client) -> None:
     overrides = ("serve.max_batch_size=1", "serve.max_queued_requests=1", f"serve.port={port}")
     start(config_with(*overrides), load_slow)
@@ -488,23 +505,6 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> N
     with pytest.raises(ConfigError, match="nowhere is not a checkpoint folder") as caught:
         start(config_with(f"serve.port={port}", "serve.checkpoint=nowhere"), load_broken)
     assert "\n" not in str(caught.value)
-
-
-def test_a_serve_that_listens_elsewhere_or_is_taken_is_one_sentence(
-    http: httpx.Client, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ConfigError, match="does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
-        start(config_with(f"serve.port={free_port()}"), load_fussy)
-    monkeypatch.setattr("pipelines.serve.APP_NAME", "another")
-    with pytest.raises(ConfigError, match="did not start: .*is being used by application .robometer."):
-        start(config_with(f"serve.port={port}"), load_fussy)
-    assert http.get("/ready").status_code == 200  # who was there is left alone
-
-
-def test_the_proxy_bounds_heads(url: str) -> None:
-    with socket.create_connection(url.removeprefix("http://").split(":"), timeout=30) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\nX: " + b"y" * 100_000)
-        assert client.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
