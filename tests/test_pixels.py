@@ -66,7 +66,7 @@ def folder(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(place: Path, *overrides: str) -> Config:
     frames = [f"ingest.{name}={value}" for name, value in SETTINGS.as_dict().items()]
-    where = [f"corpus.path={place}/corpus", f"ingest.input={place}/raw", "train.seed=3"]
+    where = [f"corpus.path={place}/corpus", f"ingest.input={place}/raw", "train.seed=3", "evaluate.actors=1"]
     return load([*TINY, *frames, *where, "evaluate.splits=[seen]", "evaluate.bootstrap=0", *overrides])
 
 
