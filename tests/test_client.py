@@ -155,7 +155,8 @@ class Breaking(BaseHTTPRequestHandler):
         return None
 
 
-def test_broken_connections_and_the_words_of_a_proxy_are_tried_again() -> None:
+def test_broken_connections_and_the_words_of_a_proxy_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "START_PATIENCE_S", 30.0)  # its pauses alone take 3.75 s
     Breaking.tries = []
     with serving(Breaking) as url:
         assert RemoteScorer(url).name == "m@1"
