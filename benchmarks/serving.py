@@ -3,8 +3,9 @@
     python -m benchmarks.serving
 
 Each client sends one try of a request after the other, as curl would, and compares the answer with the same scorer in
-this process. A request is lost where its connection breaks or the answer is wrong or none of 200 and 503. The endpoint
-is `run_serve` in a process of its own with a scorer that takes 50 ms a batch; the kills are `kill -9`.
+this process. A request is lost where its connection breaks or the answer is wrong or none of 200 and 503; one that was
+sent after the endpoint had said that it ends, and whose connection broke then, was never accepted. The endpoint is
+`run_serve` in a process of its own with a scorer that takes 50 ms a batch; the kills are `kill -9`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self._url, self._lock, self._stopped = url, threading.Lock(), threading.Event()
+        self._ending = threading.Event()
         self._outcomes: Counter[str] = Counter()
         self._slowest_s = 0.0
         self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(CLIENTS)]
@@ -91,16 +93,21 @@ class Load:
 
     def _one(self, http: httpx.Client, body: bytes, expected: list[float]) -> str:
         files = {"frames": ("f.npy", body)}
+        was_ending = self._ending.is_set()
         try:
             answer = http.post("/v1/score", data={"task": "open the drawer"}, files=files)
         except httpx.ConnectError:
             return "refused: nobody listens"
         except httpx.HTTPError as error:
-            return f"LOST: {type(error).__name__}"
+            name = type(error).__name__
+            return f"refused: {name}, after the end was told" if was_ending else f"LOST: {name}"
         if answer.status_code == 200:
             return "200" if answer.json()["progress"] == expected else "LOST: a wrong answer"
         if answer.status_code == 503:
-            return f"refused: 503 {answer.json()['error'][:60]}"
+            sentence = answer.json()["error"]
+            if "is ending" in sentence:
+                self._ending.set()
+            return f"refused: 503 {sentence[:60]}"
         return f"LOST: status {answer.status_code}"
 
 
