@@ -67,7 +67,7 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
     `environment` is set in all processes of a session that starts here.
 
     Raises:
-        ClusterError: RAY_ADDRESS names no cluster that can be joined.
+        ClusterError: RAY_ADDRESS names no cluster that can be joined, or a local Ray did not start.
     """
     DataContext.get_current().raise_original_map_exception = True  # else only its traceback says what a task raised
     global _started_here, _stall_timeout_s
@@ -76,25 +76,12 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
         yield
         return
     before = {name: os.environ.get(name) for name in (ADDRESS, API_SERVER)}
-    if address := cluster_address():
-        _join(address, environment or {})
-    else:
-        os.environ.pop(ADDRESS, None)  # what runs on the local Ray must not look for another
-        # Ray Train frees what a killed trial held once its state API says so, and that asks whichever cluster was last
-        # started on this machine by `ray start`, dead or alive, unless it is told where its own is.
-        os.environ.update(environment or {})
-        port = free_port()
-        os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
-        ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
-            object_store_memory=config.ray.object_store_mb * 1024 * 1024,
-            logging_level=logging.WARNING,
-            dashboard_port=port,
-        )
-        _started_here = True
-    _spend_warning()
     try:
+        if address := cluster_address():
+            _join(address, environment or {})
+        else:
+            _start(config, environment or {})
+        _spend_warning()
         yield
     finally:
         _started_here = False
@@ -103,6 +90,30 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _start(config: Config, environment: Mapping[str, str]) -> None:
+    global _started_here
+    os.environ.pop(ADDRESS, None)  # what runs on the local Ray must not look for another
+    # Ray Train frees what a killed trial held once its state API says so, and that asks whichever cluster was last
+    # started on this machine by `ray start`, dead or alive, unless it is told where its own is.
+    os.environ.update(environment)
+    port = free_port()
+    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+            object_store_memory=config.ray.object_store_mb * 1024 * 1024,
+            logging_level=logging.WARNING,
+            dashboard_port=port,
+        )
+    except Exception as error:  # whatever kept its processes from starting, in Ray's own words
+        raise ClusterError(
+            f"Ray did not start on this machine ({cause_of(error)}): end what else keeps it busy and try again, or "
+            "change ray.num_cpus and ray.object_store_mb"
+        ) from error
+    _started_here = True
 
 
 def cluster_address() -> str:

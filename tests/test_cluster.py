@@ -117,3 +117,22 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(
 def test_where_jobs_are_submitted_is_no_cluster_to_run_on(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert cluster.cluster_address() == ""
+
+
+def test_a_ray_that_cannot_start_is_one_sentence_and_leaves_the_environment_as_it_was() -> None:
+    code = """
+import os
+from pipelines.cluster import API_SERVER, ClusterError, connected
+from robometer.configs import load
+
+try:
+    with connected(load(["ray.object_store_mb=1"])):
+        pass
+except ClusterError as error:
+    print(error, API_SERVER in os.environ)
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in (cluster.ADDRESS, cluster.API_SERVER)
+    }
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert ran.stdout.startswith("Ray did not start on this machine (ValueError: ") and ran.stdout.endswith(" False\n")
