@@ -38,14 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("ray" if {item.path, item.path.parent} & WITH_RAY else str(item.path)))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
     """Groups hold, or nothing runs: with pytest 9.2, pytest-xdist 3.8 shares out single tests and says nothing.
 
     Two processes would then start Ray beside each other, and a file's endpoint anew for each of its tests
     (pytest-xdist issue 1386).
     """
-    if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in session.items):
-        raise pytest.UsageError("this pytest-xdist does not group tests under this pytest: run `make install`")
+    if not all("@" in test for test in ids):
+        pytest.exit("this pytest-xdist does not group tests under this pytest: run `make install`", returncode=4)
 
 
 @pytest.fixture(scope="session")
