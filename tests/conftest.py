@@ -46,7 +46,9 @@ def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
     (pytest-xdist issue 1386).
     """
     if not all("@" in test for test in ids):
-        pytest.exit("this pytest-xdist does not group tests under this pytest: run `make install`", returncode=4)
+        pytest.exit(
+            "with -n, add --dist loadgroup; if it is there, `make install` brings a pytest that groups", returncode=4
+        )
 
 
 @pytest.fixture(scope="session")
