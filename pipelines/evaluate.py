@@ -351,7 +351,7 @@ def _predict_parts(
         fn_constructor_kwargs=arguments,
         batch_size=None,  # a part is a block
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=settings.actors),
+        compute=ActorPoolStrategy(size=min(settings.actors, len(parts))),
         num_gpus=settings.num_gpus,
         max_restarts=DEATHS,
         max_task_retries=RETRIES,

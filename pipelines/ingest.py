@@ -215,10 +215,11 @@ def _add_group(plan: _Plan, group: list[Unit], seals: list[str], config: IngestC
             plan.others[unit.source] += 1
             key.append(f"{digest}+{seal}")
         else:
-            plan.same[unit.source] += before.seal == seal
+            same = seal != "" and before.seal == seal
+            plan.same[unit.source] += same
             if before.seal not in ("", seal) and before.stored:
                 plan.changed[unit.source].append(unit)
-            if before.seal == seal and not (config.retry_quarantined and before.refused):
+            if same and not (config.retry_quarantined and before.refused):
                 plan.done = _sum(plan.done, Outcome(0, 0, before.stored, 0, before.refused, before.skipped))
                 continue
             # A second reading has a name of its own, or it would replace what the one before it stored.

@@ -19,6 +19,7 @@ SHORTEST = 6
 _USER = re.compile(  # user:password@ or token@ of a URI; a slash in the password is a mistake, and still a secret
     r"(?<=://)(?:[^/?#\s'\"@:]*:(?!\d*(?:[/?#]|$))[^\s'\"]*|[^/?#\s'\"]*)(?=@)"
 )
+_WORD = re.compile(r"(?<![^\s'\"])[^\s'\"]+")
 _NAMED = re.compile(  # a token with no letter before it: max_tokens and per_frame_progress_token are no secrets
     r"(?i)(?<![\w])((?:\w*(?:auth|bearer|access|refresh|session|tracking|api|robometer|hf)_?)?token"
     r"|\w*(?:password|passwd|pwd|secret|(?:secret|access|api|account|private)[_-]?key(?:_?id)?)|sas|sig|signature"
@@ -33,9 +34,15 @@ def redacted(text: str, *secrets: str) -> str:
     known = [value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= SHORTEST]
     for value in sorted({*known, *filter(None, secrets)}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    text = _USER.sub(HIDDEN, text)
+    text = _WORD.sub(_without_user, text)
     text = _HEADER.sub(lambda match: f"{match[1]}{HIDDEN}", text)
     return _NAMED.sub(lambda match: f"{match[1]}={HIDDEN}", text)
+
+
+def _without_user(word: re.Match[str]) -> str:
+    """Only what stands before its last @, or the search for one begins anew at every `://`."""
+    before, at, after = word[0].rpartition("@")
+    return f"{_USER.sub(HIDDEN, before + at)}{after}"
 
 
 def without_secrets(values: Any) -> Any:

@@ -138,6 +138,13 @@ def test_what_looks_like_a_secret_is_left_out(said: str, left: str) -> None:
     assert redacted(said) == left == redacted(left)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("said", ["://a:b", "x@://a:b", "://a:1/", "token='", "authorization ", "api_"])
+def test_the_time_that_secrets_take_grows_with_the_text(said: str) -> None:
+    redacted(100_000 * said)
+    redacted(100_000 * said + "@")
+
+
 def test_a_mistake_does_not_quote_a_secret() -> None:
     with pytest.raises(ConfigError) as caught:
         load(["serve.token=[of-the-endpoint", "train.stepz=1"])

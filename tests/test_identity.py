@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.ingest import IngestError, IngestReport, _plan, run_ingest
@@ -25,6 +26,8 @@ from robometer.corpus.manifest import clashes, read_ledgers
 from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Job, Known, Rejected, Stored, commit_shard, content_hash
+from robometer.recording import ImageSequence
+from robometer.trajectory import Episode
 from tests.sources.raw import hub_cache, roll_out
 from tests.sources.test_lerobot import write_v21
 from tests.test_corpus import stored
@@ -314,6 +317,25 @@ def test_a_link_that_leads_nowhere_hides_no_change_beside_it(tmp_path: Path) -> 
         file.write_bytes(b"1")
         seen.append(seal())
     assert len(set(seen)) == 5 and seal() == seen[-1]
+
+
+def units(input: str, source: str) -> Iterator[Unit]:
+    """This module as a source whose unit is no file: what is behind it changes unseen."""
+    yield Unit(input, "store", "row:0")
+
+
+def episodes(unit: Unit) -> Iterator[Episode]:
+    task = Path(unit.key, "task.txt").read_text()
+    frames = ImageSequence(3, lambda i: np.full((32, 32, 3), 20 * i, np.uint8), fps=5.0)
+    yield Episode(unit.source, "0", "main", task, frames, unit.uri)
+
+
+def test_what_nobody_can_look_at_is_read_each_time(ray_local: None, tmp_path: Path) -> None:
+    found = []
+    for task in ("open it", "open it", "close it"):
+        (tmp_path / "task.txt").write_text(task)
+        found.append(counts(ingest(tmp_path / "corpus", tmp_path, f"ingest.source={__name__}")))
+    assert found == [(1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
 
 
 def test_a_seal_sees_data_and_files_and_no_folders(tmp_path: Path) -> None:

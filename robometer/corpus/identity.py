@@ -42,7 +42,7 @@ class Sealer:
         self._look = lru_cache(maxsize=_CACHED_FILES)(_look)
 
     def seals(self, units: Sequence[Unit]) -> list[str]:
-        """16 hex digits for each unit; the same wherever the data lie."""
+        """16 hex digits for each unit, the same wherever the data lie; empty for one that nobody can look at."""
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self._seal, units))
 
@@ -50,7 +50,9 @@ class Sealer:
         said = json.dumps([self._split, _without_folders(unit.data)], sort_keys=True)
         digest = hashlib.sha256(said.encode())
         for file in unit.files or (unit.uri,):
-            digest.update(self._look(file).encode("utf-8", "surrogatepass"))
+            if not (look := self._look(file)):
+                return ""
+            digest.update(look.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
 
@@ -64,7 +66,10 @@ def _without_folders(value: Any) -> Any:
 
 
 def _look(path: str) -> str:
-    """Size, time of change and samples of a file; names, sizes and times of all files below a folder."""
+    """Size, time of change and samples of a file; names, sizes and times of all files below a folder.
+
+    Empty where it cannot be looked at: what an own source calls `uri` may be no file. That a file is missing is a look.
+    """
     try:
         if os.path.isdir(path):
             return json.dumps(sorted(_below(path)))
@@ -75,8 +80,8 @@ def _look(path: str) -> str:
                 file.seek(start)
                 digest.update(file.read(_SAMPLE))
         return f"{status.st_size} {status.st_mtime_ns} {digest.hexdigest()}"
-    except (OSError, ValueError):
-        return "none"
+    except (OSError, ValueError) as error:
+        return "none" if isinstance(error, FileNotFoundError) and os.path.isabs(path) else ""
 
 
 def _below(folder: str) -> Iterator[tuple[str, int, int]]:

@@ -20,7 +20,9 @@ from robometer.configs import load
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
+from robometer.corpus.manifest import read_ledgers
 from robometer.corpus.sources import Unit, list_units
+from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Known, Rejected, Stored
 from robometer.frames import FrameSettings, read_frames
 
@@ -73,6 +75,8 @@ def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None
             print("robometer ingest", f"ingest.source={source}", f"ingest.input={raw}", *given, file=file)
     where = (f"corpus.path={folder / 'corpus'}", f"ingest.source={source}", f"ingest.input={raw}")
     run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
+    ledgers = read_ledgers(Storage(str(folder / "corpus"))).values()
+    assert all(read.seal for units in ledgers for read in units.values()), "the next ingest reads it all again"
     return Corpus(str(folder / "corpus"))
 
 
