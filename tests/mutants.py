@@ -116,6 +116,9 @@ MUTANTS = (
     Mutant("quarantine of an uncommitted shard counts", "robometer/corpus/manifest.py",
            "        elif _stem(name) in ledgers:\n", "        else:\n",
            "tests/test_storage_faults.py tests/test_corpus.py"),
+    Mutant("what cannot be looked at looks as it did", "pipelines/ingest.py",
+           'same = seal != "" and before.seal == seal', "same = before.seal == seal",
+           "tests/test_identity.py -k nobody_can_look"),
     # --- frames
     Mutant("a cut by a clock floored", "robometer/timeline.py",
            "return [int(np.searchsorted(middles, second)) for second in seconds]",
@@ -367,6 +370,8 @@ MUTANTS = (
            "tests/test_client.py -k 'admission or patience or capacity'"),
     Mutant("places are never freed", "pipelines/serving/guard.py",
            "self._change_in_flight(-1)", "self._change_in_flight(0)", "tests/test_http.py -k 'leaves'"),
+    Mutant("a client that has gone is asked for again", "pipelines/serving/front.py",
+           "if client.gone or reply.is_ours:", "if reply.is_ours:", "tests/test_http.py -k has_gone"),
     Mutant("a body in chunks is unbounded", "pipelines/serving/front.py",
            "if size_bytes > admission.max_upload_bytes:", "if size_bytes < 0:", "tests/test_http.py -k bounded"),
     Mutant("the client gives up on overload", "robometer/client.py",

@@ -584,6 +584,23 @@ def test_a_replica_that_dies_costs_a_request_nothing() -> None:
     assert sent[0]["status"] == 200 and sent[1]["body"] == b"answer"
 
 
+def test_nobody_is_asked_again_for_a_client_that_has_gone() -> None:
+    """Ray's proxy ends without an answer where the client leaves; a replica would only compute for nobody."""
+    asked: list[str] = []
+
+    async def left(scope, receive, send):  # type: ignore[no-untyped-def]
+        asked.append(scope["path"])
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def receive():  # type: ignore[no-untyped-def]
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/model", "headers": []}
+    asyncio.run(asyncio.wait_for(Front(left)(scope, receive, None), 10))
+    assert asked == ["/v1/model"]
+
+
 def test_no_client_steers_the_proxy_by_headers() -> None:
     seen: list[bytes] = []
 
