@@ -658,6 +658,33 @@ def test_a_decoder_knows_no_secrets_and_holds_no_files(monkeypatch: pytest.Monke
             child.end("over")
 
 
+WRITTEN = [b"[" * 100_000, b"[]", b"3", b"{", b'{"error": "", "status": 1e999}', b'{"shape": [1e999]}', b"\xff",
+           b'{"shape": [1, 1, 1, 3], "frame_index": [Infinity], "fps": 1}',
+           b'{"shape": [1, 1, 1, 3], "frame_index": [0], "fps": NaN}',
+           b'{"shape": [-1, -1, 1, 3], "frame_index": [], "fps": 1}',
+           b'{"shape": [1, 1, 1, 3], "frame_index": [0, 1], "fps": 1}',
+           b'{"shape": [9999999, 99, 99, 3], "frame_index": [0], "fps": 1}']  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", WRITTEN, ids=range(len(WRITTEN)))
+def test_what_an_upload_makes_its_process_write_is_the_end_of_it(
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken_over.py").write_text(
+        f"import struct, sys\nprint('\"\"', flush=True)\nsys.stdin.buffer.read({len(SMALL)})\nanswer = {answer!r}\n"
+        "sys.stdout.buffer.write(struct.pack('<I', len(answer)) + answer)\nsys.stdout.flush()\nsys.stdin.read()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("pipelines.serving.child.decoder.__name__", "taken_over")
+    child = Child(memory_bytes=2**30)
+    try:
+        with pytest.raises(DeathError) as caught:
+            child.decode(job_of(SMALL), [SMALL])
+        assert caught.value.cause == "garbled" and not child.alive()
+    finally:
+        child.end("over")
+
+
 DYING = """
 import os, signal, sys
 from pipelines.serving.child import Child, DeathError

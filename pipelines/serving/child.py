@@ -117,8 +117,8 @@ class Child:
             self.end("ended")
             self._process.wait()
             raise DeathError(self._cause) from error
-        except (_GarbledError, ValueError, TypeError, KeyError) as error:
-            self.end("garbled")  # what was in the upload has taken over its process
+        except Exception as error:  # what was in the upload has taken over its process, and may write anything
+            self.end("garbled")
             raise DeathError("garbled") from error
         if os.WIFSIGNALED(status):
             raise DeathError(signal.Signals(os.WTERMSIG(status)).name)
