@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ Progress = Callable[[int, Mapping[str, float]], None]
 
 MIN_LOCAL_CPUS = 4
 """Logical CPUs of a local Ray: an endpoint's replicas and a few workers find a place on a small machine too."""
+
+SETTLE_S = 10.0
+"""For which the end of a job waits for threads that are still inside Ray."""
 
 WARN_AFTER_S = 30.0
 """Without a step, after which a job says what it waits for."""
@@ -76,20 +80,47 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
         yield
         return
     before = {name: os.environ.get(name) for name in (ADDRESS, API_SERVER)}
+    own = set[threading.Thread]()
     try:
         if address := cluster_address():
             _join(address, environment or {})
         else:
             _start(config, environment or {})
+        own = set(threading.enumerate())
         _spend_warning()
         yield
     finally:
         _started_here = False
-        ray.shutdown()
+        if not ray.is_initialized() or _left_alone(own):
+            ray.shutdown()
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _left_alone(own: set[threading.Thread]) -> bool:
+    """Wait until no thread but Ray's `own` is inside Ray: one that drops a reference while Ray shuts down ends the
+    process with status 1 and without a word. False: one is still there, and the end of the process shuts Ray down."""
+    deadline_s = time.monotonic() + SETTLE_S
+    while others := _inside_ray(own):
+        if time.monotonic() > deadline_s:
+            logger.debug("still inside Ray: %s", others)
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _inside_ray(own: set[threading.Thread]) -> list[str]:
+    stacks = sys._current_frames()
+    return [
+        thread.name
+        for thread in set(threading.enumerate()) - own - {threading.current_thread()}
+        if any(
+            frame.f_globals.get("__name__", "").partition(".")[0] in ("ray", __package__)
+            for frame, _ in traceback.walk_stack(stacks.get(thread.ident or 0))
+        )
+    ]
 
 
 def _start(config: Config, environment: Mapping[str, str]) -> None:

@@ -51,6 +51,9 @@ def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
         )
 
 
+_running = set[str]()
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A local Ray of 4 logical CPUs."""
@@ -63,8 +66,20 @@ def ray_local() -> Iterator[None]:
         log_to_driver=False,
         object_store_memory=512 * 1024 * 1024,
     )
+    _running.add("ray_local")
     yield
+    _running.clear()
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def session_ray_stays() -> Iterator[None]:
+    """A test that ends the session's Ray fails itself: those after it would each start their own, or hang."""
+    yield
+    if "ray_local" in _running:
+        import ray
+
+        assert ray.is_initialized(), "this test ended the Ray of all tests"
 
 
 @contextmanager

@@ -119,6 +119,10 @@ MUTANTS = (
     Mutant("what cannot be looked at looks as it did", "pipelines/ingest.py",
            'same = seal != "" and before.seal == seal', "same = before.seal == seal",
            "tests/test_identity.py -k nobody_can_look"),
+    Mutant("Ray is shut down under threads that use it", "pipelines/cluster.py",
+           "if not ray.is_initialized() or _left_alone(own):", "if True:", "tests/test_cluster.py -k under_a_thread"),
+    Mutant("what a decoder that was taken over writes may raise what it likes", "pipelines/serving/child.py",
+           "except Exception as error:  # what was", "except ValueError as error:  # what was", "tests/test_uploads.py -k makes_its"),
     # --- frames
     Mutant("a cut by a clock floored", "robometer/timeline.py",
            "return [int(np.searchsorted(middles, second)) for second in seconds]",

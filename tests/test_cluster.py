@@ -48,6 +48,33 @@ def test_a_local_ray_is_not_mistaken_for_one_that_was_started_here_before() -> N
     assert "answer None" in done.stdout, done.stderr[-2000:]
 
 
+LINGERING = """
+import threading, time
+import ray
+from pipelines.cluster import connected
+from robometer.configs import load
+
+def drop(references):
+    while references:
+        references.pop()
+        time.sleep(0.0005)
+
+drop.__globals__["__name__"] = "ray.data"  # as a thread of Ray Data that is not quite done
+with connected(load([])):
+    references = [ray.put(number) for number in range(2000)]
+    threading.Thread(target=drop, args=[references], daemon=True).start()
+print(len(references), ray.is_initialized())
+"""
+
+
+def test_ray_is_not_shut_down_under_a_thread_that_uses_it() -> None:
+    """Or Ray ends the process, with status 1 and nothing said."""
+    environment = {name: value for name, value in os.environ.items() if name != cluster.ADDRESS}
+    command = [sys.executable, "-c", LINGERING]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "0 False\n"), done.stderr[-2000:]
+
+
 def test_what_waits_for_ever_ends_and_says_what_is_lacking(ray_local: None) -> None:
     waiting = ray.remote(num_cpus=9)(lambda: 0).remote()
     lacking = r"the work made no step for 2 s: it needs 9 CPUs, and the cluster has 1 node with 4 CPUs, \d in use"
@@ -106,7 +133,8 @@ def test_a_ray_of_its_own_that_is_too_small_is_said_at_once(
 def test_a_cluster_that_cannot_be_joined_is_one_sentence(
     address: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by another test of this process
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by another test of this process, whose Ray stays
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", address.format(closed=cluster.free_port()))
     with pytest.raises(ClusterError, match=sentence) as caught, connected(load()):
         pytest.fail("there is no such cluster")
