@@ -23,6 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 900
 STARTS_RAY = (
+    "test_cluster",
     "test_identity",
     "test_ingest",
     "test_lerobot",
@@ -192,7 +193,7 @@ MUTANTS = (
     Mutant("compact leaves large shards with what was replaced", "robometer/corpus/maintenance.py",
            "if size >= target_bytes and not stale:", "if size >= target_bytes:", "tests/test_identity.py -k large_shard"),
     Mutant("a seal knows no files", "robometer/corpus/identity.py",
-           'digest.update(self._look(file).encode("utf-8", "surrogatepass"))', "pass", "tests/test_identity.py -k seal"),
+           'digest.update(look.encode("utf-8", "surrogatepass"))', "pass", "tests/test_identity.py -k seal"),
     Mutant("a seal knows no times", "robometer/corpus/identity.py",
            'f"{status.st_size} {status.st_mtime_ns} ', 'f"{status.st_size} ', "tests/test_identity.py -k seal"),
     Mutant("a seal knows folders", "robometer/corpus/identity.py",
