@@ -44,7 +44,7 @@ MIN_LOCAL_CPUS = 4
 """Logical CPUs of a local Ray: an endpoint's replicas and a few workers find a place on a small machine too."""
 
 SETTLE_S = 10.0
-"""For which the end of a job waits for threads that are still inside Ray."""
+"""For which the end of a job waits for threads that are inside Ray; 1 s after an error, where some wait for ever."""
 
 WARN_AFTER_S = 30.0
 """Without a step, after which a job says what it waits for."""
@@ -91,7 +91,7 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
         yield
     finally:
         _started_here = False
-        if not ray.is_initialized() or _left_alone(own):
+        if not ray.is_initialized() or _left_alone(own, SETTLE_S if sys.exc_info()[0] is None else 1.0):
             ray.shutdown()
         for name, value in before.items():
             os.environ.pop(name, None)
@@ -99,13 +99,15 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
                 os.environ[name] = value
 
 
-def _left_alone(own: set[threading.Thread]) -> bool:
+def _left_alone(own: set[threading.Thread], patience_s: float) -> bool:
     """Wait until no thread but Ray's `own` is inside Ray: one that drops a reference while Ray shuts down ends the
     process with status 1 and without a word. False: one is still there, and the end of the process shuts Ray down."""
-    deadline_s = time.monotonic() + SETTLE_S
+    deadline_s = time.monotonic() + patience_s
     while others := _inside_ray(own):
         if time.monotonic() > deadline_s:
             logger.debug("still inside Ray: %s", others)
+            for name in ("ray", "ray.data"):  # what they say when Ray is gone helps nobody
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             return False
         time.sleep(0.01)
     return True

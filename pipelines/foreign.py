@@ -52,6 +52,8 @@ _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # and what stands in their place where there is no terminal
     "RAY_DATA_LOG_LEVEL": "WARNING",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # What calls Ray when it is shut down fails, and does not join any cluster of this machine, or start one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # it tells of every table that it makes
 }
 

@@ -121,7 +121,11 @@ MUTANTS = (
            'same = seal != "" and before.seal == seal', "same = before.seal == seal",
            "tests/test_identity.py -k nobody_can_look"),
     Mutant("Ray is shut down under threads that use it", "pipelines/cluster.py",
-           "if not ray.is_initialized() or _left_alone(own):", "if True:", "tests/test_cluster.py -k under_a_thread"),
+           "if not ray.is_initialized() or _left_alone(own, SETTLE_S if sys.exc_info()[0] is None else 1.0):", "if True:", "tests/test_cluster.py -k under_a_thread"),
+    Mutant("a thread that outlives Ray joins another", "pipelines/foreign.py",
+           '"RAY_ENABLE_AUTO_CONNECT": "0"', '"RAY_ENABLE_AUTO_CONNECT": "1"', "tests/test_cluster.py -k ctrl_c"),
+    Mutant("threads that outlive Ray are heard", "pipelines/cluster.py",
+           "logging.getLogger(name).setLevel(logging.CRITICAL)", "pass", "tests/test_cluster.py -k ctrl_c"),
     Mutant("what a decoder that was taken over writes may raise what it likes", "pipelines/serving/child.py",
            "except Exception as error:  # what was", "except ValueError as error:  # what was", "tests/test_uploads.py -k makes_its"),
     # --- frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,37 @@ def test_ray_is_not_shut_down_under_a_thread_that_uses_it() -> None:
     command = [sys.executable, "-c", LINGERING]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "0 False\n"), done.stderr[-2000:]
+
+
+SLOW_SOURCE = """
+import time
+from pathlib import Path
+from robometer.corpus.sources import Unit
+
+def units(input, source):
+    yield Unit("a", "slow", input)
+
+def episodes(unit):
+    Path(unit.uri, "begun").touch()
+    time.sleep(100)
+    yield from ()
+"""
+
+
+def test_ctrl_c_is_one_line_and_joins_no_other_ray(ray_local: None, tmp_path: Path) -> None:
+    """The thread that takes results is inside Ray Data, which goes on and calls a Ray that is shut down."""
+    (tmp_path / "slow_source.py").write_text(SLOW_SOURCE)
+    given = [f"corpus.path={tmp_path}/corpus", f"ingest.input={tmp_path}", "ingest.source=slow_source"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), cluster.ADDRESS: "local"}
+    command = [sys.executable, "-m", "jobs.ingest", *given]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[1])
+    deadline_s = time.monotonic() + 100
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    last = [line for line in errors.splitlines() if line][-1]
+    assert (job.returncode, last) == (130, "interrupted; run the same command again to go on"), errors
 
 
 def test_what_waits_for_ever_ends_and_says_what_is_lacking(ray_local: None) -> None:
