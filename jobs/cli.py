@@ -21,7 +21,6 @@ COMMANDS = {
     "compare": "which of two videos did better",
     "checkpoint": "what a checkpoint holds, and whether it loads",
     "publish": "a checkpoint to a folder, MLflow or the hub, with its model card",
-    "parity": "our numbers beside upstream's recorded ones",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robometer.parity.recorded import gap, read, unless_wrong
+from parity.recorded import gap, read, unless_wrong
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from parity.difference import close, exact, wrong_upstream
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.configs.schema import SamplingConfig
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.plan import plan_split
-from robometer.parity.difference import close, exact, wrong_upstream
-from robometer.parity.recorded import read
-from robometer.parity.table import Row
 from robometer.sampling import ClipPlan, ManifestIndex, plan, segments, targets
 from robometer.sampling.eligible import PREFERENCE_KINDS
 from robometer.sampling.strategies import Rules, Subject, clip_plan, pair_plan
@@ -35,9 +36,9 @@ _STRATEGY = {
 Block = dict[str, Any]
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every sample of the group in the set at `folder`."""
-    for number, block in enumerate(read(folder / GROUP / "samplers.json")):
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    for number, block in enumerate(read(recorded_set.folder / GROUP / "samplers.json")):
         case = f"{GROUP}/block {number}"
         for i, recorded in enumerate(block["train_samples"]):
             if not recorded["ok"]:

@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from parity.recorded_set import RecordedSet
+from parity.row import Row
+from parity.tiny_model import load
 from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
 from robometer.losses import compute_losses
 from robometer.models.collate import collate_targets
 from robometer.models.processing import RobometerProcessor, Sample
 from robometer.models.robometer import Robometer
-from robometer.parity.table import Row
-from robometer.parity.upstream_model import load
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip
 
@@ -33,17 +34,17 @@ _VIDEO = (
 _RAGGED = "upstream stacks clips of one length only; ours may differ in length"
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every case of `folder/d_rbm`."""
-    for case in json.loads((folder / "d_rbm" / "cases.json").read_text())["cases"]:
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    for case in json.loads((recorded_set.folder / "d_rbm" / "cases.json").read_text())["cases"]:
         if case["kind"] == "train_loss":
-            yield from _training(case, folder)
+            yield from _training(case, recorded_set.folder)
         elif "error" in case:
-            yield _ragged(case, folder)
+            yield _ragged(case, recorded_set.folder)
         elif not case["config"].get("multi", True):
-            yield _video(case, folder)
+            yield _video(case, recorded_set.folder)
         else:
-            yield from _inference(case, folder)
+            yield from _inference(case, recorded_set.folder)
 
 
 def _load(case: dict[str, Any], folder: Path) -> tuple[Robometer, RobometerProcessor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from robometer.parity.metrics import rows
-from robometer.parity.table import Row
+from parity.groups.metrics import rows
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from tests.parity.perturbed import shifted
 
 OUTPUTS = {
@@ -30,7 +31,7 @@ def _kind(row: Row) -> tuple[str, str]:
 
 
 def test_every_record_agrees_with_upstream(golden: Path) -> None:
-    made = list(rows(golden))
+    made = list(rows(RecordedSet(golden)))
     assert [row for row in made if not row.passed] == []
     recorded = sum(len(json.loads(file.read_text())) for file in (golden / "c_metrics").glob("*.json"))
     assert len({row.case for row in made}) == recorded
@@ -43,6 +44,6 @@ def test_other_numbers_than_upstreams_fail(golden: Path, tmp_path: Path) -> None
         records = json.loads((golden / "c_metrics" / f"{name}.json").read_text())
         changed = [record | {key: shifted(record[key]) for key in outputs} for record in records]
         (tmp_path / "c_metrics" / f"{name}.json").write_text(json.dumps(changed))
-    made = [row for row in rows(tmp_path) if not row.reason and row.what not in WITHOUT_NUMBER]
+    made = [row for row in rows(RecordedSet(tmp_path)) if not row.reason and row.what not in WITHOUT_NUMBER]
     assert {name for name, _ in map(_kind, made)} == set(OUTPUTS)
     assert {_kind(row) for row in made if not row.passed} == {_kind(row) for row in made}

@@ -1,4 +1,4 @@
-"""One line of `robometer parity`: what was compared with a recorded number of upstream, and how far apart they are."""
+"""One comparison with a recorded number of upstream: what, and how far apart."""
 
 from __future__ import annotations
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from parity.difference import close, exact, numbered, wrong_upstream
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.batch import progress_from_logits
 from robometer.losses import two_hot
 from robometer.models.collate import collate_targets
-from robometer.parity.difference import close, exact, numbered, wrong_upstream
-from robometer.parity.recorded import read
-from robometer.parity.table import Row
 from robometer.sampling import segments, targets
 from robometer.sampling.strategies import Rules, Subject, clip_plan
 from robometer.sampling.types import ClipPlan, SamplePlan
@@ -26,9 +26,9 @@ _BINS = 1e-6
 _DECODED = 2e-6
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every case of the group in the set at `folder`."""
-    here = folder / GROUP
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    here = recorded_set.folder / GROUP
     by_file = {
         "progress_targets": _progress_targets,
         "segment_indices": _segment_path,

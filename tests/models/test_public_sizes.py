@@ -1,4 +1,4 @@
-"""Parity with upstream: the same tiny weights, raw frames in, upstream's ids, pixels, states, logits and gradients."""
+"""Our model at the true size has the tensors of the public weights, by name and shape."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLTextConfig
 from robometer.configs.schema import Config
 from robometer.models.prompts import SPECIAL_TOKENS
 from robometer.models.robometer import Robometer, load_processor
-from robometer.parity.robometer import rows
 
 QWEN = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "qwen3_vl_4b_instruct"
-
-
-def test_every_recorded_case_of_the_vision_language_model_is_reproduced(golden: Path) -> None:
-    found = list(rows(golden))
-    assert {"progress logits B", "preference logit", "training loss", "video mode"} <= {row.what for row in found}
-    assert not [row for row in found if not row.passed]
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/data/qwen3_vl_4b_instruct is not there")

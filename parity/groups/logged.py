@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.difference import close, exact
+from parity.row import Row
 from robometer import metrics
 from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
 from robometer.losses import binary_error, compute_losses, progress_error, two_hot
-from robometer.parity.difference import close, exact
-from robometer.parity.table import Row
 
 _TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -51,7 +51,7 @@ def logged_rows(
     if not any(name.startswith("train_") for name in theirs):  # without its strata
         ours = {name: value for name, value in ours.items() if name.startswith("train/")}
     yield exact(case, "names of what is logged", sorted(ours), sorted(theirs))
-    for name in ours.keys() & theirs.keys():
+    for name in sorted(ours.keys() & theirs.keys()):
         yield close(
             case, f"logged {name.split('/')[name.startswith('train/')]}", ours[name], theirs[name], **_TOLERANCE
         )

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from parity.difference import close, exact, wrong_upstream
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.configs.schema import SamplingConfig
-from robometer.parity.difference import close, exact, wrong_upstream
-from robometer.parity.recorded import read
-from robometer.parity.shared_data import find
-from robometer.parity.table import Row
 from robometer.recording import VideoFile
 from robometer.sampling.index import ManifestIndex
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS
@@ -30,12 +30,12 @@ _LEVELS = 2.0
 """How far another decoder may be from the recorded one."""
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every video of the group in the set at `folder`."""
-    videos = find(folder, "example_videos")
-    with np.load(folder / GROUP / "video.npz") as arrays:
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    videos = recorded_set.shared("example_videos")
+    with np.load(recorded_set.folder / GROUP / "video.npz") as arrays:
         pixels = dict(arrays)
-    for recorded in read(folder / GROUP / "video.json"):
+    for recorded in read(recorded_set.folder / GROUP / "video.json"):
         yield from _video(f"{GROUP}/{recorded['video']}", videos / recorded["video"], recorded, pixels)
 
 

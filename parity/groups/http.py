@@ -14,6 +14,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from parity.recorded import EXACT, FLOAT32, Record, brief, compared, read, unless_wrong
+from parity.recorded_set import RecordedSet
+from parity.row import Row
+from parity.tiny_model import load
 from robometer.models.robometer import Robometer
 from robometer.models.upstream_protocol import (
     Asked,
@@ -24,25 +28,22 @@ from robometer.models.upstream_protocol import (
     read_body,
     read_form,
 )
-from robometer.parity.recorded import EXACT, FLOAT32, Record, brief, compared, read, unless_wrong
-from robometer.parity.table import Row
-from robometer.parity.upstream_model import load
 from robometer.scoring import Clip
 
 Form = tuple[dict[str, str], dict[str, np.ndarray]]
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """One row or more for each case of `folder`/e_http."""
-    model, processor = load(folder)
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    model, processor = load(recorded_set.folder)
     judge = EveryFrame(model, processor)
-    for case in read(folder / "e_http" / "cases.json"):
+    for case in read(recorded_set.folder / "e_http" / "cases.json"):
         if case["request"]["method"] == "GET":
             yield from _status(case, model)
         elif case["parts"] is None:
-            yield _refused_by_upstream(case, judge, partial(read_body, _bodies(case, folder)))
+            yield _refused_by_upstream(case, judge, partial(read_body, _bodies(case, recorded_set.folder)))
         else:
-            yield from _form_case(case, folder, judge)
+            yield from _form_case(case, recorded_set.folder, judge)
 
 
 def _name(case: Record) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robometer.parity.table import Row
+from parity.row import Row
 
 EXACT, FLOAT64, FLOAT32 = 0.0, 1e-9, 1e-5
 """Tolerances of golden/README.md: what must be equal, float64 maths, float32 metrics and values over HTTP."""

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from parity.difference import exact, numbered, wrong_upstream
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.configs.schema import Config
 from robometer.models.processing import RobometerProcessor
 from robometer.models.prompts import QWEN3_CHAT, SPECIAL_TOKENS, SPLIT
 from robometer.models.robometer import load_processor
-from robometer.parity.difference import exact, numbered, wrong_upstream
-from robometer.parity.recorded import read
-from robometer.parity.shared_data import find
-from robometer.parity.table import Row
 
 GROUP = "h_prompts"
 _IMAGE = str(QWEN3_CHAT.image)
 _TASK = re.compile(r"(?:for the robot is|for the task) '(.*?)'(?:\. Given the trajectory|, evaluate which)", re.DOTALL)
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every prompt of the group in the set at `folder`."""
-    recorded = read(folder / GROUP / "prompts.json")
-    public = load_processor(Config(), find(folder, "qwen3_vl_4b_instruct"))
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    recorded = read(recorded_set.folder / GROUP / "prompts.json")
+    public = load_processor(Config(), recorded_set.shared("qwen3_vl_4b_instruct"))
     for token in map(str, SPECIAL_TOKENS):
         ours = public.tokenizer.convert_tokens_to_ids(token)
         theirs = recorded["special_token_ids_real_qwen3_vl"][token]

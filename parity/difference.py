@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from robometer.parity.table import Row
+from parity.row import Row
 
 
 def numbered(group: str, name: str, cases: list[Any]) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,8 @@
-"""`robometer parity`: every recorded case passes, a perturbed recording does not, mistakes are one sentence."""
+"""`python -m parity`: every recorded case passes, a perturbed recording does not, mistakes are one sentence."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import cli
-from robometer.parity.difference import close, exact
-from robometer.parity.run import compare
+from parity.__main__ import main
+from parity.recorded_set import RecordedSet
+from parity.run import compare
 
 Change = Callable[[Path], None]
 
@@ -33,10 +31,10 @@ WHAT = {
 
 @pytest.mark.parametrize("group", WHAT)
 def test_every_recorded_case_of_a_group_passes(golden: Path, group: str) -> None:
-    found = compare(golden, [group])
-    assert WHAT[group] <= {row.what for row in found.rows}
-    assert {row.case.split("/")[0] for row in found.rows} == {group}
-    assert not found.failed
+    comparison = compare(RecordedSet(golden), [group])
+    assert WHAT[group] <= {row.what for row in comparison.rows}
+    assert {row.case.split("/")[0] for row in comparison.rows} == {group}
+    assert not comparison.failed
 
 
 def _json(name: str, change: Callable[[Any], None]) -> Change:
@@ -89,7 +87,7 @@ def test_a_perturbed_recording_fails_and_is_named(
 ) -> None:
     shutil.copytree(golden / group, tmp_path / group)
     PERTURBED[group](tmp_path / group)
-    assert cli.main(["parity", str(tmp_path), "--only", group, "--show", "failed"]) == 1
+    assert main([str(tmp_path), "--data", str(golden.parent / "data"), "--only", group, "--show", "failed"]) == 1
     printed = capsys.readouterr().out
     assert " 1 failed; " in printed.splitlines()[-1] and "FAIL" in printed
 
@@ -98,25 +96,25 @@ def test_the_tables_say_what_was_compared_and_where_upstream_is_wrong(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a_targets").symlink_to(golden / "a_targets")
-    assert cli.main(["parity", str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     summary = capsys.readouterr().out
     assert "where upstream is wrong" in summary and "FAIL" not in summary
     assert "b_losses: not compared, no such folder in this set" in summary
-    assert cli.main(["parity", str(tmp_path), "--show", "all"]) == 0
+    assert main([str(tmp_path), "--show", "all"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 100 * len(WHAT)
 
 
 def test_a_group_that_breaks_off_is_a_failed_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a_targets").mkdir()
-    assert cli.main(["parity", str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 1
     assert "broke off with FileNotFoundError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no folder nowhere"),
-        (["."], "has no folder any of a_targets"),
+        (["nowhere"], "There is no folder nowhere"),
+        (["."], "has none of the folders a_targets"),
         ([".", "--only", "z_none"], "--only names z_none: the groups are a_targets"),
         ([".", "--only", "b_losses"], "has no folder b_losses"),
     ],
@@ -131,15 +129,18 @@ def test_a_mistake_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     if "b_losses" in arguments:
         (tmp_path / "a_targets").mkdir()
-    assert cli.main(["parity", *arguments]) == 2
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_not_a_number_and_shapes_must_match_too() -> None:
-    assert close("", "", [1.0, math.nan], [1.0, math.nan]).passed
-    assert not close("", "", [1.0, 2.0], [1.0, math.nan], atol=9).passed
-    assert not close("", "", [1.0, math.nan], [1.0, 2.0], atol=9).passed
-    assert not close("", "", torch.ones(2, 1), torch.ones(2), atol=9).passed
-    assert close("", "", [99.0, 1.0], [100.0, 1.0], rtol=0.01).passed
-    assert not close("", "", [98.9, 1.0], [100.0, 1.0], rtol=0.01).passed
-    assert exact("", "", [1, 2], [1, 2]).passed and not exact("", "", np.array([1, 2]), np.array([1, 3])).passed
+def test_where_the_tokenizer_lies_is_told_or_found_above_the_set(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "h_prompts").symlink_to(golden / "h_prompts")
+    assert main([str(tmp_path / "set")]) == 1
+    assert "No folder data/qwen3_vl_4b_instruct lies above" in capsys.readouterr().out
+    assert main([str(tmp_path / "set"), "--data", str(tmp_path)]) == 1
+    assert f"{tmp_path} has no folder qwen3_vl_4b_instruct" in capsys.readouterr().out
+    (tmp_path / "data").symlink_to(golden.parent / "data")
+    assert main([str(tmp_path / "set")]) == 0

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from parity.difference import close, exact, wrong_upstream
+from parity.groups.logged import logged_rows, spearman, success_metrics
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
 from robometer.losses import binary_error, compute_losses, progress_error, two_hot, upstream_mean
-from robometer.parity.difference import close, exact, wrong_upstream
-from robometer.parity.logged import logged_rows, spearman, success_metrics
-from robometer.parity.recorded import read
-from robometer.parity.table import Row
 from robometer.sampling.targets import success_mask
 
 GROUP = "b_losses"
@@ -40,15 +40,15 @@ _METRICS = {
 Arrays = dict[str, Tensor]
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every case of the group in the set at `folder`."""
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
     compare = {"progress": _progress, "success": _success, "total": _total}
-    for recorded in read(folder / GROUP / "cases.json"):
+    for recorded in read(recorded_set.folder / GROUP / "cases.json"):
         case = f"{GROUP}/{recorded['kind']}/{recorded['case']:04d}"
         if "error" in recorded:
             yield _raised(case, recorded)
             continue
-        with np.load(folder / GROUP / recorded["file"]) as arrays:
+        with np.load(recorded_set.folder / GROUP / recorded["file"]) as arrays:
             tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         yield from compare[recorded["kind"]](case, recorded, tensors)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +12,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from parity.difference import close, exact, wrong_upstream
+from parity.groups.logged import logged_rows
+from parity.groups.losses import UPSTREAM, mixed_targets, supervised_samples
+from parity.groups.rewind import model_of
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.batch import Batch, RewardOutput
 from robometer.configs.schema import SamplingConfig, TrainConfig
 from robometer.losses import compute_losses
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
 from robometer.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
-from robometer.parity.difference import close, exact, wrong_upstream
-from robometer.parity.logged import logged_rows
-from robometer.parity.losses import UPSTREAM, mixed_targets, supervised_samples
-from robometer.parity.recorded import read
-from robometer.parity.rewind import model_of
-from robometer.parity.table import Row
 
 GROUP = "i_training"
 _STEP = {"atol": 1e-5, "rtol": 1e-5}
@@ -53,9 +53,9 @@ class _Step:
     micro: list[tuple[_Recorded, RewardOutput, float]] = field(default_factory=list)
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every run of the group in the set at `folder`."""
-    here = folder / GROUP
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    here = recorded_set.folder / GROUP
     for facts in read(here / "cases.json"):
         case = f"{GROUP}/{facts['name']}"
         start, end = (load_file(here / f"{facts['name']}.{when}.safetensors") for when in ("init", "final"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,24 +11,25 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from parity.difference import close, exact
+from parity.recorded import read
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer.batch import Batch, ClipTargets, RewardOutput
 from robometer.errors import RobometerError
 from robometer.models.encoders import PoolerOutput, mean_pool
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
-from robometer.parity.difference import close, exact
-from robometer.parity.recorded import read
-from robometer.parity.table import Row
 
 GROUP = "d_rewind"
 _OUTPUT = {"atol": 1e-5, "rtol": 1e-5}
 _GRADIENT = {"atol": 1e-12, "rtol": 1e-4}
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """Every case of the group in the set at `folder`."""
-    for facts in read(folder / GROUP / "cases.json"):
-        stem, case = str(folder / GROUP / facts["name"]), f"{GROUP}/{facts['name']}"
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
+    for facts in read(recorded_set.folder / GROUP / "cases.json"):
+        stem, case = str(recorded_set.folder / GROUP / facts["name"]), f"{GROUP}/{facts['name']}"
         weights, io = load_file(f"{stem}.weights.safetensors"), load_file(f"{stem}.io.safetensors")
         if facts["mode"] == "raw":
             io = _encoded(facts, weights, io)

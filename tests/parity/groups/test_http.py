@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from robometer.parity.http import rows
+from parity.groups.http import rows
+from parity.recorded_set import RecordedSet
 from tests.parity.perturbed import shifted
 
 
@@ -20,7 +21,7 @@ def cases(golden: Path) -> list[dict]:
 
 
 def test_every_request_is_answered_as_upstream_answers_it(golden: Path, cases: list[dict]) -> None:
-    made = list(rows(golden))
+    made = list(rows(RecordedSet(golden)))
     assert [row for row in made if not row.passed] == []
     assert {row.case for row in made} == {f"e_http/{case['name']}" for case in cases}
     refused = {f"e_http/{case['name']}" for case in cases if case["status"] != 200}
@@ -38,6 +39,6 @@ def test_other_numbers_than_upstreams_fail(golden: Path, cases: list[dict], tmp_
         {**c, "response": shifted(c["response"]), "client_return": shifted(c.get("client_return"))} for c in cases
     ]
     (tmp_path / "e_http" / "cases.json").write_text(json.dumps(changed))
-    numbers = [row for row in rows(tmp_path) if not row.reason and not row.what.startswith("frames of")]
+    numbers = [row for row in rows(RecordedSet(tmp_path)) if not row.reason and not row.what.startswith("frames of")]
     assert numbers and not any(row.passed for row in numbers)
     assert any(math.isfinite(row.error) for row in numbers)

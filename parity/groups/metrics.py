@@ -8,25 +8,25 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from parity.groups import evaluations
+from parity.recorded import EXACT, FLOAT32, FLOAT64, Record, compared, raised, read, unless_wrong
+from parity.recorded_set import RecordedSet
+from parity.row import Row
 from robometer import metrics
 from robometer.evaluation import upstream
 from robometer.evaluation.predictions import PairPrediction
 from robometer.losses import progress_error
-from robometer.parity import evaluations
-from robometer.parity.recorded import EXACT, FLOAT32, FLOAT64, Record, compared, raised, read, unless_wrong
-from robometer.parity.table import Row
 from robometer.sampling.targets import nearest_bin
 
 
-def rows(folder: Path) -> Iterator[Row]:
-    """One row or more for each record of `folder`/c_metrics."""
+def rows(recorded_set: RecordedSet) -> Iterator[Row]:
+    """Every case of the group."""
     for name, compare in _FILES.items():
-        for i, record in enumerate(read(folder / "c_metrics" / f"{name}.json")):
+        for i, record in enumerate(read(recorded_set.folder / "c_metrics" / f"{name}.json")):
             yield from compare(f"c_metrics/{name}_{i:03d}", record)
 
 

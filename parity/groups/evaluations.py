@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from parity.recorded import EXACT, FLOAT32, Record, compared, raised, unless_wrong
+from parity.row import Row
 from robometer.batch import progress_from_logits
 from robometer.evaluation import upstream
 from robometer.evaluation.confusion_matrix import diagonal_gap, matrix_of
@@ -18,8 +20,6 @@ from robometer.evaluation.predictions import ClipPrediction, InstructionPredicti
 from robometer.evaluation.upstream import Judged, Values
 from robometer.evaluation.views import FORWARD
 from robometer.losses import progress_error
-from robometer.parity.recorded import EXACT, FLOAT32, Record, compared, raised, unless_wrong
-from robometer.parity.table import Row
 from robometer.sampling.targets import decode_bins
 
 

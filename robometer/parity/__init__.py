@@ -1,1 +1,0 @@
-"""Parity with upstream: every recorded case computed by our code; see `robometer parity --help`."""
