@@ -12,12 +12,12 @@ import torch
 
 from parity.recorded import EXACT, FLOAT32, Record, compared, raised, unless_wrong
 from parity.row import Row
+from parity.upstream import measures
+from parity.upstream.measures import Judged, Values
 from robometer.batch import progress_from_logits
-from robometer.evaluation import upstream
 from robometer.evaluation.confusion_matrix import diagonal_gap, matrix_of
 from robometer.evaluation.policy_ranking import summary
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction
-from robometer.evaluation.upstream import Judged, Values
 from robometer.evaluation.views import FORWARD
 from robometer.losses import progress_error
 from robometer.sampling.targets import decode_bins
@@ -67,10 +67,10 @@ def _relative(record: Record) -> bool:
 
 def policy_ranking(case: str, record: Record) -> Iterator[Row]:
     output, trajectories = record["output"], _judged(record, record["upstream_iteration_order"])
-    graded = upstream.is_graded(record["data_source"])
-    rank = upstream.rank_by_partial_success if graded else upstream.rank_by_quality
+    graded = measures.is_graded(record["data_source"])
+    rank = measures.rank_by_partial_success if graded else measures.rank_by_quality
     made = {
-        name: rank(trajectories, name, record["correlation_method"], _relative(record)) for name in upstream.AGGREGATES
+        name: rank(trajectories, name, record["correlation_method"], _relative(record)) for name in measures.AGGREGATES
     }
     found: Values = {f"{key}_{name}": value for name, ranked in made.items() for key, value in ranked.metrics.items()}
     if not output["ok"]:
@@ -87,7 +87,7 @@ def policy_ranking(case: str, record: Record) -> Iterator[Row]:
         yield from _our_ranking(case, trajectories, expected, _relative(record))
 
 
-def _per_task(made: dict[str, upstream.Ranked]) -> dict[str, Values]:
+def _per_task(made: dict[str, measures.Ranked]) -> dict[str, Values]:
     tasks: dict[str, Values] = defaultdict(dict)
     for aggregate, ranked in made.items():
         suffix = "" if aggregate == "last" else f"_{aggregate}"
@@ -98,14 +98,14 @@ def _per_task(made: dict[str, upstream.Ranked]) -> dict[str, Values]:
 
 def _rewards(record: Record, trajectories: list[Judged], graded: bool) -> dict[str, list[float]]:
     return {
-        t.id: [upstream.trajectory_reward(t.last_predictions(), how, _relative(record)) for how in upstream.AGGREGATES]
+        t.id: [measures.trajectory_reward(t.last_predictions(), how, _relative(record)) for how in measures.AGGREGATES]
         for t in trajectories
         if not graded or t.partial_success is not None
     }
 
 
 def _recorded_rewards(output: Record) -> dict[str, list[float]]:
-    names = [f"final_predicted_reward_{aggregate}" for aggregate in upstream.AGGREGATES]
+    names = [f"final_predicted_reward_{aggregate}" for aggregate in measures.AGGREGATES]
     return {entry["id"]: [entry[name] for name in names] for group in output["task_groups"].values() for entry in group}
 
 
@@ -136,14 +136,14 @@ def confusion_matrix(case: str, record: Record) -> Iterator[Row]:
     records = [
         InstructionPrediction(
             "s", str(i), i, r["metadata"]["video_task"], r["metadata"]["lang_task"],
-            upstream.trajectory_reward(_decoded(record, r["progress_pred"]), "last", summed),
+            measures.trajectory_reward(_decoded(record, r["progress_pred"]), "last", summed),
         )
         for i, r in enumerate(record["results"]) if _usable(r)
     ]  # fmt: skip
     if not records:
         yield compared(case, "nothing was predicted", 0.0, float("error" not in (output.get("value") or ())), EXACT)
         return
-    matrix, found = upstream.confusion_matrix(records)
+    matrix, found = measures.confusion_matrix(records)
     cells = {
         row: dict(zip(matrix.columns, values, strict=True))
         for row, values in zip(matrix.rows, matrix.values, strict=True)
@@ -174,10 +174,10 @@ def reward_alignment(case: str, record: Record) -> Iterator[Row]:
         return
     output = record["output"]["value"]
     yield compared(case, "metrics", found, output["metrics"], FLOAT32)
-    curves = {t.id: upstream.scored_frames(t, *modes)[0].tolist() for t in trajectories}
+    curves = {t.id: measures.scored_frames(t, *modes)[0].tolist() for t in trajectories}
     yield compared(case, "curves", curves, output["trajectory_progress"], FLOAT32)
     reason = "upstream takes prediction k of prefix k, ours its last, which is of the frame that the prefix ends at"
-    last = upstream.reward_alignment(trajectories, modes[0], modes[0] or modes[1], modes[2])["pearson"]
+    last = measures.reward_alignment(trajectories, modes[0], modes[0] or modes[1], modes[2])["pearson"]
     shifted = modes[0] and not modes[1]
     yield unless_wrong(case, "our pearson", last, output["metrics"]["pearson"], FLOAT32, shifted, reason)
     if record["is_discrete_mode"]:
@@ -187,22 +187,22 @@ def reward_alignment(case: str, record: Record) -> Iterator[Row]:
 
 
 def _aligned(record: Record, trajectories: list[Judged], modes: tuple[bool, bool, bool]) -> Values:
-    found = upstream.reward_alignment(trajectories, *modes)
+    found = measures.reward_alignment(trajectories, *modes)
     squared = found.pop("squared_error")
     found["loss"] = _discrete_loss(record) if record["is_discrete_mode"] else squared
     if record["train_success_head"]:
         sides = [np.concatenate([r[name] for r in record["results"]]) for name in ("success_probs", "success_labels")]
-        found |= upstream.success_rates(sides[0], sides[1])
+        found |= measures.success_rates(sides[0], sides[1])
     graded = [
-        (float(upstream.scored_frames(t, *modes)[0][-1]), t.partial_success)
+        (float(measures.scored_frames(t, *modes)[0][-1]), t.partial_success)
         for t in trajectories
         if t.partial_success is not None
     ]
-    if graded and upstream.is_graded(record["data_source"]):
+    if graded and measures.is_graded(record["data_source"]):
         final, reached = (np.array(side) for side in zip(*graded, strict=True))
         found["partial_success_abs_delta"] = float(np.abs(final - reached).mean())
         if "roboreward" in record["data_source"].lower():
-            found["mae"] = upstream.grade_error(final, reached)
+            found["mae"] = measures.grade_error(final, reached)
     return found
 
 
@@ -222,5 +222,5 @@ def _discrete_loss(record: Record, our_own: bool = False) -> float:
             losses.append(float(progress_error(torch.from_numpy(logits), truth, "discrete").mean()))
         else:
             whole = not record["use_frame_steps"]
-            losses.append(upstream.cross_entropy(logits[0] if whole else logits, target[0] if whole else target))
+            losses.append(measures.cross_entropy(logits[0] if whole else logits, target[0] if whole else target))
     return float(np.mean(losses)) if losses else math.nan

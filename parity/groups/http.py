@@ -1,4 +1,4 @@
-"""Parity of the server: every request of `e_http` through `upstream_protocol` and our model with upstream's weights."""
+"""Group e_http: every request through `parity.upstream.protocol` and our model with upstream's weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from parity.recorded import EXACT, FLOAT32, Record, brief, compared, read, unles
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.tiny_model import load
-from robometer.models.robometer import Robometer
-from robometer.models.upstream_protocol import (
+from parity.upstream.protocol import (
     Asked,
     EveryFrame,
     ProtocolError,
@@ -27,7 +26,9 @@ from robometer.models.upstream_protocol import (
     client_frames,
     read_body,
     read_form,
+    repeated_answer,
 )
+from robometer.models.robometer import Robometer
 from robometer.scoring import Clip
 
 Form = tuple[dict[str, str], dict[str, np.ndarray]]
@@ -62,7 +63,7 @@ def _form_case(case: Record, folder: Path, judge: EveryFrame) -> Iterator[Row]:
         yield _refused_by_upstream(case, judge, partial(read_form, *form))
         return
     asked = read_form(*form)
-    ours = answer(judge, asked, compat="upstream")
+    ours = repeated_answer(judge, asked)
     yield compared(_name(case), "response", ours, case["response"], FLOAT32)
     reason = "upstream answers a clip of one frame with a value for each frame that it was repeated to"
     single = asked.frame_steps and any(isinstance(sample, Clip) and len(sample) == 1 for sample in asked.samples)
@@ -72,7 +73,7 @@ def _form_case(case: Record, folder: Path, judge: EveryFrame) -> Iterator[Row]:
         yield compared(_name(case), "what the client returns", returned, case["client_return"], FLOAT32)
     body = folder / "e_http" / f"{case['name']}.body.bin"
     if body.is_file():
-        sent = answer(judge, read_form(*_body(case, body.read_bytes())), compat="upstream")
+        sent = repeated_answer(judge, read_form(*_body(case, body.read_bytes())))
         yield compared(_name(case), "response to the raw body", sent, case["response"], FLOAT32)
     yield from _client(case, arrays)
 

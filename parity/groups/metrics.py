@@ -1,6 +1,6 @@
-"""Parity of the metrics: every record of `c_metrics` by `robometer.evaluation.upstream`, and by our own definitions.
+"""Group c_metrics: correlations, areas, errors and whole evaluations.
 
-Where both agree, our own function is what is compared. Where upstream is wrong, a second row gives our value.
+Where upstream is wrong, its number is that of `parity.measures.measures`, and a second row gives our value.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from parity.groups import evaluations
 from parity.recorded import EXACT, FLOAT32, FLOAT64, Record, compared, raised, read, unless_wrong
 from parity.recorded_set import RecordedSet
 from parity.row import Row
+from parity.upstream import measures
 from robometer import metrics
-from robometer.evaluation import upstream
+from robometer.evaluation.partial_success import grade
 from robometer.evaluation.predictions import PairPrediction
 from robometer.losses import progress_error
-from robometer.sampling.targets import nearest_bin
 
 
 def rows(recorded_set: RecordedSet) -> Iterator[Row]:
@@ -35,7 +35,7 @@ def _correlations(case: str, record: Record) -> Iterator[Row]:
     for name, function in (
         ("pearson", metrics.pearson),
         ("spearman", metrics.spearman),
-        ("kendall", upstream.kendall),
+        ("kendall", measures.kendall),
     ):
         if record[name]["ok"]:
             yield compared(case, name, function(x, y), record[name]["value"], FLOAT64)
@@ -50,11 +50,11 @@ def _correlations(case: str, record: Record) -> Iterator[Row]:
 def _tensor_spearman(case: str, record: Record) -> Iterator[Row]:
     prediction, target, mask = (np.array(record[name], dtype=np.float32) for name in ("pred", "target", "mask"))
     for name, used in (("nomask", None), ("mask", mask)):
-        each = upstream.frame_spearman(prediction, target, used)
+        each = measures.frame_spearman(prediction, target, used)
         yield compared(case, f"per row, {name}", each.tolist(), record[f"per_{name}"], FLOAT32)
         yield compared(case, f"mean, {name}", float(each.mean()), record[f"agg_{name}"], FLOAT32)
     if record["one_d"]["ok"]:
-        first = upstream.frame_spearman(prediction[:1], target[:1])
+        first = measures.frame_spearman(prediction[:1], target[:1])
         yield compared(case, "one row alone", float(first[0]), record["one_d"]["value"], FLOAT32)
     else:
         value = metrics.spearman(prediction[0], target[0])
@@ -64,13 +64,13 @@ def _tensor_spearman(case: str, record: Record) -> Iterator[Row]:
 def _auc_mse_mae(case: str, record: Record) -> Iterator[Row]:
     scores, labels = (np.array(record[name], dtype=np.float32) for name in ("scores", "labels"))
     ours = float(metrics.auroc(scores, labels)[0])
-    yield compared(case, "auc", upstream.auroc(scores, labels), record["auc"], FLOAT32)
+    yield compared(case, "auc", measures.auroc(scores, labels), record["auc"], FLOAT32)
     reason = "upstream's area is 1/2 with one class only, where it is undefined"
     one_class = len(np.unique(labels)) < 2
     yield unless_wrong(case, "our auc", ours, record["auc"], FLOAT32, one_class, reason)
     reason = "upstream's own fallback adds trapezoids without width, so it is not the area under the curve"
     yield unless_wrong(case, "manual_auc", ours, record["manual_auc"], FLOAT32, True, reason)
-    yield compared(case, "accuracy", upstream.accuracy(scores, labels, 0.0), record["accuracy_at_0"], FLOAT32)
+    yield compared(case, "accuracy", measures.accuracy(scores, labels, 0.0), record["accuracy_at_0"], FLOAT32)
     values, truth = torch.from_numpy(scores)[:, None], torch.from_numpy(labels)
     for name, kind in (("mse", "l2"), ("mae", "l1")):
         yield compared(case, name, float(progress_error(values, truth, kind).mean()), record[name], FLOAT32)
@@ -79,7 +79,7 @@ def _auc_mse_mae(case: str, record: Record) -> Iterator[Row]:
 def _trajectory_rewards(case: str, record: Record) -> Iterator[Row]:
     progress = np.array(record["progress_pred"], dtype=np.float32)
     for name, aggregate in (("last", "last"), ("sum", "sum"), ("average", "avg")):
-        ours = upstream.trajectory_reward(progress, aggregate, record["progress_pred_type"] == "relative")
+        ours = measures.trajectory_reward(progress, aggregate, record["progress_pred_type"] == "relative")
         if record[name]["ok"]:
             yield compared(case, name, ours, record[name]["value"], FLOAT32)
         else:
@@ -102,26 +102,26 @@ def _answered(result: Record, graded: bool) -> bool:
 
 
 def _quality_preference(case: str, record: Record) -> Iterator[Row]:
-    output, graded = record["output"], upstream.is_graded(record["data_source"])
+    output, graded = record["output"], measures.is_graded(record["data_source"])
     pairs = [_pair(result) for result in record["results"] if _answered(result, graded)]
     if not output["ok"]:
-        yield raised(case, "accuracy", output, upstream.preference_accuracy(pairs))
+        yield raised(case, "accuracy", output, measures.preference_accuracy(pairs))
         return
     expected = output["value"]
     if not pairs:
         yield compared(case, "no pair was answered", 0.0, float("error" not in expected["metrics"]), EXACT)
         return
-    accuracy = {"preference_accuracy": upstream.preference_accuracy(pairs)}
+    accuracy = {"preference_accuracy": measures.preference_accuracy(pairs)}
     yield compared(case, "accuracy", accuracy, expected["metrics"], FLOAT64)
     tasks: dict[str, list[PairPrediction]] = defaultdict(list)
     for pair in pairs:
         tasks[pair.task].append(pair)
     details = {
         task: {
-            "preference_accuracy": upstream.preference_accuracy(members),
+            "preference_accuracy": measures.preference_accuracy(members),
             "num_correct": sum(pair.chosen_first > 0.5 for pair in members),
             "num_total": len(members),
-            "quality_accuracies": None if graded else upstream.preference_by_quality(members),
+            "quality_accuracies": None if graded else measures.preference_by_quality(members),
         }
         for task, members in tasks.items()
     }
@@ -140,16 +140,16 @@ def _preference_accuracy(case: str, record: Record) -> Iterator[Row]:
         expected = dict(record[name])
         theirs = expected.pop("preference_accuracy")
         yield compared(case, f"{name}, counts", ours, expected, EXACT)
-        value = upstream.preference_accuracy(pairs)
+        value = measures.preference_accuracy(pairs)
         reason = "upstream's accuracy of no pair is 0, where it is undefined"
         yield unless_wrong(case, name, value, theirs, FLOAT64, not pairs, reason)
 
 
 def _roboreward_mae(case: str, record: Record) -> Iterator[Row]:
     for side in ("pred", "gt"):
-        bins = nearest_bin(np.array(record[side]), record["num_bins"])
+        bins = grade(np.array(record[side]))
         yield compared(case, f"bins of {side}", bins.tolist(), record[f"{side}_bins"], EXACT)
-    yield compared(case, "mae", upstream.grade_error(record["pred"], record["gt"]), record["mae"], FLOAT64)
+    yield compared(case, "mae", measures.grade_error(record["pred"], record["gt"]), record["mae"], FLOAT64)
 
 
 _FILES: dict[str, Callable[[str, Record], Iterator[Row]]] = {

@@ -1,7 +1,6 @@
-"""Upstream's definitions of the evaluation metrics (`compat: upstream`), for numbers to be set beside published ones.
+"""Upstream's definitions of the evaluation metrics (robometer/evals/compile_results.py, robometer/utils/metrics.py).
 
-The other modules of this package hold the corrected definitions; every function here names what it does otherwise.
-Where upstream raises, the value is NaN here. Source: spec evaluation_and_serving, sections 1 and 7.
+Where upstream raises, the value is NaN here. Ours are in `robometer.metrics` and `robometer.evaluation`.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ from scipy.special import log_softmax
 
 from robometer import metrics
 from robometer.evaluation.confusion_matrix import matrix_of
+from robometer.evaluation.partial_success import grade
 from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction
 from robometer.evaluation.results import Matrix
-from robometer.sampling.targets import nearest_bin
 from robometer.trajectory import QUALITY_LABELS
 
 AGGREGATES = ("last", "avg", "sum")
 """What one reward of a trajectory is made of its predictions."""
 
-GRADES = 5
 _GRADE_EDGES = (1 / 3, 2 / 3, 1.0)
 _DIFFERENCES = {
     "succ_subopt_diff": ("successful", "suboptimal"),
@@ -307,7 +305,7 @@ def success_rates(probabilities: np.ndarray, labels: np.ndarray, threshold: floa
 
 def grade_error(progress: ArrayLike, partial_success: ArrayLike) -> float:
     """RoboRewardBench MAE: mean distance in grades of 5, halves rounded to even."""
-    ours, truth = (nearest_bin(np.asarray(side, dtype=np.float64), GRADES) for side in (progress, partial_success))
+    ours, truth = (grade(np.asarray(side, dtype=np.float64)) for side in (progress, partial_success))
     return float(np.abs(ours - truth).mean())
 
 

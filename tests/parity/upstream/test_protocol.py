@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robometer.baselines.trivial import Clock
-from robometer.configs.schema import Config, ModelConfig
-from robometer.models.robometer import build_robometer, load_processor
-from robometer.models.upstream_protocol import (
+from parity.upstream.protocol import (
     Asked,
     EveryFrame,
     ProtocolError,
@@ -20,7 +17,11 @@ from robometer.models.upstream_protocol import (
     prefixes,
     read_body,
     read_form,
+    repeated_answer,
 )
+from robometer.baselines.trivial import Clock
+from robometer.configs.schema import Config, ModelConfig
+from robometer.models.robometer import build_robometer, load_processor
 from robometer.scoring import Clip
 
 
@@ -108,8 +109,8 @@ def test_pairs_do_not_shift_the_values_of_the_clips_behind_them() -> None:
     assert found["outputs_progress"]["progress_pred"] == [[1.0, 1.0, 1.0], [1.0]]
     assert found["outputs_preference"]["predictions"] == [0]
     assert found["outputs_preference"]["preference_labels"] == [1.0]
-    repeated = answer(Clock(), Asked([single], frame_steps=True), compat="upstream")
-    assert repeated["outputs_progress"]["progress_pred"] == [[0.25, 0.5, 0.75, 1.0]]
+    repeated = repeated_answer(Clock(), Asked([clip, single], frame_steps=True))
+    assert repeated["outputs_progress"]["progress_pred"] == [[1.0, 1.0, 1.0], [0.25, 0.5, 0.75, 1.0]]
 
 
 def test_heads_that_were_not_asked_are_null() -> None:

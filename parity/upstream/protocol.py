@@ -1,6 +1,6 @@
-"""What upstream's clients send to a server and what they read in its answer (spec evaluation_and_serving 4.1, 4.3).
+"""What upstream's clients send to its server, and what the server answers (robometer/evals/eval_server.py).
 
-From the parts of a request to clips, from a scorer to the answer; how the parts travel is the business of a server.
+From the parts of a request to clips, and from a scorer to the answer, without HTTP.
 """
 
 from __future__ import annotations
@@ -124,11 +124,10 @@ def read_body(body: Any) -> Asked:
     return Asked(_samples(body["samples"], {}), bool(body.get("use_frame_steps", False)))
 
 
-def answer(judge: Judge, asked: Asked, compat: str = "fixed") -> dict[str, Any]:
-    """What upstream's server answers, ready for JSON; the order within a kind of sample is that of the request.
+def answer(judge: Judge, asked: Asked) -> dict[str, Any]:
+    """The answer as it should be, ready for JSON; the order within a kind of sample is that of the request.
 
-    Fixed: with frame steps a clip of one frame gets one value (upstream: those of all frames it was repeated to), and
-    pairs in the same request do not shift the values of the clips behind them.
+    With frame steps each frame gets one value, and pairs do not shift the values of the clips behind them.
     """
     clips = [sample for sample in asked.samples if isinstance(sample, Clip)]
     pairs = [sample for sample in asked.samples if not isinstance(sample, Clip)]
@@ -141,22 +140,28 @@ def answer(judge: Judge, asked: Asked, compat: str = "fixed") -> dict[str, Any]:
             "preference_labels": [1.0] * len(pairs),  # upstream takes the first of a pair for the better one
         }
     if clips:
-        scores = _by_prefix(judge, clips, compat) if asked.frame_steps else judge.score(clips)
+        scores = _by_prefix(judge, clips) if asked.frame_steps else judge.score(clips)
         answered["outputs_progress"] = {"progress_pred": [score.progress.tolist() for score in scores]}
         answered["outputs_success"] = {"success_probs": [score.success.tolist() for score in scores]}
     return answered
 
 
-def _by_prefix(judge: Judge, clips: Sequence[Clip], compat: str) -> list[ClipScore]:
+def repeated_answer(judge: Judge, asked: Asked) -> dict[str, Any]:
+    """As upstream's server answers: with frame steps a clip of one frame gets a value for each of its repetitions."""
+    answered = answer(judge, asked)
+    clips = [sample for sample in asked.samples if isinstance(sample, Clip)]
+    for i, clip in enumerate(clips):
+        if asked.frame_steps and len(clip) == 1:
+            (score,) = judge.score(prefixes(clip))
+            answered["outputs_progress"]["progress_pred"][i] = score.progress.tolist()
+            answered["outputs_success"]["success_probs"][i] = score.success.tolist()
+    return answered
+
+
+def _by_prefix(judge: Judge, clips: Sequence[Clip]) -> list[ClipScore]:
     scores = iter(judge.score([prefix for clip in clips for prefix in prefixes(clip)]))
-    found = []
-    for clip in clips:
-        shown = [next(scores) for _ in range(len(clip))]
-        if len(clip) == 1 and compat == "upstream":
-            found.append(shown[0])
-        else:
-            found.append(ClipScore(_lasts(s.progress for s in shown), _lasts(s.success for s in shown)))
-    return found
+    by_clip = [[next(scores) for _ in range(len(clip))] for clip in clips]
+    return [ClipScore(_lasts(s.progress for s in shown), _lasts(s.success for s in shown)) for shown in by_clip]
 
 
 def _lasts(values: Iterable[np.ndarray]) -> np.ndarray:
