@@ -147,8 +147,6 @@ def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
     kept = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "embed")}
     kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE}
     kept["train"]["zero_stage"] = _CONVERTIBLE[config.train.zero_stage]
-    if config.loss.compat == "upstream":  # whose losses are means over micro-batches
-        kept["train"]["micro_batch_size"] = config.train.samples_per_micro_batch
     return kept | {"corpus": {"content_hash": corpus.content_hash}}
 
 

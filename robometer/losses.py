@@ -46,7 +46,7 @@ def progress_error(logits: Tensor, target: Tensor, kind: str) -> Tensor:
 
 
 def _supervised(batch: Batch, config: LossConfig) -> list[ClipTargets]:
-    both = config.supervise_b and config.compat == "fixed" and batch.b.frame_mask.shape[1] > 0
+    both = config.supervise_b and batch.b.frame_mask.shape[1] > 0
     sides = [batch.a, batch.b] if both else [batch.a]
     if config.pair_progress:
         return sides
@@ -77,8 +77,6 @@ def compute_losses(
         progress_loss: `discrete`, `l1` or `l2`.
         global_counts: float64 [4], the sum of `counts` over the global batch.
     """
-    if config.compat == "upstream":
-        return _upstream_losses(output, batch, config, progress_loss)
     n = (counts(batch, config) if global_counts is None else global_counts).to(output.success_logits.device)
     zero = output.progress_logits.float().sum() * 0.0 + output.success_logits.float().sum() * 0.0
     progress, positive, negative = zero, zero, zero
@@ -105,44 +103,12 @@ def compute_losses(
     if output.preference_logits is not None:
         error = binary_error(output.preference_logits, batch.preference_label)
         preference = zero + (error * batch.preference_mask).sum() / n[3].clamp(min=1)
-    return _weighted(progress.float(), success.float(), preference.float(), config)
+    progress, success, preference = progress.float(), success.float(), preference.float()
+    total = config.progress_weight * progress + config.success_weight * success + config.preference_weight * preference
+    return Losses(total, progress, success, preference)
 
 
 def binary_error(logits: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy of success or preference logits, clamped to +-50, with labels 0 or 1, elementwise."""
     clamped = logits.float().clamp(-LOGIT_CLAMP, LOGIT_CLAMP)
     return F.binary_cross_entropy_with_logits(clamped, label.float(), reduction="none")
-
-
-def _weighted(progress: Tensor, success: Tensor, preference: Tensor, config: LossConfig) -> Losses:
-    total = config.progress_weight * progress + config.success_weight * success + config.preference_weight * preference
-    return Losses(total, progress, success, preference)
-
-
-def _upstream_losses(output: RewardOutput, batch: Batch, config: LossConfig, progress_loss: str) -> Losses:
-    """Upstream's numbers: A only, preference and progress batches apart, progress divided by T once more.
-
-    Where no frame is supervised upstream's success loss is NaN and dropped: here it is 0.
-    """
-    progress = output.progress_logits.float().sum() * 0.0
-    success = preference = progress
-    (targets,) = _supervised(batch, config)
-    error = progress_error(output.progress_logits, targets.progress_target, progress_loss)
-    bce = binary_error(output.success_logits, targets.success_label)
-    for kind in (batch.preference_mask, ~batch.preference_mask):
-        progress = progress + upstream_mean(error[kind], targets.progress_mask[kind].float())
-        supervised = targets.success_mask[kind]
-        success = success + (bce[kind] * supervised).sum() / supervised.sum().clamp(min=1)
-    if output.preference_logits is not None:
-        error = binary_error(output.preference_logits, batch.preference_label) * batch.preference_mask
-        preference = preference + error.sum() / batch.preference_mask.sum().clamp(min=1)
-    return _weighted(progress.float(), success.float(), preference.float(), config)
-
-
-def upstream_mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Upstream's mean of an error [B, T] under a float mask [B, T] or [B, 1].
-
-    The mask is counted as it is given: [B, 1] gives the mean over frames that was meant; [B, T], which all its batches
-    have, gives that divided by T once more (model spec 4.2).
-    """
-    return (error * mask).mean(-1).sum() / (mask.sum() + 1e-8)

@@ -77,9 +77,7 @@ def recipe(config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
         origin: the checkpoint's provenance.
     """
     kept = {section: config[section] for section in sorted(_TRAINED - {"train"})}
-    upstream = config["loss"].get("compat") == "upstream"  # its losses are means over micro-batches
-    left_out = _NOT_THE_RECIPE - ({"micro_batch_size", "num_workers"} if upstream else set())
-    kept["train"] = {key: value for key, value in config["train"].items() if key not in left_out}
+    kept["train"] = {key: value for key, value in config["train"].items() if key not in _NOT_THE_RECIPE}
     kept["encoders"] = {key: v for key, v in config.get("embed", {}).items() if key.endswith("_encoder")}
     kept["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

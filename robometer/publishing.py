@@ -53,7 +53,6 @@ _SETTINGS = (
     "loss.progress_weight",
     "loss.success_weight",
     "loss.preference_weight",
-    "loss.compat",
     "train.steps",
     "train.batch_size",
     "train.learning_rate",

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from parity.difference import close, exact
 from parity.row import Row
+from parity.upstream.losses import upstream_losses
 from robometer import metrics
 from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
-from robometer.losses import binary_error, compute_losses, progress_error, two_hot
+from robometer.losses import binary_error, progress_error, two_hot
 
 _TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -62,7 +63,7 @@ def _values(
 ) -> dict[str, float]:
     """Of a batch of pairs, or of single clips."""
     pairs = bool(batch.preference_mask.all())
-    losses = compute_losses(output, batch, config, kind)
+    losses = upstream_losses(output, batch, config, kind)
     found: dict[str, float] = {}
     if pairs:
         assert output.preference_logits is not None

@@ -1,4 +1,4 @@
-"""Group b_losses: progress, success and total loss with their gradients, in `compat: upstream`."""
+"""Group b_losses: progress, success and total loss with their gradients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from parity.groups.logged import logged_rows, spearman, success_metrics
 from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
+from parity.upstream.losses import mean_by_clip, upstream_losses
 from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
-from robometer.losses import binary_error, compute_losses, progress_error, two_hot, upstream_mean
+from robometer.losses import binary_error, compute_losses, progress_error, two_hot
 from robometer.sampling.targets import success_mask
 
 GROUP = "b_losses"
-UPSTREAM = LossConfig(compat="upstream")
 _LOSS = {"atol": 1e-5, "rtol": 1e-5}
 _GRADIENT = {"atol": 1e-12, "rtol": 1e-4}
 
@@ -84,7 +84,7 @@ def _progress(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[R
     discrete = recorded["loss"] == "discrete"
     logits = prediction if discrete else prediction[..., None]
     error = progress_error(logits, target, recorded["loss"])
-    loss = upstream_mean(error, mask)
+    loss = mean_by_clip(error, mask)
     loss.backward()
     yield close(case, "progress loss", loss, arrays["loss"], **_LOSS)
     if mask.shape[1] > 1 and mask.any():
@@ -112,7 +112,7 @@ def _raised(case: str, recorded: dict[str, Any]) -> Row:
     shape = (recorded["B"], recorded["S"])
     target = torch.rand(shape, generator=generator)
     logits = torch.randn((*shape, recorded["bins"] or 1), generator=generator)
-    loss = upstream_mean(progress_error(logits, target, recorded["loss"]), _last_frame(target))
+    loss = mean_by_clip(progress_error(logits, target, recorded["loss"]), _last_frame(target))
     reason = "the mask of the last frame has the shape of index targets"
     ours = f"{loss.item():.4f} on random inputs of that shape"
     return wrong_upstream(case, "progress loss", reason, f"{recorded['error']}: {recorded['message']}", ours)
@@ -133,7 +133,7 @@ def _success(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Ro
     single = torch.zeros(len(label), dtype=torch.bool)
     batch = _batch(ClipTargets(~none, progress, none, label, mask), single.float(), single)
     output = RewardOutput(torch.zeros(*label.shape, 1), shown)
-    loss = compute_losses(output, batch, UPSTREAM, "l2").success
+    loss = upstream_losses(output, batch, LossConfig(), "l2").success
     loss.backward()
     what = "success loss"
     if mask.any():
@@ -143,8 +143,8 @@ def _success(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Ro
     yield close(case, "gradient of the success loss", logits.grad, arrays["grad_logits"], **_GRADIENT)
     yield from _success_metrics(case, shown.detach(), label, mask, arrays)
     if arrays["m_success_loss_weight"] != 1:
-        fixed = compute_losses(output, batch, LossConfig(), "l2").success
-        yield wrong_upstream(case, what, "its class weights cancel out of the loss", arrays["loss"], fixed)
+        ours = compute_losses(output, batch, LossConfig(), "l2").success
+        yield wrong_upstream(case, what, "its class weights cancel out of the loss", arrays["loss"], ours)
 
 
 def _success_metrics(case: str, logits: Tensor, label: Tensor, mask: Tensor, arrays: Arrays) -> Iterator[Row]:
@@ -170,11 +170,10 @@ def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]
     batch = mixed_targets(arrays, recorded["pref_inputs"], recorded["progress_inputs"], recorded["min_success"])
     output, leaves = _mixed_output(arrays, batch)
     config = LossConfig(
-        compat="upstream",
         pair_progress=recorded["predict_pref_progress"],
         success_weight=float(recorded["train_success_head"]),
     )
-    losses = compute_losses(output, batch, config, recorded["loss"])
+    losses = upstream_losses(output, batch, config, recorded["loss"])
     losses.total.backward()
     yield close(case, "total loss", losses.total, arrays["total_loss"], **_LOSS)
     for name, leaf in leaves.items():

@@ -14,14 +14,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from parity.difference import close, exact, wrong_upstream
 from parity.groups.logged import logged_rows
-from parity.groups.losses import UPSTREAM, mixed_targets, supervised_samples
+from parity.groups.losses import mixed_targets, supervised_samples
 from parity.groups.rewind import model_of
 from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
+from parity.upstream.losses import upstream_losses
 from robometer.batch import Batch, RewardOutput
-from robometer.configs.schema import SamplingConfig, TrainConfig
-from robometer.losses import compute_losses
+from robometer.configs.schema import LossConfig, SamplingConfig, TrainConfig
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
 from robometer.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
@@ -120,7 +120,7 @@ def _train(
                 optimizer.zero_grad()
             recorded = batches[(number * accumulation + i) % len(batches)]
             output = model(recorded.batch)
-            loss = compute_losses(output, recorded.batch, UPSTREAM, facts["loss"]).total
+            loss = upstream_losses(output, recorded.batch, LossConfig(), facts["loss"]).total
             (loss / accumulation).backward()
             step.micro.append((recorded, RewardOutput(*(part.detach() for part in output)), loss.item()))
         step.norm = float(clip_grad_norm_(model.parameters(), facts["max_grad_norm"]))
@@ -147,7 +147,7 @@ def _step_rows(case: str, facts: dict[str, Any], number: int, step: _Step) -> It
     for i, (given, output, loss) in enumerate(step.micro):
         logged, micro = facts["micro_steps"][first + i], f"{at}.{i + 1}"
         yield close(micro, "loss of a micro-batch", loss, logged["total"], **_STEP)
-        yield from logged_rows(micro, output, *given, UPSTREAM, facts["loss"], logged)
+        yield from logged_rows(micro, output, *given, LossConfig(), facts["loss"], logged)
 
 
 def _final(case: str, name: str, ours: Tensor, theirs: Tensor) -> Iterator[Row]:

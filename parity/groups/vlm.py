@@ -16,9 +16,9 @@ from torch import Tensor
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.tiny_model import load
+from parity.upstream.losses import upstream_losses
 from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
-from robometer.losses import compute_losses
 from robometer.models.collate import collate_targets
 from robometer.models.processing import RobometerProcessor, Sample
 from robometer.models.robometer import Robometer
@@ -155,12 +155,12 @@ def _video(case: dict[str, Any], folder: Path) -> Row:
 
 
 def _training(case: dict[str, Any], folder: Path) -> Iterator[Row]:
-    """Loss and gradients of a mixed training batch under `loss.compat=upstream`, without dropout."""
+    """Upstream's loss and its gradients of a mixed training batch, without dropout."""
     name = f"d_rbm/{case['name']}"
     model, processor = _load(case, folder)
     batch = _training_batch(case, _arrays(case, folder), processor)
     loss = case["config"].get("loss", "discrete")
-    total = compute_losses(model(batch), batch, LossConfig(compat="upstream"), loss)
+    total = upstream_losses(model(batch), batch, LossConfig(), loss)
     yield Row(name, "training loss", abs(total.total.item() - case["total_loss"]), LOSS)
     total.total.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]

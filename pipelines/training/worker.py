@@ -174,12 +174,10 @@ class Worker:
         batch = micro_batch.batch.to(self.engine.device)
         output = self.engine(batch)
         losses = compute_losses(output, batch, self.config.loss, self.config.model.progress_loss, total)
-        # DeepSpeed averages over workers and micro-batches; ours are shares of the global mean and add up (upstream's
-        # are means of each micro-batch).
+        # DeepSpeed averages over workers and micro-batches; our losses are shares of the global mean and add up.
         scale = self.world_size * self.engine.gradient_accumulation_steps()
-        share = 1 / self.config.train.micro_batches if self.config.loss.compat == "upstream" else 1.0
-        self.engine.backward(losses.total * (micro_batch.weight * scale * share))
-        parts = share * torch.stack([losses.total, losses.progress, losses.success, losses.preference])
+        self.engine.backward(losses.total * (micro_batch.weight * scale))
+        parts = torch.stack([losses.total, losses.progress, losses.success, losses.preference])
         return parts.detach().cpu().double()
 
     def _sum(self, values: Tensor) -> Tensor:

@@ -209,10 +209,6 @@ class LossConfig:
     balance_success: bool = True  # positives and negatives count alike (upstream meant to, and does not)
     supervise_b: bool = True  # progress and success of the second trajectory of a pair too (upstream: first only)
     pair_progress: bool = True  # progress of pairs is trained (upstream's predict_pref_progress), else of single clips
-    compat: str = "fixed"
-
-    def __post_init__(self) -> None:
-        _one_of("loss.compat", self.compat, ("fixed", "upstream"))
 
 
 @dataclass
