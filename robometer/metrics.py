@@ -1,7 +1,7 @@
 """Metrics of predicted progress, success and preference, and intervals for them. Pure numpy, no model, no corpus.
 
 What is undefined is NaN here, never silently a number. Where the mean over clips is taken, an evaluation counts the NaN
-of a constant prediction as 0, as upstream does (spec evaluation 1.2), and reports how many there were.
+of a constant prediction as 0, as upstream does, and reports how many there were.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Ranking:
 
     Attributes:
         tau: tau-a averaged over every choice of one clip per label, in closed form: the mean over label pairs a < b of
-            the mean over clips i in a, j in b of sign(r_j - r_i) (spec evaluation 1.4). Perfect order gives 1.
+            the mean over clips i in a, j in b of sign(r_j - r_i). Perfect order gives 1.
         ceiling: what tau would be if every pair that the prediction does not tie were in the right order.
         accuracy: share of the pairs with different labels in the right order, pooled, a tie counts 1/2.
         pairs: how many those are.

@@ -49,7 +49,6 @@ _SETTINGS = (
     "sampling.max_frames",
     "sampling.preference",
     "sampling.progress",
-    "sampling.compat",
     "loss.progress_weight",
     "loss.success_weight",
     "loss.preference_weight",

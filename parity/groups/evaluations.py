@@ -13,6 +13,7 @@ import torch
 from parity.recorded import EXACT, FLOAT32, Record, compared, raised, unless_wrong
 from parity.row import Row
 from parity.upstream import measures
+from parity.upstream.clips import decoded
 from parity.upstream.measures import Judged, Values
 from robometer.batch import progress_from_logits
 from robometer.evaluation.confusion_matrix import diagonal_gap, matrix_of
@@ -20,7 +21,6 @@ from robometer.evaluation.policy_ranking import summary
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction
 from robometer.evaluation.views import FORWARD
 from robometer.losses import progress_error
-from robometer.sampling.targets import decode_bins
 
 
 def _decoded(record: Record, prediction: Any) -> np.ndarray:
@@ -30,11 +30,11 @@ def _decoded(record: Record, prediction: Any) -> np.ndarray:
 
 def _target(target: Any) -> np.ndarray:
     values = np.array(target, dtype=np.float32)
-    return decode_bins(values).astype(np.float32) if values.ndim == 2 else values
+    return decoded(values).astype(np.float32) if values.ndim == 2 else values
 
 
 def _partial_success(value: Any) -> float | None:
-    return float(decode_bins(np.array(value["__two_hot__"]))) if isinstance(value, dict) else value
+    return float(decoded(np.array(value["__two_hot__"]))) if isinstance(value, dict) else value
 
 
 def _judged(record: Record, order: list[str]) -> list[Judged]:
@@ -218,7 +218,7 @@ def _discrete_loss(record: Record, our_own: bool = False) -> float:
             np.array([r[name] for r in shown], dtype=np.float32) for name in ("progress_pred", "target_progress")
         )
         if our_own:
-            truth = torch.from_numpy(decode_bins(target)).float()
+            truth = torch.from_numpy(decoded(target)).float()
             losses.append(float(progress_error(torch.from_numpy(logits), truth, "discrete").mean()))
         else:
             whole = not record["use_frame_steps"]

@@ -14,12 +14,13 @@ from parity.difference import close, exact, wrong_upstream
 from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
+from parity.upstream import clips
 from robometer.configs.schema import SamplingConfig
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.plan import plan_split
-from robometer.sampling import ClipPlan, ManifestIndex, plan, segments, targets
+from robometer.sampling import ManifestIndex, plan, segments
 from robometer.sampling.eligible import PREFERENCE_KINDS
-from robometer.sampling.strategies import Rules, Subject, clip_plan, pair_plan
+from robometer.sampling.strategies import Rules, Subject
 from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION
 
 GROUP = "f_samplers"
@@ -34,6 +35,7 @@ _STRATEGY = {
 """Our names of upstream's strategies, where they differ."""
 
 Block = dict[str, Any]
+Pair = tuple[str, str, str]
 
 
 def rows(recorded_set: RecordedSet) -> Iterator[Row]:
@@ -58,14 +60,7 @@ def rows(recorded_set: RecordedSet) -> Iterator[Row]:
 
 
 def _rules(block: Block) -> Rules:
-    return Rules(
-        block["max_frames"],
-        block["progress_pred_type"],
-        0.5,
-        pad_frames=True,
-        fixed=False,
-        last_frame_only=block["predict_last_frame_partial_progress"],
-    )
+    return Rules(block["max_frames"], block["progress_pred_type"], 0.5, pad_frames=True)
 
 
 def _subject(block: Block, row: dict[str, Any]) -> Subject:
@@ -81,52 +76,55 @@ def _training_sample(case: str, block: Block, recorded: dict[str, Any]) -> Itera
     numbers = {row["id"]: i for i, row in enumerate(block["rows"])}
     if recorded["sampler"] == "progress":
         row = numbers[recorded["item"]]
-        clip = clip_plan(row, _subject(block, block["rows"][row]), _rules(block), strategy, triples[0])
-        yield from _clip(f"{case}/{strategy}", block, clip, sample["trajectory"])
+        yield from _clip(f"{case}/{strategy}", block, row, strategy, triples[0], sample["trajectory"])
         if strategy == "different_instruction":
             reason = "a clip with the wrong instruction, whose targets are 0, is shown under its own"
             ours = "the instruction stays, and a clip of another task is shown under it"
             yield wrong_upstream(case, "instruction", reason, sample["trajectory"]["task"], ours)
         return
-    shown = numbers[sample["chosen"]["id"]], numbers[sample["rejected"]["id"]]
-    subjects = _subject(block, block["rows"][shown[0]]), _subject(block, block["rows"][shown[1]])
-    paths = (triples[0], triples[1]) if triples else (None, None)
-    for side, clip in zip(
-        ("chosen", "rejected"), pair_plan(shown, subjects, _rules(block), strategy, paths), strict=True
-    ):
-        yield from _clip(f"{case}/{strategy}/{side}", block, clip, sample[side])
+    # The chosen clip is always played forward, the rejected one by the strategy.
+    for i, (side, played) in enumerate((("chosen", "forward"), ("rejected", strategy))):
+        row, triple = numbers[sample[side]["id"]], triples[i] if triples else None
+        yield from _clip(f"{case}/{strategy}/{side}", block, row, played, triple, sample[side])
 
 
-def _clip(case: str, block: Block, clip: ClipPlan, recorded: dict[str, Any]) -> Iterator[Row]:
-    yield exact(case, "trajectory", block["rows"][clip.row]["id"], recorded["id"])
+def _clip(
+    case: str, block: Block, row: int, strategy: str, triple: segments.Triple | None, recorded: dict[str, Any]
+) -> Iterator[Row]:
+    subject, rules = _subject(block, block["rows"][row]), _rules(block)
+    clip = clips.shown_clip(subject, rules, strategy, triple, block["predict_last_frame_partial_progress"])
+    yield exact(case, "trajectory", block["rows"][row]["id"], recorded["id"])
     yield exact(case, "frames", clip.positions.tolist(), recorded["frame_ids"])
-    target = clip.progress_target
+    target = clip.target
     if block["progress_loss_type"] == "discrete":
-        target = targets.two_hot(target, block["progress_discrete_bins"], "upstream")
+        target = clips.two_hot(target, block["progress_discrete_bins"])
     yield close(case, "targets", target, recorded["target_progress"], atol=_TARGET)
-    yield exact(case, "success labels", clip.success_label.tolist(), recorded["success_label"])
-    mask = clip.progress_mask.astype(float).tolist()
-    yield exact(case, "last-frame mask", mask, recorded["predict_last_frame_mask"])
+    yield exact(case, "success labels", clip.label.tolist(), recorded["success_label"])
+    yield exact(case, "last-frame mask", clip.mask.astype(float).tolist(), recorded["predict_last_frame_mask"])
 
 
 def _draws(case: str, block: Block) -> Iterator[Row]:
     """Our plan draws every pair that upstream drew from these rows; where upstream found none, neither does ours."""
     config = SamplingConfig(
-        max_frames=block["max_frames"],
+        max_frames=max(3, block["max_frames"]),  # of fewer we show no rewind, upstream a forward clip under that name
         progress=0.0,
         min_frames_per_trajectory=1,
         partial_success_threshold=block["partial_success_threshold"],
         same_source_probability=block["traj_same_source_prob"],
-        compat="upstream",
     )
     index = ManifestIndex.from_table(_manifest(block), config)
     ids = [row["id"] for row in block["rows"]]
-    wanted = {}
+    wanted: dict[str, Pair] = {}
     for i, recorded in enumerate(block["train_samples"]):
         if recorded["sampler"] != "preference" or not recorded["ok"]:
             continue
         if recorded["sample"] is not None:
-            wanted[f"{case}/train[{i}]"] = _drawn_pair(recorded["sample"])
+            pair = _drawn_pair(recorded["sample"])
+            if _of_two_failures(index, ids, pair):
+                reason = "of two ungraded failures of a task it takes the one that it drew first for the better"
+                yield wrong_upstream(f"{case}/train[{i}]", "pair", reason, " > ".join(pair[1:]), "no such pair")
+            else:
+                wanted[f"{case}/train[{i}]"] = pair
         else:
             possible = _can_pair(index, ids.index(recorded["item"]), recorded["preferred_strategy"])
             yield exact(f"{case}/train[{i}]", "no pair can be made", possible, False)
@@ -148,7 +146,14 @@ def _can_pair(index: ManifestIndex, row: int, strategy: str | None) -> bool:
     return bool(options >> PREFERENCE_KINDS.index(kind) & 1 if kind in PREFERENCE_KINDS else options)
 
 
-def _drawn_pair(sample: dict[str, Any]) -> tuple[str, str, str]:
+def _of_two_failures(index: ManifestIndex, ids: list[str], pair: Pair) -> bool:
+    strategy, chosen, _ = pair
+    row = ids.index(chosen)
+    return strategy == "suboptimal" and not index.columns.successful_row(row) and index.columns.partial_of(row) is None
+
+
+def _drawn_pair(sample: dict[str, Any]) -> Pair:
+    """Strategy, chosen and rejected trajectory."""
     strategy = _STRATEGY.get(sample["data_gen_strategy"], sample["data_gen_strategy"])
     graded = strategy == "suboptimal" and sample["chosen"]["partial_success"] is not None
     return "partial_success" if graded else strategy, sample["chosen"]["id"], sample["rejected"]["id"]
@@ -170,19 +175,14 @@ def _evaluation_samples(case: str, block: Block, recorded: dict[str, Any]) -> It
         for side in ("trajectory", "chosen", "rejected"):
             key = "traj_idx" if side == "trajectory" else f"{side}_traj_idx"
             if key in entry:
-                clip = _shown(block, entry[key], entry.get("frame_indices"))
-                yield from _clip(f"{case}[{i}]/{side}", block, clip, sample[side])
+                frames = entry.get("frame_indices")
+                triple = None if frames is None else (0, None, frames[-1])
+                yield from _clip(f"{case}[{i}]/{side}", block, entry[key], "forward", triple, sample[side])
     for i, entry in enumerate(recorded["sample_indices"]):
         if "frame_indices" in entry:
             length, frames = entry["num_frames"], entry["frame_indices"]
             path = segments.segment_path(length, 0, frames[-1], None, length)
             yield exact(f"{case}[{i}]", "prefix of the clip", path.tolist(), frames)
-
-
-def _shown(block: Block, row: int, frames: list[int] | None) -> ClipPlan:
-    """A clip from its first frame to the last of `frames`, or whole."""
-    triple = None if frames is None else (0, None, frames[-1])
-    return clip_plan(row, _subject(block, block["rows"][row]), _rules(block), "forward", triple)
 
 
 def _all_pairs(case: str, block: Block) -> Row:

@@ -13,6 +13,7 @@ from parity.difference import close, exact, numbered, wrong_upstream
 from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
+from parity.upstream import clips
 from robometer.batch import progress_from_logits
 from robometer.losses import two_hot
 from robometer.models.collate import collate_targets
@@ -52,25 +53,34 @@ def rows(recorded_set: RecordedSet) -> Iterator[Row]:
 
 def _progress_targets(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
     theirs, what = recorded["value"], "progress targets"
-    yield close(case, what, _targets_of(recorded), theirs, atol=_FLOAT64)
-    fixed = _targets_of(recorded, "fixed")
-    if len(theirs) and np.abs(fixed - theirs).max() > _FLOAT64:
+    yield close(case, what, _upstream_targets(recorded), theirs, atol=_FLOAT64)
+    ours = _our_targets(recorded)
+    if len(theirs) and np.abs(ours - theirs).max() > _FLOAT64:
         if targets.is_partial(recorded["partial_success"]):
             reason = "partial success is asked of the last frame alone, or of none, where a ramp leads to it"
         else:
             reason = "a clip that starts where the task is done has 0 at its first frame"
-        yield wrong_upstream(case, what, reason, theirs, fixed)
+        yield wrong_upstream(case, what, reason, theirs, ours)
 
 
-def _targets_of(recorded: dict[str, Any], compat: str = "upstream") -> np.ndarray:
-    return targets.progress_targets(
+def _asked(recorded: dict[str, Any]) -> tuple[np.ndarray, int, str, float | None, float | None]:
+    return (
         np.array(recorded["frame_indices"], dtype=np.int64),
         recorded["num_frames_total"],
         recorded["progress_pred_type"],
         recorded["success_cutoff"],
         recorded["partial_success"],
-        compat,
     )
+
+
+def _our_targets(recorded: dict[str, Any]) -> np.ndarray:
+    progress = targets.reached(*_asked(recorded))
+    return targets.differences(progress) if recorded["progress_pred_type"] == "relative_first_frame" else progress
+
+
+def _upstream_targets(recorded: dict[str, Any]) -> np.ndarray:
+    asked = _asked(recorded)
+    return _our_targets(recorded) if clips.right_targets(*asked) else clips.progress_targets(*asked)
 
 
 def _path_of(recorded: dict[str, Any]) -> np.ndarray:
@@ -97,7 +107,7 @@ def _padding(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
 
 def _success_labels(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
     threshold = recorded["dataset_success_percent"].get(recorded["data_source"], recorded["max_success"])
-    labels = targets.success_labels(np.array(recorded["target_progress"]), recorded["quality_label"], threshold)
+    labels = clips.success_labels(np.array(recorded["target_progress"]), recorded["quality_label"], threshold)
     yield exact(case, "success labels", labels.tolist(), recorded["expected"])
 
 
@@ -108,7 +118,7 @@ def _supervision_of(recorded: dict[str, Any]) -> float:
             recorded["quality_label"],
             source,
             recorded["partial_success"],
-            targets.source_facts(source or "", 1.0, "upstream").preference_only,
+            clips.is_preference_only(source),
             rewind=recorded["data_gen_strategy"] == "rewind",
         )
     )
@@ -121,10 +131,10 @@ def _supervision(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
 def _raised(case: str, name: str, recorded: dict[str, Any], outcome: dict[str, Any]) -> Iterator[Row]:
     """A case in which upstream raised; ours must give an answer."""
     answer, what = {
-        "progress_targets": (_targets_of, "progress targets"),
+        "progress_targets": (_our_targets, "progress targets"),
         "segment_indices": (_path_of, "segment path"),
         "should_compute_progress": (_supervision_of, "progress is supervised"),
-        "trajectory_pipeline": (lambda given: _clip_of(given).positions, "frames of the pipeline"),
+        "trajectory_pipeline": (lambda given: _our_clip(given).positions, "frames of the pipeline"),
     }[name]
     theirs = f"{outcome['error']}: {outcome['message']}"
     yield wrong_upstream(case, what, "it raises where there is an answer", theirs, answer(recorded))
@@ -150,16 +160,9 @@ def _form(triple: segments.Triple) -> tuple[bool, bool | None]:
     return middle is not None, None if end is None else end > start
 
 
-def _clip_of(recorded: dict[str, Any], fixed: bool = False) -> ClipPlan:
+def _shown(recorded: dict[str, Any]) -> tuple[Subject, Rules, str, segments.Triple | None]:
+    """What a pipeline shows, and how."""
     config = recorded["config"]
-    rules = Rules(
-        config["max_frames"],
-        config["progress_pred_type"],
-        0.5,
-        recorded["pad_frames"],
-        fixed,
-        last_frame_only=config["predict_last_frame_partial_progress"],
-    )
     subject = Subject(
         recorded["num_frames_total"],
         recorded["quality_label"],
@@ -168,33 +171,38 @@ def _clip_of(recorded: dict[str, Any], fixed: bool = False) -> ClipPlan:
         True,
         recorded["is_preference_only"],
     )
+    rules = Rules(config["max_frames"], config["progress_pred_type"], 0.5, recorded["pad_frames"])
     strategy = (recorded["strategy"] or "subsample_forward").removeprefix("subsample_")
-    triple = tuple(recorded["start_middle_end"]) if recorded["start_middle_end"] else None
-    return clip_plan(0, subject, rules, strategy, triple)
+    return subject, rules, strategy, tuple(recorded["start_middle_end"]) if recorded["start_middle_end"] else None
+
+
+def _our_clip(recorded: dict[str, Any]) -> ClipPlan:
+    return clip_plan(0, *_shown(recorded))
 
 
 def _pipeline(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
     """A trajectory loaded, cut to a segment, thinned, padded and labelled, at one go."""
-    config, expected, clip = recorded["config"], recorded["expected"], _clip_of(recorded)
+    config, expected = recorded["config"], recorded["expected"]
+    clip = clips.shown_clip(*_shown(recorded), config["predict_last_frame_partial_progress"])
     discrete = config["progress_loss_type"] == "discrete"
-    to_target = partial(targets.two_hot, bins=config["progress_discrete_bins"], compat="upstream")
+    to_target = partial(clips.two_hot, bins=config["progress_discrete_bins"])
     yield exact(case, "frames of the pipeline", clip.positions.tolist(), expected["frame_ids"])
-    yield exact(case, "frames of the pipeline, count", len(clip), expected["frames_shape"][0])
-    target = to_target(clip.progress_target) if discrete else clip.progress_target
+    yield exact(case, "frames of the pipeline, count", len(clip.positions), expected["frames_shape"][0])
+    target = to_target(clip.target) if discrete else clip.target
     yield close(case, "targets of the pipeline", target, expected["target_progress"], atol=_BINS)
     what, labels = "success labels of the pipeline", expected["success_label"]
-    yield exact(case, what, clip.success_label.tolist(), labels)
-    fixed = _clip_of(recorded, fixed=True)
-    same = fixed.positions.tolist() == clip.positions.tolist()
-    if same and np.allclose(fixed.progress_target, clip.progress_target) and fixed.success_label.tolist() != labels:
+    yield exact(case, what, clip.label.tolist(), labels)
+    ours = _our_clip(recorded)
+    same = ours.positions.tolist() == clip.positions.tolist() and np.allclose(ours.progress_target, clip.target)
+    if same and ours.success_label.tolist() != labels:
         reason = "the cut-off is applied again to progress that it has scaled"
-        yield wrong_upstream(case, what, reason, labels, fixed.success_label)
-    mask = clip.progress_mask.astype(float).tolist()
+        yield wrong_upstream(case, what, reason, labels, ours.success_label)
+    mask = clip.mask.astype(float).tolist()
     yield exact(case, "last-frame mask of the pipeline", mask, expected["predict_last_frame_mask"])
     if recorded["partial_success"] is not None:
         value = np.asarray(recorded["partial_success"])
-        ours = to_target(value) if discrete else value
-        yield close(case, "partial success of the pipeline", ours, expected["partial_success"], atol=_BINS)
+        reached = to_target(value) if discrete else value
+        yield close(case, "partial success of the pipeline", reached, expected["partial_success"], atol=_BINS)
 
 
 def _masks(recorded: dict[str, Any]) -> Iterator[Row]:
@@ -207,7 +215,7 @@ def _masks(recorded: dict[str, Any]) -> Iterator[Row]:
     target = _collated([np.array(values) for values in recorded["lists"]])[1]
     yield close(case, "padded targets", target, np.array(recorded["pad_continuous"]), atol=_BINS)
     given = [np.array(values) for values in recorded["two_hot_lists"]]
-    valid, target = _collated([targets.decode_bins(values) for values in given])
+    valid, target = _collated([clips.decoded(values) for values in given])
     padded = two_hot(target, given[0].shape[-1]) * valid[..., None]
     yield close(case, "padded two-hot targets", padded, np.array(recorded["pad_two_hot"]), atol=_BINS)
 
@@ -225,30 +233,31 @@ def _collated(values: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _to_bins(case: str, recorded: dict[str, np.ndarray]) -> Iterator[Row]:
     values, bins = recorded["values"], int(recorded["num_bins"])
-    yield close(case, "two-hot", targets.two_hot(values, bins, "upstream"), recorded["two_hot"], atol=_BINS)
+    yield close(case, "two-hot", clips.two_hot(values, bins), recorded["two_hot"], atol=_BINS)
     inside = (values >= 0) & (values <= 1)
     ours = two_hot(torch.from_numpy(values[inside]), bins)
     yield close(case, "two-hot of the losses", ours, recorded["two_hot"][inside], atol=_BINS)
-    yield exact(case, "nearest bin", targets.nearest_bin(recorded["hard_values"], bins), recorded["hard_bin"])
+    yield exact(case, "nearest bin", clips.nearest_bin(recorded["hard_values"], bins), recorded["hard_bin"])
 
 
 def _from_bins(case: str, recorded: dict[str, np.ndarray]) -> Iterator[Row]:
     """Upstream takes rows that all sum to exactly 1 for probabilities, anything else for logits; we are told which."""
     bins = int(recorded["num_bins"])
     for name in ("logits", "mixed"):
-        ours = targets.decode_bins(recorded[name], logits=True)
-        yield close(case, f"decoded {name}", ours, recorded[f"{name}_decoded"], atol=_DECODED)
-    ours_torch = progress_from_logits(torch.from_numpy(recorded["logits"]))
-    yield close(case, "decoded logits of a model", ours_torch, recorded["logits_decoded"], atol=_DECODED)
+        probabilities = torch.from_numpy(recorded[name]).softmax(-1).numpy()
+        yield close(case, f"decoded {name}", clips.decoded(probabilities), recorded[f"{name}_decoded"], atol=_DECODED)
+    ours = progress_from_logits(torch.from_numpy(recorded["logits"]))
+    yield close(case, "decoded logits of a model", ours, recorded["logits_decoded"], atol=_DECODED)
     onehot = np.eye(bins)
-    hard = targets.decode_bins(onehot[recorded["logits"].argmax(-1)])
+    hard = clips.decoded(onehot[recorded["logits"].argmax(-1)])
     yield close(case, "decoded most likely bin", hard, recorded["logits_decoded_hard"], atol=_DECODED)
-    index = targets.decode_bins(onehot[recorded["index_target"].astype(int)])
+    index = clips.decoded(onehot[recorded["index_target"].astype(int)])
     yield close(case, "decoded bin indices", index, recorded["index_target_decoded"], atol=_DECODED)
     for name, given in (("two_hot", "two_hot"), ("onehot", "onehot"), ("two_hot_target", "two_hot")):
-        ours, theirs = targets.decode_bins(recorded[given]), recorded[f"{name}_decoded"]
+        decoded, theirs = clips.decoded(recorded[given]), recorded[f"{name}_decoded"]
         sums = torch.from_numpy(recorded[given]).sum(-1)
         if bool((sums == 1).all()):
-            yield close(case, f"decoded {name}", ours, theirs, atol=_DECODED)
+            yield close(case, f"decoded {name}", decoded, theirs, atol=_DECODED)
         else:
-            yield wrong_upstream(case, f"decoded {name}", "takes probabilities that round for logits", theirs, ours)
+            reason = "takes probabilities that round for logits"
+            yield wrong_upstream(case, f"decoded {name}", reason, theirs, decoded)

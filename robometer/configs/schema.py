@@ -78,7 +78,7 @@ class EmbedConfig:
 
 @dataclass
 class PreferenceStrategies:
-    """Relative weights of the ways to make a rejected trajectory (spec 3.9)."""
+    """Relative weights of the ways to make a rejected trajectory."""
 
     rewind: float = 1.0
     suboptimal: float = 1.0
@@ -89,7 +89,7 @@ class PreferenceStrategies:
 
 @dataclass
 class ProgressStrategies:
-    """Relative weights of the ways to show one trajectory (spec 3.8)."""
+    """Relative weights of the ways to show one trajectory."""
 
     forward: float = 1.0
     reverse: float = 1.0
@@ -102,7 +102,7 @@ class SamplingConfig:
     """What the plan draws. Names follow upstream's `data` group."""
 
     max_frames: int = 16
-    mode: str = "rbm"  # rbm: walk over the trajectories | strategy_first: strategy, source, then trajectory (spec 3.4)
+    mode: str = "rbm"  # rbm: walk over the trajectories | strategy_first: strategy, source, then trajectory
     sources: list[str] = field(default_factory=list)  # sources and groups (sampling/groups.yaml); empty: all
     source_weights: dict[str, float] = field(default_factory=dict)  # +...={lab:2}, by source or group; else 1
     preference: float = 1.0  # weight of preference samples (upstream trains on these only)
@@ -120,12 +120,10 @@ class SamplingConfig:
     feature_noise: float = 0.0  # of each frame's embedding, in standard deviations of each dimension
     clip_noise: float = 0.0  # the same, one shift for all frames of a clip
     pad_frames: bool = False  # upstream repeats the last frame up to max_frames and supervises it
-    compat: str = "fixed"
     split: str = "train"
 
     def __post_init__(self) -> None:
         _one_of("sampling.mode", self.mode, ("rbm", "strategy_first"))
-        _one_of("sampling.compat", self.compat, ("fixed", "upstream"))
         _one_of(
             "sampling.progress_target",
             self.progress_target,

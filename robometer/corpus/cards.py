@@ -14,7 +14,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.drawing import Span, place, points, spans
 from robometer.sampling.columns import SUCCESSFUL, Columns
 from robometer.sampling.strategies import Subject
-from robometer.sampling.targets import is_partial, progress_targets, success_labels
+from robometer.sampling.targets import is_partial, reached, success_labels
 from robometer.trajectory import QUALITY_LABELS
 from robometer.video import encode_jpeg, thin
 
@@ -99,18 +99,18 @@ def _places(groups: np.ndarray, *order: np.ndarray) -> np.ndarray:
     return places
 
 
-def cards(corpus: Corpus, columns: Columns, rows: Sequence[int], compat: str = "fixed") -> Iterator[Card]:
+def cards(corpus: Corpus, columns: Columns, rows: Sequence[int]) -> Iterator[Card]:
     """The cards of `rows`, made one at a time."""
     for row in rows:
-        yield _card(corpus, columns.subject(row), row, compat)
+        yield _card(corpus, columns.subject(row), row)
 
 
-def _card(corpus: Corpus, subject: Subject, row: int, compat: str) -> Card:
+def _card(corpus: Corpus, subject: Subject, row: int) -> Card:
     facts = corpus.manifest.slice(row, 1).to_pylist()[0]
     record = corpus.record(row)
     positions = thin(subject.num_frames, MAX_FRAMES_SHOWN)
     sprite, across, ratio = _sprite(corpus.frames(row, positions))
-    target, labels = _targets(subject, compat)
+    target, labels = _targets(subject)
     reward, done = record["env_reward"] or [], record["success"] or []
     seconds = [index / facts["source_fps"] for index in record["frame_index"]] if facts["source_fps"] else []
     return Card(
@@ -128,12 +128,11 @@ def _card(corpus: Corpus, subject: Subject, row: int, compat: str) -> Card:
     )
 
 
-def _targets(subject: Subject, compat: str) -> tuple[np.ndarray | None, np.ndarray]:
+def _targets(subject: Subject) -> tuple[np.ndarray | None, np.ndarray]:
     """Progress target (None where it is not trained) and success label of every stored frame of the whole clip."""
-    facts = (TARGET, subject.cutoff, subject.partial_success, compat)
-    progress = progress_targets(np.arange(subject.num_frames), subject.num_frames, *facts)
-    labels = success_labels(progress, subject.quality_label, 1.0 if compat == "fixed" else subject.cutoff)
-    return (progress if subject.supervised else None), labels
+    path = np.arange(subject.num_frames)
+    progress = reached(path, subject.num_frames, TARGET, subject.cutoff, subject.partial_success)
+    return (progress if subject.supervised else None), success_labels(progress, subject.quality_label)
 
 
 def _chart(

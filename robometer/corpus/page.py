@@ -61,7 +61,7 @@ def write_page(
             qualities=list(reversed(QUALITY_LABELS)),
             filters=_filters(corpus, chosen),
             tasks=sorted({columns.text_of(row) for row in chosen}),
-            cards=cards(corpus, columns, chosen, sampling.compat),
+            cards=cards(corpus, columns, chosen),
             shown=len(chosen),
             of=len(rows),
             split=split,

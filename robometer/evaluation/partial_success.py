@@ -17,7 +17,7 @@ from robometer.metrics import Resampling
 NAME = "partial_success"
 
 GRADES = 5
-"""Of RoboReward's scale, 1 to 5 (spec evaluation 1.2): MAE is in grades, as RoboRewardBench prints it."""
+"""Of RoboReward's scale, 1 to 5: MAE is in grades, as RoboRewardBench prints it."""
 
 _MEANINGS = {
     "mae": f"mean distance in grades of 1 to {GRADES} between last progress and judged partial success (RoboReward)",

@@ -144,9 +144,12 @@ def from_ours(values: Values) -> Config:
     """Our configuration, also as an earlier version wrote it.
 
     A setting that is no more is an error where it makes the model, and passed over elsewhere (how a run was trained,
-    which machine it ran on): a checkpoint outlives those.
+    which machine it ran on): a checkpoint outlives those. An earlier version wrote `sampling.compat: fixed` where it
+    meant what is the only behaviour now.
     """
     known = to_dict(Config())
+    if (values.get("sampling") or {}).get("compat") == "fixed":
+        values = {**values, "sampling": {k: v for k, v in values["sampling"].items() if k != "compat"}}
     kept = {
         section: entries if section in _OF_THE_MODEL else {k: v for k, v in entries.items() if k in known[section]}
         for section, entries in values.items()

@@ -23,7 +23,7 @@ class Columns:
 
     Attributes:
         task_texts, task_text: the distinct instructions, and which one a row has, int32 [R].
-        task: group of rows with the same task, int32 [R] (fixed: by normalised text, B17; upstream: by exact text).
+        task: group of rows with the same task by its normalised text, int32 [R].
         sources, source: names of sources, and which one a row has, int32 [R].
         facts: what is known of each source.
         num_frames: int32 [R].
@@ -50,11 +50,11 @@ class Columns:
         """Read a manifest; only the distinct tasks and sources pass through Python."""
         task_text, task_texts = _encode(table["task"])
         texts = task_texts.to_pylist()
-        keys = [normalise_task(text) if config.compat == "fixed" else text for text in texts]
+        keys = [normalise_task(text) for text in texts]
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         source, names = _encode(table["source"])
         sources = names.to_pylist()
-        facts = [source_facts(name, config.max_success, config.compat) for name in sources]
+        facts = [source_facts(name, config.max_success) for name in sources]
         quality = pc.index_in(table["quality_label"], value_set=pa.array(QUALITY_LABELS)).to_numpy().astype(np.int8)
         partial = pc.fill_null(pc.cast(table["partial_success"], pa.float64()), float("nan")).to_numpy().round(6)
         return cls(

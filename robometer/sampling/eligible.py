@@ -1,4 +1,4 @@
-"""Which rows can serve which strategy (spec 3.3, 3.4, 3.8, 3.9), as masks over the manifest."""
+"""Which rows can serve which strategy, as masks over the manifest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ PROGRESS_KINDS = tuple(f.name for f in fields(ProgressStrategies))
 PREFERENCE_KINDS = tuple(f.name for f in fields(PreferenceStrategies))
 
 DIFFERENT_TASK = PREFERENCE_KINDS.index("different_task")
-
-UPSTREAM_PREFERENCE_ONLY = "auto_eval_rfm"
-"""Upstream routes by a table of the wrong names, of which only this one matches (spec B9)."""
 
 
 @dataclass(frozen=True)
@@ -57,56 +54,28 @@ class Eligible:
             progress_weights=_progress_weights(config),
         )
 
-    @property
-    def upstream(self) -> bool:
-        """Whether the numbers are to be upstream's."""
-        return self.config.compat == "upstream"
-
     def preference(self) -> np.ndarray:
         """Rows that make a pair in mode rbm.
 
-        Fixed: those that are shown whole count as `suboptimal`, so that a weight of 0 leaves them out (upstream always
-        uses them).
+        Those that are shown whole count as `suboptimal`, so that a weight of 0 leaves them out.
         """
-        wanted = self.config.preference_strategies.suboptimal > 0 or self.upstream
+        wanted = self.config.preference_strategies.suboptimal > 0
         drawn = ~self.whole & (np.array([w[-1] for w in self.preference_weights]) > 0)[self.options]
         return np.asarray(self.usable & (self.whole & wanted | drawn))
 
     def progress(self) -> np.ndarray:
-        """Rows that make a progress sample (fixed: those whose progress is trained; upstream: successes)."""
-        asked = self.columns.successful if self.upstream else self.columns.supervised
-        return np.asarray(self.usable & asked & (np.array([w[-1] for w in self.progress_weights]) > 0)[self._other])
+        """Rows that make a progress sample in mode rbm: those whose progress is trained."""
+        can = (np.array([w[-1] for w in self.progress_weights]) > 0)[self._other]
+        return np.asarray(self.usable & self.columns.supervised & can)
 
     def serving(self, kind: str, strategy: str) -> np.ndarray:
-        """Rows that make a sample of `kind` when `strategy` is asked of them (mode strategy_first).
-
-        Fixed: the rows to which mode rbm may give that strategy. Upstream: those of `offered` that can serve; among
-        them rows that are shown whole, which become a `suboptimal` pair whatever was asked, and rows that its routing
-        sends to the preference sampler, which become a pair by that sampler's own choice.
-        """
+        """Rows that make a sample of `kind` in mode strategy_first: those to which mode rbm may give `strategy`."""
         if kind == "preference":
             drawn = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
-            rejected = self.whole & (self.upstream or strategy == "suboptimal")
-            return np.asarray(self.offered(strategy) & (rejected | drawn))
+            return np.asarray(self.usable & (self.whole & (strategy == "suboptimal") | drawn))
         possible = (self._other > 0) | (strategy != "different_instruction")
-        possible &= self.config.max_frames >= needed_frames(strategy, self.config.compat)
-        able = possible & (self.columns.successful if self.upstream else self.columns.supervised)
-        if self.upstream and self.config.preference > 0:
-            able = np.where(routed(self.columns), self.preference(), able)
-        return np.asarray(self.offered(strategy) & able)
-
-    def offered(self, strategy: str) -> np.ndarray:
-        """Rows that upstream's index filter leaves to a strategy (spec 3.4); it draws again if they cannot serve it.
-
-        Rewind, reverse, forward and paired: successes. Suboptimal: tasks with successes and others, and all rows of
-        graded sources. The rest, and everything in compat fixed: all usable rows.
-        """
-        if not self.upstream or strategy in ("different_task", "different_instruction"):
-            return self.usable
-        if strategy != "suboptimal":
-            return np.asarray(self.usable & self.columns.successful)
-        mixed = (self.partners.successes.sizes > 0) & (self.partners.others.sizes > 0)
-        return np.asarray(self.usable & (mixed[self.columns.task] | self.columns.of_sources(_is_graded)))
+        possible &= self.config.max_frames >= needed_frames(strategy)
+        return np.asarray(self.usable & possible & self.columns.supervised)
 
     @property
     def _other(self) -> np.ndarray:
@@ -114,21 +83,9 @@ class Eligible:
         return np.asarray(self.options >> DIFFERENT_TASK & 1)
 
 
-def _is_graded(source: str) -> bool:
-    """Whether upstream asks no pair of qualities of a source's tasks, since its rows are graded (spec 3.4)."""
-    return "roboarena" in source or "roboreward" in source
-
-
-def routed(columns: Columns) -> np.ndarray:
-    """Rows that upstream gives to the preference sampler whatever was drawn, bool [R] (spec 3.3, 3.4)."""
-    return np.asarray(~columns.successful | columns.of_sources(UPSTREAM_PREFERENCE_ONLY.__eq__))
-
-
 def _options(columns: Columns, partners: Partners, config: SamplingConfig) -> np.ndarray:
     task, partial = columns.task, columns.partial_success
     has_others = partners.others.sizes[task] > 0
-    # Upstream takes another unsuccessful row of the task for worse than one; fixed: nobody says which of the two is.
-    has_peer = (partners.others.sizes[task] > 1) & (config.compat == "upstream")
     first, last = partners.partial.offsets[:-1], partners.partial.offsets[1:] - 1
     graded = partners.partial.sizes > 0
     low, high = np.full(len(graded), np.nan), np.full(len(graded), np.nan)
@@ -138,13 +95,13 @@ def _options(columns: Columns, partners: Partners, config: SamplingConfig) -> np
     possible = {
         "rewind": True,
         "reverse": True,
-        "suboptimal": np.where(np.isnan(partial), np.where(columns.successful, has_others, has_peer), has_gap),
+        "suboptimal": np.where(np.isnan(partial), columns.successful & has_others, has_gap),
         "different_task": len(partners.tasks) - (partners.successes.sizes[task] > 0) > 0,
         "paired": columns.successful & (partners.embodied.sizes[columns.embodied_task ^ 1] > 0),
     }
     options = np.zeros(len(columns), dtype=np.uint8)
     for bit, kind in enumerate(PREFERENCE_KINDS):
-        shown = config.max_frames >= needed_frames(kind, config.compat)
+        shown = config.max_frames >= needed_frames(kind)
         options |= np.asarray(possible[kind] & np.bool_(shown), dtype=np.uint8) << np.uint8(bit)
     return options
 
@@ -156,7 +113,7 @@ def _preference_weights(config: SamplingConfig) -> list[tuple[float, ...]]:
 
 
 def _progress_weights(config: SamplingConfig) -> list[tuple[float, ...]]:
-    shown = [config.max_frames >= needed_frames(kind, config.compat) for kind in PROGRESS_KINDS]
+    shown = [config.max_frames >= needed_frames(kind) for kind in PROGRESS_KINDS]
     ratios = [float(getattr(config.progress_strategies, kind)) for kind in PROGRESS_KINDS]
     can = [[ok and (other or kind != "different_instruction") for ok, kind in zip(shown, PROGRESS_KINDS, strict=True)]
            for other in (False, True)]  # fmt: skip

@@ -74,7 +74,7 @@ def _matches(member: str, available: Sequence[str]) -> list[str]:
 
 
 def source_weights(weights: Mapping[str, float], available: Sequence[str]) -> np.ndarray:
-    """Weight of each available source, float64 [S]: its own, else its group's, else 1 as in upstream (spec 3.4).
+    """Weight of each available source, float64 [S]: its own, else its group's, else 1 as in upstream.
 
     Raises:
         SamplingError: a name is not available, or two groups give one source different weights.

@@ -120,13 +120,9 @@ class ManifestIndex:
 
 
 def _usable(table: pa.Table, columns: Columns, config: SamplingConfig) -> np.ndarray:
-    """Rows of the split and of the chosen sources, with enough frames.
-
-    Enough is more than `min_frames_per_trajectory` in upstream, fixed: at least.
-    """
-    least = config.min_frames_per_trajectory + (config.compat == "upstream")
+    """Rows of the split and of the chosen sources, with enough frames."""
     in_split = pc.fill_null(pc.equal(table["split"], config.split), False).to_numpy()
-    usable = in_split & (columns.num_frames >= max(least, MIN_FRAMES_OF_SEGMENT))
+    usable = in_split & (columns.num_frames >= max(config.min_frames_per_trajectory, MIN_FRAMES_OF_SEGMENT))
     if config.sources:
         usable &= columns.of_sources(set(resolve(config.sources, columns.sources)).__contains__)
     return np.asarray(usable)

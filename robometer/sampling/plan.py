@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from robometer.configs.schema import SamplingConfig
-from robometer.sampling.eligible import PREFERENCE_KINDS, PROGRESS_KINDS, UPSTREAM_PREFERENCE_ONLY
+from robometer.sampling.eligible import PREFERENCE_KINDS, PROGRESS_KINDS
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.partners import GAP_TOLERANCE, Groups
 from robometer.sampling.segments import Draws, Triple, draw_triple
@@ -17,12 +17,9 @@ from robometer.trajectory import QUALITY_LABELS
 def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: int) -> SamplePlan:
     """Which rows, frames and targets make sample `sample_index` of the stream `seed`.
 
-    The same arguments give the same plan in any process and order.
-
-    Mode rbm, compat fixed: preference and progress samples alternate in their exact ratio, and each kind walks through
-    all its rows before it starts again, in a new order; with source weights, through each source's rows.
-    Mode rbm, compat upstream: the walk is over all rows, unsuccessful ones become pairs, a coin decides the others.
-    Mode strategy_first: see `StrategyFirst`; kinds alternate in their exact ratio too (upstream: by a coin).
+    The same arguments give the same plan in any process and order. Preference and progress samples alternate in their
+    exact ratio. In mode rbm each kind walks through all its rows before it starts again, in a new order; with source
+    weights, through each source's rows. Mode strategy_first: see `StrategyFirst`.
 
     Raises:
         SamplingError: `sample_index` is negative, or `index` was built with other settings.
@@ -41,8 +38,6 @@ def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: 
 def _item(index: ManifestIndex, config: SamplingConfig, seed: int, i: int, draws: Draws) -> tuple[str, str | None, int]:
     """Kind of sample, strategy (None: drawn from what the row can serve) and row of sample `i`."""
     share = config.preference / (config.preference + config.progress)
-    if config.compat == "upstream":
-        return _upstream_item(index, share, seed, i, draws)
     before = int(i * share)
     pair = int((i + 1) * share) > before
     kind = "preference" if pair else "progress"
@@ -53,30 +48,12 @@ def _item(index: ManifestIndex, config: SamplingConfig, seed: int, i: int, draws
     return kind, None, index.progress_walk.row(~seed, i - before)
 
 
-def _upstream_item(index: ManifestIndex, share: float, seed: int, i: int, draws: Draws) -> tuple[str, str | None, int]:
-    """As `_item`, in upstream's order: rows that its routing sends to the preference sampler are always pairs."""
-    if index.strategy_first is not None:
-        kind = "preference" if draws.uniform() < share else "progress"
-        strategy, row = index.strategy_first.draw(kind, draws)
-        if kind == "progress" and share > 0 and _routed(index, row):
-            return "preference", None, row
-        return kind, strategy, row
-    row = (index.preference_walk if share > 0 else index.progress_walk).row(seed, i)
-    pair = share > 0 and (_routed(index, row) or draws.uniform() < share)
-    return ("preference" if pair else "progress"), None, row
-
-
-def _routed(index: ManifestIndex, row: int) -> bool:
-    return not index.columns.successful_row(row) or index.columns.source_of(row) == UPSTREAM_PREFERENCE_ONLY
-
-
 def _progress_sample(
     index: ManifestIndex, config: SamplingConfig, i: int, row: int, strategy: str | None, draws: Draws
 ) -> SamplePlan:
     strategy = strategy or PROGRESS_KINDS[draws.choose(index.progress_weights[index.has_other_task(row)])]
     shown = row
-    if strategy == "different_instruction" and config.compat == "fixed":
-        # Upstream shows the item under its own text and still labels it 0 (spec B1).
+    if strategy == "different_instruction":
         shown = _other_task_row(index, config, row, draws)
     subject = index.columns.subject(shown)
     triple = draw_triple(draws, subject.num_frames, strategy, config.max_frames)
@@ -113,9 +90,9 @@ def _preference_sample(
 def _graded(index: ManifestIndex, config: SamplingConfig, row: int, draws: Draws) -> tuple[int, int]:
     """Chosen and rejected row for an unsuccessful item: a success of its task beats it.
 
-    Fixed: with `graded_pairs`, suboptimal beats failure too (upstream's chosen trajectory is always a success).
+    A share of `graded_pairs` of them is paired with the other grade instead: suboptimal beats failure.
     """
-    if config.compat == "fixed" and config.graded_pairs > 0 and draws.uniform() < config.graded_pairs:
+    if config.graded_pairs > 0 and draws.uniform() < config.graded_pairs:
         failed = QUALITY_LABELS[index.columns.quality[row]] == "failure"
         others = index.partners.grades["suboptimal" if failed else "failure"]
         if others.size(int(index.columns.task[row])):
@@ -134,10 +111,7 @@ def _pair(index: ManifestIndex, config: SamplingConfig, strategy: str, row: int,
         return row, row, strategy
     value = index.columns.partial_of(row)
     if value is None:
-        others = index.partners.others.group(int(index.columns.task[row]))
-        other = _another(others, row, draws)  # of an unsuccessful row, in compat upstream, one that is not itself
-        assert other is not None, "a row without another of its task is not offered this strategy"
-        return row, int(others[other]), strategy
+        return row, _of_task(index.partners.others, index, row, draws), strategy
     partner = _partner_by_gap(index, config, row, value, draws)
     higher = float(index.columns.partial_success[partner]) > value
     return (partner, row, "partial_success") if higher else (row, partner, "partial_success")

@@ -1,4 +1,4 @@
-"""Which frames of a trajectory are shown: three-point segments, their index paths, thinning and padding (spec 3.5).
+"""Which frames of a trajectory are shown: three-point segments, their index paths, thinning and padding.
 
 Everything is exact integer arithmetic on positions of stored frames; random choices come from a passed `Draws`.
 """
@@ -57,8 +57,7 @@ def draw_triple(draws: Draws, num_frames: int, direction: str, max_frames: int) 
     """Draw a segment of `direction`; None where the trajectory is too short for one.
 
     Three distinct frames f1 < f2 < f3 give forward f1..f3, reverse f3..f1, rewind f1..f3..f2. Clips of one or two
-    frames are drawn as such; a rewind of two frames is a forward pair, as in upstream (`needed_frames` refuses it in
-    compat fixed).
+    frames are drawn as such; `needed_frames` refuses a rewind of two, which would be a forward pair.
     """
     if max_frames == 1:
         return draws.below(num_frames), None, None

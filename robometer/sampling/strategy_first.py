@@ -1,4 +1,4 @@
-"""Mode strategy_first: the strategy is drawn before the source, and the source before the trajectory (spec 3.4)."""
+"""Mode strategy_first: the strategy is drawn before the source, and the source before the trajectory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from itertools import accumulate
 import numpy as np
 
 from robometer.sampling.eligible import PREFERENCE_KINDS, PROGRESS_KINDS, Eligible
-from robometer.sampling.groups import members
 from robometer.sampling.partners import Groups
 from robometer.sampling.segments import Draws
 
 KINDS = {"preference": PREFERENCE_KINDS, "progress": PROGRESS_KINDS}
-
-UPSTREAM_SUBOPTIMAL_SOURCES = "suboptimal_fail"
-"""Group of the sources of which upstream draws suboptimal pairs, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,7 @@ class StrategyFirst:
 
     A strategy that no row can serve has weight 0, and None for a pool.
 
-    Fixed: in compat fixed a source is drawn among all that have a row for the strategy, and every row that is drawn
-    serves it. Upstream draws suboptimal pairs of sources of group `suboptimal_fail` where the corpus has any, and
-    draws source and row again, ten times at most, when a row cannot serve.
-
-    In compat upstream that loop is taken to its limit: a source's weight is its own times the share of its offered
-    rows that can serve. What upstream does after ten failures (the sampler's own strategy, then the other kind) is not
-    followed: strategies without any row are never drawn.
+    A source is drawn among all that have a row for the strategy, and every row that is drawn serves it.
     """
 
     weights: dict[str, tuple[float, ...]]
@@ -91,12 +81,6 @@ def _pool(
         return None
     rows = _by_source(eligible, eligible.serving(kind, strategy), shared)
     weights = source_weights * (rows.sizes > 0)
-    if eligible.upstream:
-        offered = _by_source(eligible, eligible.offered(strategy), shared)
-        weights = weights * rows.sizes / np.maximum(offered.sizes, 1)
-        preferred = np.isin(eligible.columns.sources, members(UPSTREAM_SUBOPTIMAL_SOURCES))
-        if strategy == "suboptimal" and (weights * preferred).any():
-            weights = weights * preferred
     sources = np.flatnonzero(weights)
     return Pool(rows, sources, weights[sources].cumsum()) if len(sources) else None
 

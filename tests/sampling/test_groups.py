@@ -30,14 +30,13 @@ def test_a_source_named_twice_is_there_once() -> None:
 
 @pytest.mark.parametrize("name", group_names())
 def test_every_group_resolves_where_the_corpus_has_all_of_it(name: str) -> None:
-    """Item 12."""
     available = [member.replace("*", "bridge") for member in members(name)]
     assert resolve([name], ["unrelated", *available]) == available
 
 
 @pytest.mark.parametrize("name", group_names())
 def test_a_missing_member_fails_by_its_name(name: str) -> None:
-    """Item 12: the run fails, and says which."""
+    """The run fails, and says which."""
     first, last, *rest = [member.replace("*", "bridge") for member in members(name)]
     with pytest.raises(SamplingError) as failure:
         resolve([name], rest)

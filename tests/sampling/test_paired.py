@@ -33,24 +33,18 @@ def samples(rows: list[dict[str, Any]], config: SamplingConfig, count: int = 200
 
 
 @pytest.mark.parametrize("mode", ["rbm", "strategy_first"])
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_a_success_of_the_other_embodiment_is_shown_as_a_rewind(mode: str, compat: str) -> None:
-    config = SamplingConfig(mode=mode, compat=compat, progress=0.0, preference_strategies=ONLY)
+def test_a_success_of_the_other_embodiment_is_shown_as_a_rewind(mode: str) -> None:
+    config = SamplingConfig(mode=mode, progress=0.0, preference_strategies=ONLY)
     pairs: Counter[tuple[int, int]] = Counter()
     for sample in samples(ROWS, config):
-        if sample.strategy == "suboptimal":  # upstream makes one of every failure
-            assert compat == "upstream"
-            continue
         assert sample.strategy == "paired" and sample.rejected is not None
         pairs[sample.chosen.row, sample.rejected.row] += 1
         assert (np.diff(sample.chosen.positions) > 0).all()
-        if compat == "fixed":  # upstream's thinning may drop the peak
-            steps = np.diff(sample.rejected.positions)
-            turn = int((steps < 0).argmax())
-            assert 0 < turn < len(steps) and (steps[:turn] > 0).all() and (steps[turn:] < 0).all()
+        steps = np.diff(sample.rejected.positions)
+        turn = int((steps < 0).argmax())
+        assert 0 < turn < len(steps) and (steps[:turn] > 0).all() and (steps[turn:] < 0).all()
         assert sample.task == ROWS[sample.chosen.row]["task"]
-    spelled = {(0, 2), (1, 2), (2, 0), (2, 1)} if compat == "fixed" else set()  # upstream: "Pour." is another task
-    assert set(pairs) == spelled | {(6, 7), (7, 6)}
+    assert set(pairs) == {(0, 2), (1, 2), (2, 0), (2, 1), (6, 7), (7, 6)}
 
 
 def test_both_clips_train_their_progress_unless_their_source_is_preference_only() -> None:

@@ -1,4 +1,4 @@
-"""What every plan must hold (spec data.md, appendix E, items 2-8 and 10), on a synthetic manifest."""
+"""What every plan must hold, on a synthetic manifest."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def plans(config: SamplingConfig, count: int = 3000, seed: int = 3) -> Iterator[
     return (plan(index, config, seed, i) for i in range(count))
 
 
-@pytest.fixture(scope="module", params=["fixed", "upstream"])
-def samples(request: pytest.FixtureRequest) -> list[SamplePlan]:
-    return list(plans(SamplingConfig(compat=request.param)))
+@pytest.fixture(scope="module")
+def samples() -> list[SamplePlan]:
+    return list(plans(SamplingConfig()))
 
 
 def pairs(samples: list[SamplePlan], strategy: str) -> list[SamplePlan]:
@@ -70,7 +70,7 @@ def _planned(samples: range) -> list[str]:
 
 
 def test_one_process_and_eight_plan_the_same_stream() -> None:
-    """Item 10: and a run that resumes at sample 300 draws what the uninterrupted one drew."""
+    """A run that resumes at sample 300 draws what the uninterrupted one drew."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["robometer.sampling"])
     with context.Pool(8) as pool:
@@ -119,7 +119,7 @@ def test_every_row_is_an_item_once_per_epoch() -> None:
 
 
 def test_forward_segments_are_spread_as_three_points_are() -> None:
-    """Item 2: of 32 frames, starts average a quarter, ends three quarters, and spans are at least 2."""
+    """Of 32 frames, starts average a quarter, ends three quarters, and spans are at least 2."""
     config = SamplingConfig(preference=0.0, max_frames=32, min_frames_per_trajectory=3)
     config.progress_strategies = ProgressStrategies(forward=1.0, reverse=0.0, rewind=0.0, different_instruction=0.0)
     index = ManifestIndex.from_table(manifest([{}]), config)
@@ -129,7 +129,7 @@ def test_forward_segments_are_spread_as_three_points_are() -> None:
 
 
 def test_segments_of_a_hundred_thousand_draws() -> None:
-    """Item 2, of the draw itself."""
+    """Of the draw itself."""
     triples = [draw_triple(Draws(1, i), 32, "forward", 8) for i in range(100_000)]
     starts, ends = (np.array([triple[side] for triple in triples if triple]) for side in (0, 2))
     assert len(starts) == 100_000 and (ends - starts >= 2).all() and starts.min() == 0 and ends.max() == 31
@@ -137,7 +137,7 @@ def test_segments_of_a_hundred_thousand_draws() -> None:
 
 
 def test_strategies_share_equally_among_those_possible() -> None:
-    """Item 3: a third each without unsuccessful rows of the task, a quarter each with them."""
+    """A third each without unsuccessful rows of the task, a quarter each with them."""
     config = SamplingConfig(progress=0.0)
     plain = manifest([{"task": "one"}, {"task": "two"}])
     index = ManifestIndex.from_table(plain, config)
@@ -159,7 +159,6 @@ def index_item(sample: SamplePlan) -> int:
 
 
 def test_ungraded_unsuccessful_rows_are_rejected_and_shown_whole(samples: list[SamplePlan]) -> None:
-    """Item 4."""
     for sample in samples:
         clips = (sample.a, sample.b)
         rows = [clip.row for clip in clips if clip is not None]
@@ -179,22 +178,12 @@ def test_ungraded_unsuccessful_rows_are_rejected_and_shown_whole(samples: list[S
     assert sum(rejected is not None and rejected.positions.tolist() == spread for rejected in whole) >= 20
 
 
-@pytest.mark.parametrize(
-    ("compat", "drawn"),
-    [
-        ("fixed", {"rewind", "reverse", "different_task"}),
-        ("upstream", {"rewind", "reverse", "different_task", "suboptimal"}),
-    ],
-)
-def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one(compat: str, drawn: set[str]) -> None:
-    """Spec 3.9: the sampler finds no success to reject it against, and goes on as with any other row.
-
-    Of two ungraded failures nobody says which is worse; upstream takes the item for the better one.
-    """
+def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one() -> None:
+    """There is no success to reject it against; of two ungraded failures nobody says which is worse."""
     tasks = ["hopeless", "hopeless", "hopeless", "alone", "done", "done"]
     quality = ["failure", "suboptimal", "failure", "failure", "successful", "failure"]
     table = manifest([{"task": t, "quality_label": q} for t, q in zip(tasks, quality, strict=True)])
-    config = SamplingConfig(compat=compat, progress=0.0)
+    config = SamplingConfig(progress=0.0)
     index = ManifestIndex.from_table(table, config)
     found: dict[int, set[str]] = {}
     for sample in (plan(index, config, 5, i) for i in range(600)):
@@ -210,16 +199,13 @@ def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one(compat:
             assert not clip.progress_mask.any() or tasks[clip.row] == "done"
         if sample.strategy in ("rewind", "reverse"):
             assert rejected.row == chosen.row
-            assert (np.diff(rejected.positions) <= 0).any()  # upstream's thinning may drop the peak
-        elif sample.strategy == "suboptimal":
-            assert tasks[rejected.row] == tasks[chosen.row] and rejected.row != chosen.row
+            assert (np.diff(rejected.positions) < 0).any()
         else:
             assert rejected.row == 4
-    assert found == {0: drawn, 1: drawn, 2: drawn, 3: drawn - {"suboptimal"}}
+    assert found == dict.fromkeys(range(4), {"rewind", "reverse", "different_task"})
 
 
 def test_partial_success_pairs_are_far_enough_apart(samples: list[SamplePlan]) -> None:
-    """Item 5."""
     gaps = set()
     for sample in pairs(samples, "partial_success"):
         assert sample.rejected is not None
@@ -230,7 +216,7 @@ def test_partial_success_pairs_are_far_enough_apart(samples: list[SamplePlan]) -
 
 
 def test_different_task_shows_another_task_without_progress(samples: list[SamplePlan]) -> None:
-    """Item 6: and another spelling is the same task."""
+    """Another spelling is the same task."""
     for sample in pairs(samples, "different_task"):
         assert sample.rejected is not None
         assert QUALITY[sample.rejected.row] == "successful"
@@ -248,17 +234,14 @@ def test_spelling_is_no_difference() -> None:
 
 
 def test_different_instruction_mismatches_video_and_text() -> None:
-    """Item 7 (B1): upstream shows the item itself, labelled 0."""
-    for compat, mismatched in (("fixed", True), ("upstream", False)):
-        found = [s for s in plans(SamplingConfig(compat=compat)) if s.strategy == "different_instruction"]
-        assert found
-        for sample in found:
-            assert (TASKS[sample.a.row] != normalise_task(sample.task)) == mismatched
-            assert not sample.a.progress_target.any() and not sample.a.success_label.any()
+    drawn = [s for s in plans(SamplingConfig()) if s.strategy == "different_instruction"]
+    assert drawn
+    for sample in drawn:
+        assert TASKS[sample.a.row] != normalise_task(sample.task)
+        assert not sample.a.progress_target.any() and not sample.a.success_label.any()
 
 
 def test_rewinds_peak_once_and_reversals_never_rise() -> None:
-    """Item 8."""
     for sample in plans(SamplingConfig(max_frames=8)):
         clip = sample.rejected or sample.a
         steps = np.diff(clip.positions)
@@ -280,7 +263,6 @@ def test_order_of_the_pair_is_a_fair_coin(samples: list[SamplePlan]) -> None:
 
 
 def test_unsuccessful_rows_train_no_success_and_only_graded_ones_progress(samples: list[SamplePlan]) -> None:
-    """Item 9."""
     for sample in samples:
         for clip in (sample.a, sample.b):
             if clip is not None and QUALITY[clip.row] != "successful":
@@ -338,9 +320,8 @@ def test_frames_lie_in_the_trajectory(samples: list[SamplePlan]) -> None:
 
 def test_split_and_length_decide_who_takes_part() -> None:
     rows: list[dict[str, Any]] = [{"split": "held_out"}, {"num_frames": 4}, {"num_frames": 5}, {"num_frames": 6}]
-    for compat, expected in (("fixed", [2, 3]), ("upstream", [3])):
-        index = ManifestIndex.from_table(manifest(rows), SamplingConfig(compat=compat))
-        assert index.preference_rows.tolist() == expected
+    index = ManifestIndex.from_table(manifest(rows), SamplingConfig())
+    assert index.preference_rows.tolist() == [2, 3]
 
 
 def test_nothing_to_sample_is_one_sentence() -> None:

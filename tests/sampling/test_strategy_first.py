@@ -1,4 +1,4 @@
-"""Mode strategy_first (spec 3.4): kind, strategy, source and trajectory are drawn in that order."""
+"""Mode strategy_first: kind, strategy, source and trajectory are drawn in that order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robometer.configs.schema import PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.configs.schema import PreferenceStrategies, SamplingConfig
 from robometer.sampling import ManifestIndex, SamplePlan, SamplingError, plan
 from robometer.trajectory import normalise_task
 from tests.sampling.manifest import manifest, mixed_manifest
 
 
-def settings(compat: str = "fixed", **changes: Any) -> SamplingConfig:
-    return SamplingConfig(**{"mode": "strategy_first", "compat": compat, "progress": 0.0} | changes)
+def settings(**changes: Any) -> SamplingConfig:
+    return SamplingConfig(**{"mode": "strategy_first", "progress": 0.0} | changes)
 
 
 def only(strategy: str) -> PreferenceStrategies:
@@ -44,53 +44,33 @@ def item_shares(rows: list[dict[str, Any]], config: SamplingConfig, rejected: bo
     return {source: count / len(samples) for source, count in sorted(counts.items())}
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_sources_count_alike_however_large_they_are(compat: str) -> None:
-    shares = item_shares(
-        lab("a", 400) + lab("b", 4) + lab("c", 40), settings(compat, preference_strategies=only("rewind"))
-    )
+def test_sources_count_alike_however_large_they_are() -> None:
+    shares = item_shares(lab("a", 400) + lab("b", 4) + lab("c", 40), settings(preference_strategies=only("rewind")))
     np.testing.assert_allclose([shares[s] for s in "abc"], 1 / 3, atol=0.02)
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_sources_are_drawn_by_weight_and_an_unnamed_one_weighs_one(compat: str) -> None:
-    config = settings(compat, preference_strategies=only("rewind"), source_weights={"a": 3.0, "c": 0.0})
+def test_sources_are_drawn_by_weight_and_an_unnamed_one_weighs_one() -> None:
+    config = settings(preference_strategies=only("rewind"), source_weights={"a": 3.0, "c": 0.0})
     shares = item_shares(lab("a", 4) + lab("b", 400) + lab("c", 40), config)
     assert set(shares) == {"a", "b"} and abs(shares["a"] - 0.75) < 0.02
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_trajectories_of_a_source_are_drawn_uniformly(compat: str) -> None:
-    counts = Counter(s.chosen.row for s in plans(lab("a", 20), settings(compat, preference_strategies=only("reverse"))))
+def test_trajectories_of_a_source_are_drawn_uniformly() -> None:
+    counts = Counter(s.chosen.row for s in plans(lab("a", 20), settings(preference_strategies=only("reverse"))))
     assert set(counts) == set(range(20))
     np.testing.assert_allclose([count / 8000 for count in counts.values()], 1 / 20, atol=0.012)
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_strategies_come_in_their_ratio_whatever_the_sources_hold(compat: str) -> None:
+def test_strategies_come_in_their_ratio_whatever_the_sources_hold() -> None:
     """Not so in mode rbm, where failures are pairs of quality and few successes have one."""
     rows = lab("a", 100) + lab("b", 2, quality_label="failure")
     weights = PreferenceStrategies(rewind=4.0, suboptimal=2.0, different_task=1.0, reverse=1.0)
-    counts = Counter(
-        s.strategy for s in plans(rows, settings(compat, preference_strategies=weights, sources=["a", "b"]))
-    )
+    counts = Counter(s.strategy for s in plans(rows, settings(preference_strategies=weights, sources=["a", "b"])))
     shares = [counts[name] / 8000 for name in ("rewind", "suboptimal", "different_task", "reverse")]
-    wanted = [4 / 8, 2 / 8, 1 / 8, 1 / 8]
-    if compat == "upstream":  # half of its draws for different_task are failures of b, which become quality pairs
-        wanted = [4 / 8, 2.5 / 8, 0.5 / 8, 1 / 8]
-    np.testing.assert_allclose(shares, wanted, atol=0.02)
+    np.testing.assert_allclose(shares, [4 / 8, 2 / 8, 1 / 8, 1 / 8], atol=0.02)
 
 
-def test_upstream_draws_suboptimal_pairs_of_its_category() -> None:
-    rows = [row for s in ("lab", "soar_rfm", "other") for row in lab(s, 4) + lab(s, 4, quality_label="failure")]
-    config = settings("upstream", preference_strategies=only("suboptimal"))
-    drawn = item_of_quality_pairs(rows, config)
-    assert set(drawn) == {"soar_rfm"}
-    without = [row for row in rows if row["source"] != "soar_rfm"]
-    np.testing.assert_allclose([item_of_quality_pairs(without, config)[s] for s in ("lab", "other")], 1 / 2, atol=0.02)
-
-
-def test_fixed_draws_suboptimal_pairs_of_every_source_that_has_them() -> None:
+def test_suboptimal_pairs_are_drawn_of_every_source_that_has_them() -> None:
     rows = [row for s in ("lab", "soar_rfm", "other") for row in lab(s, 4) + lab(s, 4, quality_label="failure")]
     shares = item_of_quality_pairs(rows, settings(preference_strategies=only("suboptimal")))
     np.testing.assert_allclose([shares[s] for s in ("lab", "soar_rfm", "other")], 1 / 3, atol=0.02)
@@ -106,37 +86,22 @@ def item_of_quality_pairs(rows: list[dict[str, Any]], config: SamplingConfig) ->
     return {source: count / counts.total() for source, count in counts.items()}
 
 
-def test_upstream_draws_again_where_a_row_cannot_serve() -> None:
-    """Of `roboreward_x`, one row in two has another grade of its task to be paired with: half of its draws fail."""
+def test_rows_that_cannot_serve_take_nothing_from_their_source() -> None:
+    """Of `roboreward_x`, one row in two has another grade of its task to be paired with."""
     graded = {"source": "roboreward_x", "quality_label": "failure"}
     rows = lab("many", 6) + lab("many", 6, quality_label="failure")
     rows += [graded | {"task": f"lone {i}", "partial_success": 0.5} for i in range(6)]
     rows += [graded | {"task": "both", "partial_success": value} for value in (0.2, 0.8) for _ in range(3)]
-    upstream = item_shares(rows, settings("upstream", preference_strategies=only("suboptimal")))
-    assert abs(upstream["roboreward_x"] - 1 / 3) < 0.02  # 1/2 x 1/2 against 1/2
-    fixed = item_shares(rows, settings(preference_strategies=only("suboptimal")))
-    assert abs(fixed["roboreward_x"] - 1 / 2) < 0.02
+    shares = item_shares(rows, settings(preference_strategies=only("suboptimal")))
+    assert abs(shares["roboreward_x"] - 1 / 2) < 0.02
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_kinds_come_in_their_ratio(compat: str) -> None:
-    kinds = Counter(s.kind for s in plans(lab("a", 40), settings(compat, preference=3.0, progress=1.0)))
-    assert abs(kinds["preference"] / 8000 - 0.75) < (0.001 if compat == "fixed" else 0.02)
+def test_kinds_come_in_their_ratio() -> None:
+    kinds = Counter(s.kind for s in plans(lab("a", 40), settings(preference=3.0, progress=1.0)))
+    assert abs(kinds["preference"] / 8000 - 0.75) < 0.001
 
 
-def test_upstream_makes_pairs_of_unsuccessful_rows_asked_for_progress() -> None:
-    """Spec 3.4: only different_instruction is offered them, and they become pairs."""
-    rows = lab("a", 10) + lab("a", 10, quality_label="failure")
-    config = settings("upstream", preference=0.001, progress=1.0)
-    config.progress_strategies = ProgressStrategies(forward=1.0, reverse=0.0, rewind=0.0, different_instruction=1.0)
-    samples = list(plans(rows, config, 4000))
-    counts = Counter((s.kind, s.strategy) for s in samples)
-    assert abs(counts["progress", "forward"] / 4000 - 0.5) < 0.03
-    assert abs(counts["progress", "different_instruction"] / 4000 - 0.25) < 0.03
-    assert abs(counts["preference", "suboptimal"] / 4000 - 0.25) < 0.03
-
-
-def test_fixed_asks_for_progress_only_where_it_is_trained() -> None:
+def test_progress_is_asked_only_where_it_is_trained() -> None:
     graded = [{"source": "roboreward_x", "quality_label": "failure", "partial_success": 0.5}]
     rows = lab("a", 4) + lab("b", 4, quality_label="failure") + lab("epic", 4) + graded
     samples = list(plans(rows, settings(preference=0.0, progress=1.0)))
@@ -144,11 +109,10 @@ def test_fixed_asks_for_progress_only_where_it_is_trained() -> None:
     assert all(s.a.progress_mask.all() for s in samples if s.strategy != "different_instruction")
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_what_is_asked_of_a_row_it_can_serve(compat: str) -> None:
-    """Items 4 to 6, as in mode rbm."""
+def test_what_is_asked_of_a_row_it_can_serve() -> None:
+    """As in mode rbm."""
     table = mixed_manifest()
-    config = settings(compat, progress=1.0)
+    config = settings(progress=1.0)
     index = ManifestIndex.from_table(table, config)
     tasks = [normalise_task(task) for task in table["task"].to_pylist()]
     quality, partial = table["quality_label"].to_pylist(), table["partial_success"].to_pylist()
@@ -164,7 +128,7 @@ def test_what_is_asked_of_a_row_it_can_serve(compat: str) -> None:
         elif sample.strategy == "partial_success":
             assert partial[chosen] - partial[rejected] >= 0.2 - 1e-6 and tasks[chosen] == tasks[rejected]
         elif sample.strategy == "different_task":
-            assert tasks[chosen] != tasks[rejected] or compat == "upstream"  # its spellings are tasks of their own
+            assert tasks[chosen] != tasks[rejected]
             assert not sample.rejected.progress_target.any()
         else:
             assert chosen == rejected
@@ -172,10 +136,8 @@ def test_what_is_asked_of_a_row_it_can_serve(compat: str) -> None:
     assert "partial_success" in seen and ("suboptimal" in seen)
 
 
-@pytest.mark.parametrize("compat", ["fixed", "upstream"])
-def test_same_plan_in_any_order_and_process(compat: str) -> None:
-    """Item 10."""
-    config = settings(compat, progress=1.0, source_weights={"a": 2.0})
+def test_same_plan_in_any_order_and_process() -> None:
+    config = settings(progress=1.0, source_weights={"a": 2.0})
     index = ManifestIndex.from_table(mixed_manifest(), config)
     forward = [repr(plan(index, config, 9, i)) for i in range(300)]
     other = pickle.loads(pickle.dumps(index))

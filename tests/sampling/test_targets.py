@@ -1,4 +1,4 @@
-"""The corrected targets, where they differ from upstream's (model spec 7, items 8-10)."""
+"""Targets, labels and masks, by hand; upstream's are in tests/parity/upstream/test_clips.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from robometer.sampling.segments import keep_position, linspace_positions
 from robometer.sampling.strategies import Rules, Subject, clip_plan
 
 KIND = "absolute_first_frame"
-FIXED = Rules(max_frames=64, progress_target=KIND, min_success=0.5, pad_frames=False, fixed=True)
-UPSTREAM = FIXED._replace(fixed=False)
+RULES = Rules(max_frames=64, progress_target=KIND, min_success=0.5, pad_frames=False)
 
 
 def subject(quality: str = "successful", cutoff: float = 1.0, partial: float | None = None) -> Subject:
@@ -21,23 +20,19 @@ def subject(quality: str = "successful", cutoff: float = 1.0, partial: float | N
 @pytest.mark.parametrize("kind", ["absolute_first_frame", "absolute_wrt_total_frames", "relative_first_frame"])
 @pytest.mark.parametrize("cutoff", [1.0, 0.95, 0.7])
 def test_success_begins_where_progress_reaches_one(kind: str, cutoff: float) -> None:
-    clip = clip_plan(0, subject(cutoff=cutoff), FIXED._replace(progress_target=kind), "forward", None)
+    clip = clip_plan(0, subject(cutoff=cutoff), RULES._replace(progress_target=kind), "forward", None)
     progress = clip.progress_target if kind != "relative_first_frame" else clip.progress_target.cumsum()
     np.testing.assert_array_equal(clip.success_label, (progress > 1 - 1e-5).astype(np.float32))
     assert clip.success_label[-1] == 1 and clip.success_label[: int(cutoff * 32) - 1].sum() == 0
 
 
-def test_upstream_applies_the_cutoff_twice() -> None:
-    begins = {
-        rules.compat: int(clip_plan(0, subject(cutoff=0.95), rules, "forward", None).success_label.argmax())
-        for rules in (FIXED, UPSTREAM)
-    }
-    assert begins == {"fixed": 29, "upstream": 28}
+def test_success_begins_at_the_cutoff() -> None:
+    assert clip_plan(0, subject(cutoff=0.95), RULES, "forward", None).success_label.argmax() == 29
 
 
 @pytest.mark.parametrize(
     ("kind", "cutoff", "progress", "success"),
-    [  # K = int(0.6 x 5) = 3 (spec 3.6)
+    [  # done after int(0.6 x 5) = 3 frames
         ("absolute_wrt_total_frames", 0.6, [0.2, 0.4, 0.6, 1, 1], [0, 0, 0, 1, 1]),
         ("absolute_wrt_total_frames", 1.0, [0.2, 0.4, 0.6, 0.8, 1], [0, 0, 0, 0, 1]),
         ("absolute_first_frame", 0.6, [0, 0.5, 1, 1, 1], [0, 0, 1, 1, 1]),
@@ -46,7 +41,7 @@ def test_upstream_applies_the_cutoff_twice() -> None:
     ],
 )
 def test_targets_of_five_frames_by_hand(kind: str, cutoff: float, progress: list[float], success: list[float]) -> None:
-    rules = FIXED._replace(progress_target=kind)
+    rules = RULES._replace(progress_target=kind)
     clip = clip_plan(0, subject(cutoff=cutoff)._replace(num_frames=5), rules, "forward", None)
     np.testing.assert_allclose(clip.progress_target, progress, atol=1e-6)
     assert clip.success_label.tolist() == success
@@ -63,43 +58,37 @@ def test_the_success_mask_leaves_out_what_is_half_done_and_not_done() -> None:
 
 def test_frames_past_the_cutoff_are_done_in_any_clip() -> None:
     path = np.array([30, 31])
-    assert targets.progress_targets(path, 32, KIND, 0.9).tolist() == [1.0, 1.0]
-    assert targets.progress_targets(path, 32, KIND, 0.9, compat="upstream").tolist() == [0.0, 1.0]
+    assert targets.reached(path, 32, KIND, 0.9).tolist() == [1.0, 1.0]
+    assert targets.reached(path[:0], 32, KIND, 0.9).tolist() == []
 
 
-def test_spec_goldens_of_a_segment() -> None:
-    """Numbers of data.md 3.6: 32 frames, 8 shown."""
+def test_eight_frames_of_thirty_two_by_hand() -> None:
     path = linspace_positions(32, 8)
     assert path.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
     wanted = [0, 0.1379, 0.3103, 0.4483, 0.6207, 0.7586, 0.9310, 1]
-    for compat in ("fixed", "upstream"):
-        np.testing.assert_allclose(targets.progress_targets(path, 32, KIND, 0.95, compat=compat), wanted, atol=5e-5)
+    np.testing.assert_allclose(targets.reached(path, 32, KIND, 0.95), wanted, atol=5e-5)
 
 
 def test_partial_success_is_a_ramp_to_it() -> None:
-    whole = clip_plan(0, subject("failure", partial=0.5), FIXED, "forward", None)
+    whole = clip_plan(0, subject("failure", partial=0.5), RULES, "forward", None)
     np.testing.assert_allclose(whole.progress_target, np.linspace(0, 0.5, 32), atol=1e-6)
-    middle = clip_plan(0, subject("failure", partial=0.5), FIXED, "forward", (0, None, 15))
+    middle = clip_plan(0, subject("failure", partial=0.5), RULES, "forward", (0, None, 15))
     np.testing.assert_allclose(middle.progress_target, whole.progress_target[:16], atol=1e-6)
     assert not whole.success_label.any() and whole.success_mask.all()
-    upstream = clip_plan(0, subject("failure", partial=0.5), UPSTREAM, "forward", None)
-    assert upstream.progress_target.tolist() == [0.0] * 31 + [0.5]
 
 
 def test_success_is_trained_where_it_is_clear() -> None:
-    clip = clip_plan(0, subject(), FIXED, "forward", None)
+    clip = clip_plan(0, subject(), RULES, "forward", None)
     expected = (clip.progress_target < 0.5) | (clip.success_label == 1)
     np.testing.assert_array_equal(clip.success_mask, expected)
     assert 0 < clip.success_mask.sum() < 32
 
 
 def test_the_peak_of_a_rewind_survives_thinning() -> None:
-    rules = FIXED._replace(max_frames=4)
+    rules = RULES._replace(max_frames=4)
     peaks = [clip_plan(0, subject(), rules, "rewind", (0, f3, f2)).positions for f3 in range(2, 32) for f2 in (1,)]
     for f3, positions in enumerate(peaks, start=2):
         assert positions.max() == f3 and len(positions) == min(4, 2 * f3)
-    dropped = clip_plan(0, subject(), rules._replace(fixed=False), "rewind", (0, 30, 1)).positions
-    assert dropped.max() < 30
 
 
 def test_keep_position_moves_the_nearest_inner_one() -> None:
@@ -109,27 +98,15 @@ def test_keep_position_moves_the_nearest_inner_one() -> None:
     assert keep_position(np.array([0, 10, 20, 30]), 20).tolist() == [0, 10, 20, 30]
 
 
-@pytest.mark.parametrize("bins", [2, 10, 32])
-def test_two_hot_round_trip(bins: int) -> None:
-    values = np.linspace(0, 1, 57)
-    hot = targets.two_hot(values, bins)
-    np.testing.assert_allclose(hot.sum(-1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(targets.decode_bins(hot), values, atol=1e-6)
-    assert targets.two_hot(np.array([1.0, 2.0, -1.0]), bins).argmax(-1).tolist() == [bins - 1, bins - 1, 0]
-
-
 def test_names_that_converters_write_find_their_facts() -> None:
-    """B6 and B9: upstream misses them."""
     assert targets.source_facts("fino_net", 1.0) == targets.SourceFacts(0.75, False)
-    assert targets.source_facts("fino_net", 1.0, "upstream") == targets.SourceFacts(1.0, False)
     assert targets.source_facts("galaxea_part3_r1_lite", 1.0) == targets.SourceFacts(0.8, True)
-    missed = "roboreward_dlr_edan_shared_control_converted_externally_to_rlds"
-    assert targets.source_facts(missed, 1.0) == targets.SourceFacts(0.95, True)
-    assert targets.source_facts(missed, 1.0, "upstream") == targets.SourceFacts(0.95, False)
+    listed = "roboreward_dlr_edan_shared_control_converted_externally_to_rlds"
+    assert targets.source_facts(listed, 1.0) == targets.SourceFacts(0.95, True)
     assert targets.source_facts("a new source", 0.9) == targets.SourceFacts(0.9, False)
 
 
 def test_shared_arrays_cannot_be_changed() -> None:
-    clip = clip_plan(0, subject(), FIXED, "forward", None)
+    clip = clip_plan(0, subject(), RULES, "forward", None)
     with pytest.raises(ValueError, match="read-only"):
         clip.progress_target[0] = 7.0
