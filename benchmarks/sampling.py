@@ -29,7 +29,7 @@ from robometer.models.collate import collate_targets
 from robometer.sampling import ManifestIndex, SamplePlan, plan
 
 SIZES = (10**4, 10**5, 10**6)
-MODES = ("rbm", "strategy_first")
+MODES = ("trajectory_first", "strategy_first")
 ROUNDS, ROUND_SAMPLES, WARM_UP = 7, 4000, 20_000
 TRAJECTORIES, BATCHES, BATCH_SIZE = 200, 5, 16
 
@@ -88,23 +88,23 @@ def _draw(index: ManifestIndex, first: int, count: int) -> list[SamplePlan]:
 def print_plans() -> None:
     """The first table."""
     print("Sampling: plans of 8 frames, all strategies; median (least, most) of 7 rounds of 4,000")
-    print(f"{'mode':<15}{'rows':>9}{'build s':>9}{'index MB':>10}{'RSS MB':>8}{'plans/s/core':>28}")
+    print(f"{'mode':<17}{'rows':>9}{'build s':>9}{'index MB':>10}{'RSS MB':>8}{'plans/s/core':>28}")
     for mode in MODES:
         rates = plan_rates(mode)
         for size in SIZES:
             with get_context("spawn").Pool(1) as pool:  # a process of its own: RSS is of this index alone
                 cost = pool.apply(memory, (mode, size))
             spread = f"{statistics.median(rates[size]):,.0f} ({min(rates[size]):,.0f}, {max(rates[size]):,.0f})"
-            print(f"{mode:<15}{size:>9}{cost.build_s:>9.2f}{cost.size_mb:>10.1f}{cost.rss_mb:>8.1f}{spread:>28}")
+            print(f"{mode:<17}{size:>9}{cost.build_s:>9.2f}{cost.size_mb:>10.1f}{cost.rss_mb:>8.1f}{spread:>28}")
         ratio = statistics.median(large / small for small, large in zip(rates[SIZES[0]], rates[SIZES[-1]], strict=True))
-        print(f"{mode:<15}rate at 10^6 : rate at 10^4 = {ratio:.2f}")
+        print(f"{mode:<17}rate at 10^6 : rate at 10^4 = {ratio:.2f}")
 
 
 def print_input() -> None:
     """The second table."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpora.corpus(Path(folder), TRAJECTORIES)
-        config = Config(sampling=settings("rbm"), model=ModelConfig(kind="robometer", base_model="tiny"))
+        config = Config(sampling=settings("trajectory_first"), model=ModelConfig(kind="robometer", base_model="tiny"))
         config.sampling.progress = 0.0  # pairs only
         index = ManifestIndex.from_table(corpus.manifest, config.sampling)
         size_kb = sum(corpus.manifest["size_bytes"].to_pylist()) / TRAJECTORIES / corpora.NUM_FRAMES / 1e3

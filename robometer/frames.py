@@ -77,7 +77,8 @@ class FrameSettings:
 
 
 UPSTREAM = FrameSettings(32, 240, 0)
-"""Of the public weights, which say nothing about it: upstream's preprocessing stores raw frames (spec/data.md 1.5)."""
+"""Of the public weights, which say nothing about it: upstream stores raw frames
+(robometer/data/scripts/preprocess_datasets.py)."""
 
 
 def shown_to(scorer: object) -> FrameSettings | None:

@@ -111,13 +111,6 @@ def thin(num_frames: int, max_frames: int) -> np.ndarray:
     return np.rint(np.linspace(0, num_frames - 1, max_frames)).astype(np.int64)
 
 
-def at_fps(num_frames: int, native_fps: float, fps: float) -> np.ndarray:
-    """Indices of a video's frames at `fps`, as upstream's example client picks them; 0 or less keeps all."""
-    rate = fps if fps > 0 else native_fps
-    wanted = num_frames if native_fps <= 0 else round(num_frames * rate / native_fps)
-    return np.linspace(0, num_frames - 1, min(max(wanted, 1), num_frames)).astype(np.int64)
-
-
 def resize_short_edge(frame: np.ndarray, short_edge: int) -> np.ndarray:
     """Scale a frame [H, W, 3] so that its short edge is `short_edge`; sides are even (upstream helpers.py:210-226)."""
     height, width = frame.shape[:2]

@@ -398,6 +398,11 @@ MUTANTS = (
            'client.set_terminated(run_id, "FAILED")', 'client.set_terminated(run_id, "FINISHED")', "tests/test_tracking.py"),
     Mutant("the worst trial wins", "pipelines/sweep.py",
            'ascending=mode == "min"', 'ascending=mode != "min"', "tests/test_sweep.py -m slow -k ends_with_a_table"),
+    Mutant("upstream's progress loss is the mean that was meant", "parity/upstream/losses.py",
+           "progress_weight=config.progress_weight / frames", "progress_weight=config.progress_weight",
+           "tests/parity/upstream/test_losses.py"),
+    Mutant("upstream keeps the peak of a rewind", "parity/upstream/clips.py",
+           "and triple[1] not in positions", "and triple[1] in positions", "tests/parity/upstream/test_clips.py"),
     Mutant("parity passes numbers that are not there", "parity/difference.py",
            "return Row(case, what, math.inf, tolerance)", "return Row(case, what, 0.0, tolerance)", "tests/parity/test_difference.py"),
 )

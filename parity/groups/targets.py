@@ -93,7 +93,8 @@ def _segment_path(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
 
 
 def _thinning(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
-    positions = segments.linspace_positions(recorded["total"], recorded["num_frames"], recorded["end_idx"])
+    total, end = recorded["total"], recorded["end_idx"]
+    positions = segments.linspace_positions(total if end is None else min(end + 1, total), recorded["num_frames"])
     yield exact(case, "thinned positions", positions.tolist(), recorded["indices"])
     # Frame i of the recorded video holds the number i.
     yield exact(case, "frames picked", np.arange(recorded["total"])[positions].tolist(), recorded["picked"])
@@ -101,7 +102,9 @@ def _thinning(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
 
 def _padding(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
     for name in ("frames", "progress"):
-        padded = segments.pad(np.array(recorded[name]), recorded["max_frames"], recorded["pad_from"])
+        # Padded on the left is what is padded on the right, seen from the other end.
+        turn = -1 if recorded["pad_from"] == "left" else 1
+        padded = segments.pad(np.array(recorded[name])[::turn], recorded["max_frames"])[::turn]
         yield exact(case, f"padded {name}", padded.tolist(), recorded[f"out_{name}"])
 
 
@@ -114,12 +117,12 @@ def _success_labels(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
 def _supervision_of(recorded: dict[str, Any]) -> float:
     source = recorded["data_source"]
     return float(
-        targets.supervises_progress(
+        clips.supervises_progress(
             recorded["quality_label"],
             source,
             recorded["partial_success"],
             clips.is_preference_only(source),
-            rewind=recorded["data_gen_strategy"] == "rewind",
+            recorded["data_gen_strategy"] == "rewind",
         )
     )
 

@@ -19,11 +19,12 @@ from parity.difference import close, exact, wrong_upstream
 from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
+from parity.upstream.protocol import frames_at_rate
 from robometer.configs.schema import SamplingConfig
 from robometer.recording import VideoFile
 from robometer.sampling.index import ManifestIndex
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS
-from robometer.video import at_fps, thin
+from robometer.video import thin
 
 GROUP = "g_video"
 _LEVELS = 2.0
@@ -46,9 +47,9 @@ def _video(case: str, path: Path, recorded: dict[str, Any], pixels: Mapping[str,
     yield exact(case, "frames and rate", [count, fps], [recorded["total_frames"], recorded["native_fps"]])
     yield from _frames(case, f"{name}.all", video.frames, recorded["all_frames"], pixels)
     for rate, extract in recorded["extract"].items():
-        index = at_fps(count, fps, float(rate))
+        index = frames_at_rate(count, fps, float(rate))
         yield exact(f"{case}/{rate} fps", "frames at a rate", index.tolist(), extract["indices"])
-        picked = VideoFile(path).read(partial(at_fps, fps=float(rate))).frames
+        picked = VideoFile(path).read(partial(frames_at_rate, fps=float(rate))).frames
         yield from _frames(f"{case}/{rate} fps", f"{name}.fps{rate}", picked, extract, pixels)
     for most, stored in recorded["preprocess"].items():
         yield from _stored(f"{case}/at most {most}", f"{name}.pre{most}", video.frames, int(most), stored, pixels)

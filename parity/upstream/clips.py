@@ -121,6 +121,15 @@ def last_frame_mask(positions: np.ndarray, length: int, subject: Subject) -> np.
     return mask
 
 
+def supervises_progress(
+    quality_label: str | None, source: str | None, partial_success: float | None, preference_only: bool, rewind: bool
+) -> bool:
+    """Our answer, but the rewind of a trajectory without a quality label trains progress too."""
+    unlabelled = quality_label not in ("successful", *targets.NON_SUCCESSFUL)
+    ours = targets.supervises_progress(quality_label, source, partial_success, preference_only)
+    return ours or (unlabelled and rewind and not preference_only)
+
+
 def is_preference_only(source: str | None) -> bool:
     """Our list by its own names alone, without the one that upstream misses."""
     return source in targets.source_lists()["preference_only"] and source != MISSED_PREFERENCE_ONLY

@@ -90,6 +90,13 @@ def client_frames(frames: np.ndarray, max_frames: int = CLIENT_FRAMES) -> np.nda
     return frames[np.pad(kept, (0, max_frames - len(kept)), mode="edge")]
 
 
+def frames_at_rate(num_frames: int, native_fps: float, fps: float) -> np.ndarray:
+    """Indices int64 of the frames that the example client takes of a video at `fps`; 0 or less keeps all."""
+    rate = fps if fps > 0 else native_fps
+    wanted = num_frames if native_fps <= 0 else round(num_frames * rate / native_fps)
+    return np.linspace(0, num_frames - 1, min(max(wanted, 1), num_frames)).astype(np.int64)
+
+
 def prefixes(clip: Clip) -> list[Clip]:
     """Every prefix of a clip, shortest first, each as `PREFIX_FRAMES` frames at truncated even positions."""
     ends = range(len(clip))

@@ -1,6 +1,6 @@
-"""RL-VLM-F (2402.03681): a chat model says which of two last frames is closer to the task.
+"""RL-VLM-F (arXiv 2402.03681): a chat model says which of two last frames is closer to the task.
 
-Asked in one stage, where the authors let the model describe first and judge in a second request (spec 3.7).
+Asked in one stage, where the authors let the model describe first and judge in a second request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Robo-Dopamine's general reward model, GRM (arXiv 2512.23703): how far one moment is ahead of another (spec 3.6)."""
+"""Robo-Dopamine's general reward model, GRM (arXiv 2512.23703): how far one moment is ahead of another."""
 
 from __future__ import annotations
 

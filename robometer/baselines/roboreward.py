@@ -1,4 +1,4 @@
-"""RoboReward (arXiv 2601.00675): a model that grades the end of an episode from 1 to 5 (spec 3.5)."""
+"""RoboReward (arXiv 2601.00675): a model that grades the end of an episode from 1 to 5."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ a major requirement.
 Task: {task}"""
 """The authors' wording (their model card, CC-BY-4.0), which the published weights depend on."""
 
-# Each grade costs an answer; the published protocol asks for this many prefixes (spec 0).
+# Each grade costs an answer; the published protocol asks for this many prefixes.
 _PREFIXES, _MAX_FRAMES, _FPS = 5, 64, 1.0
 _MAX_NEW_TOKENS = 128
 # Where qwen_vl_utils 0.0.14 keeps the frames of a video: 128 to 768 features of 32 x 32 px.

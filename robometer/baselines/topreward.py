@@ -1,6 +1,6 @@
 """TOPReward (arXiv 2602.19313): how sure a model without any training on rewards is that the video shows the task done.
 
-The reward of a prefix is log P("True"), the probability of that word as the first one of the answer (spec 3.8).
+The reward of a prefix is log P("True"), the probability of that word as the first one of the answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TopReward(ProgressScorer):
     """Progress is the log-probability scaled to [0, 1] within each clip; clips are ranked by that of the whole clip.
 
     The scaling is the published one (a clip of one or two frames, or of equal rewards, is 1 throughout). It makes the
-    last value the best of the clip more often than not, so that it cannot rank clips: hence `rank` (spec 7, row 16).
+    last value the best of the clip more often than not, so that it cannot rank clips: hence `rank`.
     """
 
     name = "topreward"

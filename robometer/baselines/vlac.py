@@ -1,4 +1,4 @@
-"""VLAC (arXiv 2509.15937): a critic that says by how much a robot got closer between two frames (spec 3.4).
+"""VLAC (arXiv 2509.15937): a critic that says by how much a robot got closer between two frames.
 
 Two models can be the critic. The authors' weights are of a kind that runs only in their own package, `evo_vlac`, which
 needs an old transformers and so an environment of its own (`robometer.baselines.runtime_env`). Any other

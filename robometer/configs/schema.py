@@ -102,7 +102,8 @@ class SamplingConfig:
     """What the plan draws. Names follow upstream's `data` group."""
 
     max_frames: int = 16
-    mode: str = "rbm"  # rbm: walk over the trajectories | strategy_first: strategy, source, then trajectory
+    # what is drawn first: trajectory_first (a walk over all of them) | strategy_first (strategy, source, trajectory)
+    mode: str = "trajectory_first"
     sources: list[str] = field(default_factory=list)  # sources and groups (sampling/groups.yaml); empty: all
     source_weights: dict[str, float] = field(default_factory=dict)  # +...={lab:2}, by source or group; else 1
     preference: float = 1.0  # weight of preference samples (upstream trains on these only)
@@ -119,11 +120,11 @@ class SamplingConfig:
     graded_pairs: float = 0.0  # share of unsuccessful items paired with the other grade: suboptimal beats failure
     feature_noise: float = 0.0  # of each frame's embedding, in standard deviations of each dimension
     clip_noise: float = 0.0  # the same, one shift for all frames of a clip
-    pad_frames: bool = False  # upstream repeats the last frame up to max_frames and supervises it
+    pad_frames: bool = False  # repeat the last frame up to max_frames and train it, as the public weights were
     split: str = "train"
 
     def __post_init__(self) -> None:
-        _one_of("sampling.mode", self.mode, ("rbm", "strategy_first"))
+        _one_of("sampling.mode", self.mode, ("trajectory_first", "strategy_first"))
         _one_of(
             "sampling.progress_target",
             self.progress_target,
@@ -204,8 +205,8 @@ class LossConfig:
     progress_weight: float = 1.0
     success_weight: float = 1.0
     preference_weight: float = 1.0
-    balance_success: bool = True  # positives and negatives count alike (upstream meant to, and does not)
-    supervise_b: bool = True  # progress and success of the second trajectory of a pair too (upstream: first only)
+    balance_success: bool = True  # positives and negatives count alike, however many there are
+    supervise_b: bool = True  # progress and success of both trajectories of a pair are trained, else of the first only
     pair_progress: bool = True  # progress of pairs is trained (upstream's predict_pref_progress), else of single clips
 
 

@@ -116,7 +116,7 @@ def dry_descriptions(folder: str | Path) -> Iterator[Description]:
     """Both public layouts at the size of a base model whose `config.json` and tokenizer lie in `folder`.
 
     Names and shapes of the backbone are those of transformers' own classes, those of the heads are the published ones
-    (spec 5.2), so that comparing them with our model says whether the public weights will load.
+    (`robometer/Robometer-4B`), so that comparing them with our model says whether the public weights will load.
     """
     from robometer.models.robometer import load_processor
 

@@ -144,18 +144,22 @@ def from_ours(values: Values) -> Config:
     """Our configuration, also as an earlier version wrote it.
 
     A setting that is no more is an error where it makes the model, and passed over elsewhere (how a run was trained,
-    which machine it ran on): a checkpoint outlives those. An earlier version wrote `sampling.compat: fixed` where it
-    meant what is the only behaviour now.
+    which machine it ran on): a checkpoint outlives those.
     """
     known = to_dict(Config())
-    if (values.get("sampling") or {}).get("compat") == "fixed":
-        values = {**values, "sampling": {k: v for k, v in values["sampling"].items() if k != "compat"}}
+    values = {**values, "sampling": _sampling_of_today(values.get("sampling") or {})}
     kept = {
         section: entries if section in _OF_THE_MODEL else {k: v for k, v in entries.items() if k in known[section]}
         for section, entries in values.items()
         if section in _OF_THE_MODEL or section in known
     }
     return from_dict(kept)
+
+
+def _sampling_of_today(sampling: Values) -> Values:
+    """`mode: rbm` was the name of `trajectory_first`; `compat: fixed` said what every run does now."""
+    renamed = {**sampling, "mode": "trajectory_first"} if sampling.get("mode") == "rbm" else dict(sampling)
+    return {key: value for key, value in renamed.items() if (key, value) != ("compat", "fixed")}
 
 
 def from_upstream(values: Values) -> Config:

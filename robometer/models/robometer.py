@@ -24,9 +24,9 @@ class Robometer(RewardHeads):
     """Progress and success of each frame, and the preference between two trajectories.
 
     The heads read the backbone's last hidden states after its final norm: for the preference at `<|pref_token|>`, for
-    a frame at the `<|prog_token|>` behind it, or without those tokens the pooled states of the frame's own tokens
-    (spec 1.5). The language model is causal, so that prediction t of a clip depends on the task and frames 1..t; in a
-    pair B sees A, and A does not see B.
+    a frame at the `<|prog_token|>` behind it, or without those tokens the pooled states of the frame's own
+    tokens. The language model is causal, so that prediction t of a clip depends on the task and frames 1..t; in a pair
+    B sees A, and A does not see B.
 
     Batch inputs, of B samples that show F frames in N tokens, D of the frames distinct:
         `input_ids` int64 [N], all samples one after another; `sequence_length` int64 [B];

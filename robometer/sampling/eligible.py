@@ -55,7 +55,7 @@ class Eligible:
         )
 
     def preference(self) -> np.ndarray:
-        """Rows that make a pair in mode rbm.
+        """Rows that make a pair in mode trajectory_first.
 
         Those that are shown whole count as `suboptimal`, so that a weight of 0 leaves them out.
         """
@@ -64,12 +64,12 @@ class Eligible:
         return np.asarray(self.usable & (self.whole & wanted | drawn))
 
     def progress(self) -> np.ndarray:
-        """Rows that make a progress sample in mode rbm: those whose progress is trained."""
+        """Rows that make a progress sample in mode trajectory_first: those whose progress is trained."""
         can = (np.array([w[-1] for w in self.progress_weights]) > 0)[self._other]
         return np.asarray(self.usable & self.columns.supervised & can)
 
     def serving(self, kind: str, strategy: str) -> np.ndarray:
-        """Rows that make a sample of `kind` in mode strategy_first: those to which mode rbm may give `strategy`."""
+        """Rows that make a sample of `kind` in mode strategy_first: those to which the other mode may give `strategy`."""
         if kind == "preference":
             drawn = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
             return np.asarray(self.usable & (self.whole & (strategy == "suboptimal") | drawn))

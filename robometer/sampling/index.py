@@ -33,8 +33,8 @@ class ManifestIndex:
         columns: facts by row.
         partners: rows by what they can be paired with.
         options: preference strategies that a row can serve, bit k for `PREFERENCE_KINDS[k]`, uint8 [R].
-        preference_walk, progress_walk: rows that mode rbm walks through.
-        strategy_first: what mode strategy_first draws from; None in mode rbm.
+        preference_walk, progress_walk: rows that mode trajectory_first walks through.
+        strategy_first: what mode strategy_first draws from; None in mode trajectory_first.
         preference_weights: running sums of the strategies' weights for each value of `options`.
         progress_weights: running sums of the strategies' weights, without and with another task to be had.
     """

@@ -18,8 +18,8 @@ def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: 
     """Which rows, frames and targets make sample `sample_index` of the stream `seed`.
 
     The same arguments give the same plan in any process and order. Preference and progress samples alternate in their
-    exact ratio. In mode rbm each kind walks through all its rows before it starts again, in a new order; with source
-    weights, through each source's rows. Mode strategy_first: see `StrategyFirst`.
+    exact ratio. In mode trajectory_first each kind walks through all its rows before it starts again, in a new order;
+    with source weights, through each source's rows. Mode strategy_first: see `StrategyFirst`.
 
     Raises:
         SamplingError: `sample_index` is negative, or `index` was built with other settings.

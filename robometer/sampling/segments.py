@@ -112,19 +112,17 @@ def _leg(first: int, last: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def linspace_positions(total: int, count: int, end: int | None = None) -> np.ndarray:
+def linspace_positions(total: int, count: int) -> np.ndarray:
     """At most `count` of `total` positions, evenly spaced, first and last always among them, int64 [<= count].
 
-    With `end`, only positions up to and including it. One position is the last. Halves round to even (numpy rint).
-    The result is shared: it is read-only.
+    One position is the last. Halves round to even (numpy rint). The result is shared: it is read-only.
     """
-    length = total if end is None else min(end, total - 1) + 1
-    if length <= count:
-        positions = np.arange(length)
+    if total <= count:
+        positions = np.arange(total)
     elif count == 1:
-        positions = np.array([length - 1])
+        positions = np.array([total - 1])
     else:
-        positions = np.rint(np.linspace(0, length - 1, count)).astype(np.int64)
+        positions = np.rint(np.linspace(0, total - 1, count)).astype(np.int64)
     positions.flags.writeable = False
     return positions
 
@@ -140,11 +138,9 @@ def keep_position(positions: np.ndarray, wanted: int) -> np.ndarray:
     return moved
 
 
-def pad(values: np.ndarray, length: int, side: str = "right") -> np.ndarray:
-    """Repeat the last entry on the right (or the first on the left) up to `length` entries along the first axis."""
+def pad(values: np.ndarray, length: int) -> np.ndarray:
+    """Repeat the last entry up to `length` entries along the first axis."""
     missing = length - len(values)
     if missing <= 0 or len(values) == 0:
         return values
-    if side == "left":
-        return np.concatenate([np.repeat(values[:1], missing, axis=0), values])
     return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])

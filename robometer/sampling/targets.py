@@ -105,17 +105,11 @@ def success_mask(progress: np.ndarray, labels: np.ndarray, quality_label: str | 
 
 
 def supervises_progress(
-    quality_label: str | None,
-    source: str | None,
-    partial_success: float | None,
-    preference_only: bool,
-    rewind: bool = False,
+    quality_label: str | None, source: str | None, partial_success: float | None, preference_only: bool
 ) -> bool:
-    """Whether a trajectory trains progress: where it succeeded, where it was graded, and played as a rewind."""
+    """Whether a trajectory trains progress: where it succeeded, and where RoboReward graded it."""
     if preference_only:
         return False
     if partial_success is not None and "roboreward" in (source or ""):
         return True
-    if quality_label in NON_SUCCESSFUL:
-        return False
-    return quality_label == "successful" or rewind
+    return quality_label == "successful"

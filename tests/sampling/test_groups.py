@@ -1,4 +1,4 @@
-"""Groups of sources: their members are the spec's (data.md, appendix B), and what is missing is named."""
+"""Groups of sources: their members are those of upstream's lists, and what is missing is named."""
 
 from __future__ import annotations
 

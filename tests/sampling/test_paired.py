@@ -32,7 +32,7 @@ def samples(rows: list[dict[str, Any]], config: SamplingConfig, count: int = 200
     return [plan(index, config, 5, i) for i in range(count)]
 
 
-@pytest.mark.parametrize("mode", ["rbm", "strategy_first"])
+@pytest.mark.parametrize("mode", ["trajectory_first", "strategy_first"])
 def test_a_success_of_the_other_embodiment_is_shown_as_a_rewind(mode: str) -> None:
     config = SamplingConfig(mode=mode, progress=0.0, preference_strategies=ONLY)
     pairs: Counter[tuple[int, int]] = Counter()

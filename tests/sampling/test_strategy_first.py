@@ -62,7 +62,7 @@ def test_trajectories_of_a_source_are_drawn_uniformly() -> None:
 
 
 def test_strategies_come_in_their_ratio_whatever_the_sources_hold() -> None:
-    """Not so in mode rbm, where failures are pairs of quality and few successes have one."""
+    """Not so in mode trajectory_first, where failures are pairs of quality and few successes have one."""
     rows = lab("a", 100) + lab("b", 2, quality_label="failure")
     weights = PreferenceStrategies(rewind=4.0, suboptimal=2.0, different_task=1.0, reverse=1.0)
     counts = Counter(s.strategy for s in plans(rows, settings(preference_strategies=weights, sources=["a", "b"])))
@@ -110,7 +110,7 @@ def test_progress_is_asked_only_where_it_is_trained() -> None:
 
 
 def test_what_is_asked_of_a_row_it_can_serve() -> None:
-    """As in mode rbm."""
+    """As in mode trajectory_first."""
     table = mixed_manifest()
     config = settings(progress=1.0)
     index = ManifestIndex.from_table(table, config)

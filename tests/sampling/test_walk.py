@@ -1,4 +1,4 @@
-"""The walk through the rows of mode rbm: every row once before any again, and sources by their weights."""
+"""The walk through the rows of mode trajectory_first: every row once before any again, and sources by their weights."""
 
 from __future__ import annotations
 

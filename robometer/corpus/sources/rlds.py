@@ -58,7 +58,7 @@ VIEWS = {
     "droid": ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"),
     "robo_set": ("image_right", "image_left"),
 }
-"""Cameras that upstream takes, where those are not all external ones (spec data.md, appendix D)."""
+"""Cameras that upstream takes, where those are not all external ones."""
 
 READ_BY = {"soar_dataset": "soar", "merge_dataset_large_r1_lite": "galaxea"}
 """Data sets whose labels or tasks another format of ours knows how to read."""

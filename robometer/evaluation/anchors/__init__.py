@@ -1,4 +1,4 @@
-"""Published results (spec evaluation 9) as data, to stand beside ours; `published.yaml` has them with their sources."""
+"""Published results as data, to stand beside ours; `published.yaml` has them with their sources."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def anchors() -> dict[str, Anchor]:
 
 
 def common_caveats() -> list[str]:
-    """Why a number of ours may differ from any of them (spec evaluation 9.5)."""
+    """Why a number of ours may differ from any of them."""
     return list(_file()["caveats"])
 
 

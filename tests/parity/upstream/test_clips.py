@@ -96,6 +96,16 @@ def test_one_name_is_missing_from_the_list_of_preference_only_sources() -> None:
     assert not clips.is_preference_only(None)
 
 
+@pytest.mark.parametrize(
+    ("quality", "preference_only", "supervised"), [(None, False, True), (None, True, False), ("failed", False, False)]
+)
+def test_the_rewind_of_an_unlabelled_trajectory_trains_progress(
+    quality: str | None, preference_only: bool, supervised: bool
+) -> None:
+    assert clips.supervises_progress(quality, "lab", None, preference_only, rewind=True) == supervised
+    assert not clips.supervises_progress(quality, "lab", None, preference_only, rewind=False)
+
+
 def test_a_negative_value_wraps_around_to_the_last_bins() -> None:
     rows = clips.two_hot(np.array([0.5, 1.0, -0.25, -0.125]), 5)
     wanted = [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0.5, 0, 0, 0, 0.5]]

@@ -14,6 +14,7 @@ from parity.upstream.protocol import (
     ProtocolError,
     answer,
     client_frames,
+    frames_at_rate,
     prefixes,
     read_body,
     read_form,
@@ -125,3 +126,9 @@ def test_clips_of_unequal_length_are_answered_as_each_alone() -> None:
     together = answer(judge, Asked(clips))["outputs_progress"]["progress_pred"]
     for values, clip in zip(together, clips, strict=True):
         assert values == pytest.approx(answer(judge, Asked([clip]))["outputs_progress"]["progress_pred"][0], abs=1e-5)
+
+
+def test_frames_at_a_rate_are_spread_over_the_whole_video() -> None:
+    assert frames_at_rate(10, 10.0, 3.0).tolist() == [0, 4, 9]
+    assert frames_at_rate(3, 10.0, 1.0).tolist() == [0]
+    assert frames_at_rate(4, 10.0, 0.0).tolist() == frames_at_rate(4, 0.0, 2.0).tolist() == [0, 1, 2, 3]
