@@ -69,7 +69,7 @@ class Eligible:
         return np.asarray(self.usable & self.columns.supervised & can)
 
     def serving(self, kind: str, strategy: str) -> np.ndarray:
-        """Rows that make a sample of `kind` in mode strategy_first: those to which the other mode may give `strategy`."""
+        """Rows that make a sample of `kind` in mode strategy_first: those to which the other mode gives `strategy`."""
         if kind == "preference":
             drawn = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
             return np.asarray(self.usable & (self.whole & (strategy == "suboptimal") | drawn))
