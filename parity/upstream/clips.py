@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from robometer import losses
-from robometer.batch import progress_from_logits
 from robometer.sampling import segments, strategies, targets
 from robometer.sampling.segments import Triple
 from robometer.sampling.strategies import Rules, Subject
@@ -34,11 +33,10 @@ class Shown(NamedTuple):
 
 
 def shown_clip(subject: Subject, rules: Rules, strategy: str, triple: Triple | None, last_frame_only: bool) -> Shown:
-    """Our clip, but for what upstream does otherwise.
+    """What upstream shows and asks: our clip, but for these mistakes.
 
-    Its thinning may drop the peak of a rewind; relative targets are differences before thinning, not after; success
-    begins where progress, which the cut-off has scaled, reaches the cut-off once more; targets: see
-    `progress_targets`.
+    Thinning may drop the peak of a rewind. Relative targets are differences before thinning, not after. The cut-off
+    scales progress, and then success begins where that reaches the cut-off once more. `progress_targets` has the rest.
 
     Args:
         last_frame_only: upstream's `predict_last_frame_partial_progress`, see `last_frame_mask`.
@@ -56,7 +54,7 @@ def shown_clip(subject: Subject, rules: Rules, strategy: str, triple: Triple | N
         label = success_labels(target, subject.quality_label, subject.cutoff)
     positions, target, label = (segments.pad(values, length) for values in (positions, target, label))
     shown = Shown(positions, target, label, mask)
-    if strategy == "rewind" and _drops_peak(positions, triple):
+    if strategy == "rewind" and not _shows_peak(positions, triple):
         return shown
     clip = strategies.clip_plan(0, subject, rules, strategy, triple)
     if not right_targets(path, *facts):
@@ -65,9 +63,12 @@ def shown_clip(subject: Subject, rules: Rules, strategy: str, triple: Triple | N
     return ours if subject.cutoff == 1 else ours._replace(label=shown.label)
 
 
-def _drops_peak(positions: np.ndarray, triple: Triple | None) -> bool:
-    """Whether thinning left out the frame at which a rewind turns back."""
-    return triple is not None and triple[1] is not None and triple[1] not in positions
+def _shows_peak(positions: np.ndarray, triple: Triple | None) -> bool:
+    """Whether the frame at which a rewind turns back is among `positions`; a segment without a middle has none."""
+    if triple is None or triple[1] is None:
+        return True
+    start, middle, _ = triple
+    return start < middle and middle in positions
 
 
 def right_targets(
@@ -144,9 +145,8 @@ def two_hot(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def decoded(probabilities: np.ndarray) -> np.ndarray:
-    """Progress [...] of probabilities [..., bins]; upstream takes those for logits that do not sum to exactly 1."""
-    with np.errstate(divide="ignore"):
-        return progress_from_logits(torch.from_numpy(np.log(probabilities))).numpy()
+    """Progress float64 [...] of probabilities [..., bins]; upstream takes those for logits that do not sum to 1."""
+    return np.asarray(probabilities, dtype=np.float64) @ np.linspace(0.0, 1.0, np.shape(probabilities)[-1])
 
 
 def nearest_bin(values: np.ndarray, bins: int) -> np.ndarray:
