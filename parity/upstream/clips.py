@@ -65,10 +65,8 @@ def shown_clip(subject: Subject, rules: Rules, strategy: str, triple: Triple | N
 
 def _shows_peak(positions: np.ndarray, triple: Triple | None) -> bool:
     """Whether the frame at which a rewind turns back is among `positions`; a segment without a middle has none."""
-    if triple is None or triple[1] is None:
-        return True
-    start, middle, _ = triple
-    return start < middle and middle in positions
+    start, middle, _ = triple or (0, None, None)
+    return middle is None or (start < middle and middle in positions)
 
 
 def right_targets(
