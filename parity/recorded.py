@@ -11,7 +11,7 @@ from typing import Any
 from parity.row import Row
 
 EXACT, FLOAT64, FLOAT32 = 0.0, 1e-9, 1e-5
-"""Tolerances of golden/README.md: what must be equal, float64 maths, float32 metrics and values over HTTP."""
+"""Tolerances: what must be equal, float64 maths, float32 metrics and values over HTTP."""
 
 Record = dict[str, Any]
 

@@ -42,12 +42,12 @@ def _judged(record: Record, order: list[str]) -> list[Judged]:
     results: dict[str, list[Record]] = defaultdict(list)
     for result in record["results"]:
         results[result["id"]].append(result)
-    made = []
+    trajectories = []
     for name in order:
         shown = results[name]
         if len(shown) > 1:
             shown = sorted(shown, key=lambda result: result["metadata"].get("frame_step", 0))
-        made.append(
+        trajectories.append(
             Judged(
                 name,
                 shown[0]["task"],
@@ -57,11 +57,11 @@ def _judged(record: Record, order: list[str]) -> list[Judged]:
                 _partial_success(shown[0]["partial_success"]),
             )
         )
-    return made
+    return trajectories
 
 
 def _relative(record: Record) -> bool:
-    # Upstream compares with this very text, so that its `relative_first_frame` is not summed up (defect 17).
+    # Upstream compares with this very text, so that its `relative_first_frame` is not summed up.
     return bool(record["progress_pred_type"] == "relative")
 
 
@@ -69,27 +69,27 @@ def policy_ranking(case: str, record: Record) -> Iterator[Row]:
     output, trajectories = record["output"], _judged(record, record["upstream_iteration_order"])
     graded = measures.is_graded(record["data_source"])
     rank = measures.rank_by_partial_success if graded else measures.rank_by_quality
-    made = {
+    by_aggregate = {
         name: rank(trajectories, name, record["correlation_method"], _relative(record)) for name in measures.AGGREGATES
     }
-    found: Values = {f"{key}_{name}": value for name, ranked in made.items() for key, value in ranked.metrics.items()}
+    ours: Values = {f"{key}_{name}": v for name, ranked in by_aggregate.items() for key, v in ranked.metrics.items()}
     if not output["ok"]:
-        yield raised(case, "metrics", output, found)
+        yield raised(case, "metrics", output, ours)
         return
     value, expected = output["value"], output["value"]["metrics"]
-    if not found:
+    if not ours:
         yield compared(case, "no task can be ranked", 0.0, float("error" not in expected), EXACT)
         return
-    yield compared(case, "metrics", found, expected, FLOAT32)
+    yield compared(case, "metrics", ours, expected, FLOAT32)
     yield compared(case, "rewards", _rewards(record, trajectories, graded), _recorded_rewards(value), FLOAT32)
-    yield compared(case, "per task", _per_task(made), value["task_details"], FLOAT32)
+    yield compared(case, "per task", _per_task(by_aggregate), value["task_details"], FLOAT32)
     if not graded:
         yield from _our_ranking(case, trajectories, expected, _relative(record))
 
 
-def _per_task(made: dict[str, measures.Ranked]) -> dict[str, Values]:
+def _per_task(by_aggregate: dict[str, measures.Ranked]) -> dict[str, Values]:
     tasks: dict[str, Values] = defaultdict(dict)
-    for aggregate, ranked in made.items():
+    for aggregate, ranked in by_aggregate.items():
         suffix = "" if aggregate == "last" else f"_{aggregate}"
         for task, row in ranked.per_task.items():
             tasks[task] |= {f"{key}{suffix}": value for key, value in row.items()}
@@ -143,7 +143,7 @@ def confusion_matrix(case: str, record: Record) -> Iterator[Row]:
     if not records:
         yield compared(case, "nothing was predicted", 0.0, float("error" not in (output.get("value") or ())), EXACT)
         return
-    matrix, found = measures.confusion_matrix(records)
+    matrix, scores = measures.confusion_matrix(records)
     cells = {
         row: dict(zip(matrix.columns, values, strict=True))
         for row, values in zip(matrix.rows, matrix.values, strict=True)
@@ -152,13 +152,13 @@ def confusion_matrix(case: str, record: Record) -> Iterator[Row]:
         yield raised(case, "matrix", output, cells)
         return
     yield compared(case, "matrix", cells, output["value"]["matrix"], FLOAT32)
-    yield compared(case, "metrics", found, output["value"]["metrics"], FLOAT32)
+    yield compared(case, "metrics", scores, output["value"]["metrics"], FLOAT32)
     name = "normalized_trace_minus_offdiag"
     reason = "upstream takes an empty cell for a reward of 0, ours leaves it out"
-    known = np.array(matrix_of(records).values)
-    empty = bool(np.isnan(known).any()) or len(known) == 1  # one task leaves nothing off the diagonal
+    means = np.array(matrix_of(records).values)
+    empty = bool(np.isnan(means).any()) or len(means) == 1  # one task leaves nothing off the diagonal
     expected = output["value"]["metrics"][name]
-    yield unless_wrong(case, f"our {name}", diagonal_gap(known), expected, FLOAT32, empty, reason)
+    yield unless_wrong(case, f"our {name}", diagonal_gap(means), expected, FLOAT32, empty, reason)
 
 
 def _usable(result: Record) -> bool:
@@ -168,12 +168,12 @@ def _usable(result: Record) -> bool:
 def reward_alignment(case: str, record: Record) -> Iterator[Row]:
     trajectories = _judged(record, list(dict.fromkeys(result["id"] for result in record["results"])))
     modes = record["use_frame_steps"], record["last_frame_only"], _relative(record)
-    found = _aligned(record, trajectories, modes)
+    scores = _aligned(record, trajectories, modes)
     if not record["output"]["ok"]:
-        yield raised(case, "metrics", record["output"], found)
+        yield raised(case, "metrics", record["output"], scores)
         return
     output = record["output"]["value"]
-    yield compared(case, "metrics", found, output["metrics"], FLOAT32)
+    yield compared(case, "metrics", scores, output["metrics"], FLOAT32)
     curves = {t.id: measures.scored_frames(t, *modes)[0].tolist() for t in trajectories}
     yield compared(case, "curves", curves, output["trajectory_progress"], FLOAT32)
     reason = "upstream takes prediction k of prefix k, ours its last, which is of the frame that the prefix ends at"
@@ -187,12 +187,12 @@ def reward_alignment(case: str, record: Record) -> Iterator[Row]:
 
 
 def _aligned(record: Record, trajectories: list[Judged], modes: tuple[bool, bool, bool]) -> Values:
-    found = measures.reward_alignment(trajectories, *modes)
-    squared = found.pop("squared_error")
-    found["loss"] = _discrete_loss(record) if record["is_discrete_mode"] else squared
+    scores = measures.reward_alignment(trajectories, *modes)
+    squared = scores.pop("squared_error")
+    scores["loss"] = _discrete_loss(record) if record["is_discrete_mode"] else squared
     if record["train_success_head"]:
         sides = [np.concatenate([r[name] for r in record["results"]]) for name in ("success_probs", "success_labels")]
-        found |= measures.success_rates(sides[0], sides[1])
+        scores |= measures.success_rates(sides[0], sides[1])
     graded = [
         (float(measures.scored_frames(t, *modes)[0][-1]), t.partial_success)
         for t in trajectories
@@ -200,10 +200,10 @@ def _aligned(record: Record, trajectories: list[Judged], modes: tuple[bool, bool
     ]
     if graded and measures.is_graded(record["data_source"]):
         final, reached = (np.array(side) for side in zip(*graded, strict=True))
-        found["partial_success_abs_delta"] = float(np.abs(final - reached).mean())
+        scores["partial_success_abs_delta"] = float(np.abs(final - reached).mean())
         if "roboreward" in record["data_source"].lower():
-            found["mae"] = measures.grade_error(final, reached)
-    return found
+            scores["mae"] = measures.grade_error(final, reached)
+    return scores
 
 
 def _discrete_loss(record: Record, our_own: bool = False) -> float:

@@ -86,8 +86,8 @@ def _parts(case: Record, arrays: dict[str, np.ndarray]) -> Form:
         if part["filename"] is not None:
             sample, _, kind = part["name"].removeprefix("sample_").removesuffix("_frames").partition("_")
             side = kind.removesuffix("trajectory").rstrip("_")
-            known = [side] if side else ["frames", f"frames_{sample}", f"sent_{sample}", "progress"]
-            array = next(arrays[name] for name in known if name in arrays)
+            names = [side] if side else ["frames", f"frames_{sample}", f"sent_{sample}", "progress"]
+            array = next(arrays[name] for name in names if name in arrays)
             recorded = (part["npy_dtype"], part["npy_shape"])
             if (str(array.dtype), list(array.shape)) != recorded:
                 raise ValueError(f"{case['name']}: {part['name']} is not the array that was sent")
@@ -135,12 +135,12 @@ def _bodies(case: Record, folder: Path) -> Any:
         frames = _arrays(case, folder)["frames"]
         trajectory = {"frames": frames.tolist(), "frames_shape": list(frames.shape), "task": "stack", "id": "0"}
         return json.loads(json.dumps({"samples": [{"sample_type": "progress", "trajectory": trajectory}]}))
-    known: dict[str, Any] = {
+    bodies: dict[str, Any] = {
         "json_no_samples_key": {"use_frame_steps": False},
         "bad_sample_type": {"samples": [{"sample_type": "similarity"}]},
         "empty": {"samples": []},
     }
-    return known.get(case["name"])
+    return bodies.get(case["name"])
 
 
 def _status(case: Record, model: Robometer) -> Iterator[Row]:

@@ -42,12 +42,12 @@ def logged_rows(
         kind: the progress loss.
     """
     ours: dict[str, float] = {}
-    for is_pair, known in zip((True, False), facts, strict=True):
+    for is_pair, about in zip((True, False), facts, strict=True):
         members = batch.preference_mask == is_pair
         if members.any():
             # A stratum that both batches have is logged by both: the progress batch comes last.
             own = RewardOutput(*(None if part is None else part.detach()[members] for part in output))  # type: ignore[arg-type]
-            ours |= _values(own, batch.map(itemgetter(members)), supervised[members], known, config, kind)
+            ours |= _values(own, batch.map(itemgetter(members)), supervised[members], about, config, kind)
     theirs = {name: value for name, value in logged.items() if name.startswith("train")}
     if not any(name.startswith("train_") for name in theirs):  # without its strata
         ours = {name: value for name, value in ours.items() if name.startswith("train/")}
@@ -59,31 +59,36 @@ def logged_rows(
 
 
 def _values(
-    output: RewardOutput, batch: Batch, supervised: Tensor, known: Mapping[str, Any], config: LossConfig, kind: str
+    output: RewardOutput,
+    batch: Batch,
+    supervised: Tensor,
+    about: Mapping[str, Any],
+    config: LossConfig,
+    kind: str,
 ) -> dict[str, float]:
     """Of a batch of pairs, or of single clips."""
     pairs = bool(batch.preference_mask.all())
     losses = upstream_losses(output, batch, config, kind)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if pairs:
         assert output.preference_logits is not None
         right = ((output.preference_logits > 0) == (batch.preference_label > 0.5)).float()
         error = binary_error(output.preference_logits, batch.preference_label)
-        found |= {"train/preference_loss": float(losses.preference), "train/preference_accuracy": float(right.mean())}
-        groups = {"strat": known["rejected_data_gen_strategy"], "ds": known["data_source"]}
-        found |= _strata(groups, {"pref_acc": right, "pref_loss": error})
+        scores |= {"train/preference_loss": float(losses.preference), "train/preference_accuracy": float(right.mean())}
+        groups = {"strat": about["rejected_data_gen_strategy"], "ds": about["data_source"]}
+        scores |= _strata(groups, {"pref_acc": right, "pref_loss": error})
     names = (
         ("trajectory_A_data_gen_strategy", "trajectory_A_data_source")
         if pairs
         else ("data_gen_strategy", "data_source")
     )
-    groups = {stratum: _shown(known[name], supervised) for stratum, name in zip(("strat", "ds"), names, strict=True)}
+    groups = {stratum: _shown(about[name], supervised) for stratum, name in zip(("strat", "ds"), names, strict=True)}
     if config.pair_progress or not pairs:
         prefix = "pref_prog_" if pairs else ""
-        found |= _progress(output, batch, supervised, kind, prefix, float(losses.progress), groups)
+        scores |= _progress(output, batch, supervised, kind, prefix, float(losses.progress), groups)
     if config.success_weight:
-        found |= _success(output, batch, "pref_" if pairs else "", float(losses.success), groups)
-    return found
+        scores |= _success(output, batch, "pref_" if pairs else "", float(losses.success), groups)
+    return scores
 
 
 def _shown(names: Sequence[str], supervised: Tensor) -> list[str]:
@@ -103,13 +108,13 @@ def _progress(
     logits, target, mask = output.progress_logits, batch.a.progress_target, batch.a.progress_mask.float()
     error = (progress_error(logits, target, kind) * mask).mean(1)
     ranks = spearman(progress_from_logits(logits), target, mask)
-    found = {f"train/{prefix or 'prog_'}loss": loss, f"train/{prefix}spearman_corr": float(ranks.mean())}
+    scores = {f"train/{prefix or 'prog_'}loss": loss, f"train/{prefix}spearman_corr": float(ranks.mean())}
     if kind == "discrete":
         right = (logits.argmax(-1) == two_hot(target, logits.shape[-1]).argmax(-1)) * mask
-        found[f"train/{prefix or 'prog_'}accuracy"] = float(
+        scores[f"train/{prefix or 'prog_'}accuracy"] = float(
             right.sum() / max(1, int(supervised.sum()) * right.shape[1])
         )
-    return found | _strata(groups, {"prog_loss": error, "spearman_corr": ranks})
+    return scores | _strata(groups, {"prog_loss": error, "spearman_corr": ranks})
 
 
 def spearman(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -124,19 +129,19 @@ def _success(
 ) -> dict[str, float]:
     label, mask = batch.a.success_label, batch.a.success_mask
     of_all = success_metrics(output.success_logits, label, mask)
-    found = {f"train/{prefix}success_loss": loss}
+    scores = {f"train/{prefix}success_loss": loss}
     for name in ("accuracy", "auprc", "loss_weight"):
-        found[f"train/{prefix}success_{name}"] = of_all[name]
+        scores[f"train/{prefix}success_{name}"] = of_all[name]
     for name in ("weighted", "positive", "negative"):
-        found[f"train/{prefix}{name}_success_accuracy"] = of_all[name]
+        scores[f"train/{prefix}{name}_success_accuracy"] = of_all[name]
     if not prefix:
-        return found | {f"train/success_{name}": of_all[name] for name in ("num_positives", "num_negatives")}
+        return scores | {f"train/success_{name}": of_all[name] for name in ("num_positives", "num_negatives")}
     right = ((output.success_logits > 0) == (label > 0.5)).float()
     error = binary_error(output.success_logits, label) * mask
     by_class = {"pos": mask & (label > 0.5), "neg": mask & (label <= 0.5)}
     frames = {"success_loss": error, "success_acc": right * mask}
     frames |= {f"success_{name}_acc": torch.where(own, right, math.nan) for name, own in by_class.items()}
-    return found | _strata(groups, frames)
+    return scores | _strata(groups, frames)
 
 
 def success_metrics(logits: Tensor, label: Tensor, mask: Tensor) -> dict[str, float]:
@@ -161,12 +166,12 @@ def success_metrics(logits: Tensor, label: Tensor, mask: Tensor) -> dict[str, fl
 
 def _strata(groups: Mapping[str, Sequence[str]], values: Mapping[str, Tensor]) -> dict[str, float]:
     """Means of values [B] or [B, T] over the samples of each stratum, without what is NaN."""
-    found = {}
+    scores = {}
     for stratum, names in groups.items():
         for name in set(names) - {""}:
             members = torch.tensor([other == name for other in names])
             for metric, value in values.items():
                 own = value[members]
                 if not own.isnan().all():
-                    found[f"train_{stratum}_{metric}/{name}"] = float(own.nanmean())
-    return found
+                    scores[f"train_{stratum}_{metric}/{name}"] = float(own.nanmean())
+    return scores

@@ -158,9 +158,9 @@ def _success_metrics(case: str, logits: Tensor, label: Tensor, mask: Tensor, arr
             theirs, ours = arrays[f"m_{name}_accuracy_scalar"], right[own].mean()
             reason = "it is 0 where all frames are of that class"
             yield wrong_upstream(case, f"success accuracy, {name}", reason, theirs, ours)
-    found = success_metrics(logits, label, mask)
+    scores = success_metrics(logits, label, mask)
     for metric, array in _METRICS.items():
-        yield close(case, f"success {metric.replace('_', ' ')}", found[metric], arrays[array], **_LOSS)
+        yield close(case, f"success {metric.replace('_', ' ')}", scores[metric], arrays[array], **_LOSS)
 
 
 def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
@@ -189,7 +189,7 @@ def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]
 def mixed_targets(arrays: Arrays, pairs: dict[str, Any], singles: dict[str, Any], min_success: float) -> Batch:
     """Targets of a preference batch (`pin_*`) and a progress batch (`gin_*`) together; either may be missing."""
     sides = []
-    for prefix, suffix, known, quality in (
+    for prefix, suffix, facts, quality in (
         ("pin_", "_A", pairs, "trajectory_A_quality_label"),
         ("gin_", "", singles, "quality_labels"),
     ):
@@ -198,7 +198,7 @@ def mixed_targets(arrays: Arrays, pairs: dict[str, Any], singles: dict[str, Any]
             label = arrays[f"{prefix}success_labels{suffix}"]
             shown = arrays[f"{prefix}target_progress{suffix}_mask"].reshape(-1, 1)
             mask = shown * arrays[f"{prefix}predict_last_frame_mask{suffix}"]
-            frames = success_frames(progress, label, known[quality], min_success)
+            frames = success_frames(progress, label, facts[quality], min_success)
             sides.append((torch.ones_like(frames), progress, mask > 0, label, frames))
     targets = ClipTargets(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
     label = torch.zeros(len(targets.frame_mask))

@@ -46,7 +46,7 @@ def rows(recorded_set: RecordedSet) -> Iterator[Row]:
 
 def _parts(prompt: dict[str, Any], processor: RobometerProcessor) -> list[str]:
     """Our prompt for the same task and numbers of frames, which only the text tells."""
-    found = _TASK.search(prompt["rendered"])
-    assert found, prompt["rendered"]
+    match = _TASK.search(prompt["rendered"])
+    assert match, prompt["rendered"]
     counts = [side.count(_IMAGE) or prompt["T"] for side in prompt["rendered"].split(SPLIT)]
-    return processor.prompt(found[1], *counts)
+    return processor.prompt(match[1], *counts)

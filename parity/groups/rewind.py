@@ -37,8 +37,8 @@ def rows(recorded_set: RecordedSet) -> Iterator[Row]:
         model = model_of(weights, facts).eval()
         shapes = {name: list(value.shape) for name, value in model.named_parameters()}
         if "params" in facts:
-            known = {name: shape for name, shape in facts["params"].items() if "_encoder." not in name}
-            yield exact(case, "names and shapes of parameters", shapes, known)
+            expected = {name: shape for name, shape in facts["params"].items() if "_encoder." not in name}
+            yield exact(case, "names and shapes of parameters", shapes, expected)
         for kind in sorted({key.rsplit(".", 1)[0] for key in io if "." in key}):
             yield from _outputs(f"{case}/{kind}", model, kind, io)
         if facts["mode"] != "raw":
@@ -133,7 +133,7 @@ def _encoder(kind: type[PreTrainedModel], config: PreTrainedConfig, prefix: str,
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     loaded: Any = kind.from_pretrained(None, config=config, state_dict=own, output_loading_info=True)
     model, info = loaded
-    faults = {name: found for name, found in info.items() if found}
+    faults = {name: keys for name, keys in info.items() if keys}
     if faults:
         raise RobometerError(f"the recorded weights of {prefix} do not fit: {faults}")
     return model.eval()

@@ -75,7 +75,7 @@ def rows(recorded_set: RecordedSet) -> Iterator[Row]:
             yield wrong_upstream(case, "gradient norm", reason, *norms)
 
 
-def _batch(arrays: dict[str, Tensor], number: int, known: dict[str, Any]) -> _Recorded:
+def _batch(arrays: dict[str, Tensor], number: int, non_tensor: dict[str, Any]) -> _Recorded:
     """A recorded preference batch (A and B on one time axis) and progress batch as one mixed batch of ours."""
     pairs, singles = (
         {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
@@ -83,7 +83,7 @@ def _batch(arrays: dict[str, Tensor], number: int, known: dict[str, Any]) -> _Re
     )
     targets = {f"pin_{name}": value for name, value in pairs.items()}
     targets |= {f"gin_{name}": value for name, value in singles.items()}
-    facts = known["preference_inputs"], known["progress_inputs"]
+    facts = non_tensor["preference_inputs"], non_tensor["progress_inputs"]
     batch = mixed_targets(targets, *facts, SamplingConfig().min_success)
     a, b = pairs["video_embeddings"].chunk(2, dim=1)
     single = singles["video_embeddings"]
@@ -155,6 +155,12 @@ def _final(case: str, name: str, ours: Tensor, theirs: Tensor) -> Iterator[Row]:
     if not name.endswith("self_attn.in_proj_bias"):
         yield close(case, "final weights", ours, theirs, atol=_WEIGHT)
         return
-    (query, key, value), known = ours.chunk(3), theirs.chunk(3)
-    yield close(case, "final weights", torch.cat([query, value]), torch.cat([known[0], known[2]]), atol=_WEIGHT)
-    yield close(case, "final key bias", key, known[1], atol=_KEY_BIAS)
+    (query, key, value), (their_query, their_key, their_value) = ours.chunk(3), theirs.chunk(3)
+    yield close(
+        case,
+        "final weights",
+        torch.cat([query, value]),
+        torch.cat([their_query, their_value]),
+        atol=_WEIGHT,
+    )
+    yield close(case, "final key bias", key, their_key, atol=_KEY_BIAS)

@@ -133,14 +133,14 @@ def rank_by_quality(
     per_task = {name: _quality_of_task(members, correlation) for name, members in tasks.items()}
     if not per_task:
         return Ranked({}, {})
-    found = {correlation: float(np.mean([row[correlation] for row in per_task.values()]))}
-    found[f"{correlation}_rewind"] = _mean_of_known(row[f"{correlation}_rewind"] for row in per_task.values())
+    scores = {correlation: float(np.mean([row[correlation] for row in per_task.values()]))}
+    scores[f"{correlation}_rewind"] = _mean_of_defined(row[f"{correlation}_rewind"] for row in per_task.values())
     for name in _DIFFERENCES:
-        known = [row[name] for row in per_task.values() if name in row] or [math.nan]
-        found[f"avg_{name}"] = float(np.mean(known))
-        found[f"min_{name}"], found[f"max_{name}"] = float(np.min(known)), float(np.max(known))
+        defined = [row[name] for row in per_task.values() if name in row] or [math.nan]
+        scores[f"avg_{name}"] = float(np.mean(defined))
+        scores[f"min_{name}"], scores[f"max_{name}"] = float(np.min(defined)), float(np.max(defined))
     per_task = {task: dict.fromkeys(_DIFFERENCES, math.nan) | row for task, row in per_task.items()}
-    return Ranked(found | _pair_accuracies(tasks), per_task)
+    return Ranked(scores | _pair_accuracies(tasks), per_task)
 
 
 def rank_by_partial_success(
@@ -163,9 +163,9 @@ def rank_by_partial_success(
     if not per_task:
         return Ranked({}, {})
     total = sum(pairs for _, pairs in counts)
-    found = {"ranking_acc_rba": sum(right for right, _ in counts) / total}
-    found[f"{correlation}_rewind_rba"] = _mean_of_known(row[f"{correlation}_rewind"] for row in per_task.values())
-    return Ranked(found, per_task)
+    scores = {"ranking_acc_rba": sum(right for right, _ in counts) / total}
+    scores[f"{correlation}_rewind_rba"] = _mean_of_defined(row[f"{correlation}_rewind"] for row in per_task.values())
+    return Ranked(scores, per_task)
 
 
 _Members = list[tuple[Judged, float]]
@@ -202,17 +202,17 @@ def _over_choices(cells: Sequence[np.ndarray], correlation: str) -> float:
         pairs = [_agreement(np.ones(1), b[None, :] - a[:, None]).mean() for a, b in combinations(cells, 2)]
         return float(np.mean(pairs))
     values = [metrics.spearman(np.arange(len(cells)), choice) for choice in product(*cells)]
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else 0.0
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else 0.0
 
 
 def _correlate(x: ArrayLike, y: ArrayLike, correlation: str) -> float:
     return kendall(x, y) if correlation == "kendall" else metrics.spearman(x, y)
 
 
-def _mean_of_known(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+def _mean_of_defined(values: Iterable[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def _ordered_pairs(grades: np.ndarray, rewards: np.ndarray, among: np.ndarray | None = None) -> tuple[int, int]:
@@ -232,19 +232,19 @@ def _pair_accuracies(tasks: Mapping[str, _Members]) -> Values:
             among = np.isin(grades, labels)
             pair = _ordered_pairs(grades, rewards, among[:, None] & among[None, :])
             counts["_vs_".join(sorted(QUALITY_LABELS[i] for i in labels))] += pair
-    found = {f"ranking_acc_{name}": right / pairs for name, (right, pairs) in counts.items() if pairs}
+    scores = {f"ranking_acc_{name}": right / pairs for name, (right, pairs) in counts.items() if pairs}
     right, pairs = np.sum(list(counts.values()), axis=0)
-    return found | dict.fromkeys(("ranking_acc", "ranking_acc_all_pairs"), float(right / pairs))
+    return scores | dict.fromkeys(("ranking_acc", "ranking_acc_all_pairs"), float(right / pairs))
 
 
 def confusion_matrix(records: Sequence[InstructionPrediction]) -> tuple[Matrix, Values]:
     """Matrix of `evaluation.confusion_matrix` with 0 in empty cells, and its metrics, which take the 0 for a reward."""
-    known = matrix_of(records)
-    values = np.nan_to_num(np.array(known.values))
+    means = matrix_of(records)
+    values = np.nan_to_num(np.array(means.values))
     n, trace = len(values), float(np.trace(values))
     others = float(values.sum()) - trace
     on, off = trace / n, others / (n * n - n) if n > 1 else 0.0
-    found = {
+    scores = {
         "trace": trace,
         "off_diagonal_sum": others,
         "trace_minus_offdiag": trace - others,
@@ -252,7 +252,7 @@ def confusion_matrix(records: Sequence[InstructionPrediction]) -> tuple[Matrix, 
         "avg_off_diagonal": off,
         "normalized_trace_minus_offdiag": on - off,
     }
-    return Matrix(known.rows, known.columns, values.tolist(), known.counts), found
+    return Matrix(means.rows, means.columns, values.tolist(), means.counts), scores
 
 
 def scored_frames(

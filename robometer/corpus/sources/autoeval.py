@@ -9,7 +9,7 @@ are read without running what they ask for (`robometer.safe_pickle`); objects of
 and of wandb need neither package.
 
 Label: successful or failure, partial success 1 or 0, as upstream. Source: auto_eval_rfm, under which upstream lists
-it, where its loader writes `autoeval` (B6). Episodes of 5 frames or fewer are left out, as upstream.
+it, where its loader writes `autoeval`. Episodes of 5 frames or fewer are left out, as upstream.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Each JSON is a list of cuts: `image` (paths from <input>, of one view or several
 are kept, as upstream. A task of which only successes or only failures exist is left out, as upstream.
 
 Other than upstream, which draws a third of the cuts at random, this takes all of them; and an attempt whose seed has
-no Ground_Truth is read (upstream's loader stops there, B12).
+no Ground_Truth is read (upstream's loader stops there).
 """
 
 from __future__ import annotations

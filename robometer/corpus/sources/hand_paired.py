@@ -8,7 +8,7 @@
       blend_carrot_hand/            human, the same task text
 
 All are successful. Upstream writes the source `hand_paired`, and its lists of paired sources know hand_paired_human
-and hand_paired_robot (B6): those are written here. `ingest.data_source` of one of the two takes that half alone.
+and hand_paired_robot: those are written here. `ingest.data_source` of one of the two takes that half alone.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ The folder's name gives the data set: `libero_10`, `libero_object`, `libero_spat
 (also as `libero256_10`, or with `_no_noops` behind) become upstream's libero256_10 ... libero256_90, all successful;
 `libero_10_failure` ... keep their names, all failures. The name says nothing of the resolution, which may be any.
 
-* Pictures are turned about the horizontal axis only. Upstream calls that a rotation by 180 degrees, but does the same
-  (B11), and it is right: robosuite renders upside down, not mirrored.
+* Pictures are turned about the horizontal axis only. Upstream calls that a rotation by 180 degrees, but does the
+  same, and it is right: robosuite renders upside down, not mirrored.
 * Upstream renders LIBERO again at 256 pixels and leaves out steps with |action| < 1e-4. That replay is simulation, not
   reading: what is here is read as it is.
 * `rewards` and `dones` become env_reward and success where they have one value per frame. Not for failures: a writer

@@ -15,7 +15,7 @@ skipped, as upstream does, unless the user names a data set. Instructions are th
 `tasks.json` has others. Robot, view `main`.
 
 * Of a task's demonstrations upstream takes the keys 0, 1, 10, 11 and 12 and skips the others: so do we.
-* Upstream writes partial_success 0 on every row, successes too (B4): here there is none.
+* Upstream writes partial_success 0 on every row, successes too: here there is none.
 * Pictures are cut to the square in their middle. Upstream cuts out the middle 224 pixels, whatever the size.
 * Labelled videos of a task that is trained on stay in metaworld_train; upstream has no instruction for them.
 """

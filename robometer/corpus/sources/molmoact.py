@@ -9,7 +9,7 @@ several that of most frames, as in `lerobot`; all episodes are successful, views
 wrist camera is left out, as upstream does, and so is every tabletop episode whose task has "load the bowl" in it.
 
 Upstream takes the files in the order of a glob, reads them twice, and takes for granted that an episode's rows lie one
-after the other (B10). Ours finds them by `episode_index` and orders them by `frame_index`, in whatever files they lie.
+after the other. Ours finds them by `episode_index` and orders them by `frame_index`, in whatever files they lie.
 Versions of this dataset with videos are read with `ingest.source=lerobot ingest.data_source=molmoact_dataset_...`.
 """
 

@@ -9,7 +9,7 @@
 One episode per entry, `motif_rfm`, successful; the task is "task_instruction: motion_description". Only instructions of
 which both a human's and a robot's video are there make episodes, the others are left out by design. Differences from
 upstream: instructions are compared without regard to case and spaces, and the name is that of its success cut-off
-(upstream's loader writes `motif`, which its cut-offs do not know: B6).
+(upstream's loader writes `motif`, which its cut-offs do not know).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 Each eye of a file is a trajectory, views `right` and `left` of one episode, successful with partial_success 1, in the
 data set ph2d. The embodiment of the folder tells people (human_...) from robots (h1_..., and any other).
 
-* Upstream decodes with OpenCV and takes its BGR for RGB (B11): here frames are RGB.
+* Upstream decodes with OpenCV and takes its BGR for RGB: here frames are RGB.
 * A folder that `ph2d_metadata.json` does not name is refused: who acts in it is not known. Upstream never opens it.
 """
 

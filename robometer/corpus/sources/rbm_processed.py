@@ -11,10 +11,10 @@ extracted, and of a compressed array no more than one frame is in memory. What i
     episode_key                   id; every row is one view of one episode, whose name is not kept (view `main`)
     task, is_robot                task; is_robot, true where it is null, as upstream takes it
     quality_label                 quality_label, `failed` and `optimal` included
-    partial_success               partial_success; null for metaworld_*, whose rows all say 0, successes too (B4)
+    partial_success               partial_success; null for metaworld_*, whose rows all say 0, successes too
 
 Of frames_path only the file's name is used: the folders in it are upstream's. The published OXE archives hold
-embeddings without frames: all their rows are refused. The last source frame may be missing (B2), and is not to be had.
+embeddings without frames: all their rows are refused. The last source frame may be missing, and is not to be had.
 """
 
 from __future__ import annotations

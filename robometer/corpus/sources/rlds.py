@@ -20,7 +20,7 @@ One record is one episode. `steps/observation/<key>` holds the encoded images (o
 
 A checksum that is wrong costs its record; a file that breaks off costs what would follow.
 
-Unlike upstream (B8), data sets whose only camera is on the wrist (berkeley_mvp, berkeley_rpt) keep it: upstream's code
+Unlike upstream, data sets whose only camera is on the wrist (berkeley_mvp, berkeley_rpt) keep it: upstream's code
 makes nothing of them, although it trains on them.
 """
 

@@ -15,7 +15,7 @@
 
 The keys of the new labels count the episodes of the split success and then those of failure, in the order in which
 TensorFlow Datasets reads a split (16 files in turn, 16 records of each). Upstream begins anew at 0 for failure, and so
-judges failures by the labels of other episodes (B5).
+judges failures by the labels of other episodes.
 
 Upstream keeps a failure only if its task has a success. Here all are kept: preference sampling pairs a failure with a
 success of its task anyway, and to know the tasks of all files, all of them would have to be read before any.
