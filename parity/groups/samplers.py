@@ -147,9 +147,13 @@ def _can_pair(index: ManifestIndex, row: int, strategy: str | None) -> bool:
 
 
 def _of_two_failures(index: ManifestIndex, ids: list[str], pair: Pair) -> bool:
-    strategy, chosen, _ = pair
-    row = ids.index(chosen)
-    return strategy == "suboptimal" and not index.columns.successful_row(row) and index.columns.partial_of(row) is None
+    """Whether a pair of quality is of two ungraded failures of a task without a success."""
+    strategy, *sides = pair
+    rows = [ids.index(side) for side in sides]
+    tasks = {int(index.columns.task[row]) for row in rows}
+    failed = not any(index.columns.successful_row(row) or index.columns.partial_of(row) is not None for row in rows)
+    hopeless = len(tasks) == 1 and not index.partners.successes.size(tasks.pop())
+    return strategy == "suboptimal" and failed and hopeless
 
 
 def _drawn_pair(sample: dict[str, Any]) -> Pair:
