@@ -80,6 +80,16 @@ def test_links_change_nothing(format: str, tmp_path: Path) -> None:
     assert linked == plain and len(plain) == count
 
 
+@pytest.mark.parametrize(
+    ("format", "file"), [("mp4_jsonl", "trajectories.jsonl"), ("annotated_videos", "annotations.csv")]
+)
+def test_a_table_that_is_a_link_finds_what_lies_beside_the_link(format: str, file: str, tmp_path: Path) -> None:
+    FORMATS[format][0](tmp_path / "given")
+    linked = hub_cache(tmp_path / "given", tmp_path / "hub") / file
+    assert linked.is_symlink()
+    assert len(_content(format, linked)) == 2
+
+
 @pytest.mark.parametrize("format", ["image_folders", "lerobot", "rlds", "ranking_videos"])
 def test_folders_that_are_links_change_nothing(format: str, tmp_path: Path) -> None:
     """As where the videos lie on another disk."""
