@@ -22,6 +22,8 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry robometer pipelines jobs
+	$(BIN)/deptry tests benchmarks --ignore DEP002,DEP004
 
 install: .venv/installed
 
