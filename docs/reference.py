@@ -24,7 +24,7 @@ RECIPES = ROOT / "robometer/configs/recipe"
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Append the made pages to the navigation."""
-    api = [{name: page} for name, page in _api_pages()]
+    api: list[Any] = [f"{API}/index.md", *({name: page} for name, page in _api_pages())]
     config.nav = [*(config.nav or []), {"Reference": [{"Settings": CONFIGURATION}, {"Python": api}]}]
     return config
 
@@ -32,6 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages."""
     files.append(File.generated(config, CONFIGURATION, content=configuration_page()))
+    files.append(File.generated(config, f"{API}/index.md", content=_api_index()))
     for name, page in _api_pages():
         files.append(File.generated(config, page, content=_api_page(name)))
     return files
@@ -122,6 +123,22 @@ def _modules(folder: Path) -> list[str]:
         return []
     own = sorted(path for path in folder.glob("*.py") if ast.get_docstring(ast.parse(path.read_text())))
     return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in own]
+
+
+def _api_index() -> str:
+    """Every module with the first line of what it says of itself."""
+    sections = []
+    for package, _ in _api_pages():
+        folder = ROOT / package.replace(".", "/")
+        lines = [f"* [`{module}`][{module}]: {_first_line(module)}" for module in _modules(folder)]
+        sections.append("\n".join([f"## {package}\n", *lines, ""]))
+    return "# Python\n\n" + "\n".join(sections)
+
+
+def _first_line(module: str) -> str:
+    path = ROOT / module.replace(".", "/")
+    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    return (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def _api_page(package: str) -> str:
