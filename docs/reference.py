@@ -5,16 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import io
-import tokenize
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from robometer.configs import Config
+from robometer.configs.settings import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("robometer", "pipelines")
@@ -52,43 +50,11 @@ what you give beside it wins. Lists look like `'evaluate.splits=[seen,held_out]'
 
 def section(name: str, kind: type) -> str:
     """One dataclass of settings as Markdown."""
-    rows = [f"| `{key}` | {type_name} | {default} | {text} |" for key, type_name, default, text in settings(name, kind)]
+    rows = [
+        f"| `{one.key}` | {_type(one.hint)} | {_code(one.default)} | {one.meaning} |" for one in settings(name, kind)
+    ]
     table = "\n".join(["| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows])
     return f"## {name}\n\n{inspect.getdoc(kind)}\n\n{table}\n"
-
-
-def settings(prefix: str, kind: type) -> Iterator[tuple[str, str, str, str]]:
-    """Key, type, default and meaning of every setting of a dataclass, those of dataclasses inside it included."""
-    texts, hints, values = meanings(kind), get_type_hints(kind), kind()
-    for field in dataclasses.fields(kind):
-        key, hint, value = f"{prefix}.{field.name}", hints[field.name], getattr(values, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from settings(key, type(value))
-        else:
-            yield key, _type(hint), _code("" if value == "" else value), texts.get(field.name, "").replace("|", "\\|")
-
-
-def meanings(kind: type) -> dict[str, str]:
-    """What is said of each field: its docstring, or the comment on its line or on the lines just above it."""
-    source = inspect.getsource(kind)
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    alone = {line for line in comments if source.splitlines()[line - 1].lstrip().startswith("#")}
-    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    found = {}
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found[node.target.id] = " ".join(str(after.value.value).split())
-        elif node.lineno in comments:
-            found[node.target.id] = comments[node.lineno]
-        elif node.lineno - 1 in alone:
-            found[node.target.id] = comments[node.lineno - 1]
-    return found
 
 
 def _type(hint: Any) -> str:

@@ -17,6 +17,7 @@ from mkdocs.config import load_config
 from jobs.cli import COMMANDS
 from robometer.configs import Config, load
 from robometer.configs.loading import to_dict
+from robometer.configs.settings import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,17 +80,23 @@ def test_the_reference_lists_every_setting_and_every_recipe(site: Path) -> None:
             else:
                 yield prefix + name
 
-    listed = set(re.findall(r"<td><code>([a-z_]+(?:\.\w+)+)</code></td>", page))
+    listed = set(re.findall(r"<tr>\s*<td><code>([a-z_]+(?:\.\w+)+)</code></td>", page))
     assert listed == set(keys(to_dict(Config()), ""))
     for recipe in (ROOT / "robometer/configs/recipe").glob("*.yaml"):
         assert f"recipe={recipe.stem}</h3>" in re.sub(r"<a class=.headerlink.*?</a>", "", page)
+
+
+def test_every_setting_says_what_it_means() -> None:
+    sections = {name: type(section) for name, section in vars(Config()).items()}
+    silent = [one.key for name, kind in sections.items() for one in settings(name, kind) if not one.meaning]
+    assert silent == []
 
 
 def test_the_reference_says_what_a_setting_means(site: Path) -> None:
     page = (site / "reference/configuration.html").read_text()
     (row,) = re.findall(r"<tr>\s*<td><code>train\.batch_size</code></td>.*?</tr>", page, re.DOTALL)
     cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
-    assert cells[:3] == ["train.batch_size", "int", "32"] and "samples per optimizer step" in cells[3]
+    assert cells[:3] == ["train.batch_size", "int", "32"] and cells[3] == "Samples per optimizer step over all workers."
 
 
 def test_the_reference_shows_shapes_and_errors_of_the_python_api(site: Path) -> None:
