@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check install clean
+.PHONY: quickstart test test-all check docs install clean
 
 quickstart: .venv/installed
 	$(BIN)/robometer quickstart
@@ -22,6 +22,12 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry robometer pipelines jobs
+	$(BIN)/deptry tests benchmarks parity docs --ignore DEP002,DEP004
+
+# The site, into build/site: every link must lead somewhere. The tests build it too.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 install: .venv/installed
 

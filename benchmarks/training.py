@@ -206,7 +206,7 @@ class Decoded:
 
     def frames(self, row: int, positions: np.ndarray) -> np.ndarray:
         """See `Corpus.frames`."""
-        return self._frames[row][positions]
+        return self._frames[row].take(positions, axis=0)
 
     def shown(self, clip: ClipPlan) -> list[np.ndarray]:
         """The frames that a clip shows."""

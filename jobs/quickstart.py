@@ -28,9 +28,9 @@ from robometer.configs import Config, override
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.page import write_page
 from robometer.corpus.summary import render, summarise
-from robometer.frames import FrameSettings, read_frames
 from robometer.plots import plot_curve
 from robometer.scoring import Clip
+from robometer.trajectory import QUALITY_LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,6 @@ Examples
   robometer quickstart train.num_workers=2 train.zero_stage=3
 """
 
-EXAMPLES = Path("../shared/data/example_videos")
-EXAMPLE_TASKS = {
-    "soar_put_green_stick_in_brown_bowl.mp4": "Put green stick in brown bowl",
-    "berkeley_rpt_stack_cup.mp4": "Pick up the yellow cup and stack it on the other cup",
-    "jaco_play_pick_up_green_cup.mp4": "Pick up the green cup",
-}
 NO_TRANSFER = (
     "This model saw simulated Meta-World arms only. What it says of real video is no better than chance: "
     "train on real data before you use it there."
@@ -115,13 +109,13 @@ def _sweep_config(config: Config) -> Config:
 
 
 def _serve_and_score(config: Config, corpus: Corpus) -> Path:
-    """Serve the checkpoint on a free port and score real example videos, or a held-out clip, over HTTP."""
+    """Serve the checkpoint on a free port and score a held-out clip of each quality over HTTP."""
     folder = Path(config.evaluate.output).parent / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     url = serve.start(override(config, {"serve.port": free_port(config.serve.host)}))
     try:
         scorer = RemoteScorer(url)
-        for name, clip in _clips(scorer.frames, corpus):
+        for name, clip in _clips(corpus):
             score = scorer.score([clip])[0]
             plot_curve(clip.frames, score, clip.task, folder / f"{name}.png")
             values = {"task": clip.task, "progress": score.progress.tolist(), "success": score.success.tolist()}
@@ -132,14 +126,11 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
     return folder
 
 
-def _clips(settings: FrameSettings, corpus: Corpus) -> Iterator[tuple[str, Clip]]:
-    for name, task in EXAMPLE_TASKS.items():
-        if (EXAMPLES / name).is_file():
-            video = read_frames(str(EXAMPLES / name), settings)
-            yield Path(name).stem, Clip(video.frames, task)
+def _clips(corpus: Corpus) -> Iterator[tuple[str, Clip]]:
     quality = corpus.manifest["quality_label"].to_pylist()
-    row = next(int(row) for row in corpus.rows("held_out") if quality[row] == "successful")
-    yield "held_out_success", corpus.clip(row)
+    for label in QUALITY_LABELS:
+        row = next(int(row) for row in corpus.rows("held_out") if quality[row] == label)
+        yield f"held_out_{label}", corpus.clip(row)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -344,7 +344,8 @@ def watched(
 def _short(needs: Needs) -> bool:
     """Whether less than `needs` is free."""
     free = ray.available_resources()
-    return free.get("CPU", 0.0) < needs.places * needs.cpus or free.get("GPU", 0.0) < needs.places * needs.gpus
+    cpus, gpus = float(free.get("CPU", 0.0)), float(free.get("GPU", 0.0))
+    return cpus < needs.places * needs.cpus or gpus < needs.places * needs.gpus
 
 
 def _stall(what: str, needs: Needs, waited: float, beat: str) -> str:

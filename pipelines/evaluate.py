@@ -40,7 +40,7 @@ from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
 from robometer.evaluation.predict import ClipSource, failed, predict_each
 from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
-from robometer.evaluation.runs import load_runs
+from robometer.evaluation.runs import METRICS_JSON, load_runs
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_frames, load_scorer, scorer_identity
 from robometer.models.sources import for_workers
@@ -200,7 +200,7 @@ def _run(config: Config, load: ScorerLoader | None) -> dict[str, Any]:
         run.metrics(flat(results), step=0)
         run.tags({"robometer.model": provenance["model"], "robometer.corpus": corpus.content_hash})
         if Path(config.evaluate.output).is_dir():
-            for file in (report.REPORT, report.METRICS_JSON):
+            for file in (report.REPORT, METRICS_JSON):
                 run.artifact(Path(config.evaluate.output) / file)
     return found
 
@@ -218,9 +218,9 @@ def _warn_of_other_frames(config: Config, corpus: Corpus) -> None:
 def recompute(config: Config) -> dict[str, Any]:
     """Metrics and report from the predictions in `evaluate.output`, without the model."""
     storage = Storage(config.evaluate.output)
-    if not storage.exists("predictions.parquet") or not storage.exists(report.METRICS_JSON):
+    if not storage.exists("predictions.parquet") or not storage.exists(METRICS_JSON):
         raise ConfigError(f"no predictions in {config.evaluate.output}: run `robometer evaluate` first")
-    provenance = json.loads(storage.read_bytes(report.METRICS_JSON))["provenance"]
+    provenance = json.loads(storage.read_bytes(METRICS_JSON))["provenance"]
     corpus = Corpus(config.corpus.path)
     if corpus.content_hash != provenance["corpus_hash"]:
         raise ConfigError(f"{config.evaluate.output} was predicted on another corpus than {config.corpus.path}")

@@ -37,7 +37,7 @@ class MicroBatchNumbers(Datasource):
     """The numbers 0 to `count`, a block each, from one task that makes them as they are asked for."""
 
     def __init__(self, count: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._count = count
 
     def estimate_inmemory_data_size(self) -> int:
@@ -98,7 +98,7 @@ def stream(config: Config, start_step: int) -> Dataset:
     source = MicroBatchNumbers((train.steps - start_step) * train.micro_batches + train.num_workers - 1)
     numbers = ray.data.read_datasource(source, num_cpus=0, override_num_blocks=1)
     numbers.context.target_max_block_size = 1  # byte: every row is a block
-    return numbers.map_batches(
+    batches: Dataset = numbers.map_batches(
         Collate,
         fn_constructor_args=(to_dict(config), start_step * train.micro_batches, share(config)),
         batch_size=None,
@@ -107,6 +107,7 @@ def stream(config: Config, start_step: int) -> Dataset:
         max_restarts=DEATHS,
         max_task_retries=RETRIES,
     )
+    return batches
 
 
 class BesideWorkers(DataConfig):

@@ -88,7 +88,7 @@ def _clips(specs: list[EpisodeSpec], max_in_flight: int | None) -> Iterator[Clip
     waiting = _chunks(specs)
     worker_environment = WORKER_ENVIRONMENT | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
     act_out = ray.remote(num_cpus=1, runtime_env={"env_vars": worker_environment})(_act_out)
-    running: list[ray.ObjectRef] = []
+    running: list[ray.ObjectRef[Any]] = []
     while waiting or running:
         while waiting and len(running) < (max_in_flight or len(specs)):
             running.append(act_out.remote(waiting.pop(0)))

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from ray import tune
+from ray.train.v2.api.callback import UserCallback
 from ray.tune import ResultGrid, TuneConfig, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
@@ -212,7 +213,8 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
     for metrics, checkpoint in kept_checkpoints(folder):
         if _validated(metrics):
             tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
-    run_train(override(from_dict(base), values | here), callbacks=[ReportValidations()], parent_run_id=parent_run_id)
+    callbacks: list[UserCallback] = [ReportValidations()]  # type: ignore[no-untyped-call]  # Ray's own __init__
+    run_train(override(from_dict(base), values | here), callbacks, parent_run_id)
 
 
 def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:

@@ -104,12 +104,12 @@ class PairCounts:
     @property
     def tau(self) -> np.ndarray:
         """Mean sign of (higher - lower), in [-1, 1]."""
-        return 2 * self.correct / self.total - 1
+        return np.asarray(2 * self.correct / self.total - 1)
 
     @property
     def ceiling(self) -> np.ndarray:
         """What tau would be if every pair that is no tie were in the right order."""
-        return 1 - self.ties / self.total
+        return np.asarray(1 - self.ties / self.total)
 
 
 def compare_labels(

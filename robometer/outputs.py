@@ -161,7 +161,7 @@ class _Lease:
     def _lives(self, path: Path, there: str) -> bool:
         other = _parsed(there)
         if other.get("machine") == self._me["machine"]:
-            return _started(int(other["pid"])) == other["started"] != ""
+            return bool(_started(int(other["pid"])) == other["started"] != "")
         logger.info("%s=%s: watching whether the job on %s lives", self._name, self._folder, other.get("host"))
         end = time.monotonic() + GONE_AFTER_S
         while time.monotonic() < end:

@@ -210,4 +210,5 @@ def thin_positions(num_frames: int, max_frames: int) -> np.ndarray:
 
 def spread(values: np.ndarray, positions: np.ndarray, num_frames: int) -> np.ndarray:
     """Values that were predicted at `positions`, interpolated linearly to every frame; float32 [num_frames]."""
-    return np.interp(np.arange(num_frames), positions, values).astype(np.float32)
+    at_frames: np.ndarray = np.interp(np.arange(num_frames), positions, values)
+    return at_frames.astype(np.float32)

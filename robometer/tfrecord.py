@@ -138,7 +138,7 @@ def crc32c(data: bytes) -> int:
 def _moved(words: np.ndarray, tables: np.ndarray) -> np.ndarray:
     """Each word times the power of x that the tables stand for, byte by byte."""
     parts = words.view(np.uint8).reshape(-1, 4)
-    result = tables[0][parts[:, 0]]
+    result: np.ndarray = tables[0][parts[:, 0]]
     for i in (1, 2, 3):
         result ^= tables[i][parts[:, i]]
     return result

@@ -1,10 +1,11 @@
-"""The pages in docs/ run: their own source by its own command, their lines of JSON."""
+"""The pages in docs/ run: their own source by its own command, their lines of JSON, their calls of the endpoint."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.sources import Unit, list_units, names
+from robometer.frames import overridden, read_frames, shown_to
 from robometer.sampling.groups import members
 from robometer.sampling.targets import source_facts
+from robometer.scoring import Clip, ClipScore
+from tests.local_endpoint import endpoint
 from tests.sources.raw import roll_out, row_of, rows, shows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +31,38 @@ RBM_1M = ("rbm-1m-id", "rbm-1m-id-eval", "rbm-1m-ood")
 def blocks(page: str, language: str) -> list[str]:
     """Fenced code of a language."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+VIDEO = ROOT / "robometer/data/metaworld/videos/drawer-open-v3/failure-000.mp4"
+
+
+@pytest.fixture
+def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClipScore:
+    """What the scorer behind the endpoint says of `clip.mp4`, which lies in the working folder."""
+    shutil.copy(VIDEO, tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    scorer = FrameDifference()
+    frames = read_frames("clip.mp4", overridden(shown_to(scorer), {})).frames
+    return scorer.score([Clip(frames, "open the drawer")])[0]
+
+
+@pytest.mark.parametrize("page", ["serving.md", "../README.md"])
+def test_the_python_example_prints_the_progress_of_a_video(
+    page: str, expected: ClipScore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks(page, "python")
+    with endpoint(FrameDifference()) as url:
+        exec(code.replace("http://127.0.0.1:8000", url), {})
+    assert capsys.readouterr().out == f"{expected.progress}\n"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_example_answers_the_progress_of_a_video(expected: ClipScore) -> None:
+    (command,) = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
+    with endpoint(FrameDifference()) as url:
+        line = command.replace("curl", "curl -s", 1).replace("http://127.0.0.1:8000", url)
+        answer = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout
+    np.testing.assert_array_equal(np.float32(json.loads(answer)["progress"]), expected.progress)
 
 
 def test_the_example_of_an_own_source_runs_by_its_command(tmp_path: Path) -> None:

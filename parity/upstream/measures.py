@@ -98,7 +98,7 @@ def frame_spearman(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray 
     """Spearman correlation per row of [B, T], float64 [B]; an undefined one is 0. Upstream logs their mean."""
     shown = np.ones(prediction.shape, dtype=bool) if mask is None else mask > 0
     values = [metrics.spearman(p[m], t[m]) for p, t, m in zip(prediction, target, shown, strict=True)]
-    return np.nan_to_num(np.array(values))
+    return np.asarray(np.nan_to_num(values))
 
 
 def trajectory_reward(progress: np.ndarray, aggregate: str, relative: bool = False) -> float:

@@ -87,7 +87,7 @@ def client_frames(frames: np.ndarray, max_frames: int = CLIENT_FRAMES) -> np.nda
     if frames.shape[1] == 3:
         frames = frames.transpose(0, 2, 3, 1)
     kept = thin_positions(len(frames), max_frames)
-    return frames[np.pad(kept, (0, max_frames - len(kept)), mode="edge")]
+    return frames.take(np.pad(kept, (0, max_frames - len(kept)), mode="edge"), axis=0)
 
 
 def frames_at_rate(num_frames: int, native_fps: float, fps: float) -> np.ndarray:

@@ -252,7 +252,7 @@ def _request_id(scope: Scope) -> str:
         return ""
     if len(given) > 1 or not _REQUEST_ID.fullmatch(given[0]):
         raise ApiError(400, "x-request-id must be one id of 1 to 128 letters, digits and ._:+=/@-")
-    return given[0].decode()
+    return str(given[0].decode())
 
 
 def _singles(scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -261,4 +261,4 @@ def _singles(scope: Scope) -> list[tuple[bytes, bytes]]:
     if len(set(names)) < len(names):
         doubled = next(name for name in names if names.count(name) > 1)
         raise ApiError(400, f"header {doubled.decode()!r} is given more than once")
-    return scope["headers"]
+    return list(scope["headers"])

@@ -28,12 +28,13 @@ _NOT_READY = "the model is not loaded yet; try again in a moment"
 class ServeBackend:
     """Backend over a handle to the `Model` deployment."""
 
-    def __init__(self, model: DeploymentHandle) -> None:
+    def __init__(self, model: DeploymentHandle[Any]) -> None:
         self._model, self._last_answer_s = model, float("-inf")
 
     async def run(self, job: Job) -> Outcome:
         """See `Backend.run`; a job outlives the replica that held it."""
-        return await self._call("run", job)
+        outcome: Outcome = await self._call("run", job)
+        return outcome
 
     async def info(self) -> ModelInfo:
         """See `Backend.info`."""
@@ -66,7 +67,7 @@ class ServeBackend:
 class Ingress:
     """Decodes and validates; Ray Serve runs several of these beside few models."""
 
-    def __init__(self, model: DeploymentHandle, limits: Limits, guard: GuardSettings) -> None:
+    def __init__(self, model: DeploymentHandle[Any], limits: Limits, guard: GuardSettings) -> None:
         self._api = build_api(ServeBackend(model), limits, guard, serve.get_replica_context().replica_id.unique_id)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -99,7 +99,7 @@ class ChatModel(OneAtATime):
     def _ask(self, prompts: Sequence[Prompt]) -> list[str]:
         inputs = self.padded(*self.read(prompts))
         written = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        return cast(list[str], self.tokenizer.batch_decode(written, skip_special_tokens=True))
+        return self.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     @one_at_a_time
     @torch.inference_mode()
@@ -121,7 +121,8 @@ class ChatModel(OneAtATime):
             use_cache=False,
         ).logits[0]
         given = logits.double().log_softmax(-1).view(*read_out.shape, -1)  # [N, W, V]
-        return given[:, range(len(ids)), ids].sum(1).cpu().numpy()
+        total: np.ndarray = given[:, range(len(ids)), ids].sum(1).cpu().numpy()
+        return total
 
     @torch.no_grad()
     def read(self, prompts: Sequence[Prompt]) -> tuple[list[Tokens], Any]:

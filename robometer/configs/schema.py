@@ -32,6 +32,7 @@ class CorpusConfig:
     """Where the corpus lies (local path or any URI that pyarrow's filesystems open)."""
 
     path: str = "outputs/corpus"
+    """Folder of the corpus, or any URI that pyarrow opens (`s3://...`, `gs://...`)."""
 
     def __post_init__(self) -> None:
         paths.check_storage("corpus.path", self.path)
@@ -41,19 +42,32 @@ class CorpusConfig:
 class IngestConfig:
     """Raw data to corpus. Sizes follow upstream: at most 32 frames, short edge 240 px."""
 
-    source: str = "mp4_jsonl"  # format: a module of robometer.corpus.sources, or the dotted path of your own
-    input: str = "bundled"  # a folder or file of the source's format; `bundled` is the packaged Meta-World corpus
-    data_source: str = ""  # name of the data set; empty: as the format says
-    split: str = "train"  # of trajectories whose format does not say: train, or the name of an evaluation split
+    source: str = "mp4_jsonl"
+    """Format of the raw data: a module of `robometer.corpus.sources`, or the dotted path of your own."""
+    input: str = "bundled"
+    """Folder or file of that format; `bundled` is the Meta-World corpus that comes with the package."""
+    data_source: str = ""
+    """Name of the data set; empty: as the format says."""
+    split: str = "train"
+    """Split of trajectories whose format names none: `train`, or the name of a split to evaluate on."""
     max_frames: int = 32
+    """Frames that are kept of a trajectory, at least 2; the first and the last always are."""
     short_edge: int = 240
+    """Pixels of the shorter edge of a stored frame, at least 16."""
     jpeg_quality: int = 90
-    shard_size: int = 256  # trajectories per shard, about; 2048 for a corpus of a million
+    """Quality of the stored frames, 1 to 100."""
+    shard_size: int = 256
+    """Trajectories of a shard, about; 2048 for a corpus of a million."""
     max_source_frames: int = 100_000
+    """A video with more frames is refused."""
     max_source_pixels: int = 8192 * 8192
-    max_bad_fraction: float = 0.5  # more refused episodes than this end the job with status 1
+    """A video with more pixels in a frame is refused."""
+    max_bad_fraction: float = 0.5
+    """The job ends with status 2 if more than this share of the episodes was refused, 0 to 1."""
     retry_quarantined: bool = False
-    update: bool = False  # trajectories that differ from what is stored take its place, instead of being counted only
+    """Read again what was refused before and has not changed."""
+    update: bool = False
+    """Store trajectories that differ from what is there in its place; else they are counted only."""
 
     def __post_init__(self) -> None:
         # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
@@ -70,10 +84,15 @@ class EmbedConfig:
     """Frozen encoders, by name in `robometer.models.encoders`."""
 
     image_encoder: str = "efficientnet_lite0"
+    """Frozen encoder of frames, by its name in `robometer.models.encoders`."""
     text_encoder: str = "minilm_l6"
+    """Frozen encoder of instructions, by its name in `robometer.models.encoders`."""
     batch_size: int = 32
+    """Frames that an actor encodes at once."""
     actors: int = 2
-    num_gpus: float = 0.0  # per actor
+    """Processes that encode."""
+    num_gpus: float = 0.0
+    """GPUs of each of them; a fraction lets them share one."""
 
 
 @dataclass
@@ -81,10 +100,15 @@ class PreferenceStrategies:
     """Relative weights of the ways to make a rejected trajectory."""
 
     rewind: float = 1.0
+    """The rejected clip goes forward, then back."""
     suboptimal: float = 1.0
+    """The rejected clip is a worse trajectory of the same task."""
     different_task: float = 1.0
+    """The rejected clip is a success of another task."""
     reverse: float = 1.0
-    paired: float = 0.0  # a robot's success before a rewind of a human's at the same task, or the other way around
+    """The rejected clip is played backwards."""
+    paired: float = 0.0
+    """A robot's success against a human's at the same task, played as a rewind, or the other way around."""
 
 
 @dataclass
@@ -92,9 +116,13 @@ class ProgressStrategies:
     """Relative weights of the ways to show one trajectory."""
 
     forward: float = 1.0
+    """As it was recorded."""
     reverse: float = 1.0
+    """Backwards."""
     rewind: float = 1.0
+    """Forward, then back."""
     different_instruction: float = 1.0
+    """Under the instruction of another task: its progress is 0."""
 
 
 @dataclass
@@ -102,26 +130,47 @@ class SamplingConfig:
     """What the plan draws. Names follow upstream's `data` group."""
 
     max_frames: int = 16
-    # what is drawn first: trajectory_first (a walk over all of them) | strategy_first (strategy, source, trajectory)
+    """Frames that are shown of a clip, at least 1."""
     mode: str = "trajectory_first"
-    sources: list[str] = field(default_factory=list)  # sources and groups (sampling/groups.yaml); empty: all
-    source_weights: dict[str, float] = field(default_factory=dict)  # +...={lab:2}, by source or group; else 1
-    preference: float = 1.0  # weight of preference samples (upstream trains on these only)
-    progress: float = 1.0  # weight of progress samples
+    """What is drawn first: `trajectory_first` walks over all trajectories; `strategy_first` draws a strategy, then a
+    data set, then a trajectory."""
+    sources: list[str] = field(default_factory=list)
+    """Data sets and groups (`robometer/sampling/groups.yaml`) to draw from; empty: all."""
+    source_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of data sets or groups, `'+sampling.source_weights={lab:2}'`; what is not named has 1."""
+    preference: float = 1.0
+    """Weight of samples that compare two clips, 0 or more."""
+    progress: float = 1.0
+    """Weight of samples of a single clip, 0 or more."""
     preference_strategies: PreferenceStrategies = field(default_factory=PreferenceStrategies)
     progress_strategies: ProgressStrategies = field(default_factory=ProgressStrategies)
     partial_success_threshold: float = 0.2
+    """Two trajectories with partial success make a pair if they differ by at least this, 0 to 1."""
     same_source_probability: float = 0.5
+    """How often another task is drawn from the same data set, 0 to 1."""
     min_frames_per_trajectory: int = 5
+    """Shorter trajectories are not drawn."""
     progress_target: str = "absolute_first_frame"
-    min_success: float = 0.5  # successful frames below this progress are negatives of the success head
-    max_success: float = 1.0  # success cut-off of sources that have none of their own
+    """`absolute_first_frame`: 0 at the earliest frame that is shown, 1 at the cut-off; `absolute_wrt_total_frames`:
+    share of the whole trajectory; `relative_first_frame`: the change of the first from frame to frame."""
+    min_success: float = 0.5
+    """Frames of a success train the success head as not done below this progress, 0 to 1; from there to the cut-off
+    they are left out."""
+    max_success: float = 1.0
+    """Share of a demonstration at which its task counts as done, 0 to 1, for data sets without a cut-off of their own
+    (`robometer/sampling/cutoffs.yaml`)."""
     progress_bins: int = 10
-    graded_pairs: float = 0.0  # share of unsuccessful items paired with the other grade: suboptimal beats failure
-    feature_noise: float = 0.0  # of each frame's embedding, in standard deviations of each dimension
-    clip_noise: float = 0.0  # the same, one shift for all frames of a clip
-    pad_frames: bool = False  # repeat the last frame up to max_frames and train it, as the public weights were
+    """Bins of the two-hot progress target, at least 2."""
+    graded_pairs: float = 0.0
+    """Share of unsuccessful trajectories that are paired with the other grade, 0 to 1: suboptimal beats failure."""
+    feature_noise: float = 0.0
+    """Noise on each frame's embedding, in standard deviations of each dimension."""
+    clip_noise: float = 0.0
+    """The same noise, one shift for all frames of a clip."""
+    pad_frames: bool = False
+    """Repeat the last frame up to `max_frames` and train it, as the public weights were."""
     split: str = "train"
+    """Split to draw from."""
 
     def __post_init__(self) -> None:
         _one_of("sampling.mode", self.mode, ("trajectory_first", "strategy_first"))
@@ -146,12 +195,16 @@ class SamplingConfig:
 class LoraSettings:
     """Low-rank adapters on the language model; upstream uses rank 32, alpha 64 and all its projections."""
 
-    rank: int = 0  # 0: none, the language model itself is trained
+    rank: int = 0
+    """Rank of the adapters; 0: none, the language model itself is trained."""
     alpha: int = 64
+    """Their scale is `alpha / rank`."""
     dropout: float = 0.05
+    """Dropout before the adapters, 0 to 1."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+    """Linear layers of the language model that get one."""
 
     def __post_init__(self) -> None:
         _check(self.rank >= 0, "model.lora.rank must not be negative")
@@ -162,29 +215,48 @@ class ModelConfig:
     """The reward model. `kind=rewind` reads embeddings, `kind=robometer` is the vision-language model."""
 
     kind: str = "rewind"
-    # rewind: transformer on frozen embeddings
+    """`rewind`: a transformer on frozen embeddings; `robometer`: a vision-language model."""
     hidden_dim: int = 512
+    """Width of ReWiND."""
     num_layers: int = 4
+    """Layers of ReWiND."""
     num_heads: int = 8
+    """Attention heads of ReWiND; they must divide `hidden_dim`."""
     dropout: float = 0.1
+    """Dropout of ReWiND, and of Robometer's heads, 0 to 1."""
     max_len: int = 32
-    attention: str = "causal"  # full | causal | state: a frame sees the text and the frames of its window only
-    window: int = 1  # frames that attention=state sees: itself, and those just before it
-    members: int = 1  # transformers whose logits are averaged; each learns from its share of the samples
-    standardise: bool = False  # embeddings to zero mean and unit variance over the training split
-    # robometer: a vision-language backbone
-    base_model: str = "Qwen/Qwen3-VL-4B-Instruct"  # a hub id, a local folder, or `tiny...` (models/tiny.py)
-    revision: str = ""  # of a hub id; empty: the newest
+    """Frames of a clip that ReWiND can take; `sampling.max_frames` must not be more."""
+    attention: str = "causal"
+    """What a frame sees of the clip in ReWiND: `full`: all; `causal`: those before it; `state`: those of its window."""
+    window: int = 1
+    """Frames that `attention=state` sees, at least 1: the frame itself, and those just before it."""
+    members: int = 1
+    """Transformers whose logits are averaged; each learns from its share of the samples."""
+    standardise: bool = False
+    """Shift and scale embeddings to zero mean and unit variance over the training split."""
+    base_model: str = "Qwen/Qwen3-VL-4B-Instruct"
+    """Backbone of the vision-language model: a hub id, a folder, or a random tiny one (`tiny`, `tiny_qwen2_5_vl`,
+    `tiny_smolvlm`)."""
+    revision: str = ""
+    """Revision of a hub id; empty: the newest."""
     train_vision_encoder: bool = False
+    """Train the vision tower too, at `train.vision_learning_rate`."""
     train_language_model: bool = True
+    """Train the language model; else only the heads."""
     lora: LoraSettings = field(default_factory=LoraSettings)
-    ask_progress: bool = True  # pairs are also asked for the progress of A (upstream's predict_pref_progress)
-    frame_pooling: str = "mean"  # without per_frame_progress_token: mean | boundary | attention over a frame's tokens
-    frame_pooling_temperature: float = 1.0  # of attention
-    attn_implementation: str = "sdpa"  # sdpa | flash_attention_2 | eager, all without padding
-    # both
-    per_frame_progress_token: bool = True  # a token after each frame, where the heads read
-    progress_loss: str = "discrete"  # discrete (two-hot over sampling.progress_bins) | l1 | l2
+    ask_progress: bool = True
+    """Ask for the progress of clip A in the prompt of a pair too."""
+    frame_pooling: str = "mean"
+    """What the heads read of a frame without a token of its own: the `mean` of its tokens, its last one (`boundary`),
+    or their mean by learned weights (`attention`)."""
+    frame_pooling_temperature: float = 1.0
+    """Temperature of those weights, above 0."""
+    attn_implementation: str = "sdpa"
+    """Attention kernel: `sdpa`, `flash_attention_2` or `eager`; all work without padding."""
+    per_frame_progress_token: bool = True
+    """A token after each frame, where the heads read."""
+    progress_loss: str = "discrete"
+    """`discrete`: cross-entropy to a two-hot target over `sampling.progress_bins`; `l1` or `l2` of its value."""
 
     def __post_init__(self) -> None:
         paths.check_local("model.base_model", self.base_model)
@@ -203,11 +275,17 @@ class LossConfig:
     """loss = progress_weight * L_progress + success_weight * L_success + preference_weight * L_preference."""
 
     progress_weight: float = 1.0
+    """Weight of the progress loss."""
     success_weight: float = 1.0
+    """Weight of the success loss."""
     preference_weight: float = 1.0
-    balance_success: bool = True  # positives and negatives count alike, however many there are
-    supervise_b: bool = True  # progress and success of both trajectories of a pair are trained, else of the first only
-    pair_progress: bool = True  # progress of pairs is trained (upstream's predict_pref_progress), else of single clips
+    """Weight of the preference loss."""
+    balance_success: bool = True
+    """Frames with and without success count alike, however many there are of each."""
+    supervise_b: bool = True
+    """Train progress and success of both clips of a pair; else of the first only."""
+    pair_progress: bool = True
+    """Train progress of pairs; else of single clips only."""
 
 
 @dataclass
@@ -215,40 +293,75 @@ class TrainConfig:
     """One training run. Running the same command again resumes it."""
 
     output: str = "outputs/train"
-    load_from_checkpoint: str = ""  # weights to start from: a folder, org/name[@revision] or an MLflow URI
+    """Folder of the run; the same folder resumes it."""
+    load_from_checkpoint: str = ""
+    """Weights to start from: a folder, `org/name[@revision]` of the hub, or an MLflow URI."""
     steps: int = 1000
-    batch_size: int = 32  # samples per optimizer step over all workers
-    micro_batch_size: int = 0  # samples per forward pass of a worker; 0: batch_size / num_workers
+    """Optimizer steps, at least 1."""
+    batch_size: int = 32
+    """Samples per optimizer step over all workers."""
+    micro_batch_size: int = 0
+    """Samples per forward pass of a worker; 0: `batch_size / num_workers`."""
     learning_rate: float = 1e-4
-    vision_learning_rate: float = 1e-5  # of the vision tower, where model.train_vision_encoder is on
-    schedule: str = "cosine"  # after warm-up: cosine or linear to 0 | constant
+    """Learning rate after warm-up, above 0."""
+    vision_learning_rate: float = 1e-5
+    """Learning rate of the vision tower, where `model.train_vision_encoder` is on."""
+    schedule: str = "cosine"
+    """After warm-up: `cosine` or `linear` to 0, or `constant`."""
     weight_decay: float = 0.01
+    """Of AdamW; biases and norms do not decay."""
     warmup_ratio: float = 0.1
+    """Share of the steps over which the rate rises from 0."""
     max_grad_norm: float = 10.0
+    """Larger gradients are scaled down to this norm."""
     seed: int = 42
+    """Decides the samples, their order, and what dropout draws."""
     num_workers: int = 1
-    min_workers: int = 0  # fewer workers than this wait; 0: as many as num_workers, else the run shrinks and grows
-    resize_every_s: float = 60.0  # how often a run with min_workers looks whether it may grow
+    """Processes that train, each with its share of the batch."""
+    min_workers: int = 0
+    """With fewer workers than this the run waits; 0: as many as `num_workers`. Else it shrinks and grows."""
+    resize_every_s: float = 60.0
+    """Seconds between two looks of a run with `min_workers` whether it may grow."""
     use_gpu: bool = False
-    cpus_per_worker: float = 1.0  # reserved for a worker with its share of the data actors and of validation beside it
-    data_actors: int = 1  # processes that fetch and collate batches, on the nodes of the workers
+    """Give each worker a GPU."""
+    cpus_per_worker: float = 1.0
+    """CPUs that are reserved for a worker, its share of the data actors and of validation."""
+    data_actors: int = 1
+    """Processes that fetch and collate batches, on the nodes of the workers."""
     zero_stage: int = 2
-    zero_init: bool = False  # stage 3 and a vision-language model: no process ever holds all of its weights
-    offload: str = "none"  # to CPU memory: none | optimizer (its state and step) | parameters (these too, stage 3)
-    precision: str = "fp32"  # fp32 | bf16 (forward and backward; the optimizer's own weights stay fp32)
+    """DeepSpeed ZeRO: 0 nothing is shared out; 1 the optimizer's state; 2 gradients too; 3 weights too."""
+    zero_init: bool = False
+    """With stage 3 and a vision-language model: no process ever holds all of its weights."""
+    offload: str = "none"
+    """To CPU memory: `none`, `optimizer` (its state and its step), or `parameters` (these too, stage 3)."""
+    precision: str = "fp32"
+    """Of forward and backward: `fp32` or `bf16`; the optimizer's own weights stay float32."""
     gradient_checkpointing: bool = False
-    peak_tflops: float = 0.0  # of one device at this precision, for the MFU estimate; 0: known by the device's name
+    """Compute activations again in the backward pass, to save memory."""
+    peak_tflops: float = 0.0
+    """Peak of one device at this precision, for the MFU estimate; 0: known by the device's name."""
     checkpoint_every: int = 200
+    """Steps between two checkpoints."""
     keep_checkpoints: int = 2
+    """Checkpoints that are kept: the best ones, and the latest."""
     best_metric: str = "seen/preference_accuracy"
+    """Metric of validation that chooses `best/`, as SPLIT/METRIC."""
     best_mode: str = "max"
-    validate: bool = True  # at every checkpoint
-    validate_async: bool = False  # in a task beside training, which else waits (as in a sweep, which decides by it)
-    validation_gpus: float = 0.0  # of that task
-    validation_clips: int = 150  # per split
+    """`max` if larger is better, else `min`."""
+    validate: bool = True
+    """Validate at every checkpoint."""
+    validate_async: bool = False
+    """Validate in a task beside training, which else waits (as it does in a sweep, which decides by it)."""
+    validation_gpus: float = 0.0
+    """GPUs of that task."""
+    validation_clips: int = 150
+    """Clips per split that a validation scores."""
     validation_splits: list[str] = field(default_factory=lambda: ["seen"])
+    """Splits that a validation scores."""
     log_every: int = 10
+    """Steps between two entries of the history and the tracker."""
     max_failures: int = 3
+    """Times that workers may fail before the run ends."""
 
     def __post_init__(self) -> None:
         paths.check_local("train.output", self.output)
@@ -310,13 +423,21 @@ class SweepConfig:
     """Ray Tune over any keys of this tree: `space` lists KEY=choice(...), KEY=uniform(a,b) or KEY=loguniform(a,b)."""
 
     output: str = "outputs/sweep"
+    """Folder of the sweep; the same folder resumes it."""
     num_trials: int = 8
+    """Trials in all."""
     max_concurrent: int = 1
-    scheduler: str = "asha"  # asha | fifo
-    search: str = "random"  # random | optuna
+    """Trials that run at a time."""
+    scheduler: str = "asha"
+    """`asha` stops weak trials early; `fifo` lets all finish."""
+    search: str = "random"
+    """`random`, or `optuna`, which learns from the trials before."""
     metric: str = "seen/preference_accuracy"
+    """Metric of validation to improve, as SPLIT/METRIC."""
     mode: str = "max"
-    grace_checkpoints: int = 1  # validations before ASHA may stop a trial
+    """`max` if larger is better, else `min`."""
+    grace_checkpoints: int = 1
+    """Validations before ASHA may stop a trial."""
     space: list[str] = field(
         default_factory=lambda: [
             "loss.progress_weight=loguniform(0.1,3)",
@@ -324,6 +445,7 @@ class SweepConfig:
             "loss.preference_weight=loguniform(0.1,3)",
         ]
     )
+    """What is searched: KEY=choice(...), KEY=uniform(low,high), KEY=loguniform(low,high) or KEY=randint(low,high)."""
 
     def __post_init__(self) -> None:
         paths.check_local("sweep.output", self.output)
@@ -336,11 +458,16 @@ class SweepConfig:
 class EvaluateConfig:
     """Evaluations of a scorer, or of several, on splits of a corpus."""
 
-    checkpoint: str = "outputs/train/best"  # a checkpoint folder, org/name, an MLflow URI, a URL, or baseline:NAME
-    against: list[str] = field(default_factory=list)  # more of these, evaluated alike into OUTPUT/against
+    checkpoint: str = "outputs/train/best"
+    """What is evaluated: a checkpoint folder, `org/name` of the hub, an MLflow URI, a URL, or `baseline:NAME`."""
+    against: list[str] = field(default_factory=list)
+    """More of these, evaluated alike into OUTPUT/against and set beside the first."""
     output: str = "outputs/evaluation"
+    """Folder, or any URI that pyarrow opens."""
     splits: list[str] = field(default_factory=lambda: ["seen", "held_out"])
-    sources: list[str] = field(default_factory=list)  # sources and groups (rbm-1m-ood); empty: all
+    """Splits of the corpus to evaluate on."""
+    sources: list[str] = field(default_factory=list)
+    """Data sets and groups (such as `rbm-1m-ood`) to evaluate on; empty: all."""
     evaluations: list[str] = field(
         default_factory=lambda: [
             "reward_alignment",
@@ -353,15 +480,25 @@ class EvaluateConfig:
             "instruction_grounding",
         ]
     )
-    mode: str = "whole"  # whole: a clip is seen at once; prefix: each frame with those before it, as a policy sees it
-    max_clips: int = 2000  # per split
+    """Evaluations to make."""
+    mode: str = "whole"
+    """`whole`: a clip is seen at once; `prefix`: each frame with those before it, as a policy sees it."""
+    max_clips: int = 2000
+    """Clips per split, at least 1."""
     pairs_per_task: int = 50
+    """Pairs of each kind and task that the preference evaluation asks."""
     bootstrap: int = 1000
+    """Resamples of an interval; 0: no intervals."""
     confidence: float = 0.95
+    """Of an interval, between 0 and 1."""
     batch_size: int = 16
+    """Clips or pairs that a scorer is given at once."""
     actors: int = 1
+    """Processes that score."""
     num_gpus: float = 0.0
+    """GPUs of each of them; a fraction lets them share one."""
     seed: int = 42
+    """Decides which clips, pairs and resamples are drawn."""
 
     def __post_init__(self) -> None:
         paths.check_storage("evaluate.output", self.output)
@@ -381,22 +518,38 @@ class EvaluateConfig:
 class BaselineConfig:
     """How a published baseline runs; `baseline:gvl` in the place of a checkpoint names one (`robometer.baselines`)."""
 
-    model: str = ""  # hub id or folder of weights, or a model's name at an API; empty: what its authors published
-    provider: str = "gemini"  # of API models: gemini, or openai (any server that speaks its chat completions)
-    base_url: str = ""  # of the API with its version; empty: the provider's, its key in GEMINI_API_KEY/OPENAI_API_KEY
-    max_frames: int = 0  # shown of a clip; 0: as published
-    prompt: str = ""  # of local models: a file with {task} and the marks <image> or <video>; empty: as published
-    batch_size: int = 8  # of local models: prompts that are answered at once
-    interval: int = 1  # of models that compare two frames: how many frames lie between them
-    mode: str = ""  # of robo_dopamine: incremental, forward or backward; empty: as published for the model
-    temperature: float | None = 0.0  # null: not sent, for models that refuse to be told
-    max_tokens: int = 4096  # of an API's answer, what a model thinks before it included
-    structured: bool = True  # ask an API for JSON by schema, where the baseline wants JSON
-    requests_per_minute: float = 60.0  # of each actor
-    concurrency: int = 8  # requests of each actor that are in flight at a time
-    cache: str = "outputs/answers"  # answers of APIs, kept by the hash of the request: a folder, or a storage URI
-    timeout_s: float = 120.0  # of one request
+    model: str = ""
+    """Hub id or folder of weights, or a model's name at an API; empty: what its authors published."""
+    provider: str = "gemini"
+    """Of API models: `gemini`, or `openai` (any server that speaks its chat completions)."""
+    base_url: str = ""
+    """Of the API, with its version; empty: the provider's, with its key in GEMINI_API_KEY or OPENAI_API_KEY."""
+    max_frames: int = 0
+    """Frames that are shown of a clip; 0: as published."""
+    prompt: str = ""
+    """Of local models: a file with `{task}` and the marks `<image>` or `<video>`; empty: as published."""
+    batch_size: int = 8
+    """Of local models: prompts that are answered at once."""
+    interval: int = 1
+    """Of models that compare two frames: how many frames lie between them."""
+    mode: str = ""
+    """Of robo_dopamine: `incremental`, `forward` or `backward`; empty: as published for the model."""
+    temperature: float | None = 0.0
+    """0 or more; null: not sent, for models that refuse to be told."""
+    max_tokens: int = 4096
+    """Tokens of an API's answer, what a model thinks before it included."""
+    structured: bool = True
+    """Ask an API for JSON by schema, where the baseline wants JSON."""
+    requests_per_minute: float = 60.0
+    """Of each actor, above 0."""
+    concurrency: int = 8
+    """Requests of each actor that are in flight at a time."""
+    cache: str = "outputs/answers"
+    """Answers of APIs, kept by the hash of the request: a folder, or a storage URI."""
+    timeout_s: float = 120.0
+    """Seconds that one request may take."""
     seed: int = 0
+    """Sent to an API; decides the order of GVL's frames, and what `baseline:random` says."""
 
     def __post_init__(self) -> None:
         paths.check_storage("baseline.cache", self.cache)
@@ -424,24 +577,41 @@ class ServeConfig:
     """The endpoint. It binds to loopback unless told otherwise."""
 
     checkpoint: str = "outputs/train/best"
+    """Checkpoint folder, `org/name` of the hub, or MLflow URI."""
     host: str = "127.0.0.1"
+    """Address to listen on; set a token before you open it to others."""
     port: int = 8000
+    """1 to 65535."""
     replicas: int = 1
+    """Processes that hold the model."""
     num_cpus: float = 1.0
+    """CPUs of each of them."""
     num_gpus: float = 0.0
+    """GPUs of each of them; a fraction lets them share one."""
     max_batch_size: int = 8
+    """Requests that a replica answers at once."""
     batch_wait_timeout_s: float = 0.02
+    """Seconds that a request waits for others to share its batch."""
     max_upload_bytes: int = 64 * 1024 * 1024
-    max_held_bytes: int = 512 * 1024 * 1024  # of the bodies of all requests at a time, and of their frames
-    body_timeout_s: float = 30.0  # a request whose body takes longer is refused
-    drain_timeout_s: float = 60.0  # at the end, for the requests that were accepted
+    """Bytes of the body of one request."""
+    max_held_bytes: int = 512 * 1024 * 1024
+    """Bytes of the bodies of all requests at a time, and of their frames."""
+    body_timeout_s: float = 30.0
+    """Seconds that a body may take to arrive."""
+    drain_timeout_s: float = 60.0
+    """Seconds at the end for the requests that were accepted."""
     max_source_frames: int = 10_000
+    """An upload with more frames is refused."""
     max_source_pixels: int = 4096 * 4096
-    max_total_pixels: int = 2_000_000_000  # of all frames of a video: half a minute of 1080p, two of 640x480
-    decode_timeout_s: float = 30.0  # for one uploaded video
+    """An upload with more pixels in a frame is refused."""
+    max_total_pixels: int = 2_000_000_000
+    """Pixels of all frames of a video: half a minute of 1080p, two of 640x480."""
+    decode_timeout_s: float = 30.0
+    """Seconds that the decoding of one uploaded video may take."""
     max_queued_requests: int = 64
-    # bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none
+    """Requests that wait for the model; more get 503."""
     token: str = field(default="", repr=False)
+    """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
 
     def __post_init__(self) -> None:
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
@@ -457,14 +627,23 @@ class SimulateConfig:
     """Meta-World roll-outs with scripted experts (needs the `simulate` extra); the defaults made the bundled corpus."""
 
     output: str = "outputs/metaworld"
-    tasks: list[str] = field(default_factory=list)  # empty: all that label reliably
+    """Folder of the videos and their `trajectories.jsonl`."""
+    tasks: list[str] = field(default_factory=list)
+    """Meta-World tasks; empty: all that label reliably."""
     clips_per_quality: int = 17
-    seen_clips_per_quality: int = 3  # of these, kept for evaluation
-    held_out_clips_per_quality: int = 6  # of tasks that are never trained on
+    """Clips of each task and quality label."""
+    seen_clips_per_quality: int = 3
+    """Of these, kept for evaluation."""
+    held_out_clips_per_quality: int = 6
+    """Clips of tasks that are never trained on."""
     image_size: int = 160
+    """Pixels of an edge of the square picture."""
     max_frames: int = 16
-    crf: int = 36  # of H.264; larger is smaller and worse
+    """Frames of a clip."""
+    crf: int = 36
+    """Quality of H.264; larger is smaller and worse."""
     seed: int = 0
+    """Decides every roll-out."""
 
     def __post_init__(self) -> None:
         paths.check_local("simulate.output", self.output)
@@ -475,8 +654,11 @@ class TrackingConfig:
     """MLflow. `uri` is a database or a server; `none` turns tracking off."""
 
     uri: str = "sqlite:///outputs/mlflow.db"
+    """Database (`sqlite:///...`) or server (`http://...`) of MLflow; `none` turns tracking off."""
     experiment: str = "robometer"
+    """Experiment of MLflow that runs are put into."""
     run_name: str = ""
+    """Name of the run; empty: what the job does, such as `train`."""
 
     def __post_init__(self) -> None:
         paths.check_tracking("tracking.uri", self.uri)
@@ -486,9 +668,12 @@ class TrackingConfig:
 class RayConfig:
     """The cluster: the one this process runs in or that RAY_ADDRESS names, else a local one of this size."""
 
-    num_cpus: int = 0  # of a local cluster; 0: at least 4 logical CPUs
-    object_store_mb: int = 2048  # of a local cluster; a run may fill half of it with batches in advance
-    stall_timeout_s: float = 3600.0  # a job that makes no step for so long ends and says what it lacks; 0: it waits on
+    num_cpus: int = 0
+    """Logical CPUs of a local cluster; 0: at least 4."""
+    object_store_mb: int = 2048
+    """Megabytes of a local cluster's object store; a run may fill half of it with batches in advance."""
+    stall_timeout_s: float = 3600.0
+    """Seconds without a step after which a job ends and says what it lacks; 0: it waits on."""
 
 
 @dataclass

@@ -43,7 +43,7 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
 
 def grade(values: np.ndarray) -> np.ndarray:
     """Grade float [N], 0 to 4, of values in [0, 1]; halves go to the even one, as upstream's do."""
-    return np.rint(np.clip(values, 0, 1) * (GRADES - 1))
+    return np.asarray(np.rint(np.clip(values, 0, 1) * (GRADES - 1)))
 
 
 def _order(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric]:

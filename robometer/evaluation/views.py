@@ -24,17 +24,17 @@ def _rewound(n: int) -> np.ndarray:
 def _retry(n: int) -> np.ndarray:
     """Two thirds of the way, back to one third, and then to the end: an attempt that is given up and made again."""
     first, second = (n - 1) // 3, 2 * (n - 1) // 3
-    return np.r_[0 : second + 1, np.arange(second - 1, first - 1, -1), first + 1 : n]
+    return np.concatenate([np.arange(second + 1), np.arange(second - 1, first - 1, -1), np.arange(first + 1, n)])
 
 
 def _cycle(n: int) -> np.ndarray:
     """To the end, back to the start, and to the end again."""
-    return np.r_[0:n, np.arange(n - 2, -1, -1), 1:n]
+    return np.concatenate([np.arange(n), np.arange(n - 2, -1, -1), np.arange(1, n)])
 
 
 def _hesitation(n: int) -> np.ndarray:
     """Half way, a stop of half the clip's length, and on."""
-    return np.r_[0 : n // 2, np.full(n // 2, n // 2), n // 2 : n]
+    return np.concatenate([np.arange(n // 2), np.full(n // 2, n // 2), np.arange(n // 2, n)])
 
 
 VIEWS: dict[str, Callable[[int], np.ndarray]] = {

@@ -65,12 +65,14 @@ def image_encoder(name: str, device: str = "cpu") -> ImageEncoder:
     Raises:
         EncoderError: an unknown name, a missing package, or weights that cannot be downloaded.
     """
-    return _load(name, device, _IMAGE_ENCODERS, "embed.image_encoder")
+    encoder: ImageEncoder = _load(name, device, _IMAGE_ENCODERS, "embed.image_encoder")
+    return encoder
 
 
 def text_encoder(name: str, device: str = "cpu") -> TextEncoder:
     """Load a text encoder onto `device`; raises as `image_encoder` does."""
-    return _load(name, device, _TEXT_ENCODERS, "embed.text_encoder")
+    encoder: TextEncoder = _load(name, device, _TEXT_ENCODERS, "embed.text_encoder")
+    return encoder
 
 
 def _load(name: str, device: str, registry: dict[str, Callable[[str, str], Any]], key: str) -> Any:

@@ -117,7 +117,7 @@ class Rewind(RewardHeads):
     def _clip_tokens(self, embeddings: Tensor, side: str) -> Tensor:
         if self.standardise:
             embeddings = (embeddings - self.feature_mean) / self.feature_std
-        frames = self.video_proj(embeddings)
+        frames: Tensor = self.video_proj(embeddings)
         batch, length, dim = frames.shape
         if length > self.max_len:
             raise ValueError(f"a clip of {length} frames is longer than model.max_len={self.max_len}")

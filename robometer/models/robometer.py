@@ -64,7 +64,7 @@ class Robometer(RewardHeads):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Cast parameters only: the buffers are rotary frequencies, which stay float32 whatever the weights are."""
         kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
             owner, leaf = self.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             device = getattr(owner, leaf).device

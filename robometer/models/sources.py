@@ -63,7 +63,7 @@ def for_workers(source: str, tracking_uri: str = "") -> str:
 
 def _from_hub(name: str, repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))

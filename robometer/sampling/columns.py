@@ -86,7 +86,7 @@ class Columns:
 
     def of_sources(self, wanted: Callable[[str], bool]) -> np.ndarray:
         """Rows of the sources whose name is `wanted`, bool [R]."""
-        return np.array([wanted(name) for name in self.sources], dtype=bool)[self.source]
+        return np.array([wanted(name) for name in self.sources], dtype=bool).take(self.source)
 
     def successful_row(self, row: int) -> bool:
         """Whether a row's quality label is `successful`."""

@@ -75,7 +75,7 @@ def _unit(fields: dict[str, Any] | ValueError, videos: Mapping[str, Path], root:
 
 def _seconds(time: str) -> float:
     parts = [float(part) for part in time.split(":")]
-    return sum(part * 60**i for i, part in enumerate(reversed(parts)))
+    return sum(part * 60.0**i for i, part in enumerate(reversed(parts)))
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:

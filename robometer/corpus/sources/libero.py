@@ -134,7 +134,7 @@ def _per_frame(demo: h5py.Group, name: str, frames: h5py.Dataset) -> np.ndarray 
     values = dataset(demo, name)
     if values is None or values.dtype.kind not in "biuf" or values.shape != (frames.shape or ())[:1]:
         return None
-    return values[:].astype(float)
+    return np.asarray(values[:], dtype=float)
 
 
 def _upright(frame: np.ndarray) -> np.ndarray:

@@ -165,4 +165,5 @@ def _frame(array: Any, first: int, i: int) -> np.ndarray:
         return pixels
     if 0 < pixels.max() <= 1:
         raise SourceError("its frames are of numbers from 0 to 1, not to 255")
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    whole: np.ndarray = np.clip(np.rint(pixels), 0, 255)
+    return whole.astype(np.uint8)
