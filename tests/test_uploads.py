@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -502,19 +502,22 @@ def decoding_processes() -> list[psutil.Process]:
 async def the_fork() -> psutil.Process:
     """The one process that decodes an upload at this moment."""
     for _ in range(500):
-        forks = [fork for process in decoding_processes() for fork in process.children()]
-        if forks:
-            return forks[0]
+        with suppress(psutil.NoSuchProcess):  # one that ends as it is asked
+            forks = [fork for process in decoding_processes() for fork in process.children()]
+            if forks:
+                return forks[0]
         await asyncio.sleep(0.02)
     raise AssertionError("nothing is being decoded")
 
 
 async def gone(process: psutil.Process) -> bool:
-    for _ in range(100):
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        await asyncio.sleep(0.02)
-    return False
+    with suppress(psutil.NoSuchProcess):
+        for _ in range(100):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            await asyncio.sleep(0.02)
+        return False
+    return True
 
 
 SMALL = small_video("mp4", "mpeg4")
