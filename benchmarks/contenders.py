@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from robometer.batch import Batch
 from robometer.configs.loading import from_dict
 from robometer.corpus.corpus import Corpus
-from robometer.losses import compute_losses
 from robometer.models.checkpoint import build_collator, build_model
 from robometer.models.collate import collate_targets
 from robometer.models.images import QwenCutter
@@ -28,6 +26,8 @@ from robometer.models.prompts import Chat, Control, preference_prompt, progress_
 from robometer.models.robometer import Robometer
 from robometer.sampling import ManifestIndex, SamplePlan, plan
 from robometer.sampling.types import ClipPlan
+from robometer.training.batch import Batch
+from robometer.training.losses import compute_losses
 
 Frames = Callable[[ClipPlan], Sequence[np.ndarray]]
 """The frames uint8 [H, W, 3] that a clip shows, in its order."""

@@ -17,8 +17,8 @@ from robometer.corpus.encode import entries
 from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard
+from robometer.frames.video import encode_jpeg
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS, SCHEMA_VERSION, SHARD_SCHEMA
-from robometer.video import encode_jpeg
 
 NUM_SOURCES = 50
 ROWS_PER_TASK = 20

@@ -39,8 +39,8 @@ from robometer.corpus.encode import entries
 from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard, write_manifest
+from robometer.frames.video import resize_short_edge, thin
 from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
-from robometer.video import resize_short_edge, thin
 
 CORES = os.cpu_count() or 1
 ROUNDS = 3

@@ -34,11 +34,11 @@ from robometer.configs import load
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
+from robometer.evaluation.metrics import Resampling, ranking
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict_each
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.suite import EVALUATIONS
-from robometer.metrics import Resampling, ranking
 from robometer.models.checkpoint import load_scorer, save_checkpoint
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.robometer_scorer import RobometerScorer

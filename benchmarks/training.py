@@ -40,19 +40,19 @@ from benchmarks.contenders import (
     difference,
     plain_loop,
 )
-from robometer.batch import Batch, RewardOutput
 from robometer.configs import load
 from robometer.configs.loading import to_dict
 from robometer.configs.schema import Config, ModelConfig, PreferenceStrategies, ProgressStrategies, SamplingConfig
 from robometer.corpus.corpus import Corpus
-from robometer.losses import compute_losses
+from robometer.frames.video import decode_jpeg
 from robometer.models.backbones import BACKBONES
 from robometer.models.processing import RobometerCollator
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 from robometer.models.tiny import tiny_config, tiny_tokenizer
 from robometer.sampling import ManifestIndex, SamplePlan, plan
 from robometer.sampling.types import ClipPlan
-from robometer.video import decode_jpeg
+from robometer.training.batch import Batch, RewardOutput
+from robometer.training.losses import compute_losses
 
 QWEN = Path(__file__).resolve().parents[2] / "shared/data/qwen3_vl_4b_instruct"
 MAX_FRAMES = 8  # of the recipe of the published weights

@@ -11,7 +11,7 @@ from typing import Any
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
-from robometer.redaction import RedactingFormatter, redacted
+from robometer.runs.redaction import RedactingFormatter, redacted
 
 
 def main(

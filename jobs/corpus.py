@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from jobs import common
 from pipelines.maintain import MaintenanceError, run_compact, run_verify
-from robometer import paths
 from robometer.configs import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.export import export_lerobot
@@ -17,6 +16,7 @@ from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.views import FORWARD
+from robometer.runs import paths
 
 HELP = """
 robometer corpus: print what a corpus holds: trajectories by source, split, task and quality, bytes, quarantine.

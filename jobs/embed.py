@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs import common
 from robometer.configs import Config
-from robometer.redaction import redacted
+from robometer.runs.redaction import redacted
 
 HELP = """
 robometer embed: image embeddings of every frame and text embeddings of every task, by frozen encoders.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jobs import common
 from robometer.baselines import BASELINES
 from robometer.configs import Config
-from robometer.redaction import redacted
+from robometer.runs.redaction import redacted
 
 HELP = """
 robometer evaluate: reward alignment, policy ranking, confusion matrix, preference, success detection, partial success,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jobs import common
 from robometer.configs import Config
 from robometer.corpus.sources import names
-from robometer.redaction import redacted
+from robometer.runs.redaction import redacted
 
 HELP = """
 robometer ingest: decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.

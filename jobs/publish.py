@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
-from robometer import paths
 from robometer.configs import Config
-from robometer.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
-from robometer.tracking import REGISTERED_MODEL
+from robometer.runs import paths
+from robometer.runs.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
+from robometer.runs.tracking import REGISTERED_MODEL
 
 HELP = """
 robometer publish SOURCE: a checkpoint with its model card (metrics, training, data, limits; only what was recorded).

@@ -22,13 +22,13 @@ from pipelines.ingest import run_ingest
 from pipelines.serving.front import ENVIRONMENT
 from pipelines.sweep import run_sweep
 from pipelines.train import run_train
-from robometer import paths
 from robometer.client import RemoteScorer
 from robometer.configs import Config, override
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.page import write_page
 from robometer.corpus.summary import render, summarise
-from robometer.plots import plot_curve
+from robometer.report.plots import plot_curve
+from robometer.runs import paths
 from robometer.scoring import Clip
 from robometer.trajectory import QUALITY_LABELS
 

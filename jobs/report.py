@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common
-from robometer import paths
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage, StorageError
-from robometer.evaluation.report import write_report
-from robometer.evaluation.runs import Run, load_runs
+from robometer.report.page import write_report
+from robometer.report.runs import Run, load_runs
+from robometer.runs import paths
 
 HELP = """
 robometer report: one page of one evaluated model, or of several beside one another.

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs import common
-from robometer import paths
 from robometer.client import RemoteScorer
 from robometer.configs import Config
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, overridden, read_frames, shown_to
+from robometer.frames.video import Video, VideoLimits, probe
+from robometer.runs import paths
 from robometer.scoring import Clip, ClipScore, Scorer
-from robometer.video import Video, VideoLimits, probe
 
 HELP = """
 robometer score: score one video: progress and success at every frame, and the reward (the progress at the last one).
@@ -107,7 +107,7 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=2))
     if arguments.png:
-        from robometer.plots import plot_curve
+        from robometer.report.plots import plot_curve
 
         plot_curve(video.frames, score, arguments.task, arguments.png, result["time_s"])
 

@@ -9,8 +9,8 @@ from jobs import common
 from pipelines.cluster import connected
 from pipelines.simulate import simulate
 from robometer.configs import Config
-from robometer.outputs import held
-from robometer.paths import lasting
+from robometer.runs.outputs import held
+from robometer.runs.paths import lasting
 from robometer.simulation import INSTRUCTIONS, SimulationSettings
 
 HELP = """

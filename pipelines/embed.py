@@ -24,9 +24,9 @@ from robometer.configs.schema import Config, EmbedConfig
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
+from robometer.frames.video import decode_jpeg
 from robometer.models.encoders import STORED, ImageEncoder, image_encoder, text_encoder
-from robometer.outputs import settled
-from robometer.video import decode_jpeg
+from robometer.runs.outputs import settled
 
 logger = logging.getLogger(__name__)
 

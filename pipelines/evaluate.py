@@ -29,24 +29,26 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from pipelines.cluster import RETRIES, Needs, cause_of, check_room, connected, interactive, progress_bar, watched
-from robometer import baselines, tracking
+from robometer import baselines
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
-from robometer.evaluation import report, suite
+from robometer.evaluation import suite
 from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
 from robometer.evaluation.predict import ClipSource, failed, predict_each
 from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
 from robometer.evaluation.results import Result, flat
-from robometer.evaluation.runs import METRICS_JSON, load_runs
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_frames, load_scorer, scorer_identity
 from robometer.models.sources import for_workers
-from robometer.outputs import held, settled
-from robometer.provenance import trained_by
-from robometer.redaction import redacted, without_secrets
+from robometer.report import page as report
+from robometer.report.runs import METRICS_JSON, load_runs
+from robometer.runs import tracking
+from robometer.runs.outputs import held, settled
+from robometer.runs.provenance import trained_by
+from robometer.runs.redaction import redacted, without_secrets
 from robometer.scoring import Scorer
 
 logger = logging.getLogger(__name__)

@@ -54,7 +54,7 @@ from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Job, Known, Outcome, Rejected, Stored, commit_shard
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
-from robometer.outputs import settled
+from robometer.runs.outputs import settled
 from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)

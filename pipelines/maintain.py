@@ -28,7 +28,7 @@ from robometer.corpus.maintenance import (
 from robometer.corpus.manifest import read_manifest, read_schemas, replaced_in
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
-from robometer.paths import lasting
+from robometer.runs.paths import lasting
 
 _MAX_TASKS = 1024
 

@@ -25,12 +25,12 @@ from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
 from pipelines.cluster import RETRIES
-from robometer.batch import Batch
 from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
 from robometer.sampling import ManifestIndex, plan
+from robometer.training.batch import Batch
 
 
 class MicroBatchNumbers(Datasource):

@@ -26,12 +26,13 @@ from ray.tune.search.optuna import OptunaSearch
 from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
 from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import MODEL, TrainingError, known
-from robometer import plots, tracking
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
-from robometer.outputs import held, settled, write_whole
-from robometer.provenance import HOW_IT_RUNS
+from robometer.report import plots
+from robometer.runs import tracking
+from robometer.runs.outputs import held, settled, write_whole
+from robometer.runs.provenance import HOW_IT_RUNS
 
 logger = logging.getLogger(__name__)
 

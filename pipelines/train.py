@@ -31,14 +31,15 @@ from pipelines.sample_stream import BesideWorkers, stream
 from pipelines.training.checkpointing import HISTORY, MODEL, PULSE, TrainingError, known
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
-from robometer import plots, tracking
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
-from robometer.outputs import held, settled, write_whole
-from robometer.provenance import HOW_IT_RUNS, provenance_of
+from robometer.report import plots
+from robometer.runs import tracking
+from robometer.runs.outputs import held, settled, write_whole
+from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import numpy as np
 
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
+from robometer.frames.video import Source, VideoError
 from robometer.scoring import Clip, ClipScore, PrefixSession, Session
-from robometer.video import Source, VideoError
 
 START_PATIENCE_S = 5.0
 """How long the first request is tried, which finds a wrong URL."""

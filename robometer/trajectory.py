@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from robometer.errors import RobometerError
-from robometer.recording import Recording
+from robometer.frames.recording import Recording
 
 QUALITY_LABELS = ("failure", "suboptimal", "successful")
 """From worst to best: the index of a label is its rank in policy ranking."""

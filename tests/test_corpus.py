@@ -17,8 +17,8 @@ from robometer.corpus.manifest import Read, latest
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
 from robometer.corpus.writer import Job, Rejected, Stored, commit_shard, content_hash
+from robometer.frames.video import encode_jpeg
 from robometer.trajectory import SCHEMA_VERSION, trajectory_id
-from robometer.video import encode_jpeg
 
 QUALITIES = ("successful", "suboptimal", "failure")
 

@@ -18,18 +18,18 @@ from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training.checkpointing import STATE, Position, load_state, save_state, state_name, to_universal
 from pipelines.training.engine import apply_gradients, build_engine, deepspeed_config, full_state, import_deepspeed
 from pipelines.training.worker import Worker
-from robometer.batch import Batch
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import commit_shard
-from robometer.losses import compute_losses
 from robometer.models.checkpoint import build_collator, build_model
 from robometer.models.robometer import load_processor
-from robometer.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
+from robometer.runs.tracking import NullRun
 from robometer.sampling import ManifestIndex, plan
 from robometer.scoring import Clip
-from robometer.tracking import NullRun
+from robometer.training.batch import Batch
+from robometer.training.losses import compute_losses
+from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
 from robometer.trajectory import SCHEMA_VERSION
 from tests.test_corpus import stored
 

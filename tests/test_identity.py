@@ -26,7 +26,7 @@ from robometer.corpus.manifest import clashes, read_ledgers
 from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Job, Known, Rejected, Stored, commit_shard, content_hash
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 from tests.sources.raw import hub_cache, roll_out
 from tests.sources.test_lerobot import write_v21

@@ -15,9 +15,9 @@ from pipelines.ingest import IngestError, run_ingest
 from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.sources import Refused, SourceError, Unit, list_units, read_unit
-from robometer.recording import VideoFile
+from robometer.frames.recording import VideoFile
+from robometer.frames.video import thin
 from robometer.trajectory import Episode, trajectory_id
-from robometer.video import thin
 from tests.test_video import corruptions, moving_square, video_bytes
 
 FRAMES = 12

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
-from robometer.losses import compute_losses, counts, two_hot
+from robometer.training.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
+from robometer.training.losses import compute_losses, counts, two_hot
 
 
 def _targets(batch: int, length: int, seed: int) -> ClipTargets:

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import kendalltau, pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from robometer import metrics
-from robometer.metrics import Resampling
+from robometer.evaluation import metrics
+from robometer.evaluation.metrics import Resampling
 
 
 def test_constant_prediction_has_no_pearson_and_zero_tau_a() -> None:

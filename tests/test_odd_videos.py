@@ -16,9 +16,9 @@ import pytest
 
 from robometer.configs import Config
 from robometer.corpus.encode import encode_episode
-from robometer.recording import ImageSequence, VideoFile
+from robometer.frames.recording import ImageSequence, VideoFile
+from robometer.frames.video import VideoError, VideoLimits, encode_jpeg, thin
 from robometer.trajectory import Episode, TrajectoryError
-from robometer.video import VideoError, VideoLimits, encode_jpeg, thin
 from tests.sources.raw import ingest, refusals, row_of, rows
 from tests.test_video import corruptions, moving_square, video_bytes
 

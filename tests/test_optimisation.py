@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 from robometer.configs import load
-from robometer.optimisation import learning_rate, parameter_groups, schedule
+from robometer.training.optimisation import learning_rate, parameter_groups, schedule
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from robometer import outputs
-from robometer.outputs import IN_USE, InUseError, held, write_whole
+from robometer.runs import outputs
+from robometer.runs.outputs import IN_USE, InUseError, held, write_whole
 
 HOLD = """
 import sys, time
-from robometer.outputs import held
+from robometer.runs.outputs import held
 with held("train.output", sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -12,7 +12,7 @@ from jobs import cli
 from robometer.configs import Config, load
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
-from robometer.paths import PathError, lasting, make_folder
+from robometer.runs.paths import PathError, lasting, make_folder
 
 LOCAL = ("train.output", "sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
 STORAGE = ("corpus.path", "evaluate.output", "baseline.cache")

@@ -23,8 +23,8 @@ from robometer.evaluation.predictions import Predictions
 from robometer.frames import FrameSettings, read_frames, shown_to
 from robometer.models.checkpoint import build_model, load_scorer, save_checkpoint
 from robometer.models.rewind_scorer import RewindScorer
-from robometer.provenance import provenance_of
-from robometer.publishing import prepare, to_folder
+from robometer.runs.provenance import provenance_of
+from robometer.runs.publishing import prepare, to_folder
 from robometer.scoring import Clip, Scorer
 from tests.conftest import TINY
 from tests.local_endpoint import endpoint

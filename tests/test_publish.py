@@ -16,7 +16,6 @@ from huggingface_hub import ModelCard
 
 from jobs import checkpoint as checkpoint_job
 from jobs import publish as job
-from robometer import publishing
 from robometer.configs.loading import save as save_checkpoint_config
 from robometer.configs.schema import Config, CorpusConfig, LoraSettings, ModelConfig, SamplingConfig, TrackingConfig
 from robometer.corpus.corpus import Corpus
@@ -32,8 +31,9 @@ from robometer.models.lora import trained_names
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.weights import CheckpointError
-from robometer.provenance import provenance_of
-from robometer.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
+from robometer.runs import publishing
+from robometer.runs.provenance import provenance_of
+from robometer.runs.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
 from tests.local_hub import local_hub
 from tests.models.images import noise_clip
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robometer.corpus.readers.safe_pickle import Record, load, loads
 from robometer.corpus.sources import SourceError
-from robometer.safe_pickle import Record, load, loads
 
 PLAIN: list[Any] = [
     {"a": [1, 2.5, None, True], "b": ("x", b"\x00\xff"), "c": {1, 2}, "d": frozenset("q"), "e": 1 + 2j, "f": b""},

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from robometer.frames import FrameSettings, encode_frames, read_frames
-from robometer.recording import ImageSequence, VideoFile
-from robometer.timeline import timeline_of
-from robometer.video import VideoError, VideoLimits, VideoTooLargeError, decode_jpeg
+from robometer.frames.recording import ImageSequence, VideoFile
+from robometer.frames.timeline import timeline_of
+from robometer.frames.video import VideoError, VideoLimits, VideoTooLargeError, decode_jpeg
 from tests.conftest import SHARED
 from tests.odd_files import joined, packet_of, repacked, shown_as, timed, trimmed, with_hidden, written
 from tests.test_video import every, moving_square, video_bytes

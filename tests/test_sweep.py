@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from pipelines.sweep import _kept_best, _settings, parse_space, run_sweep
-from robometer import tracking
 from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import load_config
+from robometer.runs import tracking
 from tests.conftest import TINY
 from tests.screen import foreign
 

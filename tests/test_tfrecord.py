@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robometer.tfrecord import Example, RecordError, crc32c, read_records
+from robometer.corpus.readers.tfrecord import Example, RecordError, crc32c, read_records
 from tests.conftest import SHARED
 from tests.sources.tfrecords import example, framed
 

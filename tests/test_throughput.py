@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from robometer.batch import Batch, ClipTargets
 from robometer.configs import Config, load
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.scoring import Clip
-from robometer.throughput import Work, cost, peak_flops, work
+from robometer.training.batch import Batch, ClipTargets
+from robometer.training.throughput import Work, cost, peak_flops, work
 
 FRAMES = 6
 

@@ -20,10 +20,10 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.cluster import free_port
-from robometer import tracking
 from robometer.configs import Config, load
 from robometer.configs.schema import ServeConfig, TrackingConfig
-from robometer.tracking import TrackingError
+from robometer.runs import tracking
+from robometer.runs.tracking import TrackingError
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_no_secret_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 TRACK = """
 import sys
-from robometer import tracking
+from robometer.runs import tracking
 from robometer.configs import Config
 from robometer.configs.schema import TrackingConfig
 config = Config(tracking=TrackingConfig(uri=sys.argv[1]))

@@ -17,10 +17,8 @@ from safetensors.torch import load_file
 
 from pipelines.train import TrainReport, _open_run, _trainer, run_train
 from pipelines.training.checkpointing import TrainingError
-from robometer import tracking
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
-from robometer.losses import compute_losses
 from robometer.models.checkpoint import (
     CheckpointError,
     build_collator,
@@ -29,10 +27,12 @@ from robometer.models.checkpoint import (
     load_model,
     load_scorer,
 )
-from robometer.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
-from robometer.outputs import InUseError, held
-from robometer.paths import make_folder
+from robometer.runs import tracking
+from robometer.runs.outputs import InUseError, held
+from robometer.runs.paths import make_folder
 from robometer.sampling import ManifestIndex, plan
+from robometer.training.losses import compute_losses
+from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
 from tests.conftest import TINY, taken
 from tests.training_runs import checkpoints
 

@@ -41,7 +41,7 @@ from pipelines.serving.jobs import Limits
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.frames import FrameSettings
-from robometer.video import decode_jpeg, encode_jpeg
+from robometer.frames.video import decode_jpeg, encode_jpeg
 from tests.conftest import SHARED
 from tests.local_endpoint import endpoint
 

@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from robometer.recording import VideoFile
-from robometer.timeline import frames_at
-from robometer.video import (
+from robometer.frames.recording import VideoFile
+from robometer.frames.timeline import frames_at
+from robometer.frames.video import (
     VideoError,
     VideoLimits,
     decode_jpeg,

@@ -15,12 +15,12 @@ from parity.row import Row
 from parity.upstream import measures
 from parity.upstream.clips import decoded
 from parity.upstream.measures import Judged, Values
-from robometer.batch import progress_from_logits
-from robometer.evaluation.confusion_matrix import diagonal_gap, matrix_of
-from robometer.evaluation.policy_ranking import summary
+from robometer.evaluation.measures.confusion_matrix import diagonal_gap, matrix_of
+from robometer.evaluation.measures.policy_ranking import summary
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction
 from robometer.evaluation.views import FORWARD
-from robometer.losses import progress_error
+from robometer.training.batch import progress_from_logits
+from robometer.training.losses import progress_error
 
 
 def _decoded(record: Record, prediction: Any) -> np.ndarray:

@@ -16,10 +16,10 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream.losses import mean_by_clip, upstream_losses
-from robometer.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
 from robometer.configs.schema import LossConfig
-from robometer.losses import binary_error, compute_losses, progress_error, two_hot
 from robometer.sampling.targets import success_mask
+from robometer.training.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
+from robometer.training.losses import binary_error, compute_losses, progress_error, two_hot
 
 GROUP = "b_losses"
 _LOSS = {"atol": 1e-5, "rtol": 1e-5}

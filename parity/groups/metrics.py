@@ -17,10 +17,10 @@ from parity.recorded import EXACT, FLOAT32, FLOAT64, Record, compared, raised, r
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream import measures
-from robometer import metrics
-from robometer.evaluation.partial_success import grade
+from robometer.evaluation import metrics
+from robometer.evaluation.measures.partial_success import grade
 from robometer.evaluation.predictions import PairPrediction
-from robometer.losses import progress_error
+from robometer.training.losses import progress_error
 
 
 def rows(recorded_set: RecordedSet) -> Iterator[Row]:

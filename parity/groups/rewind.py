@@ -15,11 +15,11 @@ from parity.difference import close, exact
 from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
-from robometer.batch import Batch, ClipTargets, RewardOutput
 from robometer.errors import RobometerError
 from robometer.models.encoders import PoolerOutput, mean_pool
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
+from robometer.training.batch import Batch, ClipTargets, RewardOutput
 
 GROUP = "d_rewind"
 _OUTPUT = {"atol": 1e-5, "rtol": 1e-5}

@@ -14,12 +14,12 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream import clips
-from robometer.batch import progress_from_logits
-from robometer.losses import two_hot
 from robometer.models.collate import collate_targets
 from robometer.sampling import segments, targets
 from robometer.sampling.strategies import Rules, Subject, clip_plan
 from robometer.sampling.types import ClipPlan, SamplePlan
+from robometer.training.batch import progress_from_logits
+from robometer.training.losses import two_hot
 
 GROUP = "a_targets"
 _FLOAT64 = 1e-9

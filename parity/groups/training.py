@@ -20,11 +20,11 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream.losses import upstream_losses
-from robometer.batch import Batch, RewardOutput
 from robometer.configs.schema import LossConfig, SamplingConfig, TrainConfig
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
-from robometer.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
+from robometer.training.batch import Batch, RewardOutput
+from robometer.training.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
 
 GROUP = "i_training"
 _STEP = {"atol": 1e-5, "rtol": 1e-5}

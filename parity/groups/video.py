@@ -21,10 +21,10 @@ from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream.protocol import frames_at_rate
 from robometer.configs.schema import SamplingConfig
-from robometer.recording import VideoFile
+from robometer.frames.recording import VideoFile
+from robometer.frames.video import thin
 from robometer.sampling.index import ManifestIndex
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS
-from robometer.video import thin
 
 GROUP = "g_video"
 _LEVELS = 2.0

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from robometer import losses
 from robometer.sampling import segments, strategies, targets
 from robometer.sampling.segments import Triple
 from robometer.sampling.strategies import Rules, Subject
+from robometer.training import losses
 
 MISSED_PREFERENCE_ONLY = "roboreward_dlr_edan_shared_control_converted_externally_to_rlds"
 """Upstream's list lacks a comma after this name, so that it has neither this one nor the next."""

@@ -8,9 +8,9 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from robometer.batch import Batch, RewardOutput
 from robometer.configs.schema import LossConfig
-from robometer.losses import Losses, compute_losses
+from robometer.training.batch import Batch, RewardOutput
+from robometer.training.losses import Losses, compute_losses
 
 
 def upstream_losses(output: RewardOutput, batch: Batch, config: LossConfig, progress_loss: str) -> Losses:

@@ -1,6 +1,6 @@
 """Upstream's definitions of the evaluation metrics (robometer/evals/compile_results.py, robometer/utils/metrics.py).
 
-Where upstream raises, the value is NaN here. Ours are in `robometer.metrics` and `robometer.evaluation`.
+Where upstream raises, the value is NaN here. Ours are in `robometer.evaluation.metrics` and `robometer.evaluation`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
-from robometer import metrics
-from robometer.evaluation.confusion_matrix import matrix_of
-from robometer.evaluation.partial_success import grade
+from robometer.evaluation import metrics
+from robometer.evaluation.measures.confusion_matrix import matrix_of
+from robometer.evaluation.measures.partial_success import grade
 from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction
 from robometer.evaluation.results import Matrix

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from robometer.batch import progress_from_logits
 from robometer.errors import RobometerError
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
 from robometer.scoring import Clip, ClipScore, thin_positions
+from robometer.training.batch import progress_from_logits
 
 PREFIX_FRAMES = 4
 """With `use_frame_steps` every prefix of a clip is shown as this many frames, whatever the model was trained on."""

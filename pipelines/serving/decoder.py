@@ -31,7 +31,7 @@ from pipelines.serving.images import read_images
 from pipelines.serving.sealing import end_with_parent, forbid_children, seal
 from pipelines.serving.signatures import check_signature
 from robometer.frames import FrameSettings, read_frames
-from robometer.video import Video, VideoError, VideoInfo, VideoLimits, VideoTooLargeError, first_line, probe
+from robometer.frames.video import Video, VideoError, VideoInfo, VideoLimits, VideoTooLargeError, first_line, probe
 
 LENGTH = struct.Struct("<I")
 STATUS = struct.Struct("<i")

@@ -24,7 +24,7 @@ from pipelines.serving.decoder import Job
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.jobs import Limits
 from pipelines.serving.npy import HEAD_BYTES, read_npy_header
-from robometer.video import VideoLimits
+from robometer.frames.video import VideoLimits
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from robometer.video import VideoError, VideoTooLargeError
+from robometer.frames.video import VideoError, VideoTooLargeError
 
 _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 

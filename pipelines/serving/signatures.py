@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from robometer.video import VideoError
+from robometer.frames.video import VideoError
 
 _SIGNATURES = re.compile(
     rb"....(ftyp|moov|mdat|free|skip|wide|pnot)"  # mp4, mov

@@ -8,9 +8,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from robometer.batch import Batch
 from robometer.configs.schema import Config
-from robometer.throughput import Work, cost, peak_flops, work
+from robometer.training.batch import Batch
+from robometer.training.throughput import Work, cost, peak_flops, work
 
 GIB = 2.0**30
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_model
-from robometer.optimisation import BETAS, EPSILON, parameter_groups
+from robometer.training.optimisation import BETAS, EPSILON, parameter_groups
 
 Weights = Iterable[tuple[str, Tensor]]
 """Names and whole tensors, one at a time."""

@@ -9,13 +9,13 @@ from typing import Any
 from ray.train import Checkpoint
 
 from pipelines.training.checkpointing import MODEL, POSITION
-from robometer import tracking
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.validation import validate
 from robometer.models.checkpoint import load_model, make_scorer
+from robometer.runs import tracking
 
 FOLDER = "validations"
 

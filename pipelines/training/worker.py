@@ -26,14 +26,14 @@ from pipelines.training.accounting import Meter
 from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, Position, TrainingError
 from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
-from robometer import tracking
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
-from robometer.losses import TERMS, compute_losses, counts
 from robometer.models.checkpoint import save_checkpoint
-from robometer.optimisation import learning_rate
+from robometer.runs import tracking
 from robometer.sampling import ManifestIndex, plan
+from robometer.training.losses import TERMS, compute_losses, counts
+from robometer.training.optimisation import learning_rate
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from robometer.baselines.providers import PROVIDERS, Answer, Json, Question
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
-from robometer.redaction import redacted
+from robometer.runs.redaction import redacted
 from robometer.scoring import MissingAnswer
 
 ATTEMPTS = 6

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from robometer.configs.schema import BaselineConfig
-from robometer.video import encode_jpeg
+from robometer.frames.video import encode_jpeg
 
 JPEG_QUALITY = 95
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robometer.configs.schema import Config, ConfigError
-from robometer.redaction import redacted, without_secrets
+from robometer.runs.redaction import redacted, without_secrets
 
 ConfigStore.instance().store(name="schema", node=Config)
 

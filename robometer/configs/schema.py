@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from robometer import paths
 from robometer.errors import RobometerError
-from robometer.redaction import redacted
+from robometer.runs import paths
+from robometer.runs.redaction import redacted
 
 _SOURCES = Path(__file__).parents[1] / "corpus/sources"
 

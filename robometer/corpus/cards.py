@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
-from robometer.drawing import Span, place, points, spans
+from robometer.frames.video import encode_jpeg, thin
+from robometer.report.drawing import Span, place, points, spans
 from robometer.sampling.columns import SUCCESSFUL, Columns
 from robometer.sampling.strategies import Subject
 from robometer.sampling.targets import is_partial, reached, success_labels
 from robometer.trajectory import QUALITY_LABELS
-from robometer.video import encode_jpeg, thin
 
 MAX_FRAMES_SHOWN = 16
 FRAME_HEIGHT, FRAME_WIDTH = 120, 240

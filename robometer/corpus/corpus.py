@@ -17,9 +17,9 @@ from robometer.corpus.manifest import manifest_hash, read_manifest, read_quarant
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
+from robometer.frames.video import decode_jpeg
 from robometer.scoring import Clip
 from robometer.trajectory import SCHEMA_VERSION
-from robometer.video import decode_jpeg
 
 logger = logging.getLogger(__name__)
 

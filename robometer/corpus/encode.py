@@ -19,8 +19,8 @@ from robometer.corpus.sources.common import is_depth
 from robometer.corpus.writer import Known, Rejected, Stored, content_hash
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, encode_frames
+from robometer.frames.video import DEPTH, DepthError, VideoError, VideoLimits, first_line
 from robometer.trajectory import SHARD_SCHEMA, Episode, TrajectoryError
-from robometer.video import DEPTH, DepthError, VideoError, VideoLimits, first_line
 
 logger = logging.getLogger(__name__)
 

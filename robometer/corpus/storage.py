@@ -18,7 +18,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from robometer.errors import RobometerError
-from robometer.redaction import redacted
+from robometer.runs.redaction import redacted
 
 _HOST = socket.gethostname().replace(".", "-")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robometer.metrics import Estimate, Resampling, percentile_interval
+from robometer.evaluation.metrics import Estimate, Resampling, percentile_interval
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.evaluation.plan import Unit
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction, Record
 from robometer.evaluation.views import FORWARD, MEMORY, REVERSED, VIEWS
-from robometer.redaction import redacted
+from robometer.runs.redaction import redacted
 from robometer.scoring import Clip, ClipScore, Scorer, score_prefixes
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from robometer.metrics import Estimate
+from robometer.evaluation.metrics import Estimate
 
 Row = dict[str, str | int | float]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robometer.evaluation.headlines import headlines_of
-from robometer.evaluation.runs import Run, splits_of
-from robometer.evaluation.tables import Table, interval, number
+from robometer.report.headlines import headlines_of
+from robometer.report.runs import Run, splits_of
+from robometer.report.tables import Table, interval, number
 
 OVER_SEEDS = (
     "Intervals elsewhere are over the clips of one trained model each; here it is training itself that was repeated: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from robometer.configs.schema import ConfigError, EvaluateConfig
-from robometer.evaluation import (
+from robometer.evaluation.measures import (
     confusion_matrix,
     instruction_grounding,
     partial_success,
@@ -15,9 +15,9 @@ from robometer.evaluation import (
     robustness,
     success_detection,
 )
+from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result
-from robometer.metrics import Resampling
 
 Evaluation = Callable[[Predictions, str, Resampling], Result]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
-from robometer.evaluation import policy_ranking, preference, reward_alignment, success_detection
+from robometer.evaluation.measures import policy_ranking, preference, reward_alignment, success_detection
 from robometer.evaluation.plan import BEST, Unit, plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions

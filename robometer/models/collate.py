@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robometer.batch import Batch, ClipTargets
 from robometer.sampling.types import STRATEGIES, ClipPlan, SamplePlan
+from robometer.training.batch import Batch, ClipTargets
 
 
 class Collator(Protocol):

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from robometer.batch import Batch
 from robometer.corpus.corpus import Corpus
 from robometer.models.backbones import Backbone, backbone_of
 from robometer.models.collate import collate_targets
@@ -25,6 +24,7 @@ from robometer.models.images import Cutter
 from robometer.models.prompts import PREFERENCE, SPECIAL_TOKENS, Control, preference_prompt, progress_prompt
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip
+from robometer.training.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
-from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.models.heads import RewardHeads
+from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 
 VALUE_OF_PROGRESS = 5.0
 VALUE_OF_SUCCESS = 0.25

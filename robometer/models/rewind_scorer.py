@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from robometer.batch import Batch, progress_from_logits
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.collate import collate_targets
@@ -28,6 +27,7 @@ from robometer.scoring import (
     spread,
     thin_positions,
 )
+from robometer.training.batch import Batch, progress_from_logits
 
 
 class RewindCollator:

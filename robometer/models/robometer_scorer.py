@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import Config
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
@@ -22,6 +21,7 @@ from robometer.scoring import (
     spread,
     thin_positions,
 )
+from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 
 
 class RobometerScorer(OneAtATime):

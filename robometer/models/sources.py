@@ -9,9 +9,9 @@ from pathlib import Path
 from robometer.baselines import PREFIX
 from robometer.configs.schema import TrackingConfig
 from robometer.models.weights import MODEL_FILES, CheckpointError
-from robometer.paths import SQLITE, lasting
-from robometer.redaction import redacted
-from robometer.tracking import client_of
+from robometer.runs.paths import SQLITE, lasting
+from robometer.runs.redaction import redacted
+from robometer.runs.tracking import client_of
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 MLFLOW_SCHEMES = ("models:/", "runs:/")

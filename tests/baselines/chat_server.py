@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from robometer.configs.schema import BaselineConfig
-from robometer.video import decode_jpeg
+from robometer.frames.video import decode_jpeg
 
 
 @dataclass

@@ -11,8 +11,8 @@ import numpy as np
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard
+from robometer.frames.video import encode_jpeg
 from robometer.trajectory import QUALITY_LABELS, SCHEMA_VERSION, SHARD_SCHEMA, trajectory_id
-from robometer.video import encode_jpeg
 
 FRAMES = 9
 REACH = {"successful": 1.0, "suboptimal": 0.5, "failure": 0.1}

@@ -17,7 +17,9 @@ from robometer.baselines.trivial import Clock, Constant, FrameDifference, Random
 from robometer.configs.schema import ConfigError, EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import confusion_matrix, suite
+from robometer.evaluation import suite
+from robometer.evaluation.measures import confusion_matrix
+from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.plan import plan_split, select_rows, units_from, units_table
 from robometer.evaluation.predict import ClipSource, predict, predict_each
 from robometer.evaluation.predictions import (
@@ -32,7 +34,6 @@ from robometer.evaluation.predictions import (
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.validation import validate
 from robometer.evaluation.views import FORWARD
-from robometer.metrics import Resampling
 from robometer.sampling.groups import members
 from robometer.sampling.types import SamplingError
 from robometer.scoring import Clip, Scorer

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from robometer import metrics
+from robometer.evaluation import metrics
+from robometer.evaluation.metrics import Estimate, Resampling
 from robometer.evaluation.paired import paired
-from robometer.metrics import Estimate, Resampling
 
 SETTINGS = Resampling(2000, 0.95, 5)
 

@@ -22,7 +22,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import PairPrediction, Predictions
-from robometer.outputs import InUseError, held
+from robometer.runs.outputs import InUseError, held
 from robometer.scoring import Scorer
 from tests.evaluation.corpora import build_corpus
 

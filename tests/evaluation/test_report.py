@@ -16,15 +16,17 @@ from robometer.baselines.trivial import FrameDifference
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import report, suite, tables
-from robometer.evaluation.clips import clip_cards
-from robometer.evaluation.comparison import compare
+from robometer.evaluation import suite
+from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Metric
-from robometer.evaluation.runs import Run
-from robometer.metrics import Estimate
+from robometer.report import page as report
+from robometer.report import tables
+from robometer.report.clips import clip_cards
+from robometer.report.comparison import compare
+from robometer.report.runs import Run
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
 

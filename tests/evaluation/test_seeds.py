@@ -15,14 +15,15 @@ import pytest
 from pipelines.train import _FREE
 from robometer.configs.loading import load, save, to_dict
 from robometer.configs.schema import EvaluateConfig
-from robometer.evaluation import exports, report
-from robometer.evaluation.comparison import compare
+from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Metric, Result
-from robometer.evaluation.runs import Run
 from robometer.evaluation.seeds import seed_groups, seed_tables, spread
-from robometer.metrics import Estimate
-from robometer.provenance import recipe, trained_by
+from robometer.report import exports
+from robometer.report import page as report
+from robometer.report.comparison import compare
+from robometer.report.runs import Run
+from robometer.runs.provenance import recipe, trained_by
 from tests.evaluation.pages import Tags
 
 FACTS = {"recipe": "abc123", "mode": "whole clip"}

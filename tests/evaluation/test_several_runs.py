@@ -21,16 +21,17 @@ from robometer.baselines.trivial import Clock, FrameDifference, Random
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.evaluation import exports, report, tables
-from robometer.evaluation.clips import clip_cards
-from robometer.evaluation.comparison import compare
+from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
-from robometer.evaluation.published import anchor_tables, protocol
 from robometer.evaluation.results import Metric, Result
-from robometer.evaluation.runs import ReportError, Run, load_runs
-from robometer.metrics import Estimate
+from robometer.report import exports, tables
+from robometer.report import page as report
+from robometer.report.clips import clip_cards
+from robometer.report.comparison import compare
+from robometer.report.published import anchor_tables, protocol
+from robometer.report.runs import ReportError, Run, load_runs
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
 from tests.test_page import browse

@@ -9,13 +9,13 @@ import pytest
 
 from robometer.baselines.trivial import Clock, Constant
 from robometer.corpus.corpus import Corpus
-from robometer.evaluation import partial_success, robustness, success_detection
+from robometer.evaluation.measures import partial_success, robustness, success_detection
+from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.views import CYCLE, FORWARD, HESITATION, REWOUND, VIEWS, counterfactual, paraphrases
 from robometer.evaluation.views import true_progress as truth_of
-from robometer.metrics import Resampling
 from robometer.scoring import Clip
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.test_evaluations import Reach, run

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pipelines.embed import IMAGE_SCHEMA, TEXT_SCHEMA
-from robometer.batch import Batch
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
@@ -16,6 +15,7 @@ from robometer.corpus.writer import commit_shard
 from robometer.models.checkpoint import build_collator
 from robometer.models.rewind_scorer import feature_statistics
 from robometer.sampling.types import ClipPlan, SamplePlan
+from robometer.training.batch import Batch
 from robometer.trajectory import SCHEMA_VERSION
 from tests.test_corpus import stored
 

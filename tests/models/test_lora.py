@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from robometer.configs import Config, load
-from robometer.losses import compute_losses
 from robometer.models.checkpoint import (
     CheckpointError,
     build_model,
@@ -21,7 +20,8 @@ from robometer.models.checkpoint import (
 )
 from robometer.models.lora import add_lora, merge, trained_names
 from robometer.models.robometer import Robometer, build_robometer, load_processor
-from robometer.publishing import prepare, to_folder
+from robometer.runs.publishing import prepare, to_folder
+from robometer.training.losses import compute_losses
 from tests.models.images import noise_clip
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from robometer.batch import Batch
 from robometer.configs.schema import Config, ModelConfig
 from robometer.models.processing import RobometerProcessor
 from robometer.models.prompts import QWEN3_CHAT, SPECIAL_TOKENS, Control, preference_prompt, progress_prompt
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.tiny import TINY
+from robometer.training.batch import Batch
 from tests.models.images import noise_clip
 
 CONTROLS = QWEN3_CHAT.controls

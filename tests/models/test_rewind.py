@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from robometer.batch import Batch, progress_from_logits
 from robometer.configs import load
 from robometer.models.collate import collate_targets
 from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind, RewindEnsemble, member_of
 from robometer.models.rewind_scorer import RewindScorer, clip_inputs
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip
+from robometer.training.batch import Batch, progress_from_logits
 
 
 def _clip(length: int) -> ClipPlan:

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from robometer.batch import Batch, RewardOutput, progress_from_logits
 from robometer.configs.schema import Config, ConfigError, LossConfig, ModelConfig, SamplingConfig, TrainConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard
-from robometer.losses import compute_losses
 from robometer.models.attention import packed_attention
 from robometer.models.checkpoint import CheckpointError, load_model, load_scorer, save_checkpoint
 from robometer.models.processing import RobometerCollator, RobometerProcessor
@@ -23,6 +21,8 @@ from robometer.models.robometer_scorer import RobometerScorer
 from robometer.models.tiny import TINY
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip, Scorer, score_prefixes
+from robometer.training.batch import Batch, RewardOutput, progress_from_logits
+from robometer.training.losses import compute_losses
 from robometer.trajectory import SCHEMA_VERSION, SHARD_SCHEMA
 from tests.models.images import jpeg, noise_clip
 

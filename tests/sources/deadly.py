@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from robometer.corpus.sources import Refused, Unit
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from robometer.corpus.sources import Refused, SourceError, Unit, list_units
 from robometer.corpus.writer import Rejected, Stored
-from robometer.video import decode_jpeg, encode_jpeg
+from robometer.frames.video import decode_jpeg, encode_jpeg
 from tests.conftest import SHARED
 from tests.sources.raw import ingest, read, refusals, roll_out, row_of, rows, shows
 from tests.test_video import numbered_video, numbers

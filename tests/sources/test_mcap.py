@@ -16,7 +16,7 @@ pytest.importorskip("mcap", reason="the extra robometer[mcap] is not installed")
 from mcap.writer import CompressionType, Writer  # noqa: E402
 
 from robometer.corpus.sources import SourceError, list_units  # noqa: E402
-from robometer.video import encode_jpeg  # noqa: E402
+from robometer.frames.video import encode_jpeg  # noqa: E402
 from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows  # noqa: E402
 
 CLIPS = [roll_out(n).frames[:8] for n in range(4)]

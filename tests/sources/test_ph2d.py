@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from robometer.video import encode_jpeg
+from robometer.frames.video import encode_jpeg
 from tests.sources.hdf5_files import cut_off, write
 from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows
 

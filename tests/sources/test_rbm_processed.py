@@ -14,7 +14,7 @@ import pytest
 
 from robometer.corpus.sources import SourceError
 from robometer.corpus.sources.rbm_processed import _Frames
-from robometer.video import VideoError
+from robometer.frames.video import VideoError
 from tests.sources.raw import ingest, refusals, roll_out, row_of, rows, shows
 
 LABELS = ("successful", "failed", "optimal")

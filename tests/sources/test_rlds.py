@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from robometer.corpus.identity import Sealer
+from robometer.corpus.readers.tfds import reading_order
 from robometer.corpus.sources import SourceError, Unit, list_units, rlds
-from robometer.corpus.tfds import reading_order
 from robometer.corpus.writer import Rejected, Stored
-from robometer.video import encode_jpeg
+from robometer.frames.video import encode_jpeg
 from tests.conftest import SHARED
 from tests.sources.raw import ingest, read, refusals, roll_out, row_of, rows, shows
 from tests.sources.tfrecords import IMAGE, TEXT, data_set, example, framed, jpegs, tensor

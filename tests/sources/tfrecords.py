@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from robometer.tfrecord import crc32c, masked
-from robometer.video import encode_jpeg
+from robometer.corpus.readers.tfrecord import crc32c, masked
+from robometer.frames.video import encode_jpeg
 
 Values = Sequence[bytes] | Sequence[int] | np.ndarray
 

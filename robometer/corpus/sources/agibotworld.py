@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from robometer.corpus.sources import Refused, SourceError, Unit, common
-from robometer.recording import VideoFile
+from robometer.frames.recording import VideoFile
+from robometer.frames.video import Source, VideoError, probe
 from robometer.trajectory import Episode
-from robometer.video import Source, VideoError, probe
 
 VIEW = "head_color"
 _WHAT = "the folder of AgiBot World with task_info/ and observations/"

@@ -29,10 +29,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import FIELDS, from_row, video_episodes
+from robometer.corpus.readers.annotations import FIELDS, from_row, video_episodes
+from robometer.corpus.readers.tables import KINDS, header, read_table
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import absolute, read_yaml
-from robometer.corpus.tables import KINDS, header, read_table
 
 COLUMNS = "columns.yaml"
 TABLES = tuple(f"annotations{kind}" for kind in KINDS)

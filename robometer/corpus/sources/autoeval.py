@@ -5,8 +5,8 @@
 Each holds an object (or dict) of `language_command` (the task text), `success` (a flag) and `obs`, whose
 `image_primary` is the frames: uint8 [T, H, W, 3], or a list of T of them; or it is a list of steps with `obs` each, of
 which the last knows `success`. Without the flag the file's name tells (`..._success.pkl`, `..._fail.pkl`). The pickles
-are read without running what they ask for (`robometer.safe_pickle`); objects of robot_eval_logger, which wrote them,
-and of wandb need neither package.
+are read without running what they ask for (`robometer.corpus.readers.safe_pickle`); objects of robot_eval_logger, which
+wrote them, and of wandb need neither package.
 
 Label: successful or failure, partial success 1 or 0, as upstream. Source: auto_eval_rfm, under which upstream lists
 it, where its loader writes `autoeval`. Episodes of 5 frames or fewer are left out, as upstream.
@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from robometer.corpus.readers.safe_pickle import Record, load
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, text
 from robometer.corpus.sources.image_folders import unit_of
-from robometer.recording import ImageSequence
-from robometer.safe_pickle import Record, load
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 NAME = "auto_eval_rfm"

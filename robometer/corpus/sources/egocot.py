@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from robometer.corpus.annotations import check
+from robometer.corpus.readers.annotations import check
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, read_json
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
 FILE = "results.json"

@@ -17,9 +17,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from robometer.corpus.hdf5 import attribute, opened
+from robometer.corpus.readers.hdf5 import attribute, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
-from robometer.recording import VideoFile
+from robometer.frames.recording import VideoFile
 from robometer.trajectory import Episode
 
 _PART = re.compile(r"(?:egodex_)?(part[1-5]|test)")

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import video_episodes, video_unit
+from robometer.corpus.readers.annotations import video_episodes, video_unit
+from robometer.corpus.readers.tables import header, read_table
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder
-from robometer.corpus.tables import header, read_table
-from robometer.timeline import frames_at
+from robometer.frames.timeline import frames_at
+from robometer.frames.video import probe
 from robometer.trajectory import Episode
-from robometer.video import probe
 
 TABLE = "EPIC_100_train.csv"
 MAX_FRAMES = 1000

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from robometer.corpus import tfds
+from robometer.corpus.readers import tfds
+from robometer.corpus.readers.tfrecord import RecordError
 from robometer.corpus.sources import Refused, Unit, rlds
-from robometer.tfrecord import RecordError
 from robometer.trajectory import Episode
 
 VIEW = "image_camera_head"

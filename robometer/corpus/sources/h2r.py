@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from robometer.corpus.hdf5 import Frames, dataset, opened
+from robometer.corpus.readers.hdf5 import Frames, dataset, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
 from robometer.trajectory import Episode, TrajectoryError
 

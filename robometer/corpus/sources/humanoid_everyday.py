@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import spaced
+from robometer.corpus.readers.annotations import spaced
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, task_texts
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
 DATA, METADATA = "data.json", "metadata.json"

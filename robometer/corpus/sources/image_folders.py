@@ -36,7 +36,7 @@ import numpy as np
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import folder, name_of, natural, numbered, read_json, subfolders, text, walk
 from robometer.errors import RobometerError
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -48,12 +48,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robometer.corpus.episode_rows import EpisodeRows
+from robometer.corpus.readers.episode_rows import EpisodeRows
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, is_depth, name_of, read_json
-from robometer.recording import ImageSequence, Recording, VideoFile
+from robometer.frames.recording import ImageSequence, Recording, VideoFile
+from robometer.frames.video import DEPTH, VideoError, probe
 from robometer.trajectory import Episode, TrajectoryError
-from robometer.video import DEPTH, VideoError, probe
 
 logger = logging.getLogger(__name__)
 

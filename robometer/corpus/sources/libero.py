@@ -33,7 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from robometer.corpus.hdf5 import Frames, attribute, dataset, members, opened
+from robometer.corpus.readers.hdf5 import Frames, attribute, dataset, members, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
 from robometer.trajectory import Episode, TrajectoryError
 

@@ -27,7 +27,7 @@ from mcap.reader import McapReader, make_reader
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, name_of, read_json
 from robometer.corpus.sources.image_folders import fields_of, unit_of
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 FROM_METADATA = ("task", "quality_label")

@@ -30,12 +30,12 @@ from pathlib import Path
 
 import h5py
 
-from robometer.corpus.hdf5 import Frames, dataset, members, opened
+from robometer.corpus.readers.hdf5 import Frames, dataset, members, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
-from robometer.recording import Recording, VideoFile
+from robometer.frames.recording import Recording, VideoFile
+from robometer.frames.video import DEFAULT_LIMITS, Pick, Video, VideoLimits
 from robometer.simulation import INSTRUCTIONS
 from robometer.trajectory import Episode
-from robometer.video import DEFAULT_LIMITS, Pick, Video, VideoLimits
 
 TRAIN = (
     "button-press button-press-topdown-wall coffee-pull dial-turn door-open door-unlock drawer-close faucet-open "

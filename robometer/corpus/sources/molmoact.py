@@ -24,11 +24,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robometer.corpus.episode_rows import EpisodeRows, open_parquet, ranges
+from robometer.corpus.readers.episode_rows import EpisodeRows, open_parquet, ranges
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, name_of
 from robometer.corpus.sources.lerobot import task_of_most
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
 EPISODES = "meta/episodes.jsonl"

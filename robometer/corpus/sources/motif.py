@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from robometer.corpus.annotations import video_episodes, video_unit
+from robometer.corpus.readers.annotations import video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import folder, read_json
 from robometer.trajectory import normalise_task

@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import from_row, video_episodes
+from robometer.corpus.readers.annotations import from_row, video_episodes
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import absolute
 

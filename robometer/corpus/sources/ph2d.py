@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from robometer.corpus.hdf5 import attribute, dataset, encoded_frames, opened
+from robometer.corpus.readers.hdf5 import attribute, dataset, encoded_frames, opened
 from robometer.corpus.sources import Refused, SourceError, Unit, common
 from robometer.trajectory import Episode, TrajectoryError
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.annotations import spaced, video_episodes, video_unit
+from robometer.corpus.readers.annotations import spaced, video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, read_json, task_texts
 

@@ -36,9 +36,9 @@ import pyarrow as pa
 
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import absolute, files, name_of
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
+from robometer.frames.video import VideoError, first_line
 from robometer.trajectory import Episode
-from robometer.video import VideoError, first_line
 
 COLUMNS = ("id", "task", "data_source", "is_robot", "quality_label", "partial_success", "frames_path", "frames",
            "num_frames")  # fmt: skip

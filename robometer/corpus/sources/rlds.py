@@ -39,12 +39,12 @@ from typing import Any
 
 import numpy as np
 
-from robometer.corpus import tfds
+from robometer.corpus.readers import tfds
+from robometer.corpus.readers.tfrecord import Example, RecordError, read_records
 from robometer.corpus.sources import Refused, SourceError, Unit, common
-from robometer.recording import ImageSequence
-from robometer.tfrecord import Example, RecordError, read_records
+from robometer.frames.recording import ImageSequence
+from robometer.frames.video import VideoError
 from robometer.trajectory import Episode, TrajectoryError
-from robometer.video import VideoError
 
 logger = logging.getLogger(__name__)
 

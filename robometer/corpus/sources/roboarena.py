@@ -19,7 +19,7 @@ from typing import Any
 
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import files, folder, read_yaml, subfolders
-from robometer.recording import VideoFile
+from robometer.frames.recording import VideoFile
 from robometer.trajectory import Episode
 
 FILE = "metadata.yaml"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from robometer.corpus.annotations import spaced, video_episodes, video_unit
+from robometer.corpus.readers.annotations import spaced, video_episodes, video_unit
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import folder, subfolders, task_texts
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from robometer.corpus.annotations import video_episodes, video_unit
+from robometer.corpus.readers.annotations import video_episodes, video_unit
+from robometer.corpus.readers.tables import read_table
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import folder, name_of
-from robometer.corpus.tables import read_table
 
 FILE = "metadata.jsonl"
 SPLITS = ("train", "val", "test")

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus import tfds
+from robometer.corpus.readers import tfds
 from robometer.corpus.sources import Refused, SourceError, Unit, common, rlds
 from robometer.trajectory import Episode, TrajectoryError, quality_label
 

@@ -5,8 +5,9 @@
         0.pkl, 1.pkl ...                 a dict with a camera's frame uint8, blue first, [H, W, 3] or [3, H, W]
 
 Quality: success(ful), subopt(imal), fail(ure). One view: the first camera of `CAMERAS` that the first step has. Pickles
-are read without running what they ask for (`robometer.safe_pickle`). Six tasks have their sentence; another's is its
-words, as upstream. A step without the camera ends its episode in quarantine (upstream leaves the step out).
+are read without running what they ask for (`robometer.corpus.readers.safe_pickle`). Six tasks have their sentence;
+another's is its words, as upstream. A step without the camera ends its episode in quarantine (upstream leaves the step
+out).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from robometer.corpus.readers.safe_pickle import load
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import folder, numbered
 from robometer.corpus.sources.usc_franka import ranked_units
-from robometer.recording import ImageSequence
-from robometer.safe_pickle import load
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 NAME = "usc_xarm_policy_ranking"

@@ -23,7 +23,7 @@ import zarr
 from robometer.corpus.sources import Refused, SourceError, Unit
 from robometer.corpus.sources.common import absolute, folder, numbered, read_json
 from robometer.corpus.sources.image_folders import fields_of, refused, utf8
-from robometer.recording import ImageSequence
+from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 MAX_CHUNK_BYTES = 2**30

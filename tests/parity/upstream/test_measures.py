@@ -11,8 +11,8 @@ import torch
 
 from parity.upstream import measures
 from parity.upstream.measures import Judged
-from robometer import metrics
-from robometer.evaluation.policy_ranking import summary
+from robometer.evaluation import metrics
+from robometer.evaluation.measures.policy_ranking import summary
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction
 from robometer.evaluation.views import FORWARD
 from robometer.trajectory import QUALITY_LABELS

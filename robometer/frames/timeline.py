@@ -1,0 +1,133 @@
+"""Where the frames of a video lie in its file: how a cut of a long one is read without decoding all before it.
+
+In an MP4 or Matroska file of these codecs a packet with a picture is a frame. So, where all packets have one, their
+times, in order, are those of frames 0, 1, 2, ..., whatever the rate says and however uneven they are. What is then
+decoded must have these very times, from a key frame that nothing after it looks behind; where that fails, only decoding
+from the start is sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robometer.frames.video import Source, VideoError, is_mov, opened
+
+_ONE_PACKET_A_FRAME = frozenset({"h264", "hevc", "av1"})
+_IDR = 5
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Times of a video, in units of its stream.
+
+    Attributes:
+        times: int64 [N] of all frames, ascending.
+        keys: int64 [K] of those that decoding may begin at, ascending.
+    """
+
+    times: np.ndarray
+    keys: np.ndarray
+
+    def key_before(self, frame: int) -> int | None:
+        """Time of the last key frame up to `frame`; None if that is the first."""
+        at = int(np.searchsorted(self.keys, self.times[frame], side="right")) - 1
+        return int(self.keys[at]) if at > 0 else None
+
+
+def timeline_of(source: Source) -> Timeline | None:
+    """The timeline of a video, read from its packets; None where they do not prove it.
+
+    Raises:
+        VideoError: no file, or one that cannot be read.
+    """
+    if isinstance(source, bytes):
+        return _read(source)
+    try:
+        stat = Path(source).stat()
+    except OSError as error:
+        raise VideoError(f"there is no file at {source}") from error
+    return _remembered(str(source), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _remembered(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:
+    return _read(path)  # once for all cuts of a file, which come one after another
+
+
+def _read(source: Source) -> Timeline | None:
+    with opened(source) as (container, stream):
+        if not (is_mov(container) or "matroska" in container.format.name):
+            return None
+        if stream.codec_context.codec.canonical_name not in _ONE_PACKET_A_FRAME:
+            return None
+        packets = []
+        for packet in container.demux(stream):
+            if packet.size:
+                if packet.pts is None or packet.is_discard or not _has_picture(packet, stream.codec_context):
+                    return None
+                packets.append((packet.pts, packet.is_keyframe))
+    times = np.unique([pts for pts, _ in packets])
+    if not packets or len(times) != len(packets) or not packets[0][1] or packets[0][0] != times[0]:
+        return None
+    return Timeline(times, np.unique([pts for pts, key in packets if key]))
+
+
+def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
+    """The packets of a video from the key frame at a time on, without those that are shown before it.
+
+    Raises:
+        VideoError: there is none that decoding can begin at.
+    """
+    container.seek(key, stream=stream)
+    entered = False
+    for packet in container.demux(stream):
+        if not entered and packet.is_keyframe and packet.pts == key:
+            codec = stream.codec_context
+            # At an IDR picture all that was decoded before is forgotten.
+            if codec.name == "h264" and _IDR not in _unit_types(packet, codec):
+                raise VideoError("what comes after this key frame may look behind it")
+            entered = True
+        if entered and (packet.pts is None or packet.pts >= key):
+            yield packet
+
+
+def _unit_types(packet: Any, codec: Any) -> Iterator[int]:
+    """Types of the NAL units in a packet of H.264 or HEVC."""
+    data, header, h264 = bytes(packet), codec.extradata or b"", codec.name == "h264"
+    if header[:1] == b"\x01":  # each unit follows its length, of so many bytes
+        at, width = 0, (int.from_bytes(header[4:5] if h264 else header[21:22]) & 3) + 1
+        first = []
+        while at + width < len(data):
+            first.append(data[at + width])
+            at += width + int.from_bytes(data[at : at + width])
+    else:
+        first = [unit[0] for unit in data.split(b"\0\0\1")[1:] if unit]
+    return (byte & 31 if h264 else byte >> 1 & 63 for byte in first)
+
+
+def _has_picture(packet: Any, codec: Any) -> bool:
+    """Whether a packet holds a part of a picture, and not only what is said about some."""
+    if codec.name not in ("h264", "hevc"):
+        return True
+    return any(1 <= kind <= _IDR if codec.name == "h264" else kind < 32 for kind in _unit_types(packet, codec))
+
+
+def frames_at(source: Source, seconds: Sequence[float], fps: float) -> list[int]:
+    """The numbers of the frames that begin nearest to these seconds from the first one on.
+
+    Args:
+        fps: by which they are counted where the file does not prove its frames' times.
+    """
+    timeline = timeline_of(source)
+    if timeline is None:
+        return [round(second * fps) for second in seconds]
+    with opened(source) as (_, stream):
+        times = (timeline.times - timeline.times[0]) * float(stream.time_base)
+    middles = (times[1:] + times[:-1]) / 2
+    return [int(np.searchsorted(middles, second)) for second in seconds]

@@ -1,0 +1,126 @@
+"""Published results beside ours, with what keeps the two from being compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robometer.evaluation.anchors import Anchor, AnchorRow, Average, anchors, common_caveats
+from robometer.report.comparison import Comparison
+from robometer.report.headlines import best
+from robometer.report.runs import Run, splits_of
+from robometer.report.tables import Table, number
+
+
+def anchor_tables(comparison: Comparison) -> list[Table]:
+    """Every published table that has a counterpart in these runs: models down, theirs and then ours.
+
+    Columns are the published averages (the rows where there are none), the published data sets that our corpus has
+    too, and our splits; all rows follow in a table of their own.
+    """
+    return [_table(anchor, comparison) for anchor in anchors().values() if _splits(anchor, comparison.runs)]
+
+
+def _splits(anchor: Anchor, runs: Sequence[Run]) -> list[str]:
+    """Splits on which at least one run has the anchor's metric."""
+    return [s for s in splits_of(runs) if any(r.metric(anchor.evaluation, s, anchor.metric) for r in runs)]
+
+
+def _table(anchor: Anchor, comparison: Comparison) -> Table:
+    splits = _splits(anchor, comparison.runs)
+    columns = _columns(anchor, comparison)
+    rows = [row | {"cells": row["cells"] + [_cell(math.nan, anchor)] * len(splits)} for row in _theirs(anchor, columns)]
+    for run in comparison.runs:
+        on_columns = [_ours_on(anchor, column, comparison.sources[run.name]) for column in columns]
+        on_splits = [_ours(anchor, run, split) for split in splits]
+        cells = [_cell(value, anchor) for value in (*on_columns, *on_splits)]
+        rows.append({"name": run.name, "ours": True, "cells": cells})
+    return {
+        "anchor": anchor,
+        "columns": [*(column.name for column in columns), *(f"ours, {split}" for split in splits)],
+        "rows": rows,
+        "all": _all_rows(anchor),
+        "caveats": _caveats(anchor, comparison.runs),
+    }
+
+
+def _columns(anchor: Anchor, comparison: Comparison) -> list[Average | AnchorRow]:
+    averages = [average for average in anchor.averages if set(anchor.models) <= set(average.values)]
+    if not averages:
+        return list(anchor.rows)
+    ours = {source for found in comparison.sources.values() for source in found}
+    return [*averages, *(row for row in anchor.rows if row.data_source in ours)]
+
+
+def _theirs(anchor: Anchor, columns: Sequence[Average | AnchorRow]) -> list[Table]:
+    tops = [best(list(column.values.values()), anchor.lower_is_better) for column in columns]
+    rows: list[Table] = []
+    for model in anchor.models:
+        values = [column.values.get(model, math.nan) for column in columns]
+        cells = [_cell(value, anchor, value == top) for value, top in zip(values, tops, strict=True)]
+        rows.append({"name": model, "ours": False, "cells": cells})
+    return rows
+
+
+def _cell(value: float, anchor: Anchor, is_best: bool = False) -> Table:
+    return {"value": _shown(value, anchor), "best": is_best}
+
+
+def _shown(value: float, anchor: Anchor) -> str:
+    if not math.isfinite(value):
+        return ""
+    return f"{value:.1f}" if anchor.scale == 100 else number(value)
+
+
+def _ours(anchor: Anchor, run: Run, split: str) -> float:
+    metric = run.metric(anchor.evaluation, split, anchor.metric)
+    return metric.estimate.value * anchor.scale if metric else math.nan
+
+
+def _ours_on(anchor: Anchor, column: AnchorRow | Average, by_source: Mapping[str, Run]) -> float:
+    """Ours on a published data set; NaN for an average, and for a set that we do not have or have in several splits."""
+    run = by_source.get(column.data_source) if isinstance(column, AnchorRow) else None
+    known = [v for s in splits_of([run]) if math.isfinite(v := _ours(anchor, run, s))] if run else []
+    return known[0] if len(known) == 1 else math.nan
+
+
+def _all_rows(anchor: Anchor) -> list[list[str]]:
+    lines: list[list[str]] = []
+    rows: list[AnchorRow | Average] = [*anchor.rows, *anchor.averages]
+    for row in rows:
+        name = row.name
+        if isinstance(row, Average) and row.differs:
+            name += " (" + "; ".join(f"{model}: {why}" for model, why in row.differs.items()) + ")"
+        lines.append([name, *(_shown(row.values.get(model, math.nan), anchor) for model in anchor.models)])
+    return lines
+
+
+def protocol(runs: Sequence[Run]) -> list[str]:
+    """How ours was measured otherwise than any published number, one sentence each."""
+    facts = [(name, _once([run.provenance.get(name) for run in runs])) for name in ("mode", "frames")]
+    ours = "; ".join(f"{name} {value}" for name, value in facts if value)
+    theirs = "theirs padded clips to a fixed number of frames, and scored prefixes or whole clips (which is disputed)"
+    return [f"Other protocol: ours {ours or 'is not recorded'}; {theirs}.", *map(_sentence, common_caveats())]
+
+
+def _caveats(anchor: Anchor, runs: Sequence[Run]) -> list[str]:
+    """Whether a table is over other data than ours, and what else is to be known of it."""
+    sources = {clip.source for run in runs for clip in run.predictions.clips}
+    published = [row for row in anchor.rows if row.data_source]
+    here = [row.name for row in published if row.data_source in sources]
+    names = ", ".join(sorted(sources)) or "none"
+    said = []
+    if not here:
+        said.append(f"Other data: no published data set is among ours ({names}), so the numbers do not compare.")
+    elif len(here) < len(published):
+        said.append(f"Other data: of {len(published)} published data sets ours has {len(here)} ({', '.join(here)}).")
+    return [*said, *map(_sentence, anchor.caveats)]
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def _once(values: Sequence[Any]) -> str:
+    return " or ".join(dict.fromkeys(str(value) for value in values if value))

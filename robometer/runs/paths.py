@@ -1,0 +1,175 @@
+"""Where a setting may point: folders, storage and tracking stores told apart from mistakes, before anything is made.
+
+Whatever takes a path asks here. A value that its stage cannot use is refused in one sentence; it never becomes a folder
+of a strange name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from robometer.errors import RobometerError
+from robometer.runs.redaction import redacted
+
+STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Of the URIs that pyarrow opens, and can write files and rename them."""
+
+SQLITE = "sqlite:///"
+
+_SERVERS = ("http", "https")
+_DATABASES = ("postgresql", "mysql", "mssql")
+_MLFLOW = ("models", "runs")
+_BASELINE = "baseline"
+_SPELT_OTHERWISE = {"s3a": "s3", "s3n": "s3", "google": "gs", "az": "abfs", "azure": "abfs", "wasb": "abfs"}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_RAYS_COPIES = "working_dir_files"
+"""Ray unpacks the working directory of a job below a folder of this name in its own session folder."""
+
+
+class PathError(RobometerError):
+    """A path or URI that cannot be used; the message says why and what to give instead."""
+
+
+def check_local(name: str, value: str, empty: bool = False) -> str:
+    """The path of a folder or file on a disk, as it was given.
+
+    Args:
+        name: of the setting or flag, for the message.
+        empty: whether it may be left out.
+
+    Raises:
+        PathError: it is a URI, or looks like a mistake.
+    """
+    scheme = _checked(name, value, empty)
+    if scheme in (*STORAGE_SCHEMES, *_SPELT_OTHERWISE):
+        raise _refusal(name, value, "is object storage, where this cannot be: give a path on a disk that all nodes see")
+    if scheme:
+        raise _refusal(name, value, f"is no path of a disk: {_what_instead(value, scheme, 'give a plain path')}")
+    return value
+
+
+def check_storage(name: str, value: str) -> str:
+    """A path on a disk, or the URI of a folder that pyarrow opens, as it was given.
+
+    Raises:
+        PathError: it is neither, or looks like a mistake.
+    """
+    scheme = _checked(name, value)
+    if scheme not in STORAGE_SCHEMES:
+        if scheme:
+            known = ", ".join(f"{one}://" for one in STORAGE_SCHEMES)
+            wanted = f"give a path, or a URI that starts with {known}"
+            raise _refusal(name, value, f"is no folder that can be opened: {_what_instead(value, scheme, wanted)}")
+        return value
+    if not re.match(r"[a-z0-9]+://[^/?#\s]", value):
+        raise _refusal(name, value, f"is not whole: write {scheme}://BUCKET/FOLDER, with two slashes and small letters")
+    return value
+
+
+def check_checkpoint(name: str, value: str, asked: bool = False, empty: bool = False) -> str:
+    """The name of a checkpoint, as it was given: a folder, org/name of the hub, an MLflow URI.
+
+    Args:
+        asked: whether an endpoint (a URL) or a baseline will do too.
+        empty: whether it may be left out.
+
+    Raises:
+        PathError: it is none of these.
+    """
+    scheme = _checked(name, value, empty)
+    if not scheme or scheme in _MLFLOW or (asked and scheme == _BASELINE):
+        return value
+    if asked and scheme in _SERVERS and re.match(r"(?i)https?://[^/?#\s]", value):
+        return value
+    wanted = "give a folder, org/name of the hub, models:/NAME/VERSION or runs:/ID/PATH"
+    raise _refusal(name, value, f"is no checkpoint: {_what_instead(value, scheme, wanted)}")
+
+
+def check_tracking(name: str, value: str) -> str:
+    """The URI of an MLflow store: a SQLite file, a database or a server; `none` or nothing turns tracking off.
+
+    Raises:
+        PathError: it is none of these.
+    """
+    wanted = "give sqlite:///FOLDER/mlflow.db (a fourth slash for an absolute path), http://HOST:PORT, or none"
+    if value in ("", "none"):
+        return value
+    scheme = _checked(name, value)
+    if value.startswith(SQLITE):
+        path = value.removeprefix(SQLITE)
+        if _checked(name, path or "/") or not path or path.endswith("/") or path.startswith(":memory:"):
+            raise _refusal(name, value, f"names no file: {wanted}")
+        return value
+    if scheme.split("+")[0] in (*_SERVERS, *_DATABASES) and re.match(r"[a-z0-9+]+://[^/?#\s]", value):
+        return value
+    raise _refusal(name, value, f"is no store of MLflow's: {wanted}")
+
+
+def lasting(name: str, value: str) -> str:
+    """The path made absolute, so that every process means the same by it; URIs as they are.
+
+    Raises:
+        PathError: it is relative, and this process works in a copy that Ray deletes.
+    """
+    prefix = SQLITE if value.startswith(SQLITE) else ""
+    path = value.removeprefix(prefix)
+    if not prefix and ("://" in value or value in ("", "none")):
+        return value
+    if not os.path.isabs(path) and _RAYS_COPIES in Path.cwd().parts:
+        example = f"{prefix}/data/{path}"
+        raise PathError(
+            f"{name}={redacted(value)} is relative, and a submitted job works in a copy of its folder, which Ray "
+            f"deletes: give an absolute path on storage that every node sees, such as {name}={example}"
+        )
+    return prefix + os.path.abspath(path)
+
+
+def make_folder(name: str, path: str | Path) -> Path:
+    """The folder, made where it is not there.
+
+    Raises:
+        PathError: it cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PathError(f"{name}={folder} cannot be a folder ({error.strerror}): choose another") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PathError(f"{name}={folder} cannot be written to: choose another, or change its permissions")
+    return folder
+
+
+def _checked(name: str, value: str, empty: bool = False) -> str:
+    """The scheme of a value in small letters, empty for a path; what is a mistake in any place is refused."""
+    if not value and not empty:
+        raise PathError(f"{name} is empty: give a path")
+    if "\0" in value:
+        raise PathError(f"{name} holds a zero byte, which no path has")
+    if value.startswith(("~", "$")):
+        raise _refusal(
+            name, value, f"was not expanded by the shell, and is no path as it is: write {name}=/the/whole/path"
+        )
+    if _WINDOWS.match(value):
+        raise _refusal(name, value, "is a path of Windows: give one of this machine")
+    match = _SCHEME.match(value)
+    if not match and "://" in value:
+        raise _refusal(name, value, "has a URI in its middle: give a plain path, or the URI alone")
+    return match[1].lower() if match else ""
+
+
+def _what_instead(value: str, scheme: str, wanted: str) -> str:
+    if scheme == "file":
+        return f"write the plain path, {re.sub('^[A-Za-z]+:(//)?', '', value) or '/FOLDER'}"
+    if scheme in _SPELT_OTHERWISE and "s3://" in wanted:
+        return f"write {_SPELT_OTHERWISE[scheme]}:// instead of {scheme}://"
+    if "/" not in value:
+        return f"{wanted}, or ./{value} for a folder of this name"
+    return wanted
+
+
+def _refusal(name: str, value: str, why: str) -> PathError:
+    return PathError(f"{name}={redacted(value)} {why}")
