@@ -216,7 +216,7 @@ def test_encoded_frames_come_back_in_order_and_upright() -> None:
 # --- the pipeline around it, without Ray ---
 
 
-def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_finished_folder_is_left_as_it_is(ray_local: None, tmp_path: Path) -> None:
     task = "drawer-open-v3"
     rows = [row for key, row in bundled_rows().items() if key.startswith(f"{task}/")]
     shutil.copytree(CORPUS / "videos" / task, tmp_path / "videos" / task)
