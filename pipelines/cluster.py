@@ -44,7 +44,7 @@ MIN_LOCAL_CPUS = 4
 """Logical CPUs of a local Ray: an endpoint's replicas and a few workers find a place on a small machine too."""
 
 SETTLE_S = 10.0
-"""For which the end of a job waits for threads that are inside Ray; 1 s after an error, where some wait for ever."""
+"""How long the end of a job waits for other threads to leave Ray. After an error it waits 1 s: some never leave."""
 
 WARN_AFTER_S = 30.0
 """Without a step, after which a job says what it waits for."""
@@ -100,8 +100,13 @@ def connected(config: Config, environment: Mapping[str, str] | None = None) -> I
 
 
 def _left_alone(own: set[threading.Thread], patience_s: float) -> bool:
-    """Wait until no thread but Ray's `own` is inside Ray: one that drops a reference while Ray shuts down ends the
-    process with status 1 and without a word. False: one is still there, and the end of the process shuts Ray down."""
+    """Wait until no thread but Ray's `own` is inside Ray.
+
+    A thread that drops a reference while Ray shuts down ends the process with status 1 and no message.
+
+    Returns:
+        False: a thread is still there. Then Ray is shut down when the process ends.
+    """
     deadline_s = time.monotonic() + patience_s
     while others := _inside_ray(own):
         if time.monotonic() > deadline_s:
@@ -114,13 +119,14 @@ def _left_alone(own: set[threading.Thread], patience_s: float) -> bool:
 
 
 def _inside_ray(own: set[threading.Thread]) -> list[str]:
-    stacks = sys._current_frames()
+    others = {thread.ident: thread.name for thread in set(threading.enumerate()) - own - {threading.current_thread()}}
     return [
-        thread.name
-        for thread in set(threading.enumerate()) - own - {threading.current_thread()}
-        if any(
-            frame.f_globals.get("__name__", "").partition(".")[0] in ("ray", __package__)
-            for frame, _ in traceback.walk_stack(stacks.get(thread.ident or 0))
+        others[ident]
+        for ident, frame in sys._current_frames().items()
+        if ident in others
+        and any(
+            below.f_globals.get("__name__", "").partition(".")[0] in ("ray", __package__)
+            for below, _ in traceback.walk_stack(frame)
         )
     ]
 

@@ -35,6 +35,7 @@ def test_overrides_and_groups_reach_the_typed_tree() -> None:
         (["train.validation_gpus=1"], "needs train.validate_async=true"),
         (["evaluate.actors=0"], "evaluate.actors must be at least 1"),
         (["evaluate.confidence=95"], "must be between 0 and 1"),
+        (["sampling.max_frames=1"], "sampling.max_frames must be at least 2"),
         (["model.attention=old"], "none of full, causal, state"),
         (["sampling.max_frames=64", "model.kind=rewind"], "more than model.max_len"),
     ],

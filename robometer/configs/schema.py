@@ -130,7 +130,7 @@ class SamplingConfig:
     """What the plan draws. Names follow upstream's `data` group."""
 
     max_frames: int = 16
-    """Frames that are shown of a clip, at least 1."""
+    """Frames that are shown of a clip, at least 2."""
     mode: str = "trajectory_first"
     """What is drawn first: `trajectory_first` walks over all trajectories; `strategy_first` draws a strategy, then a
     data set, then a trajectory."""
@@ -179,7 +179,7 @@ class SamplingConfig:
             self.progress_target,
             ("absolute_first_frame", "absolute_wrt_total_frames", "relative_first_frame"),
         )
-        _check(self.max_frames >= 1, "sampling.max_frames must be at least 1")
+        _check(self.max_frames >= 2, "sampling.max_frames must be at least 2")
         _check(self.preference >= 0 and self.progress >= 0, "sampling ratios must not be negative")
         _check(self.preference + self.progress > 0, "sampling.preference and sampling.progress are both 0")
         _check(

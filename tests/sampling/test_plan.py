@@ -295,7 +295,7 @@ def test_same_source_probability_decides_where_the_other_task_comes_from() -> No
         assert found == wanted
 
 
-@pytest.mark.parametrize("max_frames", [1, 2, 3])
+@pytest.mark.parametrize("max_frames", [2, 3])
 def test_short_clips_are_never_a_rewind_that_only_runs_forward(max_frames: int) -> None:
     for sample in plans(SamplingConfig(max_frames=max_frames), 500):
         for clip in (sample.a, sample.b):
