@@ -14,7 +14,7 @@ import pyarrow as pa
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
-from robometer.corpus.sources import Unit, list_units
+from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard
 from robometer.frames.video import encode_jpeg

@@ -36,7 +36,7 @@ from pipelines.ingest import run_ingest
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
-from robometer.corpus.sources import Unit, list_units
+from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Stored, commit_shard, write_manifest
 from robometer.frames.video import resize_short_edge, thin

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs import common
 from robometer.configs import Config
-from robometer.corpus.sources import names
+from robometer.corpus.formats import names
 from robometer.runs.redaction import redacted
 
 HELP = """
@@ -18,7 +18,7 @@ Reads   ingest.input in the format ingest.source. mp4_jsonl is a folder with tra
         quality_label is successful, suboptimal or failure; docs/bring_your_own_data.md lists the other keys.
         `bundled` is the Meta-World corpus that comes with the package. The other formats:
         @FORMATS@,
-        or the dotted path of a module of your own. docs/sources.md says what each reads.
+        or the dotted path of a module of your own. docs/formats.md says what each reads.
 Writes  corpus.path: shards/*.arrow, manifest/*.parquet, quarantine/*.parquet (what was refused, and why), corpus.json
 Re-run  goes on where it was killed, adds what is new, and leaves the rest as it is; what differs from what is stored
         (a label corrected, a clip replaced) is counted, and taken with ingest.update=true.

@@ -37,6 +37,8 @@ from robometer.corpus.encode import (
     isolated_entries,
     quarantine_row,
 )
+from robometer.corpus.formats import FormatError, Refused, Unit, list_units
+from robometer.corpus.formats.common import absolute
 from robometer.corpus.identity import NOTHING, Sealer, StoredRows
 from robometer.corpus.manifest import (
     LISTING,
@@ -48,8 +50,6 @@ from robometer.corpus.manifest import (
     read_manifest,
     read_quarantine,
 )
-from robometer.corpus.sources import Refused, SourceError, Unit, list_units
-from robometer.corpus.sources.common import absolute
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Job, Known, Outcome, Rejected, Stored, commit_shard
 from robometer.errors import RobometerError
@@ -117,7 +117,7 @@ def run_ingest(config: Config) -> IngestReport:
     unless it differs and `ingest.update` says to take the new.
 
     Raises:
-        SourceError: the input cannot be listed or is empty.
+        FormatError: the input cannot be listed or is empty.
         CorpusError: the corpus was made with other settings.
         StorageError: the corpus cannot be written.
         IngestError: another data set of the same name is there, more than `ingest.max_bad_fraction` was refused (the
@@ -192,7 +192,7 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
             close()
     close()
     if not seen and not plan.refused:
-        raise SourceError(f"{config.input} lists no episode: give ingest.input data of the format {config.source}")
+        raise FormatError(f"{config.input} lists no episode: give ingest.input data of the format {config.source}")
     if plan.done.refused and not config.retry_quarantined:
         logger.info("%d were refused before; ingest.retry_quarantined=true tries them again", plan.done.refused)
     skipped = sum(row["stage"] == SKIP for row in plan.refused)

@@ -79,7 +79,7 @@ def test_ray_is_not_shut_down_under_a_thread_that_uses_it() -> None:
 SLOW_SOURCE = """
 import time
 from pathlib import Path
-from robometer.corpus.sources import Unit
+from robometer.corpus.formats import Unit
 
 def units(input, source):
     yield Unit("a", "slow", input)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
 from robometer.configs.loading import as_given
-from robometer.corpus.sources import list_units
+from robometer.corpus.formats import list_units
 from robometer.runs.redaction import redacted
 
 TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",

@@ -1,4 +1,4 @@
-"""The pages in docs/ run: their own source by its own command, their lines of JSON, their calls of the endpoint."""
+"""The pages in docs/ run: a format of their own by its own command, their lines of JSON, their calls of the endpoint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
-from robometer.corpus.sources import Unit, list_units, names
+from robometer.corpus.formats import Unit, list_units, names
 from robometer.frames import overridden, read_frames, shown_to
 from robometer.sampling.groups import members
 from robometer.sampling.targets import source_facts
 from robometer.scoring import Clip, ClipScore
+from tests.corpus.formats.raw import roll_out, row_of, rows, shows
 from tests.local_endpoint import endpoint
-from tests.sources.raw import roll_out, row_of, rows, shows
 
 ROOT = Path(__file__).resolve().parents[1]
 RBM_1M = ("rbm-1m-id", "rbm-1m-id-eval", "rbm-1m-ood")
@@ -65,10 +65,10 @@ def test_the_curl_example_answers_the_progress_of_a_video(expected: ClipScore) -
     np.testing.assert_array_equal(np.float32(json.loads(answer)["progress"]), expected.progress)
 
 
-def test_the_example_of_an_own_source_runs_by_its_command(tmp_path: Path) -> None:
+def test_the_example_of_an_own_format_runs_by_its_command(tmp_path: Path) -> None:
     (code,) = blocks("bring_your_own_data.md", "python")
-    (command,) = [block for block in blocks("bring_your_own_data.md", "bash") if "my_source" in block]
-    (tmp_path / "my_source.py").write_text(code)
+    (command,) = [block for block in blocks("bring_your_own_data.md", "bash") if "my_format" in block]
+    (tmp_path / "my_format.py").write_text(code)
     (tmp_path / "arrays").mkdir()
     for i, quality in enumerate(("successful", "failure")):
         np.save(tmp_path / "arrays" / f"do_it_{i}.{quality}.npy", roll_out(i, quality).frames)
@@ -93,9 +93,9 @@ def test_the_lines_of_json_are_valid(tmp_path: Path) -> None:
         assert all(isinstance(entry, Unit) for entry in found)
 
 
-def test_the_table_of_sources_says_what_the_code_does() -> None:
+def test_the_table_of_data_sets_says_what_the_code_does() -> None:
     """Formats exist, cut-offs are those in use, and every member of a group of RBM-1M has its line."""
-    lines = (ROOT / "docs" / "sources.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "formats.md").read_text().splitlines()
     table = [
         [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
         for line in lines

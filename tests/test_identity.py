@@ -20,16 +20,16 @@ from robometer.configs import load
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
+from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.identity import NOTHING, Sealer, StoredRows
 from robometer.corpus.maintenance import check_shard
 from robometer.corpus.manifest import clashes, read_ledgers
-from robometer.corpus.sources import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Job, Known, Rejected, Stored, commit_shard, content_hash
 from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
-from tests.sources.raw import hub_cache, roll_out
-from tests.sources.test_lerobot import write_v21
+from tests.corpus.formats.raw import hub_cache, roll_out
+from tests.corpus.formats.test_lerobot import write_v21
 from tests.test_corpus import stored
 
 TASK = "open the drawer"

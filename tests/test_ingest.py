@@ -14,7 +14,7 @@ import pytest
 from pipelines.ingest import IngestError, run_ingest
 from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.corpus.sources import Refused, SourceError, Unit, list_units, read_unit
+from robometer.corpus.formats import FormatError, Refused, Unit, list_units, read_unit
 from robometer.frames.recording import VideoFile
 from robometer.frames.video import thin
 from robometer.trajectory import Episode, trajectory_id
@@ -198,7 +198,7 @@ def test_marks_of_shards_that_were_begun_go_when_all_is_done(ray_local: None, tm
 
 
 def test_a_unit_that_kills_its_process_is_quarantined_and_the_others_are_in(ray_local: None, tmp_path: Path) -> None:
-    report = run_ingest(config(tmp_path, "ingest.source=tests.sources.deadly", "ingest.shard_size=4"))
+    report = run_ingest(config(tmp_path, "ingest.source=tests.corpus.formats.deadly", "ingest.shard_size=4"))
     assert (report.new, report.quarantined) == (5, 1)
     corpus = Corpus(str(tmp_path / "corpus"))
     assert corpus.manifest["episode_key"].to_pylist().count("deadly") == 0
@@ -241,9 +241,9 @@ def test_defaults_of_a_line(tmp_path: Path) -> None:
 
 
 def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no trajectories.jsonl at"):
+    with pytest.raises(FormatError, match="no trajectories.jsonl at"):
         run_ingest(config(tmp_path))
-    with pytest.raises(SourceError, match="none of .*mp4_jsonl"):
+    with pytest.raises(FormatError, match="none of .*mp4_jsonl"):
         run_ingest(config(tmp_path, "ingest.source=tfds"))
     assert not (tmp_path / "corpus").exists()
 

@@ -24,7 +24,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from robometer.corpus.corpus import Corpus
-from tests.sources.raw import BUNDLED
+from tests.corpus.formats.raw import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("ROBOMETER_KILLS", "4"))

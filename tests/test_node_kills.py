@@ -22,7 +22,7 @@ from pipelines.ingest import run_ingest
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from tests.conftest import TINY
-from tests.sources.raw import BUNDLED
+from tests.corpus.formats.raw import BUNDLED
 from tests.test_deadlocks import cluster, node_running
 from tests.training_runs import Driver, checkpoints, driving, recorded
 

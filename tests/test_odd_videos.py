@@ -19,7 +19,7 @@ from robometer.corpus.encode import encode_episode
 from robometer.frames.recording import ImageSequence, VideoFile
 from robometer.frames.video import VideoError, VideoLimits, encode_jpeg, thin
 from robometer.trajectory import Episode, TrajectoryError
-from tests.sources.raw import ingest, refusals, row_of, rows
+from tests.corpus.formats.raw import ingest, refusals, row_of, rows
 from tests.test_video import corruptions, moving_square, video_bytes
 
 

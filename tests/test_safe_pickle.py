@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robometer.corpus.formats import FormatError
 from robometer.corpus.readers.safe_pickle import Record, load, loads
-from robometer.corpus.sources import SourceError
 
 PLAIN: list[Any] = [
     {"a": [1, 2.5, None, True], "b": ("x", b"\x00\xff"), "c": {1, 2}, "d": frozenset("q"), "e": 1 + 2j, "f": b""},
@@ -84,7 +84,7 @@ def test_objects_become_records_without_their_package(eval_log: types.ModuleType
     record = loads(data, records=("eval_log",))
     assert isinstance(record, Record) and record.fields["success"]
     assert (np.asarray(record.fields["obs"]["image"]) == ARRAYS[0]).all()
-    with pytest.raises(SourceError, match=r"eval_log\.TrajData"):
+    with pytest.raises(FormatError, match=r"eval_log\.TrajData"):
         loads(data)
 
 
@@ -159,7 +159,7 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path: Path, name: str)
     mark = tmp_path / "ran"
     data, reason = hostile(mark)[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(SourceError) as refused:
+    with pytest.raises(FormatError) as refused:
         loads(data, records=("eval_log",), name=name)
     assert reason in str(refused.value) and not mark.exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
@@ -176,7 +176,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse
-    with pytest.raises(SourceError, match="more than the limit"):
+    with pytest.raises(FormatError, match="more than the limit"):
         load(path)
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(FormatError, match="cannot be read"):
         load(tmp_path / "b.pkl")

@@ -9,7 +9,7 @@ import pytest
 
 from robometer.corpus.readers.tfrecord import Example, RecordError, crc32c, read_records
 from tests.conftest import SHARED
-from tests.sources.tfrecords import example, framed
+from tests.corpus.formats.tfrecords import example, framed
 
 BRIDGE = SHARED / "data/octo_bridge_rlds/1.0.0/bridge_dataset-train.tfrecord-00000-of-00001"
 

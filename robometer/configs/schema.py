@@ -11,7 +11,7 @@ from robometer.errors import RobometerError
 from robometer.runs import paths
 from robometer.runs.redaction import redacted
 
-_SOURCES = Path(__file__).parents[1] / "corpus/sources"
+_FORMATS = Path(__file__).parents[1] / "corpus/formats"
 
 
 class ConfigError(RobometerError):
@@ -43,7 +43,7 @@ class IngestConfig:
     """Raw data to corpus. Sizes follow upstream: at most 32 frames, short edge 240 px."""
 
     source: str = "mp4_jsonl"
-    """Format of the raw data: a module of `robometer.corpus.sources`, or the dotted path of your own."""
+    """Format of the raw data: a module of `robometer.corpus.formats`, or the dotted path of your own."""
     input: str = "bundled"
     """Folder or file of that format; `bundled` is the Meta-World corpus that comes with the package."""
     data_source: str = ""
@@ -71,7 +71,7 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
-        if (_SOURCES / f"{self.source}.py").is_file() and not os.path.exists(self.input):
+        if (_FORMATS / f"{self.source}.py").is_file() and not os.path.exists(self.input):
             paths.check_local("ingest.input", self.input)
         _check(self.max_frames >= 2, "ingest.max_frames must be at least 2")
         _check(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from robometer.configs.schema import IngestConfig
+from robometer.corpus.formats import Refused, Unit, read_unit
+from robometer.corpus.formats.common import is_depth
 from robometer.corpus.identity import NOTHING, Facts, StoredRows, labels_hash
 from robometer.corpus.manifest import SKIP
-from robometer.corpus.sources import Refused, Unit, read_unit
-from robometer.corpus.sources.common import is_depth
 from robometer.corpus.writer import Known, Rejected, Stored, content_hash
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, encode_frames

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robometer.corpus.formats import Unit
+from robometer.corpus.formats.common import walk
 from robometer.corpus.manifest import read_manifest
-from robometer.corpus.sources import Unit
-from robometer.corpus.sources.common import walk
 from robometer.corpus.storage import Storage
 from robometer.trajectory import Episode
 

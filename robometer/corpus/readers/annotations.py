@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.sources import Refused, Unit
-from robometer.corpus.sources.common import name_of
+from robometer.corpus.formats import Refused, Unit
+from robometer.corpus.formats.common import name_of
 from robometer.frames.recording import VideoFile
 from robometer.trajectory import Episode
 

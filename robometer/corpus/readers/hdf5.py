@@ -10,8 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from robometer.corpus.sources import SourceError
-from robometer.corpus.sources.common import natural, text
+from robometer.corpus.formats import FormatError
+from robometer.corpus.formats.common import natural, text
 from robometer.frames.recording import ImageSequence
 from robometer.frames.video import DEFAULT_LIMITS, Pick, Video, VideoError, VideoLimits, check_size, first_line
 from robometer.trajectory import TrajectoryError
@@ -22,15 +22,15 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
     """An HDF5 file to read.
 
     Raises:
-        SourceError: it is missing, truncated or something else.
+        FormatError: it is missing, truncated or something else.
     """
     try:
         # No lock: the file is only read, and some network file systems have none to give.
         file = h5py.File(path, "r", locking=False)
     except FileNotFoundError as error:
-        raise SourceError(f"no file {path}") from error
+        raise FormatError(f"no file {path}") from error
     except OSError as error:
-        raise SourceError(f"{Path(path).name} is not an HDF5 file that can be read ({first_line(error)})") from error
+        raise FormatError(f"{Path(path).name} is not an HDF5 file that can be read ({first_line(error)})") from error
     with file:
         yield file
 
@@ -39,12 +39,12 @@ def members(group: h5py.Group) -> list[str]:
     """Names in a group, demo_2 before demo_10.
 
     Raises:
-        SourceError: the list is damaged.
+        FormatError: the list is damaged.
     """
     try:
         return natural(text(name) for name in group)
     except (RuntimeError, TrajectoryError) as error:  # h5py raises RuntimeError, and gives bytes that are not UTF-8
-        raise SourceError(f"the names in {group.name} cannot be read ({first_line(error)})") from error
+        raise FormatError(f"the names in {group.name} cannot be read ({first_line(error)})") from error
 
 
 def dataset(parent: h5py.Group, name: str) -> h5py.Dataset | None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from robometer.corpus.sources import SourceError
+from robometer.corpus.formats import FormatError
 
 MAX_BYTES = 2**30
 
@@ -40,14 +40,14 @@ def load(path: Path, records: Collection[str] = (), max_bytes: int = MAX_BYTES) 
         max_bytes: a larger file is refused before it is read.
 
     Raises:
-        SourceError: the file is missing, too large, broken, or wants anything that is not plain data.
+        FormatError: the file is missing, too large, broken, or wants anything that is not plain data.
     """
     try:
         if (size := path.stat().st_size) > max_bytes:
-            raise SourceError(f"{path.name} has {size} bytes, more than the limit of {max_bytes} for a pickle")
+            raise FormatError(f"{path.name} has {size} bytes, more than the limit of {max_bytes} for a pickle")
         return loads(path.read_bytes(), records, path.name)
     except OSError as error:
-        raise SourceError(f"{path.name} cannot be read ({error.strerror})") from error
+        raise FormatError(f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def loads(data: bytes, records: Collection[str] = (), name: str = "the pickle") -> Any:
@@ -55,21 +55,21 @@ def loads(data: bytes, records: Collection[str] = (), name: str = "the pickle") 
     try:
         _check(data)
         return _Unpickler(data, records).load()
-    except SourceError as error:
-        raise SourceError(f"{name} is refused: {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{name} is refused: {error}") from error
     except Exception as error:  # a broken pickle can raise anything at all
         reason = str(error).splitlines()[0][:120] if str(error) else ""
-        raise SourceError(f"{name} is no pickle that can be read ({type(error).__name__}: {reason})") from error
+        raise FormatError(f"{name} is no pickle that can be read ({type(error).__name__}: {reason})") from error
 
 
 def _check(data: bytes) -> None:
     """Refuse, from the opcodes alone, what would take memory or leave the pickle before any global is asked for."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name.startswith("EXT") or "PERSID" in opcode.name or "BUFFER" in opcode.name:
-            raise SourceError(f"it has the opcode {opcode.name}, which plain data does not need")
+            raise FormatError(f"it has the opcode {opcode.name}, which plain data does not need")
         # The unpickler makes a table as long as the largest number of its memo: 16 GB for a pickle of 10 bytes.
         if "PUT" in opcode.name and int(argument or 0) > len(data):
-            raise SourceError(f"its memo goes to {argument} in a file of {len(data)} bytes")
+            raise FormatError(f"its memo goes to {argument} in a file of {len(data)} bytes")
 
 
 class Array:
@@ -84,10 +84,10 @@ class Array:
     def __setstate__(self, state: Any) -> None:
         shape, kind, fortran, content = state[-4:]
         if not isinstance(kind, _DType) or type(shape) is not tuple or len(shape) > 32:
-            raise SourceError("it has an array whose state is not numpy's")
+            raise FormatError("it has an array whose state is not numpy's")
         if kind.dtype.hasobject:
             if type(content) is not list or len(content) != math.prod(shape):
-                raise SourceError("it has an array of objects whose state is not numpy's")
+                raise FormatError("it has an array of objects whose state is not numpy's")
             self._spend(len(content))
             flat = np.empty(len(content), object)
             for i, item in enumerate(content):  # one by one: numpy would take a list of lists apart
@@ -126,13 +126,13 @@ class _DType:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if type(code) is not str or not _DTYPE.fullmatch(code):
-            raise SourceError(f"it has an array of the type {str(code)[:40]!r}, not of numbers, texts or objects")
+            raise FormatError(f"it has an array of the type {str(code)[:40]!r}, not of numbers, texts or objects")
         self.dtype = np.dtype(code.replace("O8", "O"))
 
     def __setstate__(self, state: Any) -> None:
         order = state[1]
         if order not in ("<", ">", "|", "=") or state[2:5] != (None, None, None):
-            raise SourceError("it has an array of a structured type")
+            raise FormatError("it has an array of a structured type")
         if order in "<>":
             self.dtype = self.dtype.newbyteorder(order)
 
@@ -149,7 +149,7 @@ class _Function:
         return self._call(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise SourceError("it changes a function")
+        raise FormatError("it changes a function")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -167,10 +167,10 @@ class _Unpickler(pickle.Unpickler):
             return known
         if package in self._records:
             return Record
-        raise SourceError(f"it asks for {module}.{name}, which is no plain data")
+        raise FormatError(f"it asks for {module}.{name}, which is no plain data")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise SourceError("it refers to objects outside of it")
+        raise FormatError("it refers to objects outside of it")
 
     def _table(self) -> dict[str, Any]:
         names: dict[str, Callable[..., Any]] = {
@@ -194,29 +194,29 @@ class _Unpickler(pickle.Unpickler):
         # ones again and again: a small file that fills the memory.
         self._left -= count
         if self._left < 0:
-            raise SourceError("it copies its content again and again")
+            raise FormatError("it copies its content again and again")
 
     def _collect(self, kind: Callable[..., Any], items: Any = ()) -> Any:
         if type(items) not in (list, tuple):
-            raise SourceError("it makes a container of something that is no list")
+            raise FormatError("it makes a container of something that is no list")
         self._spend(len(items))
         return kind(items)
 
     def _encode(self, value: Any = b"", encoding: Any = "latin1") -> bytes:
         """How old protocols write bytes."""
         if type(value) not in (str, bytes) or encoding not in ("latin1", "latin-1"):
-            raise SourceError("it encodes something else than bytes")
+            raise FormatError("it encodes something else than bytes")
         self._spend(len(value))
         return value if type(value) is bytes else value.encode("latin-1")
 
     def _record(self, kind: Any, base: Any, state: Any) -> Record:
         if kind is not Record:
-            raise SourceError("it makes an object of something that is no class")
+            raise FormatError("it makes an object of something that is no class")
         return Record()
 
     def _empty(self, kind: Any, shape: Any, code: Any) -> Array:
         if kind is not _NDARRAY or shape != (0,):
-            raise SourceError("it makes an array of something else than numpy's own")
+            raise FormatError("it makes an array of something else than numpy's own")
         return Array(self._spend)
 
     def _from_buffer(self, content: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> Array:
@@ -228,7 +228,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _refuse(*_: Any) -> Any:
-    raise SourceError("it makes an object in a way that plain data does not need")
+    raise FormatError("it makes an object in a way that plain data does not need")
 
 
 _NDARRAY, _OBJECT = _Function(_refuse), _Function(_refuse)
@@ -238,5 +238,5 @@ def _values(content: Any, kind: Any) -> np.ndarray:
     """An array [N] on the bytes of the pickle."""
     content = content.encode("latin-1") if type(content) is str else content
     if type(content) not in (bytes, bytearray) or not isinstance(kind, _DType) or kind.dtype.hasobject:
-        raise SourceError("it has an array whose state is not numpy's")
+        raise FormatError("it has an array whose state is not numpy's")
     return np.frombuffer(content, kind.dtype)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from robometer.corpus.sources import SourceError
+from robometer.corpus.formats import FormatError
 
 
 class Entry(NamedTuple):
@@ -34,15 +34,15 @@ def read_table(path: Path) -> Iterator[Entry]:
     A JSON or YAML table is a list of objects, or an object of objects, whose keys become their `video`.
 
     Raises:
-        SourceError: the table is missing, of no known kind, or malformed as a whole.
+        FormatError: the table is missing, of no known kind, or malformed as a whole.
     """
     if not path.is_file() or path.suffix not in KINDS:
-        raise SourceError(f"{path} is no table of the kinds {', '.join(KINDS)}")
+        raise FormatError(f"{path} is no table of the kinds {', '.join(KINDS)}")
     content = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     try:
         yield from KINDS[path.suffix](content)
     except (ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
-        raise SourceError(f"{path} is malformed ({' '.join(str(error).split())})") from error
+        raise FormatError(f"{path} is malformed ({' '.join(str(error).split())})") from error
 
 
 def header(path: Path) -> list[str] | None:

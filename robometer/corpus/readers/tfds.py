@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from robometer.corpus.sources import SourceError, Unit, common
+from robometer.corpus.formats import FormatError, Unit, common
 
 OBSERVATION = "steps/observation/"
 
@@ -82,13 +82,13 @@ def builders(input: str) -> list[Builder]:
     """All versions of data sets below a folder, by path.
 
     Raises:
-        SourceError: there is none, or a description of one cannot be read.
+        FormatError: there is none, or a description of one cannot be read.
     """
     what = "a folder with data sets of TensorFlow Datasets (features.json and *.tfrecord files)"
     root = common.folder(input, what)
     found = [_builder(path.parent) for path in common.files(root, "**/features.json")]
     if not any(builder.files() for builder in found):
-        raise SourceError(f"no record files beside a features.json below {input}: give ingest.input {what}")
+        raise FormatError(f"no record files beside a features.json below {input}: give ingest.input {what}")
     return found
 
 
@@ -99,7 +99,7 @@ def _builder(folder: Path) -> Builder:
         lengths = {split["name"]: [int(n) for n in split.get("shardLengths", ())] for split in info.get("splits", ())}
         name, version = str(info.get("name") or folder.parent.name), str(info.get("version") or folder.name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{described} is no description of a data set ({type(error).__name__}: {error})") from error
+        raise FormatError(f"{described} is no description of a data set ({type(error).__name__}: {error})") from error
     return Builder(folder, name, version, features(folder), lengths)
 
 
@@ -108,7 +108,7 @@ def features(folder: Path) -> dict[str, Any]:
     """The description of each leaf of `features.json`, by its path.
 
     Raises:
-        SourceError: the file is missing or malformed.
+        FormatError: the file is missing or malformed.
     """
     path = folder / "features.json"
     try:
@@ -116,7 +116,7 @@ def features(folder: Path) -> dict[str, Any]:
         for leaf in found.values():
             shape(leaf)
     except (AttributeError, TypeError, ValueError) as error:
-        raise SourceError(f"{path} is no description of features ({type(error).__name__}: {error})") from error
+        raise FormatError(f"{path} is no description of features ({type(error).__name__}: {error})") from error
     return found
 
 

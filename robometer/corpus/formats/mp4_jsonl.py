@@ -1,0 +1,64 @@
+"""Videos with a `trajectories.jsonl` beside them: the packaged corpus, and the format to bring your own data in.
+
+One JSON object per line. `video` (a path relative to the file) and `task` (the instruction) are required; then
+
+    quality_label     successful (default), suboptimal or failure
+    source            name of the data set (default: the folder's name); training balances and reports by it
+    episode_key       names the episode within its source (default: `video`); with `view` it is its identity
+    view              name of the camera (default: main); another view of an episode is a line of its own
+    is_robot          true (default) or false for a human
+    partial_success   0 to 1, how much of the task was done, where that was judged
+    split             train or the name of an evaluation split (default: ingest.split)
+    fps               frames per second, where the video's own figure is wrong
+    first, count      a cut: `count` frames from frame `first` on (default: from frame 0, to the end)
+    env_reward        list of numbers, one per frame of the video, where a simulator knows it
+    success           list of 0 and 1, one per frame of the video, where a simulator knows it
+
+Tables of another make (CSV, JSON, YAML, other names of columns) are read by `annotated_videos`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from robometer.corpus.formats import FormatError, Refused, Unit
+from robometer.corpus.formats.common import absolute
+from robometer.corpus.readers.annotations import from_row, video_episodes
+
+FILE = "trajectories.jsonl"
+BUNDLED = "bundled"
+
+episodes = video_episodes
+
+
+def units(input: str, source: str) -> Iterator[Unit | Refused]:
+    """The lines of a folder's `trajectories.jsonl`, of such a file, or of the packaged corpus (`bundled`).
+
+    Raises:
+        FormatError: there is no such file.
+    """
+    path = _listing(input)
+    with path.open("rb") as content:
+        for number, line in enumerate(content, start=1):
+            if line.strip():
+                where = {"place": f"line {number} of {path.name}", "uri": f"{path}:{number}"}
+                yield from_row(_object, line, path.parent, source, **where)
+
+
+def _listing(input: str) -> Path:
+    path = Path(str(resources.files("robometer") / "data" / "metaworld")) if input == BUNDLED else absolute(input)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FormatError(f"no {FILE} at {input}: give ingest.input a folder that holds one, or the file itself")
+    return path
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("it is not an object")
+    return row

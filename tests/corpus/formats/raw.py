@@ -1,0 +1,144 @@
+"""What the fixture of every source is made of: roll-outs of the bundled Meta-World corpus, and the real ingest job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipelines.ingest import run_ingest
+from robometer.configs import load
+from robometer.configs.schema import IngestConfig
+from robometer.corpus.corpus import Corpus
+from robometer.corpus.encode import entries
+from robometer.corpus.formats import Unit, list_units
+from robometer.corpus.manifest import read_ledgers
+from robometer.corpus.storage import Storage
+from robometer.corpus.writer import Known, Rejected, Stored
+from robometer.frames import FrameSettings, read_frames
+
+BUNDLED = Path(__file__).resolve().parents[3] / "robometer/data/metaworld"
+SETTINGS = ("ingest.max_frames=6", "ingest.short_edge=48")
+
+
+@dataclass(frozen=True)
+class RollOut:
+    """A simulated trajectory: its instruction, its label, its mp4 and its frames uint8 [T, H, W, 3]."""
+
+    task: str
+    quality: str
+    path: Path
+    frames: np.ndarray
+
+    @property
+    def mp4(self) -> bytes:
+        """The encoded video."""
+        return self.path.read_bytes()
+
+
+@lru_cache(maxsize=1)
+def _rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (BUNDLED / "trajectories.jsonl").read_text().splitlines()]
+
+
+@lru_cache(maxsize=64)
+def roll_out(number: int, quality: str = "successful") -> RollOut:
+    """The roll-out of this number among those of a quality; neighbours are of different tasks."""
+    by_task: dict[str, dict[str, Any]] = {}
+    for row in _rows():
+        if row["quality_label"] == quality:
+            by_task.setdefault(row["task"], row)
+    row = list(by_task.values())[number % len(by_task)]
+    path = BUNDLED / row["video"]
+    return RollOut(row["task"], quality, path, read_frames(path, FrameSettings(0, 0, 0)).frames)
+
+
+def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None) -> Corpus:
+    """Run the real job on `folder / "raw"` (or `input`), and open the corpus it made at `folder / "corpus"`.
+
+    The command that would do it is added to the file that `ROBOMETER_COMMANDS` names: with `--basetemp` it can be given
+    to a user's corpus, to look at what the fixtures are.
+    """
+    raw = folder / "raw" if input is None else input
+    if commands := os.environ.get("ROBOMETER_COMMANDS"):
+        given = [o for o in overrides if o.startswith(("ingest.data_source", "ingest.split"))]
+        with Path(commands).open("a") as file:
+            print("robometer ingest", f"ingest.source={source}", f"ingest.input={raw}", *given, file=file)
+    where = (f"corpus.path={folder / 'corpus'}", f"ingest.source={source}", f"ingest.input={raw}")
+    run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
+    ledgers = read_ledgers(Storage(str(folder / "corpus"))).values()
+    assert all(read.seal for units in ledgers for read in units.values()), "the next ingest reads it all again"
+    return Corpus(str(folder / "corpus"))
+
+
+def read(format: str, input: Path, **settings: Any) -> list[Stored | Rejected | Known]:
+    """What the job would store of `input`, or refuse, unit by unit; what the listing refuses is an error."""
+    units = list(list_units(format, str(input)))
+    read = [unit for unit in units if isinstance(unit, Unit)]
+    assert all(isinstance(unit, Unit) or unit.skipped for unit in units), units
+    return list(entries(read, IngestConfig(source=format, max_frames=6, short_edge=48, **settings)))
+
+
+def rows(corpus: Corpus, *columns: str) -> list[tuple[Any, ...]]:
+    """Some columns of the manifest, sorted by source, episode key and view."""
+    table = corpus.manifest.sort_by([(name, "ascending") for name in ("source", "episode_key", "view")])
+    return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+
+
+def row_of(corpus: Corpus, **wanted: Any) -> int:
+    """Row number of the one trajectory with these values."""
+    found = [i for i, row in enumerate(corpus.manifest.to_pylist()) if wanted.items() <= row.items()]
+    assert len(found) == 1, f"{len(found)} rows with {wanted}"
+    return found[0]
+
+
+def shows(corpus: Corpus, row: int, frames: np.ndarray, tolerance: float = 12.0) -> bool:
+    """Whether a stored trajectory shows `frames` (uint8 [T, H, W, 3], all of the source's), right way up, in RGB.
+
+    Compared at 8 x 8 pixels, so that resizing and compression do not matter.
+    """
+    stored, index = corpus.frames(row), corpus.record(row)["frame_index"]
+    return all(_distance(a, frames[i]) < tolerance for a, i in zip(stored, index, strict=True))
+
+
+def nearest(corpus: Corpus, row: int, frames: np.ndarray) -> list[int]:
+    """For each stored frame, which one of `frames` (uint8 [T, H, W, 3]) it looks most like."""
+    stored = corpus.frames(row)
+    small = [cv2.resize(x, stored[0].shape[1::-1], interpolation=cv2.INTER_AREA).astype(float) for x in frames]
+    return [int(np.argmin([np.abs(x - frame).mean() for x in small])) for frame in stored]
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    small = [cv2.resize(x, (8, 8), interpolation=cv2.INTER_AREA).astype(float) for x in (a, b)]
+    return float(np.abs(small[0] - small[1]).mean())
+
+
+def refusals(corpus: Corpus) -> Mapping[str, str]:
+    """Reason by uri's last part (and view), of everything in quarantine."""
+    return {
+        " ".join(filter(None, (Path(row["uri"]).name, row["episode_key"], row["view"]))): row["error"]
+        for row in corpus.quarantine().to_pylist()
+    }
+
+
+def hub_cache(folder: Path, to: Path) -> Path:
+    """The snapshot of `folder` in a hub cache at `to`: every file is a link to a blob that has neither name nor end."""
+    top = to / f"datasets--me--{folder.name}"
+    snapshot = top / "snapshots" / ("ab" * 20)
+    (top / "blobs").mkdir(parents=True)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        blob = top / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, blob)
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
