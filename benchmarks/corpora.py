@@ -16,7 +16,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Stored, commit_shard
+from robometer.corpus.writer import Accepted, commit_shard
 from robometer.frames.video import encode_jpeg
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS, SCHEMA_VERSION, SHARD_SCHEMA
 
@@ -65,7 +65,7 @@ def corpus(folder: Path, count: int, seed: int = 0) -> Corpus:
     """Write `count` trajectories of 32 frames, 240 x 320 px, as JPEG of the default quality; shards of 64."""
     storage, rows = Storage(str(folder)), manifest(count, seed).to_pylist()
     for number, start in enumerate(range(0, count, 64)):
-        commit_shard(storage, f"part-{number:03d}", map(Stored, _records(rows[start : start + 64], seed)))
+        commit_shard(storage, f"part-{number:03d}", map(Accepted, _records(rows[start : start + 64], seed)))
     return _complete(storage)
 
 
@@ -74,7 +74,7 @@ def bundled(folder: Path, count: int) -> Corpus:
     units = [unit for unit in list_units("mp4_jsonl", str(BUNDLED)) if isinstance(unit, Unit)]
     storage = Storage(str(folder))
     stored = entries(units[:: max(1, len(units) // count)], IngestConfig(short_edge=160))
-    commit_shard(storage, "part-000", (entry for entry in stored if isinstance(entry, Stored)))
+    commit_shard(storage, "part-000", (entry for entry in stored if isinstance(entry, Accepted)))
     return _complete(storage)
 
 

@@ -38,7 +38,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Stored, commit_shard, write_manifest
+from robometer.corpus.writer import Accepted, commit_shard, write_manifest
 from robometer.frames.video import resize_short_edge, thin
 from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
 
@@ -145,7 +145,7 @@ def in_processes(work: Callable[[list[Unit]], int], units: list[Unit]) -> float:
 
 def bare(units: list[Unit]) -> int:
     """Decode, thin, resize and compress to JPEG, and drop the result."""
-    return sum(isinstance(entry, Stored) for entry in entries(units, load().ingest))
+    return sum(isinstance(entry, Accepted) for entry in entries(units, load().ingest))
 
 
 def deflate(units: list[Unit]) -> int:
@@ -271,7 +271,7 @@ def read(folder: Path, gigabytes: float, reads: int = 2000) -> None:
     for shard in range(count):
         table = manifest_table(shard * per_shard, per_shard).to_pylist()
         records = (record_of(row, pool, rng, num_frames, frame_bytes) for row in table)
-        commit_shard(storage, f"{shard:020x}", map(Stored, records))
+        commit_shard(storage, f"{shard:020x}", map(Accepted, records))
     corpus = Corpus(str(path))
     files = sorted((path / "shards").iterdir())
     times: dict[str, list[float]] = {"corpus": [], "plain": []}

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from robometer.evaluation.plan import BEST
-from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction, Predictions, Record
+from robometer.evaluation.predictions import (
+    ClipPrediction,
+    InstructionPrediction,
+    PairPrediction,
+    Prediction,
+    Predictions,
+)
 from robometer.evaluation.views import (
     CYCLE,
     FORWARD,
@@ -54,7 +60,7 @@ def predictions(count: int, tasks: int = 50, seed: int = 0) -> Predictions:
     return Predictions.of(record for part in (_clips, _instructions, _pairs) for record in part(there, names, rng))
 
 
-def _clips(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Record]:
+def _clips(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
     for one in there:
         for view in SHOWN if one.quality == BEST else (FORWARD,):
             yield _clip(one, view, rng)
@@ -68,13 +74,13 @@ def _clip(one: _Trajectory, view: str, rng: np.random.Generator) -> ClipPredicti
     return ClipPrediction(
         SPLIT, one.id, one.row, "lab", one.task, one.quality, view, progress, chance,
         env_reward=(10 * state * known)[: len(shown) * known].astype(np.float32),
-        success_label=(state > 0.9)[: len(shown) * known].astype(np.float32),
+        env_success=(state > 0.9)[: len(shown) * known].astype(np.float32),
         partial_success=float(rng.integers(0, 5)) / 4,
         num_frames=one.frames,
     )  # fmt: skip
 
 
-def _instructions(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Record]:
+def _instructions(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
     for one in there:
         if one.quality != BEST:
             continue
@@ -88,7 +94,7 @@ def _instructions(there: list[_Trajectory], names: list[str], rng: np.random.Gen
             yield InstructionPrediction(SPLIT, one.id, one.row, one.task, text, value, kind)
 
 
-def _pairs(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Record]:
+def _pairs(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
     """Up to 50 pairs of each kind per task."""
     for task in names:
         ranked = [[one for one in there if (one.task, one.quality) == (task, quality)] for quality in QUALITY_LABELS]

@@ -47,7 +47,7 @@ Examples
 def look(options: argparse.Namespace, config: Config) -> None:
     """Print the summary, and write the page where one is asked for."""
     if options.show:
-        paths.lasting("--show", paths.check_local("--show", options.show))
+        paths.absolute_path("--show", paths.check_local("--show", options.show))
     corpus = Corpus(config.corpus.path)
     print(render(summarise(corpus)))
     if options.show:
@@ -79,7 +79,7 @@ def export(options: argparse.Namespace, config: Config) -> None:
     """Write a LeRobot dataset, and say of how many episodes."""
     if not options.to:
         raise ConfigError("give the folder to write to, --to=FOLDER")
-    paths.lasting("--to", paths.check_local("--to", options.to))
+    paths.absolute_path("--to", paths.check_local("--to", options.to))
     corpus = Corpus(config.corpus.path)
     scores = None
     if options.scores:

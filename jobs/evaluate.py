@@ -16,8 +16,8 @@ robustness and instruction grounding, with bootstrap intervals, on splits of a c
 Reads   evaluate.checkpoint and the corpus at corpus.path. A checkpoint is a folder, org/name of the hub, an MLflow URI,
         the URL of an endpoint, or a baseline: baseline:@BASELINES@
 Writes  evaluate.output: report.html, metrics.json, metrics.parquet, predictions.parquet, pairs.parquet,
-        confusion.parquet, parts/ (predictions as they come in); MLflow. With evaluate.against also these models' own,
-        in against/, and all of them in report.html, report.md, report.tex, report.csv.
+        instructions.parquet, parts/ (predictions as they come in); MLflow. With evaluate.against also these models'
+        own, in against/, and all of them in report.html, report.md, report.tex, report.csv.
 Re-run  goes on where it was killed, and asks again for what failed. With --recompute: metrics and report anew from the
         predictions, without the model. `robometer report` sets several outputs beside one another.
 

@@ -54,7 +54,7 @@ def publish(options: argparse.Namespace, config: Config) -> None:
     if options.evaluation:
         paths.check_local("--evaluation", options.evaluation)
     if options.to not in ("mlflow", "hub"):
-        paths.lasting("--to", paths.check_local("--to", options.to))
+        paths.absolute_path("--to", paths.check_local("--to", options.to))
     what = prepare(options.source, options.evaluation, options.license, config.tracking.uri, options.merge)
     if options.to == "mlflow":
         place = to_mlflow(what, config, options.name)

@@ -59,7 +59,7 @@ def quickstart(config: Config) -> None:
     """Run every job, then say what came out and where it lies."""
     started = time.monotonic()
     for name, path in (("corpus.path", config.corpus.path), ("evaluate.output", config.evaluate.output)):
-        paths.lasting(name, paths.check_local(name, path))  # what it writes beside them wants a disk
+        paths.absolute_path(name, paths.check_local(name, path))  # what it writes beside them wants a disk
     with connected(config, ENVIRONMENT):
         with _step("ingest"):
             run_ingest(config)

@@ -11,7 +11,7 @@ from jobs import common
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage, StorageError
 from robometer.report.page import write_report
-from robometer.report.runs import Run, load_runs
+from robometer.report.runs import EvaluationRun, load_runs
 from robometer.runs import paths
 
 HELP = """
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    paths.lasting("--output", paths.check_storage("--output", arguments.output))
+    paths.absolute_path("--output", paths.check_storage("--output", arguments.output))
     for name, value in [("--corpus", arguments.corpus), *(("RUN", run) for run in arguments.runs)]:
         paths.check_storage(name, value or ".")
     runs = load_runs(arguments.runs, arguments.baseline)
@@ -54,7 +54,7 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report of {', '.join(run.name for run in runs)}: {arguments.output}/report.html")
 
 
-def _corpus(run: Run, path: str) -> Corpus | None:
+def _corpus(run: EvaluationRun, path: str) -> Corpus | None:
     """The corpus of a run; None, with a warning, where it no longer lies, unless `path` says that it lies there."""
     try:
         corpus = Corpus(path or str(run.provenance.get("corpus")))

@@ -91,7 +91,7 @@ def _score(arguments: argparse.Namespace) -> None:
     for name, path in (("--json", arguments.json), ("--png", arguments.png)):
         if not path:
             continue
-        paths.lasting(name, paths.check_local(name, path))
+        paths.absolute_path(name, paths.check_local(name, path))
         if not Path(path).absolute().parent.is_dir():
             raise RobometerError(f"{path} cannot be written: its folder does not exist")
     check(arguments, arguments.video)

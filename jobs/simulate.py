@@ -9,8 +9,8 @@ from jobs import common
 from pipelines.cluster import connected
 from pipelines.simulate import simulate
 from robometer.configs import Config
-from robometer.runs.outputs import held
-from robometer.runs.paths import lasting
+from robometer.runs.outputs import exclusive_folder
+from robometer.runs.paths import absolute_path
 from robometer.simulation import INSTRUCTIONS, SimulationSettings
 
 HELP = """
@@ -41,8 +41,8 @@ def run(config: Config) -> None:
         crf=wanted.crf,
         seed=wanted.seed,
     )
-    output = lasting("simulate.output", wanted.output)
-    with held("simulate.output", output), connected(config):
+    output = absolute_path("simulate.output", wanted.output)
+    with exclusive_folder("simulate.output", output), connected(config):
         summary = simulate(settings, Path(output))
     clips = sum(sum(by_quality.values()) for by_quality in summary.counts.values())
     print(f"{wanted.output}: {clips} clips of {len(summary.counts)} tasks, {summary.size_bytes / 1e6:.1f} MB")

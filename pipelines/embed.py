@@ -26,7 +26,7 @@ from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.frames.video import decode_jpeg
 from robometer.models.encoders import STORED, ImageEncoder, image_encoder, text_encoder
-from robometer.runs.outputs import settled
+from robometer.runs.outputs import with_absolute_paths
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def run_embed(config: Config) -> EmbedReport:
         EmbedError: a worker failed.
     """
     started = time.monotonic()
-    config = settled(config, "corpus.path")
+    config = with_absolute_paths(config, "corpus.path")
     corpus = Corpus(config.corpus.path)
     if len(corpus) == 0:
         raise CorpusError(f"the corpus at {config.corpus.path} is empty: run `robometer ingest` first")

@@ -36,9 +36,9 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.evaluation import suite
-from robometer.evaluation.plan import Unit, plan_split, units_from, units_table
+from robometer.evaluation.plan import Query, plan_split, queries_from, queries_table
 from robometer.evaluation.predict import ClipSource, failed, predict_each
-from robometer.evaluation.predictions import Predictions, Record, from_table, to_table
+from robometer.evaluation.predictions import Prediction, Predictions, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.views import FORWARD
 from robometer.models.checkpoint import load_frames, load_scorer, scorer_identity
@@ -46,7 +46,7 @@ from robometer.models.sources import for_workers
 from robometer.report import page as report
 from robometer.report.runs import METRICS_JSON, load_runs
 from robometer.runs import tracking
-from robometer.runs.outputs import held, settled
+from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import trained_by
 from robometer.runs.redaction import redacted, without_secrets
 from robometer.scoring import Scorer
@@ -99,7 +99,7 @@ class Predictor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (part,) = batch["part"].unique().to_pylist()
-        units = units_from(batch.drop_columns(["part"]))
+        units = queries_from(batch.drop_columns(["part"]))
         if getattr(self._scorer, "compares_only", False):
             units = [unit for unit in units if unit.pair_kind]
         started, spent = time.monotonic(), self._usage()
@@ -110,12 +110,12 @@ class Predictor:
         self._storage.remove(f"{PARTS}/{part}{MARK}")
         return pa.table({"done": [batch.num_rows]})
 
-    def _answers(self, mark: str, units: Sequence[Unit]) -> list[Record]:
+    def _answers(self, mark: str, units: Sequence[Query]) -> list[Prediction]:
         run, *killers = self._storage.read_bytes(mark).decode().split() if self._storage.exists(mark) else [""]
         if run != self._run:
             self._storage.write_bytes(mark, self._run.encode())
             return self._records(units)
-        records: list[Record] = []
+        records: list[Prediction] = []
         for number, unit in enumerate(units):
             if killers.count(str(number)) > 1:  # once may be the node's fault
                 records.append(failed(self._source, unit, "the worker that scored it alone was killed, twice"))
@@ -141,7 +141,7 @@ class Part:
 
     scorer: str
     spent: Mapping[str, float]
-    records: Sequence[Record]
+    records: Sequence[Prediction]
 
     @classmethod
     def read(cls, storage: Storage, name: str) -> Part:
@@ -159,7 +159,7 @@ class Part:
 def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, Any]:
     """Predict, measure, report; returns what `metrics.json` holds.
 
-    Writes `predictions`, `pairs`, `confusion` and `metrics` as Parquet, `metrics.json` and `report.html` into
+    Writes `predictions`, `pairs`, `instructions` and `metrics` as Parquet, `metrics.json` and `report.html` into
     `evaluate.output`, and logs the metrics to the tracker. Parts of a run before, of the same scorer and corpus, are
     used; those of others are deleted.
 
@@ -172,11 +172,11 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
         TrackingError: the tracking store cannot be used.
         EvaluationFailed: every single clip failed.
     """
-    suite.check(config.evaluate.evaluations)
+    suite.check_evaluations(config.evaluate.evaluations)
     asks = config.evaluate.checkpoint.removeprefix(baselines.PREFIX) in baselines.ASK_APIS
     cache = ["baseline.cache"] if asks else []
-    config = settled(config, "evaluate.output", "corpus.path", "tracking.uri", *cache)
-    with held("evaluate.output", config.evaluate.output):
+    config = with_absolute_paths(config, "evaluate.output", "corpus.path", "tracking.uri", *cache)
+    with exclusive_folder("evaluate.output", config.evaluate.output):
         return _run(config, load)
 
 
@@ -187,8 +187,8 @@ def _run(config: Config, load: ScorerLoader | None) -> dict[str, Any]:
     storage = Storage(config.evaluate.output)
     if load is None:
         _warn_of_other_frames(config, corpus)
-    # raised where the same settings give other answers: form 3 asks baselines in their published wording
-    parts = _parts(units, f"form 3 {corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
+    # Raised where the same settings give other answers, or parts look different: form 4 names columns differently.
+    parts = _parts(units, f"form 4 {corpus.content_hash} {config.evaluate.mode} {_identity(config, load)}")
     with tracking.start(config, kind="evaluate") as run:
         answered = _predict(config, corpus, parts, load)
         predictions = Predictions.of(record for part in answered for record in part.records)
@@ -270,9 +270,9 @@ def _measure(
     return report.write(storage, results, predictions, provenance, corpus), results
 
 
-def _plan(config: Config, corpus: Corpus) -> list[Unit]:
+def _plan(config: Config, corpus: Corpus) -> list[Query]:
     settings = config.evaluate
-    units: list[Unit] = []
+    units: list[Query] = []
     for split in settings.splits:
         of_split = plan_split(
             corpus,
@@ -299,7 +299,7 @@ def _of_sources(config: Config) -> str:
 
 
 def _predict(
-    config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Unit]], load: ScorerLoader | None
+    config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Query]], load: ScorerLoader | None
 ) -> list[Part]:
     storage = Storage(config.evaluate.output)
     there = {name: Part.read(storage, name) for name in parts if storage.exists(_file(name))}
@@ -314,7 +314,7 @@ def _predict(
     return [there[name] if name in there else Part.read(storage, name) for name in parts]
 
 
-def _parts(units: Sequence[Unit], identity: str) -> dict[str, Sequence[Unit]]:
+def _parts(units: Sequence[Query], identity: str) -> dict[str, Sequence[Query]]:
     """Units by the name of their part, which follows from them and from who is asked."""
     parts = [units[start : start + UNITS_PER_PART] for start in range(0, len(units), UNITS_PER_PART)]
     return {hashlib.sha256(f"{identity} {part}".encode()).hexdigest()[:24]: part for part in parts}
@@ -331,7 +331,7 @@ def _file(part: str) -> str:
 
 
 def _predict_parts(
-    config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Unit]], load: ScorerLoader | None
+    config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Query]], load: ScorerLoader | None
 ) -> None:
     settings = config.evaluate
     arguments = {
@@ -345,7 +345,7 @@ def _predict_parts(
         "run": uuid.uuid4().hex,
     }
     tables = [
-        units_table(units).append_column("part", pa.array([name] * len(units), pa.string()))
+        queries_table(units).append_column("part", pa.array([name] * len(units), pa.string()))
         for name, units in parts.items()
     ]
     answered = ray.data.from_arrow(tables).map_batches(

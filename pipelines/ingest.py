@@ -43,7 +43,7 @@ from robometer.corpus.identity import NOTHING, Sealer, StoredRows
 from robometer.corpus.manifest import (
     LISTING,
     SKIP,
-    Read,
+    Reading,
     clashes,
     latest,
     read_ledgers,
@@ -51,10 +51,10 @@ from robometer.corpus.manifest import (
     read_quarantine,
 )
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Job, Known, Outcome, Rejected, Stored, commit_shard
+from robometer.corpus.writer import Accepted, Outcome, Present, ShardEntry, ShardPlan, commit_shard
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
-from robometer.runs.outputs import settled
+from robometer.runs.outputs import with_absolute_paths
 from robometer.trajectory import QUARANTINE_SCHEMA, SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class _Plan:
     """
 
     stored: StoredRows
-    ledger: dict[str, Read]
+    ledger: dict[str, Reading]
     revision: int
     groups: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -124,7 +124,7 @@ def run_ingest(config: Config) -> IngestReport:
             rest is committed), or a worker failed.
     """
     started = time.monotonic()
-    config = settled(config, "corpus.path")
+    config = with_absolute_paths(config, "corpus.path")
     storage = Storage(config.corpus.path)
     _check_settings(storage, config.ingest)
     plan = _plan(storage, config.ingest)
@@ -293,9 +293,9 @@ def _probe(units: list[dict[str, Any]], config: IngestConfig, stored: StoredRows
     found = []
     for unit in units:
         for entry in islice(entries([Unit(**unit)], replace(config, update=True), stored), _PROBED_EPISODES):
-            if isinstance(entry, Known):
+            if isinstance(entry, Present):
                 found.append((entry.id, entry.uri, True))
-            elif isinstance(entry, Stored) and (facts := stored.get(entry.record["id"])):
+            elif isinstance(entry, Accepted) and (facts := stored.get(entry.record["id"])):
                 same = facts.content == entry.record["content_hash"]
                 found.append((entry.record["id"], entry.record["uri"], same))
     return found
@@ -357,17 +357,17 @@ def _make_shard(
     mark = f"{ATTEMPTS}/{name}"
     read = isolated_entries if storage.exists(mark) else entries
     storage.write_bytes(mark, b"")
-    before = {digest: Read(*values) for digest, values in work["before"].items()}
-    job = Job(work["seals"], before, work["revision"])
+    before = {digest: Reading(*values) for digest, values in work["before"].items()}
+    job = ShardPlan(work["seals"], before, work["revision"])
     made = commit_shard(storage, name, _telling(read(units, config, have), differences), job)
     storage.remove(mark)
     return made
 
 
-def _telling(found: Iterable[Stored | Rejected | Known], differences: list[str]) -> Iterator[Stored | Rejected | Known]:
+def _telling(found: Iterable[ShardEntry], differences: list[str]) -> Iterator[ShardEntry]:
     """`found`, with a line in `differences` for the first ones that are not as the corpus has them."""
     for entry in found:
-        if isinstance(entry, Known) and entry.differs and len(differences) < _TOLD:
+        if isinstance(entry, Present) and entry.differs and len(differences) < _TOLD:
             differences.append(f"{entry.uri}: {entry.differs}")
         yield entry
 

@@ -28,7 +28,7 @@ from robometer.corpus.maintenance import (
 from robometer.corpus.manifest import read_manifest, read_schemas, replaced_in
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
-from robometer.runs.paths import lasting
+from robometer.runs.paths import absolute_path
 
 _MAX_TASKS = 1024
 
@@ -58,7 +58,7 @@ def run_verify(config: Config, repair: bool = False) -> VerifyReport:
         CorpusError: there is no corpus.
         MaintenanceError: a worker failed.
     """
-    storage = Storage(lasting("corpus.path", config.corpus.path))
+    storage = Storage(absolute_path("corpus.path", config.corpus.path))
     shards = sorted(_stems(storage, "shards", ".arrow") | _stems(storage, "manifest", ".parquet"))
     if not shards:
         raise CorpusError(f"no corpus at {config.corpus.path}: run `robometer ingest` first")
@@ -88,7 +88,7 @@ def run_compact(config: Config, target_mb: int = 512) -> tuple[int, int]:
         CorpusError: there is no corpus.
         MaintenanceError: a worker failed.
     """
-    storage = Storage(lasting("corpus.path", config.corpus.path))
+    storage = Storage(absolute_path("corpus.path", config.corpus.path))
     if not storage.exists("corpus.json"):
         raise CorpusError(f"no corpus at {config.corpus.path}: run `robometer ingest` first")
     remove_replaced(storage, replaced_in(storage))  # of a run that was killed

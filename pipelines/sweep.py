@@ -31,7 +31,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.report import plots
 from robometer.runs import tracking
-from robometer.runs.outputs import held, settled, write_whole
+from robometer.runs.outputs import exclusive_folder, with_absolute_paths, write_atomically
 from robometer.runs.provenance import HOW_IT_RUNS
 
 logger = logging.getLogger(__name__)
@@ -89,11 +89,11 @@ def run_sweep(config: Config) -> SweepReport:
         ConfigError: a search space that names unknown keys, or an output folder of another sweep.
         TrainingError: no trial reached a validation.
     """
-    config = settled(config, "sweep.output", "corpus.path", "tracking.uri")
+    config = with_absolute_paths(config, "sweep.output", "corpus.path", "tracking.uri")
     corpus = Corpus(config.corpus.path)
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
-    with held("sweep.output", config.sweep.output):
+    with exclusive_folder("sweep.output", config.sweep.output):
         return _run(config, space, _settings(config, corpus))
 
 
@@ -104,7 +104,7 @@ def _run(config: Config, space: dict[str, Any], settings: dict[str, Any]) -> Swe
     with connected(config), tracking.start(config, "sweep", run_id=run_id) as run:
         check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
         kept = {"run_id": run.run_id or known, "settings": settings}
-        write_whole(output / "sweep.json", json.dumps(kept, indent=1))
+        write_atomically(output / "sweep.json", json.dumps(kept, indent=1))
         tuner = _tuner(config, output, space, run.run_id)
         ends = (tuner.fit() for _ in range(1))
         # Of its trials, some may wait while others go on: here is where all of them are seen.

@@ -38,7 +38,7 @@ from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
 from robometer.report import plots
 from robometer.runs import tracking
-from robometer.runs.outputs import held, settled, write_whole
+from robometer.runs.outputs import exclusive_folder, with_absolute_paths, write_atomically
 from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 
@@ -73,12 +73,12 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         TrackingError: the tracking store cannot be used.
         TrainingError: the loss stopped being a number, or workers failed more often than `train.max_failures`.
     """
-    config = settled(config, "train.output", "corpus.path", "tracking.uri")
+    config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
     corpus = Corpus(config.corpus.path)
     mix = _mix(config, _check_inputs(config, corpus))
     start = for_workers(config.train.load_from_checkpoint, config.tracking.uri)
     config = override(config, {"train.load_from_checkpoint": start})
-    with held("train.output", config.train.output):
+    with exclusive_folder("train.output", config.train.output):
         return _run(config, corpus, mix, callbacks or [], parent_run_id)
 
 
@@ -173,7 +173,7 @@ def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, par
     (output / MIX).write_text(json.dumps(mix, indent=1))
     with tracking.start(config, "train", parent_run_id=parent_run_id) as run:
         run.artifact(output / MIX)
-        write_whole(path, json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
+        write_atomically(path, json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
         return run.run_id
 
 
@@ -304,5 +304,7 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
         run.artifact(output / "training.png")
         run.artifact(best)
         run.register_model("best", {name: value for name, value in metrics.items() if name != "step"})
-    write_whole(output / HISTORY, "".join(json.dumps(entry) + "\n" for entry in history))  # the mark of a finished run
+    write_atomically(
+        output / HISTORY, "".join(json.dumps(entry) + "\n" for entry in history)
+    )  # the mark of a finished run
     return TrainReport(best, {k: float(v) for k, v in metrics.items()}, history)

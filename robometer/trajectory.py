@@ -59,7 +59,7 @@ class Episode:
         uri: where they came from, for whoever looks for the original.
         partial_success: in [0, 1], how much of the task was done, where that was judged.
         split: empty for the split that the ingest was asked for.
-        env_reward, success: per source frame, where a simulator knows them.
+        env_reward, env_success: per source frame, the simulator's reward and success flag, where it knows them.
         fps: frames per second, where the recording does not know or is wrong.
     """
 
@@ -74,7 +74,7 @@ class Episode:
     partial_success: float | None = None
     split: str = ""
     env_reward: Sequence[float] | None = None
-    success: Sequence[int] | None = None
+    env_success: Sequence[int] | None = None
     fps: float | None = None
 
     @property

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pytest
 
 from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.corpus.manifest import Read, latest
+from robometer.corpus.manifest import Reading, latest
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
-from robometer.corpus.writer import Job, Rejected, Stored, commit_shard, content_hash
+from robometer.corpus.writer import Accepted, Quarantined, ShardPlan, commit_shard, content_hash
 from robometer.frames.video import encode_jpeg
 from robometer.trajectory import SCHEMA_VERSION, trajectory_id
 
 QUALITIES = ("successful", "suboptimal", "failure")
 
 
-def stored(number: int, num_frames: int = 5, **changes: Any) -> Stored:
+def stored(number: int, num_frames: int = 5, **changes: Any) -> Accepted:
     """A trajectory whose frame i is of grey level 20 * i + number."""
     frames = [encode_jpeg(np.full((32, 48, 3), (20 * i + number) % 256, np.uint8), 95) for i in range(num_frames)]
     id = trajectory_id("toy", str(number), "main")
@@ -50,13 +50,13 @@ def stored(number: int, num_frames: int = 5, **changes: Any) -> Stored:
         "settings_hash": "s",
     }
     truth = {"env_reward": [float(i) for i in range(num_frames)], "success": [0] * (num_frames - 1) + [1]}
-    return Stored({**row, "frame_index": list(range(num_frames)), "frames": frames, **truth, **changes})
+    return Accepted({**row, "frame_index": list(range(num_frames)), "frames": frames, **truth, **changes})
 
 
-def rejected(number: int, error: str, stage: str = "video") -> Rejected:
+def rejected(number: int, error: str, stage: str = "video") -> Quarantined:
     key = str(number)
     row = {"id": trajectory_id("toy", key, "main"), "source": "toy", "episode_key": key, "uri": f"/raw/{key}.mp4"}
-    return Rejected({**row, "view": "main", "unit": f"u{key}", "stage": stage, "error": error})
+    return Quarantined({**row, "view": "main", "unit": f"u{key}", "stage": stage, "error": error})
 
 
 @pytest.fixture
@@ -68,8 +68,10 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def corpus(storage: Storage) -> Corpus:
-    commit_shard(storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)], Job({"u7": "s"}))
-    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")], Job({"u8": "s"}))
+    commit_shard(
+        storage, "b", [stored(0), rejected(7, "corrupt at frame 7"), stored(1), stored(2)], ShardPlan({"u7": "s"})
+    )
+    commit_shard(storage, "a", [stored(3), stored(4), rejected(8, "corrupt at frame 31")], ShardPlan({"u8": "s"}))
     return Corpus(storage.path)
 
 
@@ -161,7 +163,7 @@ def test_a_temporary_file_of_a_living_process_stays(storage: Storage) -> None:
 
 
 def test_of_two_readings_of_a_unit_the_later_counts() -> None:
-    first, later, other = Read(1, 2, 3, "a"), Read(3, 0, 3, "b", 1), Read(5, 0, 0, "c")
+    first, later, other = Reading(1, 2, 3, "a"), Reading(3, 0, 3, "b", 1), Reading(5, 0, 0, "c")
     for order in (("x", "y"), ("y", "x")):
         shards = {"x": {"u": first}, "y": {"u": later, "v": other}}
         assert latest({name: shards[name] for name in order}) == {"u": (later, "y"), "v": (other, "y")}
@@ -175,7 +177,7 @@ def test_a_shard_without_manifest_is_not_seen(storage: Storage, corpus: Corpus) 
 
 
 def test_what_a_retry_committed_leaves_the_quarantine(storage: Storage, corpus: Corpus) -> None:
-    commit_shard(storage, "c", [Stored(stored(7).record, "u7")], Job({"u7": "s"}, {"u7": Read(0, 1)}, 1))
+    commit_shard(storage, "c", [Accepted(stored(7).record, "u7")], ShardPlan({"u7": "s"}, {"u7": Reading(0, 1)}, 1))
     assert Corpus(storage.path).quarantine()["episode_key"].to_pylist() == ["8"]
 
 

@@ -1,4 +1,4 @@
-"""The pages in docs/ run: a format of their own by its own command, their lines of JSON, their calls of the endpoint."""
+"""The pages in docs/ run: their own format by its command, their lines of JSON, their calls of the endpoint."""
 
 from __future__ import annotations
 

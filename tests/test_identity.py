@@ -25,7 +25,7 @@ from robometer.corpus.identity import NOTHING, Sealer, StoredRows
 from robometer.corpus.maintenance import check_shard
 from robometer.corpus.manifest import clashes, read_ledgers
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Job, Known, Rejected, Stored, commit_shard, content_hash
+from robometer.corpus.writer import Accepted, Present, ShardEntry, ShardPlan, commit_shard, content_hash
 from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 from tests.corpus.formats.raw import hub_cache, roll_out
@@ -267,7 +267,7 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
     """The pictures and the words are the same: what info.json says of the time between them is not."""
     storage = Storage(str(tmp_path / "corpus"))
 
-    def found(have: StoredRows, update: bool = False) -> Stored | Rejected | Known:
+    def found(have: StoredRows, update: bool = False) -> ShardEntry:
         (unit,) = list_units("lerobot", str(tmp_path / "arm"))
         assert isinstance(unit, Unit)
         return next(entries([unit], IngestConfig(source="lerobot", max_frames=4, short_edge=32, update=update), have))
@@ -276,16 +276,16 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
     commit_shard(storage, "a", [found(NOTHING)])
     have = StoredRows.read(storage)
     same = found(have)
-    assert isinstance(same, Known) and not same.differs
+    assert isinstance(same, Present) and not same.differs
     info = tmp_path / "arm/meta/info.json"
     fps = json.loads(info.read_text())["fps"]
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": 2 * fps}))
     other = found(have)
     assert (
-        isinstance(other, Known) and f"another rate than in the corpus (now {2 * fps:g}, not {fps:g}" in other.differs
+        isinstance(other, Present) and f"another rate than in the corpus (now {2 * fps:g}, not {fps:g}" in other.differs
     )
     taken = found(have, update=True)
-    assert isinstance(taken, Stored) and taken.replaces and taken.record["source_fps"] == 2 * fps
+    assert isinstance(taken, Accepted) and taken.replaces and taken.record["source_fps"] == 2 * fps
 
 
 def test_a_rebuilt_manifest_knows_how_late_its_rows_are(tmp_path: Path) -> None:
@@ -293,8 +293,8 @@ def test_a_rebuilt_manifest_knows_how_late_its_rows_are(tmp_path: Path) -> None:
     storage, seals = Storage(str(tmp_path)), {"u0": "s", "u1": "s"}
     found = [stored(number).record for number in (0, 1)]
     true = [{**row, "content_hash": content_hash(row["frame_index"], row["frames"])} for row in found]
-    rows = [Stored(row, unit) for row, unit in zip(true, seals, strict=True)]
-    commit_shard(storage, "a", rows, Job(seals, revision=3))
+    rows = [Accepted(row, unit) for row, unit in zip(true, seals, strict=True)]
+    commit_shard(storage, "a", rows, ShardPlan(seals, revision=3))
     before = read_ledgers(storage)
     storage.remove("manifest/a.parquet")
     assert check_shard(storage, "a", repair=True).repair == "rebuilt"
@@ -367,5 +367,5 @@ def test_an_update_makes_shards_of_names_of_its_own(tmp_path: Path) -> None:
 
     (unit,) = list_units("mp4_jsonl", str(data))
     assert isinstance(unit, Unit)
-    commit_shard(storage, "a", [stored(0)], Job({unit.digest("mp4_jsonl"): "another seal"}))
+    commit_shard(storage, "a", [stored(0)], ShardPlan({unit.digest("mp4_jsonl"): "another seal"}))
     assert names() == names() != names("ingest.update=true") == names("ingest.update=true")

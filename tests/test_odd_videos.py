@@ -135,7 +135,7 @@ def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> Non
         ({"uri": "\udcff.mp4"}, "not UTF-8"),
         ({"is_robot": "no"}, "wrong type"),
         ({"fps": "fast"}, "wrong type"),
-        ({"success": [0.5, "x", 1]}, "wrong type"),
+        ({"env_success": [0.5, "x", 1]}, "wrong type"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_it_is(changes: dict[str, Any], reason: str) -> None:

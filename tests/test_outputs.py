@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from robometer.runs import outputs
-from robometer.runs.outputs import IN_USE, InUseError, held, write_whole
+from robometer.runs.outputs import IN_USE, InUseError, exclusive_folder, write_atomically
 
 HOLD = """
 import sys, time
-from robometer.runs.outputs import held
-with held("train.output", sys.argv[1]):
+from robometer.runs.outputs import exclusive_folder
+with exclusive_folder("train.output", sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -52,7 +52,7 @@ def _change(folder: Path, **values: str) -> None:
 
 def test_a_second_job_is_told_of_the_first_and_follows_it_at_once_when_it_is_killed(tmp_path: Path) -> None:
     with holder(tmp_path / "run") as first:
-        with pytest.raises(InUseError) as refused, held("train.output", tmp_path / "run"):
+        with pytest.raises(InUseError) as refused, exclusive_folder("train.output", tmp_path / "run"):
             pytest.fail("two jobs in one folder")
         for part in (
             f"train.output={tmp_path}/run",
@@ -64,7 +64,7 @@ def test_a_second_job_is_told_of_the_first_and_follows_it_at_once_when_it_is_kil
         first.send_signal(signal.SIGKILL)
         first.wait()
         started = time.monotonic()
-        with held("train.output", tmp_path / "run"):
+        with exclusive_folder("train.output", tmp_path / "run"):
             assert time.monotonic() - started < 1
     assert not os.listdir(tmp_path / "run")
 
@@ -73,19 +73,19 @@ def test_a_killed_job_that_nobody_has_waited_for_is_dead_too(tmp_path: Path) -> 
     with holder(tmp_path) as first:
         first.send_signal(signal.SIGKILL)  # a zombie until it is waited for
         time.sleep(0.3)
-        with held("train.output", tmp_path):
+        with exclusive_folder("train.output", tmp_path):
             pass
 
 
 def test_another_process_with_the_number_of_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     with holder(tmp_path):
         _change(tmp_path, started="1")
-        with held("train.output", tmp_path):
+        with exclusive_folder("train.output", tmp_path):
             pass
 
 
 def test_a_folder_is_free_after_its_job_however_that_ends(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="broken"), held("train.output", tmp_path):
+    with pytest.raises(RuntimeError, match="broken"), exclusive_folder("train.output", tmp_path):
         assert len(os.listdir(tmp_path)) == 1
         raise RuntimeError("broken")
     assert not os.listdir(tmp_path)
@@ -96,9 +96,9 @@ def test_what_lives_on_another_machine_is_refused_and_what_is_lost_there_is_foll
 ) -> None:
     monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.2)
     monkeypatch.setattr(outputs, "GONE_AFTER_S", 2.0)
-    with held("train.output", tmp_path):
+    with exclusive_folder("train.output", tmp_path):
         monkeypatch.setattr(outputs, "_machine", lambda: "another")
-        with pytest.raises(InUseError, match="is in use by"), held("train.output", tmp_path):
+        with pytest.raises(InUseError, match="is in use by"), exclusive_folder("train.output", tmp_path):
             pytest.fail("two jobs in one folder")
     monkeypatch.undo()
     monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.2)
@@ -107,13 +107,13 @@ def test_what_lives_on_another_machine_is_refused_and_what_is_lost_there_is_foll
         lost.send_signal(signal.SIGSTOP)
         _change(tmp_path, machine="another", host="node-7")
         started = time.monotonic()
-        with held("train.output", tmp_path):
+        with exclusive_folder("train.output", tmp_path):
             assert 0.9 < time.monotonic() - started < 5
 
 
 def test_a_job_that_was_taken_for_dead_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
-    with pytest.raises(InUseError, match="node-7.*seemed dead"), held("train.output", tmp_path):
+    with pytest.raises(InUseError, match="node-7.*seemed dead"), exclusive_folder("train.output", tmp_path):
         (mine,) = tmp_path.glob(f"{IN_USE}*")
         (tmp_path / f"{IN_USE}other.json").write_text(json.dumps({"host": "node-7", "holds": True}))
         mine.unlink()
@@ -123,15 +123,15 @@ def test_a_job_that_was_taken_for_dead_ends(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_job_whose_folder_is_deleted_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
-    with pytest.raises(InUseError, match="was deleted"), held("train.output", tmp_path / "run"):
+    with pytest.raises(InUseError, match="was deleted"), exclusive_folder("train.output", tmp_path / "run"):
         shutil.rmtree(tmp_path / "run")
         time.sleep(30)
 
 
 def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -> None:
-    write_whole(tmp_path / "run.json", "old")
+    write_atomically(tmp_path / "run.json", "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "run.json", "new\ud800")
+        write_atomically(tmp_path / "run.json", "new\ud800")
     assert (tmp_path / "run.json").read_text() == "old"
 
 
@@ -142,7 +142,7 @@ def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
     def take(_: int) -> str:
         start.wait()
         try:
-            with held("train.output", tmp_path):
+            with exclusive_folder("train.output", tmp_path):
                 done.wait()
                 return "held"
         except InUseError:

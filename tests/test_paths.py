@@ -12,7 +12,7 @@ from jobs import cli
 from robometer.configs import Config, load
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
-from robometer.runs.paths import PathError, lasting, make_folder
+from robometer.runs.paths import PathError, absolute_path, make_folder
 
 LOCAL = ("train.output", "sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
 STORAGE = ("corpus.path", "evaluate.output", "baseline.cache")
@@ -155,16 +155,16 @@ def test_a_uri_whose_library_is_absent_is_one_sentence() -> None:
 
 def test_a_relative_path_is_refused_in_a_copy_that_ray_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert lasting("train.output", "run") == str(tmp_path / "run")
-    assert lasting("tracking.uri", "sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
+    assert absolute_path("train.output", "run") == str(tmp_path / "run")
+    assert absolute_path("tracking.uri", "sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
     copy = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0123"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     for value in ("run", "./run", "sqlite:///outputs/mlflow.db"):
         with pytest.raises(PathError, match="Ray deletes.*absolute"):
-            lasting("x", value)
+            absolute_path("x", value)
     for value in ("/data/run", "sqlite:////data/mlflow.db", "s3://bucket/x", "http://host:5000", "none", ""):
-        assert lasting("x", value) == value
+        assert absolute_path("x", value) == value
 
 
 def test_what_cannot_be_a_folder_is_one_sentence(tmp_path: Path) -> None:

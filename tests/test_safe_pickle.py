@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from robometer.corpus.formats import FormatError
-from robometer.corpus.readers.safe_pickle import Record, load, loads
+from robometer.corpus.readers.safe_pickle import PickledObject, load, loads
 
 PLAIN: list[Any] = [
     {"a": [1, 2.5, None, True], "b": ("x", b"\x00\xff"), "c": {1, 2}, "d": frozenset("q"), "e": 1 + 2j, "f": b""},
@@ -82,7 +82,7 @@ def test_objects_become_records_without_their_package(eval_log: types.ModuleType
     data = pickle.dumps(value, protocol)
     del sys.modules["eval_log"]
     record = loads(data, records=("eval_log",))
-    assert isinstance(record, Record) and record.fields["success"]
+    assert isinstance(record, PickledObject) and record.fields["success"]
     assert (np.asarray(record.fields["obs"]["image"]) == ARRAYS[0]).all()
     with pytest.raises(FormatError, match=r"eval_log\.TrajData"):
         loads(data)

@@ -14,16 +14,16 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.maintenance import join_shards, plan_joins
 from robometer.corpus.manifest import latest, read_ledgers, read_schemas
 from robometer.corpus.storage import Storage, StorageError
-from robometer.corpus.writer import Job, Rejected, Stored, commit_shard
+from robometer.corpus.writer import Accepted, Quarantined, ShardPlan, commit_shard
 from robometer.trajectory import SCHEMA_VERSION
 from tests.test_corpus import rejected, stored
 
 INFO = b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION
 
-UNITS: dict[str, list[Stored | Rejected]] = {
-    "u0": [Stored(stored(0).record, "u0")],
+UNITS: dict[str, list[Accepted | Quarantined]] = {
+    "u0": [Accepted(stored(0).record, "u0")],
     "u7": [rejected(7, "corrupt at frame 7")],
-    "u1": [Stored(stored(1).record, "u1"), Stored(stored(2).record, "u1")],
+    "u1": [Accepted(stored(1).record, "u1"), Accepted(stored(2).record, "u1")],
 }
 """A listing: one unit gives a trajectory, one is refused, one gives two."""
 
@@ -90,9 +90,9 @@ def ingest(storage: Storage) -> None:
         commit_shard(storage, "shard", [entry for unit in todo for entry in UNITS[unit]], job(*todo))
 
 
-def job(*units: str) -> Job:
+def job(*units: str) -> ShardPlan:
     """Of units that are read for the first time."""
-    return Job(dict.fromkeys(units, "seal"))
+    return ShardPlan(dict.fromkeys(units, "seal"))
 
 
 def content(path: str) -> tuple[str, list[str], list[list[bytes]]]:

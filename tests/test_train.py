@@ -28,7 +28,7 @@ from robometer.models.checkpoint import (
     load_scorer,
 )
 from robometer.runs import tracking
-from robometer.runs.outputs import InUseError, held
+from robometer.runs.outputs import InUseError, exclusive_folder
 from robometer.runs.paths import make_folder
 from robometer.sampling import ManifestIndex, plan
 from robometer.training.losses import compute_losses
@@ -93,7 +93,7 @@ def test_no_secret_is_written_down(reference: TrainReport, tiny_corpus: str, tmp
 
 def test_a_folder_in_use_is_refused(tiny_corpus: str, tmp_path: Path) -> None:
     config = _config(tiny_corpus, tmp_path / "run")
-    with held("train.output", tmp_path / "run"), pytest.raises(InUseError, match=f"process {os.getpid()}"):
+    with exclusive_folder("train.output", tmp_path / "run"), pytest.raises(InUseError, match=f"process {os.getpid()}"):
         run_train(config)
     assert not list((tmp_path / "run").iterdir())
 

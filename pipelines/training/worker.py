@@ -87,7 +87,7 @@ class Worker:
         self,
         config: Config,
         spec: dict[str, Any],
-        run: tracking.Run,
+        run: tracking.TrackedRun,
         engine: Any,
         position: Position,
         rank: int,

@@ -16,7 +16,7 @@ from robometer.corpus.formats import Refused, Unit, read_unit
 from robometer.corpus.formats.common import is_depth
 from robometer.corpus.identity import NOTHING, Facts, StoredRows, labels_hash
 from robometer.corpus.manifest import SKIP
-from robometer.corpus.writer import Known, Rejected, Stored, content_hash
+from robometer.corpus.writer import Accepted, Present, Quarantined, ShardEntry, content_hash
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, encode_frames
 from robometer.frames.video import DEPTH, DepthError, VideoError, VideoLimits, first_line
@@ -40,8 +40,8 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
     video = encode_frames(episode.recording, settings, limits)
     frames, index = video.frames, video.frame_index.tolist()
     truth = {
-        name: _at_frames(getattr(episode, name), name, index, video.num_source_frames)
-        for name in ("env_reward", "success")
+        column: _at_frames(values, column, index, video.num_source_frames)
+        for column, values in (("env_reward", episode.env_reward), ("success", episode.env_success))
     }
     facts = {
         "id": episode.id,
@@ -82,15 +82,13 @@ def _at_frames(values: Sequence[float] | None, name: str, index: Sequence[int], 
     return [values[i] for i in index]
 
 
-def entries(
-    units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING
-) -> Iterator[Stored | Rejected | Known]:
+def entries(units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING) -> Iterator[ShardEntry]:
     """What becomes of the trajectories of some units, in their order, beside what the corpus has."""
     for unit in units:
         yield from _of_unit(unit, config, have)
 
 
-def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[Stored | Rejected | Known]:
+def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[ShardEntry]:
     digest = unit.digest(config.source)
     found, mine = read_unit(config.source, unit), set[str]()
     while True:
@@ -102,57 +100,57 @@ def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[Sto
         if episode is None:
             return
         if isinstance(episode, Refused):
-            yield Rejected(quarantine_row(episode, digest, SKIP if episode.skipped else "list", episode.error))
+            yield Quarantined(quarantine_row(episode, digest, SKIP if episode.skipped else "list", episode.error))
         elif episode.id in mine:
             message = f"duplicate: {episode.episode_key}, view {episode.view} of {episode.source!r} came before"
-            yield Rejected(quarantine_row(episode, digest, "list", message))
+            yield Quarantined(quarantine_row(episode, digest, "list", message))
         else:
             mine.add(episode.id)
             yield _of_episode(episode, digest, config, have)
 
 
-def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: StoredRows) -> Stored | Rejected | Known:
+def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: StoredRows) -> ShardEntry:
     if is_depth(episode.view):
-        return Rejected(quarantine_row(episode, digest, SKIP, DEPTH))
+        return Quarantined(quarantine_row(episode, digest, SKIP, DEPTH))
     try:
         return _beside(have.get(episode.id), episode, digest, config)
     except (TrajectoryError, VideoError) as error:
         stage = SKIP if isinstance(error, DepthError) else "video" if isinstance(error, VideoError) else "labels"
-        return Rejected(quarantine_row(episode, digest, stage, str(error)))
+        return Quarantined(quarantine_row(episode, digest, stage, str(error)))
     except Exception as error:  # one odd episode must not end a job of a million
         logger.exception("episode %s failed", episode.uri)
-        return Rejected(quarantine_row(episode, digest, "video", f"{type(error).__name__}: {error}"))
+        return Quarantined(quarantine_row(episode, digest, "video", f"{type(error).__name__}: {error}"))
 
 
-def _beside(facts: Facts | None, episode: Episode, digest: str, config: IngestConfig) -> Stored | Known:
+def _beside(facts: Facts | None, episode: Episode, digest: str, config: IngestConfig) -> Accepted | Present:
     """A trajectory beside what is stored under its id: labels are compared first, which needs no decoding."""
     if facts is None:
-        return Stored(encode_episode(episode, config), digest)
+        return Accepted(encode_episode(episode, config), digest)
     labels = labels_hash(episode, episode.validate(), config.split)
     if facts.labels != labels and not config.update:
         said = f"{episode.task!r}, {episode.raw_quality_label}"
-        return Known(episode.id, episode.uri, digest, f"other labels than in the corpus (now {said})")
+        return Present(episode.id, episode.uri, digest, f"other labels than in the corpus (now {said})")
     record = encode_episode(episode, config)
     now = Facts.of(record)
     if facts == now:
-        return Known(episode.id, episode.uri, digest)
+        return Present(episode.id, episode.uri, digest)
     if config.update:
-        return Stored(record, digest, replaces=True)
+        return Accepted(record, digest, replaces=True)
     if facts.content == now.content:
         said = f"{now.fps:g}, not {facts.fps:g}"
-        return Known(episode.id, episode.uri, digest, f"another rate than in the corpus (now {said} frames per second)")
-    return Known(episode.id, episode.uri, digest, "other frames than in the corpus")
+        return Present(
+            episode.id, episode.uri, digest, f"another rate than in the corpus (now {said} frames per second)"
+        )
+    return Present(episode.id, episode.uri, digest, "other frames than in the corpus")
 
 
-def _unreadable(unit: Unit, digest: str, error: Exception) -> Rejected:
+def _unreadable(unit: Unit, digest: str, error: Exception) -> Quarantined:
     reason = str(error) if isinstance(error, RobometerError) else f"{type(error).__name__}: {error}"
     logger.warning("%s: %s", unit.uri, reason)
-    return Rejected(quarantine_row(Refused(unit.uri, reason, unit.source, unit.key), digest, "list", reason))
+    return Quarantined(quarantine_row(Refused(unit.uri, reason, unit.source, unit.key), digest, "list", reason))
 
 
-def isolated_entries(
-    units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING
-) -> Iterator[Stored | Rejected | Known]:
+def isolated_entries(units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING) -> Iterator[ShardEntry]:
     """`entries` by way of a child process, for units of which one may have killed the process that read it before.
 
     A unit that kills the child is refused. A unit's rows are held in memory together.
@@ -172,7 +170,7 @@ def isolated_entries(
             pool.shutdown()
 
 
-def _list_of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> list[Stored | Rejected | Known]:
+def _list_of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> list[ShardEntry]:
     return list(_of_unit(unit, config, have))
 
 

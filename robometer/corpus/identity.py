@@ -104,7 +104,7 @@ def labels_hash(episode: Episode, quality: str, split: str) -> str:
         quality: its quality label, normalised.
         split: that of trajectories that name none.
     """
-    truth = [None if values is None else list(values) for values in (episode.env_reward, episode.success)]
+    truth = [None if values is None else list(values) for values in (episode.env_reward, episode.env_success)]
     said = [" ".join(episode.task.split()), episode.is_robot, quality, episode.partial_success,
             episode.split or split, episode.fps, *truth]  # fmt: skip
     return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]

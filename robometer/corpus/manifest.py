@@ -39,7 +39,7 @@ _READERS = 8
 T = TypeVar("T")
 
 
-class Read(NamedTuple):
+class Reading(NamedTuple):
     """What the corpus has of a unit since it was read last.
 
     Attributes:
@@ -55,7 +55,7 @@ class Read(NamedTuple):
     revision: int = 0
 
 
-Ledger = Mapping[str, Read]
+Ledger = Mapping[str, Reading]
 """What became of each unit that was read, by `Unit.digest`."""
 
 
@@ -96,9 +96,9 @@ def read_schemas(storage: Storage) -> dict[str, pa.Schema]:
     return {name: schema for name, schema in schemas.items() if name not in hidden}
 
 
-def ledger_in(schema: pa.Schema) -> dict[str, Read]:
+def ledger_in(schema: pa.Schema) -> dict[str, Reading]:
     """What became of the units of one shard, from its manifest file's schema."""
-    return {digest: Read(*values) for digest, values in _note(schema, UNITS, "{}").items()}
+    return {digest: Reading(*values) for digest, values in _note(schema, UNITS, "{}").items()}
 
 
 def units_in(schema: pa.Schema) -> dict[str, str]:
@@ -112,9 +112,9 @@ def replaced_in(storage: Storage) -> list[str]:
     return sorted({name for schema in schemas for name in _note(schema, REPLACES, "[]")})
 
 
-def latest(shards: Mapping[str, Ledger]) -> dict[str, tuple[Read, str]]:
+def latest(shards: Mapping[str, Ledger]) -> dict[str, tuple[Reading, str]]:
     """The last reading of each unit, and the shard that it was committed with."""
-    found: dict[str, tuple[Read, str]] = {}
+    found: dict[str, tuple[Reading, str]] = {}
     for shard, ledger in shards.items():
         for digest, read in ledger.items():
             old = found.get(digest)
@@ -162,7 +162,7 @@ def read_quarantine(storage: Storage) -> pa.Table:
     return table.filter(_first(*(table[key] for key in keys)))
 
 
-def refused_last(table: pa.Table, shard: str, last: Mapping[str, tuple[Read, str]]) -> pa.Table:
+def refused_last(table: pa.Table, shard: str, last: Mapping[str, tuple[Reading, str]]) -> pa.Table:
     """The quarantine rows of a shard whose units were not read again since, for another one."""
     units = pc.unique(table["unit"]).to_pylist()
     old = pa.array([unit for unit in units if unit in last and last[unit][1] != shard], pa.string())

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from robometer.corpus.manifest import REPLACES, SKIP, UNITS, Ledger, Read
+from robometer.corpus.manifest import REPLACES, SKIP, UNITS, Ledger, Reading
 from robometer.corpus.storage import Storage
 from robometer.trajectory import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA
 
 
 @dataclass(frozen=True)
-class Stored:
+class Accepted:
     """A trajectory on its way into the corpus.
 
     Attributes:
@@ -32,7 +32,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Known:
+class Present:
     """A trajectory that the corpus has.
 
     Attributes:
@@ -48,14 +48,18 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Rejected:
+class Quarantined:
     """A trajectory that was refused: its row of `QUARANTINE_SCHEMA`."""
 
     row: dict[str, Any]
 
 
+ShardEntry = Accepted | Quarantined | Present
+"""What a shard is made of, one trajectory each."""
+
+
 @dataclass(frozen=True)
-class Job:
+class ShardPlan:
     """What a shard is made of.
 
     Attributes:
@@ -89,14 +93,14 @@ class _Tally:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By unit and field of `Outcome`."""
 
-    def read(self, unit: str, job: Job) -> Read:
+    def read(self, unit: str, job: ShardPlan) -> Reading:
         """What the corpus has of a unit now; one of which something differs is to be read again."""
         new, updated, present, differing, refused, skipped = (self.counts[unit, name] for name in Outcome._fields)
-        before = job.before.get(unit, Read())
+        before = job.before.get(unit, Reading())
         seal = before.seal if differing else job.seals[unit]
-        return Read(new + updated + present + differing, refused, skipped, seal, job.revision)
+        return Reading(new + updated + present + differing, refused, skipped, seal, job.revision)
 
-    def changed(self, unit: str, job: Job) -> bool:
+    def changed(self, unit: str, job: ShardPlan) -> bool:
         """Whether the corpus has something else of a unit than before."""
         stored = self.counts[unit, "new"] + self.counts[unit, "updated"]
         return bool(stored) or unit not in job.before or self.read(unit, job)[:4] != job.before[unit][:4]
@@ -105,8 +109,8 @@ class _Tally:
 def commit_shard(
     storage: Storage,
     name: str,
-    entries: Iterable[Stored | Rejected | Known],
-    job: Job = Job(),  # noqa: B008  (frozen)
+    entries: Iterable[ShardEntry],
+    job: ShardPlan = ShardPlan(),  # noqa: B008  (frozen)
 ) -> Outcome:
     """Write one shard of all `entries`, if they change anything; one is held in memory at a time.
 
@@ -131,15 +135,13 @@ def commit_shard(
     return Outcome(*(sum(n for (_, of), n in tally.counts.items() if of == field) for field in Outcome._fields))
 
 
-def _batches(
-    entries: Iterable[Stored | Rejected | Known], name: str, job: Job, tally: _Tally
-) -> Iterator[pa.RecordBatch]:
+def _batches(entries: Iterable[ShardEntry], name: str, job: ShardPlan, tally: _Tally) -> Iterator[pa.RecordBatch]:
     """The record batches of a shard; `tally` counts along."""
     for entry in entries:
-        if isinstance(entry, Rejected):
+        if isinstance(entry, Quarantined):
             tally.refused.append(entry.row)
             tally.counts[entry.row["unit"], "skipped" if entry.row["stage"] == SKIP else "refused"] += 1
-        elif isinstance(entry, Known):
+        elif isinstance(entry, Present):
             tally.counts[entry.unit, "differing" if entry.differs else "present"] += 1
         else:
             record = {**entry.record, "revision": job.revision}
@@ -157,7 +159,7 @@ def ledger_of(
         (skipped if row["stage"] == SKIP else bad)[row["unit"]] += 1
     held = {unit: stored.get(unit, ()) for unit in seals}
     return {
-        unit: Read(len(held[unit]), bad[unit], skipped[unit], seal, max(held[unit], default=0))
+        unit: Reading(len(held[unit]), bad[unit], skipped[unit], seal, max(held[unit], default=0))
         for unit, seal in seals.items()
     }
 

@@ -38,7 +38,7 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Unit:
+class Query:
     """One piece of work: a clip in some views and under other instructions, or a pair in both orders.
 
     Attributes:
@@ -64,7 +64,7 @@ class Unit:
     pair_kind: str = ""
 
 
-UNIT_SCHEMA = pa.schema(
+QUERY_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
         ("row", pa.int64()),
@@ -80,14 +80,14 @@ UNIT_SCHEMA = pa.schema(
 _LISTS = ("views", "instructions", "instruction_kinds")
 
 
-def units_table(units: Sequence[Unit]) -> pa.Table:
+def queries_table(queries: Sequence[Query]) -> pa.Table:
     """Units as an Arrow table, one row each, to hand to workers."""
-    return pa.Table.from_pylist([asdict(unit) for unit in units], schema=UNIT_SCHEMA)
+    return pa.Table.from_pylist([asdict(query) for query in queries], schema=QUERY_SCHEMA)
 
 
-def units_from(table: pa.Table) -> list[Unit]:
+def queries_from(table: pa.Table) -> list[Query]:
     """Inverse of `units_table`."""
-    return [Unit(**row | {name: tuple(row[name]) for name in _LISTS}) for row in table.to_pylist()]
+    return [Query(**row | {name: tuple(row[name]) for name in _LISTS}) for row in table.to_pylist()]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def plan_split(
     seed: int,
     evaluations: Sequence[str],
     sources: Sequence[str] = (),
-) -> list[Unit]:
+) -> list[Query]:
     """Everything to predict for a split.
 
     At most `max_clips` clips of the `sources` (and groups of them; none: all), balanced over tasks and qualities,
@@ -138,9 +138,9 @@ def plan_split(
     views = [FORWARD, *(view for name in evaluations for view in SHOWN.get(name, ()))]
     following = _following(corpus, labels, seed) if MEMORY in views else {}
 
-    def clip(row: int, task: str) -> Unit:
+    def clip(row: int, task: str) -> Query:
         if labels.quality[row] != BEST:
-            return Unit(split, row, task)
+            return Query(split, row, task)
         said = [(text, "other") for text in tasks if text != task and "confusion_matrix" in evaluations]
         if "instruction_grounding" in evaluations:
             turned = counterfactual(task)
@@ -149,7 +149,7 @@ def plan_split(
         second = following.get(row, -1)
         shown = tuple(view for view in views if view != MEMORY or second >= 0)
         texts, kinds = tuple(text for text, _ in said), tuple(kind for _, kind in said)
-        return Unit(split, row, task, shown, texts, kinds, second, labels.task.get(second, ""))
+        return Query(split, row, task, shown, texts, kinds, second, labels.task.get(second, ""))
 
     clips = [clip(row, task) for row, task in labels.task.items()]
     pairs = _pairs(labels, split, pairs_per_task, seed) if "preference" in evaluations else []
@@ -201,9 +201,9 @@ def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: 
     return np.sort(np.array([row for *_, row in sorted(turns)[:max_clips]], dtype=np.int64))
 
 
-def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Unit]:
+def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Query]:
     cells = {quality: labels.by_task(quality) for quality in QUALITY_LABELS}
-    units = []
+    queries = []
     for task, foreign in _others(cells[BEST]):
         successes = cells[BEST][task]
         ranked = [cells[quality][task] for quality in QUALITY_LABELS]
@@ -214,8 +214,8 @@ def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Unit]:
         }
         for kind, of_kind in blocks.items():
             pairs = _draw_pairs(of_kind, limit, _rng(seed, task, kind))
-            units += [Unit(split, chosen, task, second=rejected, pair_kind=kind) for chosen, rejected in pairs]
-    return units
+            queries += [Query(split, chosen, task, second=rejected, pair_kind=kind) for chosen, rejected in pairs]
+    return queries
 
 
 def _draw_pairs(blocks: Sequence[tuple[Rows, Rows]], limit: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """What a scorer said, kept apart from the metrics: records, and the Parquet tables that hold them.
 
 Three kinds. `predictions`: every clip with its own task, in one or more views (`views`), with the truth beside it.
-`confusion`: the last-frame progress of successful clips under other instructions. `pairs`: preferences, each pair
+`instructions`: the last-frame progress of successful clips under other instructions. `pairs`: preferences, each pair
 asked in both orders. A record whose `error` is not empty has no prediction and enters no metric; it is counted.
 """
 
@@ -28,7 +28,7 @@ class ClipPrediction:
     Attributes:
         view: how it was shown, a name of `views`: `forward`, or its frames in another order as a clip of their own.
         progress, success: float32 [T] in the order shown; empty where `error` says why there are none.
-        env_reward, success_label: float32 [T], the simulator's truth at the frames shown; empty where unknown.
+        env_reward, env_success: float32 [T], the simulator's truth at the frames shown; empty where unknown.
         reward: what the clip is ranked by (`ClipScore.reward`); NaN: the last progress.
         coverage: see `ClipScore`.
         partial_success: how much of the task was done, where that was judged; else NaN.
@@ -45,7 +45,7 @@ class ClipPrediction:
     progress: np.ndarray
     success: np.ndarray
     env_reward: np.ndarray
-    success_label: np.ndarray
+    env_success: np.ndarray
     error: str = ""
     reward: float = math.nan
     coverage: float = 1.0
@@ -105,7 +105,7 @@ class PairPrediction:
     error: str = ""
 
 
-Record = ClipPrediction | InstructionPrediction | PairPrediction
+Prediction = ClipPrediction | InstructionPrediction | PairPrediction
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "np.ndarray": pa.list_(pa.float32())}
 
@@ -116,11 +116,11 @@ def _struct(kind: type) -> pa.StructType:
 
 _KINDS: dict[str, type] = {
     "predictions": ClipPrediction,
-    "confusion": InstructionPrediction,
+    "instructions": InstructionPrediction,
     "pairs": PairPrediction,
 }
 
-RECORD_SCHEMA = pa.schema([(name, _struct(kind)) for name, kind in _KINDS.items()])
+PREDICTION_SCHEMA = pa.schema([(name, _struct(kind)) for name, kind in _KINDS.items()])
 """Records of all three kinds in one stream: exactly one column of a row is not null."""
 
 
@@ -133,7 +133,7 @@ class Predictions:
     pairs: list[PairPrediction] = field(default_factory=list)
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Predictions:
+    def of(cls, records: Iterable[Prediction]) -> Predictions:
         """Sort records into their tables, each in a fixed order, whatever order workers answered in."""
         made = cls()
         for record in records:
@@ -165,10 +165,10 @@ class Predictions:
         return [*(c for c in self.clips if c.error), *(p for p in self.pairs if p.error)]
 
     def save(self, storage: Storage) -> None:
-        """Write `predictions.parquet`, `confusion.parquet` and `pairs.parquet`."""
-        tables: dict[str, Sequence[Record]] = {
+        """Write `predictions.parquet`, `instructions.parquet` and `pairs.parquet`."""
+        tables: dict[str, Sequence[Prediction]] = {
             "predictions": self.clips,
-            "confusion": self.instructions,
+            "instructions": self.instructions,
             "pairs": self.pairs,
         }
         for name, records in tables.items():
@@ -177,32 +177,42 @@ class Predictions:
 
     @classmethod
     def load(cls, storage: Storage) -> Predictions:
-        """Read what `save` wrote."""
-        tables = {name: storage.read_parquet(f"{name}.parquet").to_pylist() for name in _KINDS}
+        """Read what `save` wrote, or what an earlier version wrote under other names."""
+        tables = {name: _read_table(storage, name).to_pylist() for name in _KINDS}
         return cls.of(_record(name, row) for name, rows in tables.items() for row in rows)
 
 
-def to_table(records: Sequence[Record]) -> pa.Table:
+def to_table(records: Sequence[Prediction]) -> pa.Table:
     """Records as one Arrow table of `RECORD_SCHEMA`, which is what workers hand back."""
     names = {kind: name for name, kind in _KINDS.items()}
     rows = [{names[type(record)]: _row(record)} for record in records]
-    return pa.Table.from_pylist(rows, schema=RECORD_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
 
 
-def from_table(table: pa.Table) -> list[Record]:
+def from_table(table: pa.Table) -> list[Prediction]:
     """Inverse of `to_table`."""
     return [_record(name, row[name]) for row in table.to_pylist() for name in _KINDS if row[name] is not None]
+
+
+_EARLIER_TABLES = {"instructions": "confusion"}
+_EARLIER_COLUMNS = {"success_label": "env_success"}
+
+
+def _read_table(storage: Storage, name: str) -> pa.Table:
+    earlier = _EARLIER_TABLES.get(name, name)
+    table = storage.read_parquet(f"{name if storage.exists(f'{name}.parquet') else earlier}.parquet")
+    return table.rename_columns([_EARLIER_COLUMNS.get(column, column) for column in table.column_names])
 
 
 def _table_schema(name: str) -> pa.Schema:
     return pa.schema(list(_struct(_KINDS[name])))
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Prediction) -> dict[str, Any]:
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(record).items()}
 
 
-def _record(name: str, row: dict[str, Any]) -> Record:
+def _record(name: str, row: dict[str, Any]) -> Prediction:
     values = {k: np.asarray(v, dtype=np.float32) if isinstance(v, list) else v for k, v in row.items()}
-    record: Record = _KINDS[name](**values)
+    record: Prediction = _KINDS[name](**values)
     return record

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robometer.report.headlines import headlines_of
-from robometer.report.runs import Run, splits_of
+from robometer.report.runs import EvaluationRun, splits_of
 from robometer.report.tables import Table, interval, number
 
 OVER_SEEDS = (
@@ -29,7 +29,7 @@ class SeedGroup:
 
     name: str
     seeds: Sequence[int]
-    runs: Sequence[Run]
+    runs: Sequence[EvaluationRun]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Spread:
     n: int
 
 
-def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
+def seed_groups(runs: Sequence[EvaluationRun]) -> list[SeedGroup]:
     """Groups in the order of their first runs: equal recipe and mode, over the corpus that a report is over."""
-    found: dict[tuple[str, str], dict[int, Run]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[int, EvaluationRun]] = defaultdict(dict)
     for run in runs:
         recipe, seed = run.provenance.get("recipe"), run.provenance.get("train_seed")
         if recipe and seed is not None:
@@ -53,7 +53,7 @@ def seed_groups(runs: Sequence[Run]) -> list[SeedGroup]:
     return [_group(recipe, of_seed) for (recipe, _), of_seed in found.items() if len(of_seed) > 1]
 
 
-def _group(recipe: str, of_seed: dict[int, Run]) -> SeedGroup:
+def _group(recipe: str, of_seed: dict[int, EvaluationRun]) -> SeedGroup:
     seeds = sorted(of_seed)
     model = str(of_seed[seeds[0]].provenance.get("model", "")).partition("@")[0]
     return SeedGroup(f"{model}, recipe {recipe}", seeds, [of_seed[seed] for seed in seeds])
@@ -68,7 +68,7 @@ def spread(group: SeedGroup, evaluation: str, split: str, name: str) -> Spread |
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)), min(values), max(values), len(values))
 
 
-def seed_tables(runs: Sequence[Run]) -> list[Table]:
+def seed_tables(runs: Sequence[EvaluationRun]) -> list[Table]:
     """Per split: groups down, headlines across; empty without a group of two seeds."""
     groups, headlines = seed_groups(runs), headlines_of(runs)
     tables = []

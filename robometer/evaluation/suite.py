@@ -37,7 +37,7 @@ EVALUATIONS: dict[str, Evaluation] = {
 """In the order of the report."""
 
 
-def check(names: Sequence[str]) -> None:
+def check_evaluations(names: Sequence[str]) -> None:
     """Raise `ConfigError` for an evaluation that does not exist."""
     for name in names:
         if name not in EVALUATIONS:
@@ -46,7 +46,7 @@ def check(names: Sequence[str]) -> None:
 
 def evaluate_all(predictions: Predictions, config: EvaluateConfig) -> list[Result]:
     """Every evaluation of the configuration on every split that has predictions, in the order of the report."""
-    check(config.evaluations)
+    check_evaluations(config.evaluations)
     settings = Resampling(config.bootstrap, config.confidence, config.seed)
     return [
         EVALUATIONS[name](predictions.split(split), split, settings)

@@ -10,7 +10,7 @@ import numpy as np
 
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.measures import policy_ranking, preference, reward_alignment, success_detection
-from robometer.evaluation.plan import BEST, Unit, plan_split
+from robometer.evaluation.plan import BEST, Query, plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.views import FORWARD, REVERSED
@@ -31,15 +31,15 @@ def validate(
     source = ClipSource.for_scorer(corpus, scorer)
     for split in splits:
         per_task = max(1, max_clips // max(1, len(np.unique(_tasks(corpus, split)))))
-        units = plan_split(corpus, split, max_clips, per_task, seed, ["preference", "reward_alignment"])
-        units = [_quick(unit) for unit in units if unit.pair_kind in ("", "quality")]
-        found = summary(Predictions.of(predict(scorer, source, units, batch_size)))
+        queries = plan_split(corpus, split, max_clips, per_task, seed, ["preference", "reward_alignment"])
+        queries = [_quick(query) for query in queries if query.pair_kind in ("", "quality")]
+        found = summary(Predictions.of(predict(scorer, source, queries, batch_size)))
         values |= {f"{split}/{name}": value for name, value in found.items() if math.isfinite(value)}
     return values
 
 
-def _quick(unit: Unit) -> Unit:
-    return replace(unit, views=tuple(view for view in unit.views if view in (FORWARD, REVERSED)))
+def _quick(query: Query) -> Query:
+    return replace(query, views=tuple(view for view in query.views if view in (FORWARD, REVERSED)))
 
 
 def summary(predictions: Predictions) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from robometer.baselines import PREFIX
 from robometer.configs.schema import TrackingConfig
 from robometer.models.weights import MODEL_FILES, CheckpointError
-from robometer.runs.paths import SQLITE, lasting
+from robometer.runs.paths import SQLITE, absolute_path
 from robometer.runs.redaction import redacted
 from robometer.runs.tracking import client_of
 
@@ -78,7 +78,7 @@ def _from_hub(name: str, repo: str, revision: str | None) -> Path:
 
 def _from_mlflow(uri: str, tracking_uri: str) -> Path:
     given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or TrackingConfig().uri
-    store = lasting("tracking.uri", given)
+    store = absolute_path("tracking.uri", given)
     if store == "none":
         raise CheckpointError(f"{uri} needs a tracking store: give tracking.uri=...")
     if store.startswith(SQLITE) and not Path(store.removeprefix(SQLITE)).is_file():

@@ -18,7 +18,7 @@ from robometer.evaluation.predictions import ClipPrediction
 from robometer.evaluation.views import FORWARD
 from robometer.frames.video import encode_jpeg
 from robometer.report.drawing import points, spans
-from robometer.report.runs import Run
+from robometer.report.runs import EvaluationRun
 from robometer.report.tables import number
 from robometer.trajectory import QUALITY_LABELS
 
@@ -33,7 +33,7 @@ Shown = Mapping[str, ClipPrediction]
 """A clip as each model judged it, by the name of the run."""
 
 
-def clip_cards(runs: Sequence[Run], corpus: Corpus, splits: Sequence[str]) -> list[dict[str, Any]]:
+def clip_cards(runs: Sequence[EvaluationRun], corpus: Corpus, splits: Sequence[str]) -> list[dict[str, Any]]:
     """Per split the clips worth looking at.
 
     Of one run a typical and a badly judged clip of each quality; of several the typical ones of the first run, the
@@ -51,7 +51,7 @@ def clip_cards(runs: Sequence[Run], corpus: Corpus, splits: Sequence[str]) -> li
     return groups
 
 
-def _by_clip(runs: Sequence[Run], split: str) -> dict[str, dict[str, ClipPrediction]]:
+def _by_clip(runs: Sequence[EvaluationRun], split: str) -> dict[str, dict[str, ClipPrediction]]:
     found: dict[str, dict[str, ClipPrediction]] = defaultdict(dict)
     for run in runs:
         for clip in run.predictions.split(split).clips:
@@ -106,7 +106,7 @@ def _gap(found: Shown) -> list[tuple[float, str, str]]:
 
 
 def _card(
-    runs: Sequence[Run], found: Shown, why: str, corpus: Corpus, first: Sequence[ClipPrediction]
+    runs: Sequence[EvaluationRun], found: Shown, why: str, corpus: Corpus, first: Sequence[ClipPrediction]
 ) -> dict[str, Any]:
     clip = next(iter(found.values()))
     count = len(clip.progress)
@@ -123,7 +123,7 @@ def _card(
         "cells": len(cells),
         "thumbs": [round(i) for i in np.linspace(0, len(cells) - 1, min(len(cells), THUMBNAILS))],
         "series": [s | {"points": points(s["values"]), "last": number(float(s["values"][-1]))} for s in series],
-        "done": spans(clip.success_label if len(clip.success_label) == count else np.zeros(0)),
+        "done": spans(clip.env_success if len(clip.env_success) == count else np.zeros(0)),
         "data": {
             "series": [_rounded(s["values"]) for s in series],
             "cell": [int(np.abs(cells - i).argmin()) for i in range(count)],
@@ -132,7 +132,7 @@ def _card(
     }
 
 
-def _series(runs: Sequence[Run], found: Shown, reward_range: tuple[float, float]) -> list[dict[str, Any]]:
+def _series(runs: Sequence[EvaluationRun], found: Shown, reward_range: tuple[float, float]) -> list[dict[str, Any]]:
     """What is drawn over a clip: with one run its progress and success, with several everyone's progress."""
     clip = next(iter(found.values()))
     count = len(clip.progress)

@@ -9,14 +9,14 @@ from typing import Any
 from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.paired import Difference, paired
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction
-from robometer.report.runs import Run, splits_of
+from robometer.report.runs import EvaluationRun, splits_of
 
 SOURCE_RESAMPLES = 200
 """Of the intervals of one data source: coarser ones, since everything is computed once more for each of them."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Everything that a report is made of but the pictures.
 
     Attributes:
@@ -26,9 +26,9 @@ class Comparison:
             `SOURCE_RESAMPLES` resamples.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[EvaluationRun]
     differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
-    sources: Mapping[str, Mapping[str, Run]]
+    sources: Mapping[str, Mapping[str, EvaluationRun]]
 
     @property
     def several(self) -> bool:
@@ -36,10 +36,10 @@ class Comparison:
         return len(self.runs) > 1
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[EvaluationRun]) -> RunComparison:
     """Compare runs over one corpus with the first of them."""
     found = {run.name: _differences(runs[0], run) for run in runs[1:]}
-    return Comparison(runs, found, {run.name: _by_source(run) for run in runs})
+    return RunComparison(runs, found, {run.name: _by_source(run) for run in runs})
 
 
 def _clip(record: ClipPrediction) -> tuple[str, ...]:
@@ -57,11 +57,11 @@ def _pair(record: PairPrediction) -> tuple[str, ...]:
 _KEYS: Mapping[str, Callable[[Any], tuple[str, ...]]] = {"clips": _clip, "instructions": _instruction, "pairs": _pair}
 
 
-def common(first: Run, second: Run) -> tuple[Run, Run]:
+def common(first: EvaluationRun, second: EvaluationRun) -> tuple[EvaluationRun, EvaluationRun]:
     """Both runs on what both scored; a run that scored no more than that is returned as it is."""
     shared = {name: _scored(first, name, key) & _scored(second, name, key) for name, key in _KEYS.items()}
 
-    def cut(run: Run) -> Run:
+    def cut(run: EvaluationRun) -> EvaluationRun:
         if all(_scored(run, name, key) == shared[name] for name, key in _KEYS.items()):
             return run
         kept = {
@@ -73,11 +73,11 @@ def common(first: Run, second: Run) -> tuple[Run, Run]:
     return cut(first), cut(second)
 
 
-def _scored(run: Run, name: str, key: Callable[[Any], tuple[str, ...]]) -> set[tuple[str, ...]]:
+def _scored(run: EvaluationRun, name: str, key: Callable[[Any], tuple[str, ...]]) -> set[tuple[str, ...]]:
     return {key(record) for record in getattr(run.predictions, name) if not getattr(record, "error", "")}
 
 
-def _differences(baseline: Run, other: Run) -> dict[tuple[str, str, str], Difference]:
+def _differences(baseline: EvaluationRun, other: EvaluationRun) -> dict[tuple[str, str, str], Difference]:
     """`other` minus `baseline` by (evaluation, split, metric), over what both scored."""
     first, second = common(baseline, other)
     settings = Resampling(first.settings.bootstrap, first.settings.confidence, first.settings.seed)
@@ -91,7 +91,7 @@ def _differences(baseline: Run, other: Run) -> dict[tuple[str, str, str], Differ
     return found
 
 
-def _by_source(run: Run) -> dict[str, Run]:
+def _by_source(run: EvaluationRun) -> dict[str, EvaluationRun]:
     """The run on the clips of each data source alone."""
     predictions = run.predictions
     sources = {clip.id: clip.source for clip in predictions.clips}
@@ -112,7 +112,7 @@ def _by_source(run: Run) -> dict[str, Run]:
     }
 
 
-def remarks(runs: Sequence[Run]) -> list[str]:
+def remarks(runs: Sequence[EvaluationRun]) -> list[str]:
     """What keeps runs from being compared as they are, one sentence each."""
     said = [_other_clips(runs[0], run, split) for run in runs[1:] for split in splits_of(runs)]
     for name in ("mode", "frames"):
@@ -122,7 +122,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def _other_clips(first: Run, run: Run, split: str) -> str:
+def _other_clips(first: EvaluationRun, run: EvaluationRun, split: str) -> str:
     ours, theirs = ({clip.id for clip in r.predictions.split(split).clips} for r in (first, run))
     if bool(ours) != bool(theirs):
         scored, missing = (first, run) if ours else (run, first)

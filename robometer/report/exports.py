@@ -11,10 +11,10 @@ from typing import Any
 from robometer.evaluation.paired import Difference
 from robometer.evaluation.results import metric_rows
 from robometer.evaluation.seeds import OVER_SEEDS, seed_groups, seed_tables, spread
-from robometer.report.comparison import Comparison, remarks
+from robometer.report.comparison import RunComparison, remarks
 from robometer.report.headlines import Headline
 from robometer.report.published import anchor_tables, protocol
-from robometer.report.runs import Run
+from robometer.report.runs import EvaluationRun
 from robometer.report.tables import EFFECTIVE_N, Table, difference_tables, leaderboards, source_tables
 
 Row = Sequence[str]
@@ -26,12 +26,12 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
         } | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
-def files(comparison: Comparison) -> dict[str, str]:
+def files(comparison: RunComparison) -> dict[str, str]:
     """Text of each file by its name."""
     return {"report.md": markdown(comparison), "report.tex": latex(comparison), "report.csv": table(comparison)}
 
 
-def table(comparison: Comparison) -> str:
+def table(comparison: RunComparison) -> str:
     """Every metric of every run as CSV: a row each with value, interval, n, and the difference to the first run.
 
     Below them, where there are runs of one recipe, a row each for the mean, the standard deviation, the minimum and the
@@ -52,7 +52,7 @@ def table(comparison: Comparison) -> str:
     return stream.getvalue()
 
 
-def _over_seeds(runs: Sequence[Run]) -> Iterable[dict[str, Any]]:
+def _over_seeds(runs: Sequence[EvaluationRun]) -> Iterable[dict[str, Any]]:
     statistics = {"mean": "mean", "standard deviation": "std", "minimum": "low", "maximum": "high"}
     for group in seed_groups(runs):
         for result in group.runs[0].results:
@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
     return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: RunComparison) -> str:
     """Leaderboard, differences, sources, published results and provenance as Markdown tables."""
     runs = comparison.runs
     parts = [f"# Evaluation of {', '.join(_md(run.name) for run in runs)}"]
@@ -106,7 +106,7 @@ def _with_interval(cell: Table) -> str:
     return f"{cell['value']} ({cell['interval']})" if cell["interval"] else str(cell["value"])
 
 
-def _md_provenance(run: Run) -> str:
+def _md_provenance(run: EvaluationRun) -> str:
     rows = [[name.replace("_", " "), _md(_flat(v))] for name, v in run.provenance.items() if name != "config"]
     return f"## Provenance of {_md(run.name)}\n\n" + _md_table(["", ""], rows)
 
@@ -131,7 +131,7 @@ def _md_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def latex(comparison: Comparison) -> str:
+def latex(comparison: RunComparison) -> str:
     """Leaderboards and differences as LaTeX tables, to be included; they need the package booktabs."""
     runs = comparison.runs
     parts = ["% by `robometer report`; needs \\usepackage{booktabs}; names in other scripts need lualatex or xelatex"]
@@ -227,7 +227,7 @@ def _seeds(made: Table) -> tuple[Row, list[Row]]:
     return header, rows
 
 
-def _differences(runs: Sequence[Run], made: Table) -> tuple[Row, list[Row]]:
+def _differences(runs: Sequence[EvaluationRun], made: Table) -> tuple[Row, list[Row]]:
     header = ["metric", *(_md(run.name) for run in runs[1:])]
     rows: list[Row] = []
     for row in made["rows"]:

@@ -13,7 +13,7 @@ from robometer.evaluation.measures.success_detection import last_success
 from robometer.evaluation.plan import BEST
 from robometer.evaluation.results import Matrix, Row
 from robometer.evaluation.views import FORWARD
-from robometer.report.runs import Run, splits_of
+from robometer.report.runs import EvaluationRun, splits_of
 from robometer.report.tables import number
 from robometer.trajectory import QUALITY_LABELS
 
@@ -22,7 +22,7 @@ LABEL_CHARACTERS = 34  # of a task beside the confusion matrix; all of it shows 
 Figure = dict[str, Any]
 
 
-def heat_maps(runs: Sequence[Run]) -> list[Figure]:
+def heat_maps(runs: Sequence[EvaluationRun]) -> list[Figure]:
     """Per split the confusion matrix of each run, with positions in units of one cell."""
     groups = []
     for split in splits_of(runs):
@@ -64,7 +64,7 @@ def _heat_map(matrix: Matrix) -> Figure:
     }
 
 
-def strips(runs: Sequence[Run]) -> list[Figure]:
+def strips(runs: Sequence[EvaluationRun]) -> list[Figure]:
     """Per split and task a strip per run with a dot per clip at its last-frame progress; worst-ranked task first."""
     made = []
     for split in splits_of(runs):
@@ -103,7 +103,7 @@ def _dot(row: Row) -> Figure:
     }
 
 
-def reliability(runs: Sequence[Run]) -> list[Figure]:
+def reliability(runs: Sequence[EvaluationRun]) -> list[Figure]:
     """Per split: of the clips in each of 10 bins of the last frame's success probability, how many are successful."""
     made = []
     for split in splits_of(runs):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robometer.report.runs import Run, evaluations_of
+from robometer.report.runs import EvaluationRun, evaluations_of
 
 _LOWER_IS_BETTER = {"error", "mae", "mse", "ece", "brier", "loss", "seconds"}
 
@@ -48,7 +48,7 @@ HEADLINES = (
 )  # fmt: skip
 
 
-def headlines_of(runs: Sequence[Run]) -> list[Headline]:
+def headlines_of(runs: Sequence[EvaluationRun]) -> list[Headline]:
     """A headline for every evaluation that has metrics; one that is not among `HEADLINES` shows its first metric."""
     known = {headline.evaluation: headline for headline in HEADLINES}
     found = []

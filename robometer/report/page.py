@@ -17,8 +17,8 @@ from robometer.evaluation import seeds
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result, metric_rows
 from robometer.report import clips, exports, figures, published, tables
-from robometer.report.comparison import SOURCE_RESAMPLES, Comparison, compare, remarks
-from robometer.report.runs import METRICS_JSON, Run, settings_of, splits_of
+from robometer.report.comparison import SOURCE_RESAMPLES, RunComparison, compare_runs, remarks
+from robometer.report.runs import METRICS_JSON, EvaluationRun, settings_of, splits_of
 from robometer.trajectory import QUALITY_LABELS
 
 REPORT, METRICS_TABLE = "report.html", "metrics.parquet"
@@ -77,21 +77,21 @@ def write(
         splits=list(dict.fromkeys(r.split for r in results)),
         evaluations=list(dict.fromkeys(r.evaluation for r in results)),
     )
-    run = Run(str(provenance["model"]), predictions, provenance, results, settings)
-    storage.write_bytes(REPORT, render(compare([run]), corpus).encode())
+    run = EvaluationRun(str(provenance["model"]), predictions, provenance, results, settings)
+    storage.write_bytes(REPORT, render(compare_runs([run]), corpus).encode())
     return found
 
 
-def write_report(storage: Storage, runs: Sequence[Run], corpus: Corpus | None) -> None:
+def write_report(storage: Storage, runs: Sequence[EvaluationRun], corpus: Corpus | None) -> None:
     """Write `report.html`, `report.md`, `report.tex` and `report.csv` of runs over one corpus; the others are compared
     with the first."""
-    comparison = compare(runs)
+    comparison = compare_runs(runs)
     storage.write_bytes(REPORT, render(comparison, corpus).encode())
     for name, text in exports.files(comparison).items():
         storage.write_bytes(name, text.encode())
 
 
-def render(comparison: Comparison, corpus: Corpus | None) -> str:
+def render(comparison: RunComparison, corpus: Corpus | None) -> str:
     """The page: everything it shows is inside it. Without the corpus, which holds the pictures, it has no clips."""
     environment = Environment(
         loader=PackageLoader("robometer.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

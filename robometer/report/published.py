@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robometer.evaluation.anchors import Anchor, AnchorRow, Average, anchors, common_caveats
-from robometer.report.comparison import Comparison
+from robometer.report.comparison import RunComparison
 from robometer.report.headlines import best
-from robometer.report.runs import Run, splits_of
+from robometer.report.runs import EvaluationRun, splits_of
 from robometer.report.tables import Table, number
 
 
-def anchor_tables(comparison: Comparison) -> list[Table]:
+def anchor_tables(comparison: RunComparison) -> list[Table]:
     """Every published table that has a counterpart in these runs: models down, theirs and then ours.
 
     Columns are the published averages (the rows where there are none), the published data sets that our corpus has
@@ -22,12 +22,12 @@ def anchor_tables(comparison: Comparison) -> list[Table]:
     return [_table(anchor, comparison) for anchor in anchors().values() if _splits(anchor, comparison.runs)]
 
 
-def _splits(anchor: Anchor, runs: Sequence[Run]) -> list[str]:
+def _splits(anchor: Anchor, runs: Sequence[EvaluationRun]) -> list[str]:
     """Splits on which at least one run has the anchor's metric."""
     return [s for s in splits_of(runs) if any(r.metric(anchor.evaluation, s, anchor.metric) for r in runs)]
 
 
-def _table(anchor: Anchor, comparison: Comparison) -> Table:
+def _table(anchor: Anchor, comparison: RunComparison) -> Table:
     splits = _splits(anchor, comparison.runs)
     columns = _columns(anchor, comparison)
     rows = [row | {"cells": row["cells"] + [_cell(math.nan, anchor)] * len(splits)} for row in _theirs(anchor, columns)]
@@ -45,7 +45,7 @@ def _table(anchor: Anchor, comparison: Comparison) -> Table:
     }
 
 
-def _columns(anchor: Anchor, comparison: Comparison) -> list[Average | AnchorRow]:
+def _columns(anchor: Anchor, comparison: RunComparison) -> list[Average | AnchorRow]:
     averages = [average for average in anchor.averages if set(anchor.models) <= set(average.values)]
     if not averages:
         return list(anchor.rows)
@@ -73,12 +73,12 @@ def _shown(value: float, anchor: Anchor) -> str:
     return f"{value:.1f}" if anchor.scale == 100 else number(value)
 
 
-def _ours(anchor: Anchor, run: Run, split: str) -> float:
+def _ours(anchor: Anchor, run: EvaluationRun, split: str) -> float:
     metric = run.metric(anchor.evaluation, split, anchor.metric)
     return metric.estimate.value * anchor.scale if metric else math.nan
 
 
-def _ours_on(anchor: Anchor, column: AnchorRow | Average, by_source: Mapping[str, Run]) -> float:
+def _ours_on(anchor: Anchor, column: AnchorRow | Average, by_source: Mapping[str, EvaluationRun]) -> float:
     """Ours on a published data set; NaN for an average, and for a set that we do not have or have in several splits."""
     run = by_source.get(column.data_source) if isinstance(column, AnchorRow) else None
     known = [v for s in splits_of([run]) if math.isfinite(v := _ours(anchor, run, s))] if run else []
@@ -96,7 +96,7 @@ def _all_rows(anchor: Anchor) -> list[list[str]]:
     return lines
 
 
-def protocol(runs: Sequence[Run]) -> list[str]:
+def protocol(runs: Sequence[EvaluationRun]) -> list[str]:
     """How ours was measured otherwise than any published number, one sentence each."""
     facts = [(name, _once([run.provenance.get(name) for run in runs])) for name in ("mode", "frames")]
     ours = "; ".join(f"{name} {value}" for name, value in facts if value)
@@ -104,7 +104,7 @@ def protocol(runs: Sequence[Run]) -> list[str]:
     return [f"Other protocol: ours {ours or 'is not recorded'}; {theirs}.", *map(_sentence, common_caveats())]
 
 
-def _caveats(anchor: Anchor, runs: Sequence[Run]) -> list[str]:
+def _caveats(anchor: Anchor, runs: Sequence[EvaluationRun]) -> list[str]:
     """Whether a table is over other data than ours, and what else is to be known of it."""
     sources = {clip.source for run in runs for clip in run.predictions.clips}
     published = [row for row in anchor.rows if row.data_source]

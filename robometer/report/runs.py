@@ -23,7 +23,7 @@ class ReportError(RobometerError):
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """One evaluated model.
 
     Attributes:
@@ -46,12 +46,12 @@ class Run:
         result = self.result(evaluation, split)
         return next((m for m in result.metrics if m.name == name), None) if result else None
 
-    def on(self, predictions: Predictions) -> Run:
+    def on(self, predictions: Predictions) -> EvaluationRun:
         """The run as if it had made only these predictions."""
         return replace(self, predictions=predictions, results=suite.evaluate_all(predictions, self.settings))
 
 
-def load_runs(folders: Sequence[str], baseline: str = "") -> list[Run]:
+def load_runs(folders: Sequence[str], baseline: str = "") -> list[EvaluationRun]:
     """Runs of these output folders; metrics are computed anew, all with the settings of the first one.
 
     Args:
@@ -73,7 +73,7 @@ def load_runs(folders: Sequence[str], baseline: str = "") -> list[Run]:
         raise ReportError(f"--baseline {baseline!r} is none of the runs: {', '.join(names)}")
     settings = settings_of([provenance for _, provenance in stored])
     runs = [
-        Run(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)
+        EvaluationRun(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)
         for name, (predictions, provenance) in zip(names, stored, strict=True)
     ]
     return sorted(runs, key=lambda run: run.name != baseline) if baseline else runs
@@ -104,11 +104,11 @@ def settings_of(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
     )
 
 
-def splits_of(runs: Sequence[Run]) -> list[str]:
+def splits_of(runs: Sequence[EvaluationRun]) -> list[str]:
     """Splits that at least one run has, in the order of the configuration."""
     return list(dict.fromkeys(result.split for run in runs for result in run.results))
 
 
-def evaluations_of(runs: Sequence[Run]) -> list[str]:
+def evaluations_of(runs: Sequence[EvaluationRun]) -> list[str]:
     """Evaluations that at least one run has, in the order of the report."""
     return list(dict.fromkeys(result.evaluation for run in runs for result in run.results))

@@ -10,9 +10,9 @@ import numpy as np
 
 from robometer.evaluation.paired import Difference
 from robometer.evaluation.results import Metric, Result
-from robometer.report.comparison import Comparison
+from robometer.report.comparison import RunComparison
 from robometer.report.headlines import Headline, best, headlines_of, words
-from robometer.report.runs import Run, evaluations_of, splits_of
+from robometer.report.runs import EvaluationRun, evaluations_of, splits_of
 
 Table = dict[str, Any]
 
@@ -49,7 +49,7 @@ def extent(metric: Metric) -> str:
     return f"{estimate.n} {metric.over}" + (f" (effective {effective})" if math.isfinite(estimate.effective_n) else "")
 
 
-def cards(run: Run) -> list[Table]:
+def cards(run: EvaluationRun) -> list[Table]:
     """A card per headline with a line per split."""
     made = []
     for headline in headlines_of([run]):
@@ -63,7 +63,7 @@ def cards(run: Run) -> list[Table]:
     return made
 
 
-def leaderboards(runs: Sequence[Run]) -> list[Table]:
+def leaderboards(runs: Sequence[EvaluationRun]) -> list[Table]:
     """Per split: models down, headlines across; the best of a column is marked."""
     headlines = headlines_of(runs)
     boards = []
@@ -76,7 +76,7 @@ def leaderboards(runs: Sequence[Run]) -> list[Table]:
     return boards
 
 
-def _board_column(runs: Sequence[Run], split: str, headline: Headline) -> list[Table]:
+def _board_column(runs: Sequence[EvaluationRun], split: str, headline: Headline) -> list[Table]:
     found = [run.metric(headline.evaluation, split, headline.main) for run in runs]
     values = [metric.estimate.value if metric else math.nan for metric in found]
     top = best(values, headline.lower_is_better)
@@ -96,7 +96,7 @@ def _board_column(runs: Sequence[Run], split: str, headline: Headline) -> list[T
     return cells
 
 
-def difference_tables(comparison: Comparison) -> list[Table]:
+def difference_tables(comparison: RunComparison) -> list[Table]:
     """Per split: headlines down, the runs but the first across."""
     runs, found = comparison.runs, comparison.differences
     tables = []
@@ -127,7 +127,7 @@ def difference_cell(found: Difference | None) -> Table | None:
     }
 
 
-def metric_tables(comparison: Comparison) -> list[Table]:
+def metric_tables(comparison: RunComparison) -> list[Table]:
     """All metrics: of one run per evaluation with a column per split, of several per split with a column per run."""
     runs, tables = comparison.runs, []
     for evaluation in evaluations_of(runs):
@@ -147,14 +147,14 @@ def metric_tables(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def _columns(runs: Sequence[Run], evaluation: str) -> list[tuple[str, list[tuple[str, Result | None]]]]:
+def _columns(runs: Sequence[EvaluationRun], evaluation: str) -> list[tuple[str, list[tuple[str, Result | None]]]]:
     splits = splits_of(runs)
     if len(runs) == 1:
         return [("", [(split, runs[0].result(evaluation, split)) for split in splits])]
     return [(split, [(run.name, run.result(evaluation, split)) for run in runs]) for split in splits]
 
 
-def _metric_cell(comparison: Comparison, name: str, result: Result | None, metric: str) -> Table | None:
+def _metric_cell(comparison: RunComparison, name: str, result: Result | None, metric: str) -> Table | None:
     member = next((m for m in result.metrics if m.name == metric), None) if result else None
     if member is None or result is None:
         return None
@@ -193,7 +193,7 @@ def _track(value: float, low: float, high: float, is_signed: bool) -> Table | No
     }
 
 
-def task_tables(runs: Sequence[Run]) -> list[Table]:
+def task_tables(runs: Sequence[EvaluationRun]) -> list[Table]:
     """Per evaluation and split the tables per task side by side: a column that all runs agree on is shown once."""
     tables = []
     for evaluation in evaluations_of(runs):
@@ -205,7 +205,7 @@ def task_tables(runs: Sequence[Run]) -> list[Table]:
     return tables
 
 
-def _side_by_side(runs: Sequence[Run], by_task: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
+def _side_by_side(runs: Sequence[EvaluationRun], by_task: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
     tasks = sorted({task for found in by_task for task in found})
     names = list(dict.fromkeys(name for found in by_task for row in found.values() for name in row))
 
@@ -226,7 +226,7 @@ def _side_by_side(runs: Sequence[Run], by_task: Sequence[Mapping[str, Mapping[st
     return {"header": header, "models": models, "rows": rows}
 
 
-def source_tables(comparison: Comparison) -> list[Table]:
+def source_tables(comparison: RunComparison) -> list[Table]:
     """Per split with more than one source: headlines of each with their intervals, and the unweighted mean that papers
     print."""
     headlines = headlines_of(comparison.runs)
@@ -244,7 +244,7 @@ def source_tables(comparison: Comparison) -> list[Table]:
 
 
 def _source_rows(
-    by_source: Mapping[str, Run], split: str, sources: Sequence[str], headlines: Sequence[Headline]
+    by_source: Mapping[str, EvaluationRun], split: str, sources: Sequence[str], headlines: Sequence[Headline]
 ) -> list[Table]:
     counts = [_clips(by_source.get(source), split) for source in sources]
     found = [[_headline(by_source.get(source), split, headline) for headline in headlines] for source in sources]
@@ -267,11 +267,11 @@ def _sortable(value: float) -> float | str:
     return value if math.isfinite(value) else ""
 
 
-def _clips(run: Run | None, split: str) -> int:
+def _clips(run: EvaluationRun | None, split: str) -> int:
     return len({clip.id for clip in run.predictions.split(split).clips}) if run else 0
 
 
-def _headline(run: Run | None, split: str, headline: Headline) -> Metric | None:
+def _headline(run: EvaluationRun | None, split: str, headline: Headline) -> Metric | None:
     return run.metric(headline.evaluation, split, headline.main) if run else None
 
 

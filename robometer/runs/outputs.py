@@ -26,7 +26,7 @@ from typing import Any
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
-from robometer.runs.paths import lasting, make_folder
+from robometer.runs.paths import absolute_path, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ class InUseError(RobometerError):
     """An output folder that another job writes into; the message names that job."""
 
 
-def settled(config: Config, *keys: str) -> Config:
+def with_absolute_paths(config: Config, *keys: str) -> Config:
     """The configuration with these settings (paths and URIs, as `section.key`) made absolute.
 
     Raises:
         PathError: one is relative, in a job that was submitted with its working directory.
     """
     values = to_dict(config)
-    return override(config, {key: lasting(key, _at(values, key)) for key in keys})
+    return override(config, {key: absolute_path(key, _at(values, key)) for key in keys})
 
 
 def _at(values: dict[str, Any], key: str) -> str:
@@ -61,7 +61,7 @@ def _at(values: dict[str, Any], key: str) -> str:
 
 
 @contextmanager
-def held(name: str, folder: str | Path) -> Iterator[None]:
+def exclusive_folder(name: str, folder: str | Path) -> Iterator[None]:
     """Write into a folder, which is made where it is not there, while nobody else does; URIs are not held.
 
     Args:
@@ -89,7 +89,7 @@ def held(name: str, folder: str | Path) -> Iterator[None]:
             signal.signal(LOST, before or signal.SIG_DFL)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, whenever the job is killed."""
     new = path.with_suffix(".new")
     new.write_text(text)
@@ -186,7 +186,7 @@ class _Lease:
                 logger.warning("%s cannot be renewed: %s", self._path, error)
 
     def _announce(self) -> None:
-        write_whole(self._path, json.dumps(self._me))
+        write_atomically(self._path, json.dumps(self._me))
 
     def _write(self) -> None:
         """Write anew; never make the file again that another has taken away."""

@@ -108,7 +108,7 @@ def check_tracking(name: str, value: str) -> str:
     raise _refusal(name, value, f"is no store of MLflow's: {wanted}")
 
 
-def lasting(name: str, value: str) -> str:
+def absolute_path(name: str, value: str) -> str:
     """The path made absolute, so that every process means the same by it; URIs as they are.
 
     Raises:

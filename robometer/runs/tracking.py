@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from robometer.configs.loading import to_dict
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
-from robometer.runs.paths import SQLITE, lasting, make_folder
+from robometer.runs.paths import SQLITE, absolute_path, make_folder
 from robometer.runs.redaction import redacted, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class TrackingError(RobometerError):
     """A tracking store that cannot be used; the message says why, and what to do."""
 
 
-class Run(Protocol):
+class TrackedRun(Protocol):
     """What a job records."""
 
     run_id: str
@@ -117,7 +117,7 @@ def close_open_run(config: Config, run_id: str) -> None:
         client.set_terminated(run_id, "KILLED")
 
 
-def attached(config: Config, run_id: str) -> Run:
+def attached(config: Config, run_id: str) -> TrackedRun:
     """A run that another process has open, to add to it: whether it has ended is that process's to say."""
     return NullRun() if is_off(config) else MlflowRun(client_of(config.tracking.uri), run_id)
 
@@ -126,7 +126,7 @@ def continued(config: Config, run_id: str) -> str:
     """The run, where it can go on: empty, with a warning, where the store has lost it, or is another than before."""
     if is_off(config) or not run_id or _status(client_of(config.tracking.uri), run_id):
         return run_id
-    store = redacted(lasting("tracking.uri", config.tracking.uri))
+    store = redacted(absolute_path("tracking.uri", config.tracking.uri))
     logger.warning("%s has no run %s (any more): what follows is tracked as a new one", store, run_id)
     return ""
 
@@ -158,7 +158,7 @@ def client_of(uri: str) -> Any:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a server, with the password that stands in it
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    store = lasting("tracking.uri", uri)
+    store = absolute_path("tracking.uri", uri)
     if store.startswith(SQLITE):
         make_folder("tracking.uri", Path(store.removeprefix(SQLITE)).parent)
     try:
@@ -207,7 +207,7 @@ def _impatient() -> Iterator[None]:
 
 
 @contextmanager
-def start(config: Config, kind: str, run_id: str = "", parent_run_id: str = "") -> Iterator[Run]:
+def start(config: Config, kind: str, run_id: str = "", parent_run_id: str = "") -> Iterator[TrackedRun]:
     """A run of `kind` (train, evaluate, ...) for the duration of the block; it ends FAILED when the block raises.
 
     Args:
@@ -247,7 +247,7 @@ def _experiment(client: Any, config: Config) -> str:
     known = client.get_experiment_by_name(name)
     if known is not None:
         return str(known.experiment_id)
-    artifacts, store = None, lasting("tracking.uri", config.tracking.uri)
+    artifacts, store = None, absolute_path("tracking.uri", config.tracking.uri)
     if store.startswith(SQLITE):
         artifacts = (Path(store.removeprefix(SQLITE)).parent / "mlflow-artifacts").as_uri()
     try:

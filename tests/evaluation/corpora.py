@@ -10,7 +10,7 @@ import numpy as np
 
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Stored, commit_shard
+from robometer.corpus.writer import Accepted, commit_shard
 from robometer.frames.video import encode_jpeg
 from robometer.trajectory import QUALITY_LABELS, SCHEMA_VERSION, SHARD_SCHEMA, trajectory_id
 
@@ -44,7 +44,7 @@ def build_corpus(path: Path, clips_per_quality: int = 2, broken: bool = False) -
                     records.append(_trajectory(split, task, quality, episode))
     if broken:
         records[0]["frames"][3] = b"not an image"
-    commit_shard(storage, "part-0", map(Stored, records))
+    commit_shard(storage, "part-0", map(Accepted, records))
     storage.write_bytes("corpus.json", json.dumps({"schema_version": SCHEMA_VERSION, "state": "complete"}).encode())
     return Corpus(str(path))
 

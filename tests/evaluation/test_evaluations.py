@@ -20,14 +20,14 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
 from robometer.evaluation.measures import confusion_matrix
 from robometer.evaluation.metrics import Resampling
-from robometer.evaluation.plan import plan_split, select_rows, units_from, units_table
+from robometer.evaluation.plan import plan_split, queries_from, queries_table, select_rows
 from robometer.evaluation.predict import ClipSource, predict, predict_each
 from robometer.evaluation.predictions import (
     ClipPrediction,
     InstructionPrediction,
     PairPrediction,
+    Prediction,
     Predictions,
-    Record,
     from_table,
     to_table,
 )
@@ -248,13 +248,31 @@ def test_a_split_without_failures_says_why_it_is_skipped(corpus: Corpus) -> None
     assert all(r.skipped for r in empty) and flat(empty) == {}
 
 
-def test_predictions_survive_parquet_and_the_wire(corpus: Corpus, tmp_path: Path) -> None:
+def test_predictions_survive_parquet(corpus: Corpus, tmp_path: Path) -> None:
     predictions, results = run(corpus, FrameDifference())
     predictions.save(Storage(str(tmp_path)))
     again = Predictions.load(Storage(str(tmp_path)))
     assert again.pairs == predictions.pairs and again.instructions == predictions.instructions
     assert flat(suite.evaluate_all(again, CONFIG)) == flat(list(results.values()))
-    records: list[Record] = [predictions.clips[0], predictions.pairs[0], predictions.instructions[0]]
+
+
+def test_predictions_of_earlier_versions_are_read_under_the_names_they_have(corpus: Corpus, tmp_path: Path) -> None:
+    predictions, _ = run(corpus, FrameDifference())
+    storage = Storage(str(tmp_path))
+    predictions.save(storage)
+    (tmp_path / "instructions.parquet").rename(tmp_path / "confusion.parquet")
+    clips = storage.read_parquet("predictions.parquet")
+    earlier = ["success_label" if name == "env_success" else name for name in clips.column_names]
+    storage.write_parquet("predictions.parquet", clips.rename_columns(earlier))
+    again = Predictions.load(storage)
+    assert again.instructions == predictions.instructions
+    truth = [clip.env_success.tolist() for clip in predictions.clips]
+    assert any(truth) and [clip.env_success.tolist() for clip in again.clips] == truth
+
+
+def test_predictions_survive_the_wire(corpus: Corpus) -> None:
+    predictions, _ = run(corpus, FrameDifference())
+    records: list[Prediction] = [predictions.clips[0], predictions.pairs[0], predictions.instructions[0]]
     back = from_table(to_table(records))
     assert back[1:] == records[1:]
     assert str(dataclasses.asdict(back[0])) == str(dataclasses.asdict(records[0]))
@@ -272,7 +290,7 @@ def test_the_plan_is_seeded_bounded_and_balanced(corpus: Corpus) -> None:
     assert all(not u.instructions for u in units)
     with_instructions = plan_split(corpus, "held_out", 1000, 2, 0, CONFIG.evaluations)
     assert any(u.instructions for u in with_instructions)
-    assert units_from(units_table(with_instructions)) == with_instructions
+    assert queries_from(queries_table(with_instructions)) == with_instructions
     assert plan_split(corpus, "no such split", 10, 2, 0, CONFIG.evaluations) == []
 
 
@@ -328,4 +346,4 @@ def test_validation_gives_the_headline_numbers(corpus: Corpus) -> None:
 
 def test_an_unknown_evaluation_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'voc' is none of reward_alignment"):
-        suite.check(["voc"])
+        suite.check_evaluations(["voc"])

@@ -22,7 +22,7 @@ from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import PairPrediction, Predictions
-from robometer.runs.outputs import InUseError, held
+from robometer.runs.outputs import InUseError, exclusive_folder
 from robometer.scoring import Scorer
 from tests.evaluation.corpora import build_corpus
 
@@ -56,7 +56,7 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
     config = config_for(tmp_path, *SECRETS)
     found = run_evaluate(config, frame_difference)
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    tables = {f"{name}.parquet" for name in ("predictions", "pairs", "confusion", "metrics")}
+    tables = {f"{name}.parquet" for name in ("predictions", "pairs", "instructions", "metrics")}
     assert files == tables | {"metrics.json", "report.html", "parts"}
     provenance = found["provenance"]
     assert provenance["model"] == "frame_difference" and provenance["failed"] > 0
@@ -73,7 +73,10 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if b"secret-of-the-" in path.read_bytes()]
     assert b"***@host/v1" in (tmp_path / "out/metrics.json").read_bytes()
-    with held("evaluate.output", tmp_path / "out"), pytest.raises(InUseError, match="evaluate.output=.* is in use"):
+    with (
+        exclusive_folder("evaluate.output", tmp_path / "out"),
+        pytest.raises(InUseError, match="evaluate.output=.* is in use"),
+    ):
         run_evaluate(config, frame_difference)
 
 
@@ -173,7 +176,7 @@ def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: N
     whole = config_for(tmp_path, "tracking.uri=none", f"evaluate.checkpoint={tmp_path}", "evaluate.bootstrap=0")
     run_evaluate(whole, mortal)
     assert not (tmp_path / "deadly").exists()
-    for name in ("predictions", "confusion", "pairs"):
+    for name in ("predictions", "instructions", "pairs"):
         tables = [pq.read_table(folder / f"{name}.parquet") for folder in (output, tmp_path / "out")]
         assert str(tables[0].to_pylist()) == str(tables[1].to_pylist())  # as text: NaN is not equal to itself
 

@@ -25,8 +25,8 @@ from robometer.evaluation.results import Metric
 from robometer.report import page as report
 from robometer.report import tables
 from robometer.report.clips import clip_cards
-from robometer.report.comparison import compare
-from robometer.report.runs import Run
+from robometer.report.comparison import compare_runs
+from robometer.report.runs import EvaluationRun
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
 
@@ -56,8 +56,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus, Pre
     return folder, corpus, predictions
 
 
-def run_of(predictions: Predictions) -> Run:
-    return Run("model", predictions, PROVENANCE, suite.evaluate_all(predictions, CONFIG), CONFIG)
+def run_of(predictions: Predictions) -> EvaluationRun:
+    return EvaluationRun("model", predictions, PROVENANCE, suite.evaluate_all(predictions, CONFIG), CONFIG)
 
 
 def test_the_page_is_well_formed_and_fetches_nothing(written: tuple[Path, Corpus, Predictions]) -> None:
@@ -91,13 +91,13 @@ def test_metrics_json_is_strict_and_equals_the_table(written: tuple[Path, Corpus
 
 
 def test_without_the_corpus_there_are_no_clips(written: tuple[Path, Corpus, Predictions]) -> None:
-    html = report.render(compare([run_of(written[2])]), None)
+    html = report.render(compare_runs([run_of(written[2])]), None)
     assert "clips are not shown" in html
     assert "data:image" not in html and "Ranking by quality" in html
 
 
 def test_a_report_of_nothing_still_renders() -> None:
-    html = report.render(compare([run_of(Predictions())]), None)
+    html = report.render(compare_runs([run_of(Predictions())]), None)
     assert "no successful clips" in html
 
 

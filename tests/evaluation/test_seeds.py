@@ -21,20 +21,20 @@ from robometer.evaluation.results import Metric, Result
 from robometer.evaluation.seeds import seed_groups, seed_tables, spread
 from robometer.report import exports
 from robometer.report import page as report
-from robometer.report.comparison import compare
-from robometer.report.runs import Run
+from robometer.report.comparison import compare_runs
+from robometer.report.runs import EvaluationRun
 from robometer.runs.provenance import recipe, trained_by
 from tests.evaluation.pages import Tags
 
 FACTS = {"recipe": "abc123", "mode": "whole clip"}
 
 
-def run_of(seed: int, value: float, **facts: Any) -> Run:
+def run_of(seed: int, value: float, **facts: Any) -> EvaluationRun:
     metric = Metric("voc", Estimate(value, value - 0.1, value + 0.1, 9, "task", 9), "clips", "")
     model = f"rewind@{seed}{value}"
     provenance = {"model": model} | FACTS | {"train_seed": seed} | facts
     result = Result("reward_alignment", "seen", [metric])
-    return Run(model, Predictions(), provenance, [result], EvaluateConfig(splits=["seen"]))
+    return EvaluationRun(model, Predictions(), provenance, [result], EvaluateConfig(splits=["seen"]))
 
 
 RUNS = [run_of(3, 0.8), run_of(1, 0.6), run_of(2, 0.7)]
@@ -64,7 +64,7 @@ def test_a_seed_without_the_metric_is_left_out_and_said() -> None:
 
 
 def test_the_table_is_in_every_file_and_says_what_it_is_over() -> None:
-    comparison = compare(RUNS)
+    comparison = compare_runs(RUNS)
     html = report.render(comparison, None)
     tags = Tags()
     tags.feed(html)
@@ -83,7 +83,7 @@ def test_the_table_is_in_every_file_and_says_what_it_is_over() -> None:
 
 
 def test_without_two_seeds_nothing_is_shown() -> None:
-    comparison = compare([RUNS[0], run_of(1, 0.6, recipe="other")])
+    comparison = compare_runs([RUNS[0], run_of(1, 0.6, recipe="other")])
     made = exports.files(comparison) | {"html": report.render(comparison, None)}
     assert not any(re.search(r"over seeds", text, re.IGNORECASE) for text in made.values())
 

@@ -29,9 +29,9 @@ from robometer.evaluation.results import Metric, Result
 from robometer.report import exports, tables
 from robometer.report import page as report
 from robometer.report.clips import clip_cards
-from robometer.report.comparison import compare
+from robometer.report.comparison import compare_runs
 from robometer.report.published import anchor_tables, protocol
-from robometer.report.runs import ReportError, Run, load_runs
+from robometer.report.runs import EvaluationRun, ReportError, load_runs
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
 from tests.test_page import browse
@@ -71,7 +71,7 @@ def folders(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 
 @pytest.fixture(scope="module")
-def runs(folders: Sequence[str]) -> list[Run]:
+def runs(folders: Sequence[str]) -> list[EvaluationRun]:
     return load_runs(folders)
 
 
@@ -103,7 +103,7 @@ def test_only_a_difference_whose_interval_leaves_out_nought_is_bold(output: Path
             assert 0 in (low, high) or (kind == "clear") == (low > 0 or high < 0)  # 0: as it is rounded
 
 
-def test_every_clip_has_one_curve_per_model(runs: Sequence[Run], corpus: Corpus) -> None:
+def test_every_clip_has_one_curve_per_model(runs: Sequence[EvaluationRun], corpus: Corpus) -> None:
     for group in clip_cards(runs, corpus, CONFIG.splits):
         for card in group["clips"]:
             curves = [s for s in card["series"] if s["kind"] == "model"]
@@ -113,7 +113,9 @@ def test_every_clip_has_one_curve_per_model(runs: Sequence[Run], corpus: Corpus)
         assert all(f"worst judged by {name}" in why for name in SCORERS) and "disagree most" in why
 
 
-def test_the_clip_that_two_models_disagree_on_is_the_one_that_differs(runs: Sequence[Run], corpus: Corpus) -> None:
+def test_the_clip_that_two_models_disagree_on_is_the_one_that_differs(
+    runs: Sequence[EvaluationRun], corpus: Corpus
+) -> None:
     first = runs[0]
     clips = first.predictions.clips
     odd = next(c.id for c in clips if c.split == "seen")
@@ -123,7 +125,7 @@ def test_the_clip_that_two_models_disagree_on_is_the_one_that_differs(runs: Sequ
     assert any(card["id"] == odd and "disagree most" in card["why"] for card in cards)
 
 
-def test_the_best_of_a_column_is_marked_and_constants_are_not(runs: Sequence[Run]) -> None:
+def test_the_best_of_a_column_is_marked_and_constants_are_not(runs: Sequence[EvaluationRun]) -> None:
     board = tables.leaderboards(runs)[0]
     names = [h.evaluation for h in board["headlines"]]
     best = {names[i]: {row["name"] for row in board["rows"] if row["cells"][i]["best"]} for i in range(len(names))}
@@ -131,9 +133,9 @@ def test_the_best_of_a_column_is_marked_and_constants_are_not(runs: Sequence[Run
     assert best["policy_ranking"] == {"difference"}
 
 
-def test_a_model_differs_from_itself_by_nothing(runs: Sequence[Run]) -> None:
+def test_a_model_differs_from_itself_by_nothing(runs: Sequence[EvaluationRun]) -> None:
     first = runs[1]
-    found = compare([first, replace(first, name="again")]).differences["again"]
+    found = compare_runs([first, replace(first, name="again")]).differences["again"]
     assert len(found) > 60
     for (evaluation, _, name), difference in found.items():
         if not math.isnan(difference.value):
@@ -148,9 +150,9 @@ def test_differences_are_over_the_clips_that_both_scored(
 ) -> None:
     fewer = store(tmp_path / "fewer", "fewer", FrameDifference(), corpus, drop=4)
     runs = load_runs([folders[1], fewer])
-    html = report.render(compare(runs), None)
+    html = report.render(compare_runs(runs), None)
     assert re.search(r"On \w+, fewer scored \d+ clips and difference \d+", html)
-    for difference in compare(runs).differences["fewer"].values():
+    for difference in compare_runs(runs).differences["fewer"].values():
         assert math.isnan(difference.value) or difference.value == 0
 
 
@@ -187,7 +189,7 @@ def test_a_corpus_that_is_gone_leaves_a_page_without_clips(corpus: Corpus, tmp_p
     assert "data:image/jpeg" in (tmp_path / "page/report.html").read_text()
 
 
-def test_the_csv_has_every_metric_of_every_model_and_only_numbers(output: Path, runs: Sequence[Run]) -> None:
+def test_the_csv_has_every_metric_of_every_model_and_only_numbers(output: Path, runs: Sequence[EvaluationRun]) -> None:
     rows = list(csv.DictReader(io.StringIO((output / "report.csv").read_text()), strict=True))
     expected = [(run.name, r.split, r.evaluation, m.name) for run in runs for r in run.results for m in r.metrics]
     assert [(r["model"], r["split"], r["evaluation"], r["metric"]) for r in rows] == expected
@@ -212,7 +214,7 @@ def test_the_tables_of_markdown_and_latex_are_rectangular(output: Path) -> None:
 def test_hostile_names_are_text_in_every_file(corpus: Corpus, tmp_path: Path) -> None:
     name = "</script><b>a|b_c & 50% {x} \\ `y`"
     run = load_runs([store(tmp_path / "run", name, Clock(), corpus)])[0]
-    comparison = compare([run, replace(run, name="plain")])
+    comparison = compare_runs([run, replace(run, name="plain")])
     html = report.render(comparison, corpus)
     assert "<b>a" not in html and html.count("</script>") == html.count("<script")
     latex = exports.latex(comparison)
@@ -221,15 +223,15 @@ def test_hostile_names_are_text_in_every_file(corpus: Corpus, tmp_path: Path) ->
     assert r"\</script\>\<b\>a\|b\_c & 50% {x} \\ \`y\`" in exports.markdown(comparison)
 
 
-def of_sources(run: Run, sources: int) -> Run:
+def of_sources(run: EvaluationRun, sources: int) -> EvaluationRun:
     """The run as if its tasks came from several data sources, of five tasks and of fewer."""
     index = {task: i for i, task in enumerate(sorted({clip.task for clip in run.predictions.clips}))}
     clips = [replace(clip, source=f"lab_{index[clip.task] % sources}") for clip in run.predictions.clips]
     return run.on(replace(run.predictions, clips=clips))
 
 
-def test_each_source_has_the_interval_of_its_own_clips(runs: Sequence[Run]) -> None:
-    comparison = compare([of_sources(run, 2) for run in runs[1:]])
+def test_each_source_has_the_interval_of_its_own_clips(runs: Sequence[EvaluationRun]) -> None:
+    comparison = compare_runs([of_sources(run, 2) for run in runs[1:]])
     table = tables.source_tables(comparison)[0]
     column = [headline.main for headline in table["headlines"]].index("kendall_last")
     row = next(r for r in table["rows"] if (r["name"], r["source"]) == ("random", "lab_0"))
@@ -244,12 +246,12 @@ def test_each_source_has_the_interval_of_its_own_clips(runs: Sequence[Run]) -> N
     assert shown in sources and shown in exports.markdown(comparison)
 
 
-def test_sources_are_resampled_no_more_often_than_is_quick(runs: Sequence[Run]) -> None:
+def test_sources_are_resampled_no_more_often_than_is_quick(runs: Sequence[EvaluationRun]) -> None:
     thorough = of_sources(replace(runs[1], settings=replace(CONFIG, bootstrap=1000)), 2)
-    quick = compare([thorough]).sources["difference"]["lab_0"]
+    quick = compare_runs([thorough]).sources["difference"]["lab_0"]
     assert {m.estimate.replicates.size for r in quick.results for m in r.metrics} <= {0, 200}
     none = of_sources(replace(runs[1], settings=replace(CONFIG, bootstrap=0)), 2)
-    found = compare([none]).sources["difference"]["lab_0"].results
+    found = compare_runs([none]).sources["difference"]["lab_0"].results
     assert all(math.isnan(m.estimate.low) for r in found for m in r.metrics)
 
 
@@ -264,8 +266,8 @@ line in a caption or a control character is an error."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_name_in_latex_is_the_name(runs: Sequence[Run], name: str) -> None:
-    latex = exports.latex(compare([replace(runs[0], name=name), runs[1]]))
+def test_a_name_in_latex_is_the_name(runs: Sequence[EvaluationRun], name: str) -> None:
+    latex = exports.latex(compare_runs([replace(runs[0], name=name), runs[1]]))
     rows = [line.strip() for line in latex.splitlines() if line.endswith(r"\\")]
     assert any(row.startswith(f"metric & {HOSTILE[name]} & ") for row in rows)
     assert not any(row.startswith(("[", "*")) for row in rows)
@@ -277,7 +279,7 @@ def test_all_that_the_latex_tables_say_of_themselves_is_ascii(output: Path) -> N
     assert (output / "report.tex").read_text().isascii()
 
 
-def test_n_and_effective_n_stand_beside_the_value_in_every_file(output: Path, runs: Sequence[Run]) -> None:
+def test_n_and_effective_n_stand_beside_the_value_in_every_file(output: Path, runs: Sequence[EvaluationRun]) -> None:
     metric = runs[1].metric("policy_ranking", "seen", "kendall_last")
     assert metric is not None and tables.extent(metric) == "5 tasks (effective 5.0)"
     made = {name: (output / name).read_text() for name in ("report.html", "report.md", "report.tex", "report.csv")}
@@ -296,21 +298,21 @@ def test_n_and_effective_n_stand_beside_the_value_in_every_file(output: Path, ru
     assert found == ["5.0"]
 
 
-def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequence[Run]) -> None:
-    def with_new(run: Run, error: float) -> Run:
+def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequence[EvaluationRun]) -> None:
+    def with_new(run: EvaluationRun, error: float) -> EvaluationRun:
         estimate = Estimate(error, error - 0.1, error + 0.1, 9, "trajectory", 9)
         new = Result("patience", "seen", [Metric("waiting_error", estimate, "clips", "how wrong it is")])
         return replace(run, results=[*run.results, new])
 
     both = [with_new(run, 0.4 - 0.1 * i) for i, run in enumerate(runs[:2])]
-    html = report.render(compare(both), None)
+    html = report.render(compare_runs(both), None)
     assert "Patience, seen" in html and "waiting_error" in html and "how wrong it is" in html
     cells = [row["cells"][-1] for row in tables.leaderboards(both)[0]["rows"]]
     assert [cell["best"] for cell in cells] == [False, True]  # an error: lower is better
 
 
-def test_ours_stands_beside_the_published_with_what_differs(runs: Sequence[Run]) -> None:
-    made = anchor_tables(compare(runs))
+def test_ours_stands_beside_the_published_with_what_differs(runs: Sequence[EvaluationRun]) -> None:
+    made = anchor_tables(compare_runs(runs))
     assert len(made) == 5
     ranking = next(t for t in made if t["anchor"].evaluation == "policy_ranking")
     ours = {row["name"]: row["cells"][-2]["value"] for row in ranking["rows"] if row["ours"]}
@@ -319,18 +321,20 @@ def test_ours_stands_beside_the_published_with_what_differs(runs: Sequence[Run])
     assert "whole clip" in protocol(runs)[0] and "padded" in protocol(runs)[0] and len(protocol(runs)) > 5
 
 
-def test_a_split_of_one_run_only_is_said_and_not_mixed(runs: Sequence[Run]) -> None:
+def test_a_split_of_one_run_only_is_said_and_not_mixed(runs: Sequence[EvaluationRun]) -> None:
     first, second = runs[:2]
     only_seen = second.on(
         replace(second.predictions, clips=second.predictions.split("seen").clips, pairs=[], instructions=[])
     )
-    comparison = compare([first, only_seen])
+    comparison = compare_runs([first, only_seen])
     assert "On held_out, clock scored clips and difference none." in report.render(comparison, None)
     held_out = [key for key in comparison.differences["difference"] if key[1] == "held_out"]
     assert held_out == []
 
 
-def test_a_heading_sorts_and_the_cursor_moves_in_a_browser(runs: Sequence[Run], output: Path, tmp_path: Path) -> None:
+def test_a_heading_sorts_and_the_cursor_moves_in_a_browser(
+    runs: Sequence[EvaluationRun], output: Path, tmp_path: Path
+) -> None:
     """What a hand would do: click the heading of Kendall tau twice, and go back two frames on the first clip."""
     act = """<script>
       const button = document.querySelector(".board th:nth-child(3) button");

@@ -12,7 +12,7 @@ import torch
 from robometer.configs.schema import Config, ConfigError, LossConfig, ModelConfig, SamplingConfig, TrainConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Stored, commit_shard
+from robometer.corpus.writer import Accepted, commit_shard
 from robometer.models.attention import packed_attention
 from robometer.models.checkpoint import CheckpointError, load_model, load_scorer, save_checkpoint
 from robometer.models.processing import RobometerCollator, RobometerProcessor
@@ -70,7 +70,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         for i, size in enumerate(sizes)
     ]
     blank = dict.fromkeys(SHARD_SCHEMA.names) | {"task": "open the drawer"}
-    commit_shard(storage, "s", [Stored(blank | record) for record in records])
+    commit_shard(storage, "s", [Accepted(blank | record) for record in records])
     storage.write_bytes("corpus.json", f'{{"schema_version": {SCHEMA_VERSION}}}'.encode())
     return Corpus(path)
 

@@ -23,7 +23,7 @@ import numpy as np
 from robometer.corpus.formats import FormatError, Refused, Unit
 from robometer.corpus.formats.common import files, folder, text
 from robometer.corpus.formats.image_folders import unit_of
-from robometer.corpus.readers.safe_pickle import Record, load
+from robometer.corpus.readers.safe_pickle import PickledObject, load
 from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
@@ -72,7 +72,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 
 
 def _fields(value: Any) -> Mapping[str, Any]:
-    value = value.fields if isinstance(value, Record) else value
+    value = value.fields if isinstance(value, PickledObject) else value
     if not isinstance(value, dict):
         raise FormatError(f"it holds a {type(value).__name__}, where an episode or a step was expected")
     return value

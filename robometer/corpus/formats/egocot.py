@@ -19,7 +19,7 @@ import numpy as np
 
 from robometer.corpus.formats import FormatError, Refused, Unit
 from robometer.corpus.formats.common import files, folder, read_json
-from robometer.corpus.readers.annotations import check
+from robometer.corpus.readers.annotations import check_row
 from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
@@ -82,7 +82,7 @@ def _unit(entry: Any, beside: Path, root: Path, source: str) -> Unit:
     name: Any = entry.get("image")
     plan = entry.get("planing") or entry.get("planning")
     lines = [line.strip() for line in str(plan or "").splitlines() if line.strip()]
-    check({"video": name, "task": lines[0] if lines else ""})
+    check_row({"video": name, "task": lines[0] if lines else ""})
     if not name.endswith(".npy") or ".." in PurePosixPath(name).parts or name.startswith("/"):
         raise ValueError(f"image {name!r} is no path of an npy file in its folder")
     places = [base / part / name for base in (beside, root) for part in ARRAYS]

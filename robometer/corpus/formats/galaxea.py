@@ -64,7 +64,7 @@ def _english(task: str) -> str:
     return (parts[2] if len(parts) > 2 else task).strip()
 
 
-def _left_out(record: rlds.Record, task: str) -> str:
+def _left_out(record: rlds.EpisodeRecord, task: str) -> str:
     if all(word in task.lower() for word in GOING_BACK):
         return "in this task the robot only returns to its initial position"
     try:

@@ -136,9 +136,9 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
             message = f"{data['data']} has {len(rows)} rows of episode {data['episode']}, not {data['length']}"
             raise TrajectoryError(message)
         task = task or task_of_most(rows, root, data["tasks"])
-        truth: dict[str, Any] = {field: rows.numbers(name) for name, field in data["truth"].items()}
-        if "success" in truth:
-            truth["success"] = [int(value > 0.5) for value in truth["success"]]
+        truth: dict[str, Any] = {column: rows.numbers(name) for name, column in data["truth"].items()}
+        if flags := truth.pop("success", None):
+            truth["env_success"] = [int(value > 0.5) for value in flags]
         recordings: dict[str, tuple[str, Recording]] = {}
         for view, (video, place) in data["videos"].items():
             file = str(root / video)
@@ -392,7 +392,7 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
             "data": place,
             "videos": videos,
             "images": {cameras[key]: key for key in cameras if dataset.features[key]["dtype"] == "image"},
-            "truth": {name: field for name, field in TRUTH.items() if name in dataset.features},
+            "truth": {name: column for name, column in TRUTH.items() if name in dataset.features},
         },
         files=[str(dataset.path / name) for name in (place, *(video for video, _ in videos.values()), *TASKS)],
     )

@@ -126,7 +126,7 @@ def _truth(demo: h5py.Group, frames: h5py.Dataset) -> dict[str, Any]:
     rewards, dones = (_per_frame(demo, name, frames) for name in ("rewards", "dones"))
     return {
         "env_reward": None if rewards is None or not np.isfinite(rewards).all() else rewards.tolist(),
-        "success": None if dones is None else (dones > 0).astype(int).tolist(),
+        "env_success": None if dones is None else (dones > 0).astype(int).tolist(),
     }
 
 

@@ -147,7 +147,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 
 
 @dataclass(frozen=True)
-class Record:
+class EpisodeRecord:
     """One episode of a file: its number in it, and its task; empty if it has none."""
 
     unit: Unit
@@ -217,7 +217,7 @@ class Record:
         return Refused(f"{self.unit.uri}#{self.number}", reason, self.unit.source, key, view, skipped)
 
 
-def read(unit: Unit) -> Iterator[Record | Refused]:
+def read(unit: Unit) -> Iterator[EpisodeRecord | Refused]:
     """The episodes of a record file, one record in memory at a time.
 
     Raises:
@@ -240,11 +240,11 @@ def read(unit: Unit) -> Iterator[Record | Refused]:
         raise FormatError(f"the file ends after {done} of the {expected} records that it should have")
 
 
-def _record(unit: Unit, number: int, content: bytes | RecordError) -> Record:
+def _record(unit: Unit, number: int, content: bytes | RecordError) -> EpisodeRecord:
     if isinstance(content, RecordError):
         raise content
     example = Example(content)
-    return Record(unit, number, _task(example, tfds.features(Path(unit.uri).parent)), example)
+    return EpisodeRecord(unit, number, _task(example, tfds.features(Path(unit.uri).parent)), example)
 
 
 def _key(unit: Unit, number: int) -> str:

@@ -36,7 +36,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 """The fields of a row and their types; their meaning stands in `sources.mp4_jsonl`."""
 
 
-def check(row: Mapping[str, Any]) -> None:
+def check_row(row: Mapping[str, Any]) -> None:
     """Refuse a row with a reason.
 
     Raises:
@@ -80,7 +80,7 @@ def episode_key(row: Mapping[str, Any]) -> str:
 
 def video_unit(row: Mapping[str, Any], root: Path, source: str) -> Unit:
     """The unit of one row, whose video lies below `root`; raises `ValueError` as `check` does."""
-    check(row)
+    check_row(row)
     key = "\x1f".join((episode_key(row), row.get("view", "main")))
     return Unit(key, source, str(root / row["video"]), data=row)
 
@@ -100,7 +100,7 @@ def video_episodes(unit: Unit) -> Iterator[Episode | Refused]:
         partial_success=row.get("partial_success"),
         split=row.get("split", ""),
         env_reward=row.get("env_reward"),
-        success=row.get("success"),
+        env_success=row.get("success"),
         fps=row.get("fps"),
     )
 

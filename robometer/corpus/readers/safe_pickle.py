@@ -100,14 +100,14 @@ class Array:
         return np.array(self._value, dtype=dtype, copy=copy)
 
 
-class Record:
+class PickledObject:
     """An object of a class that was not imported: what its attributes were."""
 
     __slots__ = ("fields",)
 
     fields: dict[str, Any]
 
-    def __new__(cls, *_: Any) -> Record:
+    def __new__(cls, *_: Any) -> PickledObject:
         record = object.__new__(cls)
         record.fields = {}
         return record
@@ -166,7 +166,7 @@ class _Unpickler(pickle.Unpickler):
         if (known := self._known.get(path.replace("numpy._core.", "numpy.core."))) is not None:
             return known
         if package in self._records:
-            return Record
+            return PickledObject
         raise FormatError(f"it asks for {module}.{name}, which is no plain data")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -209,10 +209,10 @@ class _Unpickler(pickle.Unpickler):
         self._spend(len(value))
         return value if type(value) is bytes else value.encode("latin-1")
 
-    def _record(self, kind: Any, base: Any, state: Any) -> Record:
-        if kind is not Record:
+    def _record(self, kind: Any, base: Any, state: Any) -> PickledObject:
+        if kind is not PickledObject:
             raise FormatError("it makes an object of something that is no class")
-        return Record()
+        return PickledObject()
 
     def _empty(self, kind: Any, shape: Any, code: Any) -> Array:
         if kind is not _NDARRAY or shape != (0,):

@@ -136,7 +136,7 @@ def _delay(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric
 
 def detection_delay(clip: ClipPrediction) -> float:
     """Frames from success by the simulator's flag to its detection, over T; NaN where one of the two is missing."""
-    said, true = (np.flatnonzero(values > THRESHOLD) for values in (clip.success, clip.success_label))
+    said, true = (np.flatnonzero(values > THRESHOLD) for values in (clip.success, clip.env_success))
     return float(said[0] - true[0]) / len(clip.success) if len(said) and len(true) else math.nan
 
 
@@ -146,10 +146,10 @@ def _compact(group_of: np.ndarray) -> np.ndarray:
 
 
 def _per_frame(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric]:
-    known = [c for c in clips if len(c.success_label) == len(c.success)]
+    known = [c for c in clips if len(c.env_success) == len(c.success)]
     if not known:
         return []
-    scores, labels = np.concatenate([c.success for c in known]), np.concatenate([c.success_label for c in known])
+    scores, labels = np.concatenate([c.success for c in known]), np.concatenate([c.env_success for c in known])
     if len(np.unique(labels)) < 2:
         return []
     of_clip, unit = metrics.grouping([c.task for c in known], [c.id for c in known])

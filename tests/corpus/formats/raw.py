@@ -23,7 +23,7 @@ from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.manifest import read_ledgers
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Known, Rejected, Stored
+from robometer.corpus.writer import ShardEntry
 from robometer.frames import FrameSettings, read_frames
 
 BUNDLED = Path(__file__).resolve().parents[3] / "robometer/data/metaworld"
@@ -80,7 +80,7 @@ def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None
     return Corpus(str(folder / "corpus"))
 
 
-def read(format: str, input: Path, **settings: Any) -> list[Stored | Rejected | Known]:
+def read(format: str, input: Path, **settings: Any) -> list[ShardEntry]:
     """What the job would store of `input`, or refuse, unit by unit; what the listing refuses is an error."""
     units = list(list_units(format, str(input)))
     read = [unit for unit in units if isinstance(unit, Unit)]

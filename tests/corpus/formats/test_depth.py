@@ -15,7 +15,7 @@ from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.formats.common import is_depth
 from robometer.corpus.manifest import SKIP
-from robometer.corpus.writer import Rejected, Stored
+from robometer.corpus.writer import Accepted, Quarantined
 from tests.corpus.formats import images
 from tests.corpus.formats.raw import read, roll_out
 
@@ -32,8 +32,8 @@ def test_a_view_of_that_name_is_left_out(tmp_path: Path) -> None:
     for view in ("front", "front_depth"):
         images.write(tmp_path / "1" / view, roll_out(0).frames)
     kept, left = read("image_folders", tmp_path)
-    assert isinstance(kept, Stored) and kept.record["view"] == "front"
-    assert isinstance(left, Rejected) and (left.row["view"], left.row["stage"]) == ("front_depth", SKIP)
+    assert isinstance(kept, Accepted) and kept.record["view"] == "front"
+    assert isinstance(left, Quarantined) and (left.row["view"], left.row["stage"]) == ("front_depth", SKIP)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.uint8])
@@ -46,9 +46,9 @@ def test_images_of_one_channel_and_many_bits_are_left_out(tmp_path: Path, dtype:
         (tmp_path / f"1/{i}.png").write_bytes(data.tobytes())
     (entry,) = read("image_folders", tmp_path)
     if dtype == np.uint8:  # grey, as some cameras see
-        assert isinstance(entry, Stored)
+        assert isinstance(entry, Accepted)
     else:
-        assert isinstance(entry, Rejected) and entry.row["stage"] == SKIP and "depth" in entry.row["error"]
+        assert isinstance(entry, Quarantined) and entry.row["stage"] == SKIP and "depth" in entry.row["error"]
 
 
 def test_a_video_of_one_channel_and_many_bits_is_left_out(tmp_path: Path) -> None:
@@ -65,4 +65,6 @@ def test_a_video_of_one_channel_and_many_bits_is_left_out(tmp_path: Path) -> Non
     (unit,) = list_units("mp4_jsonl", str(tmp_path))
     assert isinstance(unit, Unit)
     (entry,) = entries([unit], IngestConfig())
-    assert isinstance(entry, Rejected) and entry.row["stage"] == SKIP and "one channel (gray16le)" in entry.row["error"]
+    assert (
+        isinstance(entry, Quarantined) and entry.row["stage"] == SKIP and "one channel (gray16le)" in entry.row["error"]
+    )

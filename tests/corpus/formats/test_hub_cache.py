@@ -12,7 +12,7 @@ import pytest
 from robometer.configs.schema import IngestConfig
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Refused, list_units
-from robometer.corpus.writer import Stored
+from robometer.corpus.writer import Accepted
 from tests.corpus.formats import images, test_lerobot, test_rlds
 from tests.corpus.formats.hdf5_files import write as write_hdf5
 from tests.corpus.formats.raw import hub_cache, roll_out
@@ -123,6 +123,6 @@ def _content(format: str, input: Path) -> list[tuple[str, ...]]:
     units = list(list_units(format, str(input)))
     assert not any(isinstance(unit, Refused) for unit in units), units
     found = list(entries(units, IngestConfig(source=format)))  # type: ignore[arg-type]
-    assert all(isinstance(entry, Stored) for entry in found), found
+    assert all(isinstance(entry, Accepted) for entry in found), found
     names = ("source", "episode_key", "view", "task", "content_hash")
-    return [tuple(entry.record[name] for name in names) for entry in found if isinstance(entry, Stored)]
+    return [tuple(entry.record[name] for name in names) for entry in found if isinstance(entry, Accepted)]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robometer.corpus.formats import FormatError, Refused, Unit, list_units
-from robometer.corpus.writer import Rejected, Stored
+from robometer.corpus.writer import Accepted, Quarantined
 from robometer.frames.video import decode_jpeg, encode_jpeg
 from tests.conftest import SHARED
 from tests.corpus.formats.raw import ingest, read, refusals, roll_out, row_of, rows, shows
@@ -269,11 +269,11 @@ def held(raw: Path) -> dict[str, list[int] | str]:
     """The numbers that the first and the last stored frame of each episode show, or why it is refused."""
     found: dict[str, list[int] | str] = {}
     for entry in read("lerobot", raw):
-        if isinstance(entry, Stored):
+        if isinstance(entry, Accepted):
             frames = np.stack([decode_jpeg(entry.record["frames"][at]) for at in (0, -1)])
             found[entry.record["episode_key"][-1]] = numbers(frames)
         else:
-            assert isinstance(entry, Rejected)
+            assert isinstance(entry, Quarantined)
             found[entry.row["episode_key"][-1]] = entry.row["error"]
     return found
 
@@ -346,7 +346,7 @@ def write_tasks(raw: Path, tasks: Sequence[str], indices: Sequence[int], listed:
 def told(raw: Path) -> str:
     """The task of the one episode, or why it is refused."""
     (entry,) = read("lerobot", raw)
-    return str(entry.record["task"] if isinstance(entry, Stored) else entry.row["error"])  # type: ignore[union-attr]
+    return str(entry.record["task"] if isinstance(entry, Accepted) else entry.row["error"])  # type: ignore[union-attr]
 
 
 def test_of_several_tasks_that_of_most_frames_is_taken_if_it_is_clear(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_gr00t_has_no_frame_index_and_names_the_task_elsewhere(tmp_path: Path) -
     columns = {"index": range(11, -1, -1), "annotation.human.action.task_description": [2] * 12}
     raw = write_tasks(tmp_path / "raw", ["cup", "valid", "pear"], [0] * 12, ["cup", "pear", "valid"], **columns)
     (entry,) = read("lerobot", raw)
-    assert isinstance(entry, Stored) and entry.record["task"] == "pear"
+    assert isinstance(entry, Accepted) and entry.record["task"] == "pear"
     clip = roll_out(0).frames[np.arange(11, -1, -1) % len(roll_out(0).frames)]  # in the order of index
     first = decode_jpeg(entry.record["frames"][0])
     small = cv2.resize(clip[0], first.shape[1::-1], interpolation=cv2.INTER_AREA)
@@ -408,7 +408,7 @@ def test_templates_of_any_make_are_filled_in(tmp_path: Path, template: str) -> N
     (raw / path).parent.mkdir(parents=True, exist_ok=True)
     next(raw.rglob("*.mp4")).rename(raw / path)
     (raw / "meta/info.json").write_text(json.dumps({**info, "video_path": template}))
-    assert [entry.record["view"] for entry in read("lerobot", raw) if isinstance(entry, Stored)] == ["front", "top"]
+    assert [entry.record["view"] for entry in read("lerobot", raw) if isinstance(entry, Accepted)] == ["front", "top"]
 
 
 @pytest.mark.parametrize(("template", "reason"), [("videos/{episode_index}.mp4", "all cameras one video"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robometer.corpus.writer import Stored
+from robometer.corpus.writer import Accepted
 from tests.corpus.formats.raw import ingest, read, roll_out, row_of, rows, shows
 from tests.test_ingest import write_data
 
@@ -38,7 +38,7 @@ def test_lines_become_trajectories(ray_local: None, tmp_path: Path) -> None:
 def test_the_simulators_truth_is_that_of_the_frames_kept(tmp_path: Path) -> None:
     """Of twelve frames six are kept: 0, 2.2, 4.4, 6.6, 8.8, 11, rounded."""
     (entry,) = read("mp4_jsonl", write_data(tmp_path / "raw", 1))
-    assert isinstance(entry, Stored)
+    assert isinstance(entry, Accepted)
     kept = [0, 2, 4, 7, 9, 11]
     assert list(entry.record["frame_index"]) == kept
     assert entry.record["env_reward"] == pytest.approx([i / 12 for i in kept])

@@ -14,7 +14,7 @@ import pytest
 from robometer.corpus.formats import FormatError, Unit, list_units, rlds
 from robometer.corpus.identity import Sealer
 from robometer.corpus.readers.tfds import reading_order
-from robometer.corpus.writer import Rejected, Stored
+from robometer.corpus.writer import Accepted, Quarantined
 from robometer.frames.video import encode_jpeg
 from tests.conftest import SHARED
 from tests.corpus.formats.raw import ingest, read, refusals, roll_out, row_of, rows, shows
@@ -233,7 +233,7 @@ def told(folder: Path, **features: Any) -> tuple[str, str]:
     content = {"steps/observation/image": jpegs(_frames(0)), **{k.replace("__", "/"): v for k, v in features.items()}}
     data_set(folder / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [[example(content)]]})
     (entry,) = read("rlds", folder)
-    if isinstance(entry, Stored):
+    if isinstance(entry, Accepted):
         return entry.record["task"], entry.record["quality_label"]
     return "", entry.row["error"]  # type: ignore[union-attr]
 
@@ -266,7 +266,7 @@ def test_a_path_of_two_outcomes_is_refused_alone(tmp_path: Path) -> None:
     records = [_episode(0, "image"), _episode(1, "image", **path), _episode(2, "image")]
     data_set(tmp_path / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [records]})
     first, second, third = read("rlds", tmp_path)
-    assert isinstance(first, Stored) and isinstance(third, Stored) and not isinstance(second, Stored)
+    assert isinstance(first, Accepted) and isinstance(third, Accepted) and not isinstance(second, Accepted)
     assert third.record["episode_key"].endswith("#2")
     assert "names both success and failure" in second.row["error"]  # type: ignore[union-attr]
 
@@ -312,11 +312,11 @@ def test_where_instructions_are_found(tmp_path: Path, features: dict[str, Any], 
 def test_files_that_are_compressed_as_a_whole_are_read(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     records = [_episode(n, "image", task=f"task {n}") for n in range(3)]
     data_set(tmp_path / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [records]})
-    plain = [entry.record["content_hash"] for entry in read("rlds", tmp_path) if isinstance(entry, Stored)]
+    plain = [entry.record["content_hash"] for entry in read("rlds", tmp_path) if isinstance(entry, Accepted)]
     (file,) = tmp_path.rglob("*.tfrecord*")
     packed = pack(file.read_bytes())
     file.write_bytes(packed)
-    assert [entry.record["content_hash"] for entry in read("rlds", tmp_path) if isinstance(entry, Stored)] == plain
+    assert [entry.record["content_hash"] for entry in read("rlds", tmp_path) if isinstance(entry, Accepted)] == plain
     file.write_bytes(packed[: len(packed) * 2 // 3])
     *_, last = read("rlds", tmp_path)
-    assert isinstance(last, Rejected) and "breaks off, or is damaged" in last.row["error"]
+    assert isinstance(last, Quarantined) and "breaks off, or is damaged" in last.row["error"]
