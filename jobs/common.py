@@ -12,6 +12,7 @@ from robometer.configs import Config, ConfigError, load
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
 from robometer.runs.redaction import RedactingFormatter, redacted
+from robometer.text import table
 
 
 def main(
@@ -96,9 +97,7 @@ def metrics_table(found: Mapping[str, Any]) -> str:
         for evaluation, metric in names
     ]
     header = ["metric", *(f"{split}: value [95 % interval] n" for split in splits)]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    return "\n".join([f"model {found['provenance']['model']}, {found['provenance']['mode']}", *lines])
+    return f"model {found['provenance']['model']}, {found['provenance']['mode']}\n{table(header, rows)}"
 
 
 def _cell(metric: Mapping[str, Any] | None) -> str:

@@ -18,6 +18,7 @@ from robometer.frames import FrameSettings, overridden, read_frames, shown_to
 from robometer.frames.video import Video, VideoLimits, probe
 from robometer.runs import paths
 from robometer.scoring import Clip, ClipScore, Scorer
+from robometer.text import table
 
 HELP = """
 robometer score: score one video: progress and success at every frame, and the reward (the progress at the last one).
@@ -130,12 +131,13 @@ def _as_dict(arguments: argparse.Namespace, model: str, video: Video, score: Cli
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    print(f"{'frame':>6} {'time':>8} {'progress':>9} {'P(success)':>11}")
     times = result["time_s"] or [None] * result["num_frames"]
-    for frame, time, progress, success in zip(
-        result["frame_index"], times, result["progress"], result["success"], strict=True
-    ):
-        print(f"{frame:>6} {'' if time is None else f'{time:.2f} s':>8} {progress:>9.3f} {success:>11.3f}")
+    columns = result["frame_index"], times, result["progress"], result["success"]
+    rows = [
+        (str(frame), "" if time is None else f"{time:.2f} s", f"{progress:.3f}", f"{success:.3f}")
+        for frame, time, progress, success in zip(*columns, strict=True)
+    ]
+    print(table(("frame", "time", "progress", "P(success)"), rows))
     print(
         f"\nreward {result['reward']:.3f} (progress at the last of {result['num_frames']} frames, "
         f"of {result['num_source_frames']} in the video), by {result['model']}, for the task {result['task']!r}"

@@ -21,6 +21,7 @@ from ray.exceptions import RayTaskError
 
 from pipelines.cluster import interactive, progress_bar, watched
 from robometer import simulation
+from robometer.files import write_atomically
 from robometer.simulation import EpisodeSpec, SimulationError, SimulationSettings
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def simulate(settings: SimulationSettings, out: Path, max_in_flight: int | None 
         if mp4 is None or row is None:
             unlabelled.append(spec.key)
         else:
-            _write_atomically(out / spec.video, mp4)
+            write_atomically(out / spec.video, mp4)
             rows[spec.key] = row
         if time.monotonic() - written_at > WRITE_EVERY_S:
             _write_rows(out, rows)
@@ -137,7 +138,7 @@ def _claim(out: Path, settings: SimulationSettings) -> None:
             changed = ", ".join(sorted(name for name in wanted | found if wanted.get(name) != found.get(name)))
             raise SimulationError(f"{out} holds clips made with another {changed}; choose another folder or delete it")
     else:
-        _write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_atomically(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def _read_rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -152,15 +153,7 @@ def _read_rows(out: Path) -> dict[str, dict[str, Any]]:
 def _write_rows(out: Path, rows: dict[str, dict[str, Any]]) -> None:
     """All rows, sorted by key, so that the file does not depend on which worker was first."""
     lines = "".join(json.dumps(rows[key], separators=(",", ":")) + "\n" for key in sorted(rows))
-    _write_atomically(out / ROWS_FILE, lines.encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_atomically(out / ROWS_FILE, lines)
 
 
 def _summary(

@@ -29,9 +29,10 @@ from pipelines.training.checkpointing import MODEL, TrainingError, known
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
+from robometer.files import write_atomically
 from robometer.report import plots
 from robometer.runs import tracking
-from robometer.runs.outputs import exclusive_folder, with_absolute_paths, write_atomically
+from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS
 
 logger = logging.getLogger(__name__)

@@ -34,11 +34,12 @@ from pipelines.training.worker import train_worker
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
+from robometer.files import write_atomically
 from robometer.models.checkpoint import build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
 from robometer.report import plots
 from robometer.runs import tracking
-from robometer.runs.outputs import exclusive_folder, with_absolute_paths, write_atomically
+from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
 

@@ -63,7 +63,7 @@ def test_a_page_that_fails_leaves_the_last_one(storage: Storage, tmp_path: Path)
     Path(storage.path, "shards", "a.arrow").unlink()
     with pytest.raises(OSError):
         write_page(Corpus(storage.path), tmp_path / "corpus.html")
-    assert (tmp_path / "corpus.html").read_text() == before and not list(tmp_path.glob("*.part"))
+    assert (tmp_path / "corpus.html").read_text() == before and not list(tmp_path.glob("*.tmp"))
 
 
 def test_the_command_writes_a_page_where_it_is_told(storage: Storage, tmp_path: Path) -> None:

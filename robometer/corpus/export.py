@@ -17,9 +17,6 @@ largest are padded with black on the right and below.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -35,6 +32,7 @@ from av.video.frame import PictureType
 
 from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
+from robometer.files import atomic_folder
 
 CAMERA = "observation.images.main"
 DEFAULT_FPS = 10
@@ -110,13 +108,8 @@ def export_lerobot(
     target = Path(path)
     if target.exists():
         raise ExportError(f"{target} exists: give a folder that does not, so that nothing of it is overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        _Export(corpus, folder, chosen, rate, scores).run()
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with atomic_folder(target, overwrite=False) as staging:
+        _Export(corpus, staging, chosen, rate, scores).run()
     return len(chosen)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from robometer.configs.schema import SamplingConfig
 from robometer.corpus.cards import cards, spread
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.overview import overview
+from robometer.files import atomic_file
 from robometer.sampling.columns import Columns
 from robometer.trajectory import QUALITY_LABELS
 
@@ -67,13 +67,8 @@ def write_page(
             split=split,
         )
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(f"{path}.part")
-    try:
-        page.dump(str(unfinished), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(path) as staging:
+        page.dump(str(staging), encoding="utf-8")
     return len(chosen)
 
 

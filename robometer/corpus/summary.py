@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.manifest import SKIP
+from robometer.text import table
 from robometer.trajectory import QUALITY_LABELS
 
 MAX_TASKS = 60
@@ -87,19 +87,6 @@ def render(summary: Summary, max_tasks: int = MAX_TASKS) -> str:
         skipped = [(reason, str(n)) for (_, reason), n in summary.left_out.items()]
         parts.append(table(("left out by design", "episodes"), skipped))
     return "\n\n".join(parts)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text columns under a ruled header; a column of numbers is set flush right."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    right = [bool(rows) and all(row[i].isdigit() for row in rows) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
-        return "  ".join(parts).rstrip()
-
-    return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])
 
 
 def _counts(table: pa.Table, *names: str) -> dict[tuple[Any, ...], int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from robometer import text
 from robometer.configs.schema import Config, ModelConfig
 from robometer.models.checkpoint import backbone_folder, empty_model, frames_of, load_provenance
 from robometer.models.layouts import BACKBONE, Description
@@ -79,9 +80,7 @@ def table(groups: list[Group]) -> str:
         [g.name, *(f"{n:,}" for n in (g.tensors, g.parameters, g.size_bytes, g.missing, g.unexpected, g.misshaped))]
         for g in groups
     ]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [header, *rows]]
-    return "\n".join("  ".join(row) for row in aligned)
+    return text.table(header, rows)
 
 
 def summary(found: Description, revision: str = "") -> str:

@@ -26,6 +26,7 @@ from typing import Any
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
+from robometer.files import write_atomically
 from robometer.runs.paths import absolute_path, make_folder
 
 logger = logging.getLogger(__name__)
@@ -87,13 +88,6 @@ def exclusive_folder(name: str, folder: str | Path) -> Iterator[None]:
         lease.release()
         if in_main:
             signal.signal(LOST, before or signal.SIG_DFL)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, whenever the job is killed."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 class _Lease:

@@ -7,7 +7,6 @@ card that says only what was recorded: a model without metrics is "not evaluated
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from robometer.configs.loading import save
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
+from robometer.files import atomic_folder
 from robometer.models.checkpoint import (
     PROVENANCE,
     backbone_folder,
@@ -303,19 +303,8 @@ def to_folder(what: Publication, folder: str) -> Path:
     """
     target = Path(folder).absolute()
     _check_free(what, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with atomic_folder(target) as staging:
         write(what, staging, target.name, folder)
-        if target.exists():
-            target.rename(old)
-        staging.rename(target)
-    finally:
-        if not target.exists() and old.exists():
-            old.rename(target)
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
