@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import (
     ClipPrediction,
     InstructionPrediction,
@@ -27,13 +26,13 @@ from robometer.evaluation.views import (
     counterfactual,
     paraphrases,
 )
-from robometer.trajectory import QUALITY_LABELS
+from robometer.trajectory import FAILURE, QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
 SPLIT, PAIRS_PER_TASK = "seen", 50
 SHOWN = (FORWARD, REVERSED, REWOUND, RETRY, CYCLE, HESITATION, MEMORY)
 """The views of a successful clip; others are shown forwards alone."""
 
-_REACH = {"failure": 0.2, "suboptimal": 0.6, BEST: 1.0}
+_REACH = {FAILURE: 0.2, SUBOPTIMAL: 0.6, SUCCESSFUL: 1.0}
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def predictions(count: int, tasks: int = 50, seed: int = 0) -> Predictions:
 
 def _clips(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
     for one in there:
-        for view in SHOWN if one.quality == BEST else (FORWARD,):
+        for view in SHOWN if one.quality == SUCCESSFUL else (FORWARD,):
             yield _clip(one, view, rng)
 
 
@@ -82,7 +81,7 @@ def _clip(one: _Trajectory, view: str, rng: np.random.Generator) -> ClipPredicti
 
 def _instructions(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
     for one in there:
-        if one.quality != BEST:
+        if one.quality != SUCCESSFUL:
             continue
         turned = counterfactual(one.task)
         said = [(one.task, "own"), *((name, "other") for name in names if name != one.task)]
@@ -98,7 +97,7 @@ def _pairs(there: list[_Trajectory], names: list[str], rng: np.random.Generator)
     """Up to 50 pairs of each kind per task."""
     for task in names:
         ranked = [[one for one in there if (one.task, one.quality) == (task, quality)] for quality in QUALITY_LABELS]
-        foreign = [one for one in there if one.task != task and one.quality == BEST]
+        foreign = [one for one in there if one.task != task and one.quality == SUCCESSFUL]
         lesser = [(high, low) for i, low in enumerate(ranked) for high in ranked[i + 1 :] if low and high]
         candidates = {"quality": lesser, "task": [(ranked[-1], foreign)], "reversed": [(ranked[-1], ranked[-1])]}
         for kind, sides in candidates.items():

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from robometer.errors import RobometerError
+from robometer.trajectory import QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class SimulationError(RobometerError):
     """A simulation that cannot be made; the message says why in one sentence."""
 
 
-QUALITIES = ("successful", "suboptimal", "failure")
+QUALITIES = QUALITY_LABELS[::-1]  # the seeds of episodes follow from this order
 SOURCE = "metaworld"
 VIEW = "corner2"
 
@@ -384,10 +385,10 @@ def _act(stage: _Stage, quality: str, rng: np.random.Generator, noise: float) ->
     success = stage.play(scene_seed, expert, HORIZON_STEPS, hold_steps)
     if not success.success[-1] or success.success[0] or len(success) < MIN_STEPS:
         return None
-    if quality == "successful":
+    if quality == SUCCESSFUL:
         return success
     steps = max(MIN_STEPS, round(len(success) * rng.uniform(0.8, 1.2)))
-    if quality == "suboptimal":
+    if quality == SUBOPTIMAL:
         turn = round((len(success) - hold_steps) * rng.uniform(0.5, 0.75))
         controller = _with_noise(_lose_interest(stage.expert(), turn, rng), noise, noise_seed)
     elif rng.random() < 0.8:
@@ -399,7 +400,7 @@ def _act(stage: _Stage, quality: str, rng: np.random.Generator, noise: float) ->
         return None
     at_rest = stage.play(scene_seed, _idle, MIN_STEPS, hold_steps=0)
     reached = trace.reached(success, at_rest)
-    if quality == "suboptimal":
+    if quality == SUBOPTIMAL:
         agreed = SUBOPTIMAL_REACHED[0] <= reached <= SUBOPTIMAL_REACHED[1]
     else:
         may_move = at_rest.moved() + max(MIN_MOVE_M, MAX_FAILURE_MOVE * success.moved())

@@ -12,7 +12,7 @@ import pyarrow as pa
 from robometer.errors import RobometerError
 from robometer.frames.recording import Recording
 
-QUALITY_LABELS = ("failure", "suboptimal", "successful")
+FAILURE, SUBOPTIMAL, SUCCESSFUL = QUALITY_LABELS = ("failure", "suboptimal", "successful")
 """From worst to best: the index of a label is its rank in policy ranking."""
 
 _SYNONYMS = {"failed": "failure", "fail": "failure", "optimal": "successful", "success": "successful"}

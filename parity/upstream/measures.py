@@ -18,10 +18,9 @@ from scipy.special import log_softmax
 from robometer.evaluation import metrics
 from robometer.evaluation.measures.confusion_matrix import matrix_of
 from robometer.evaluation.measures.partial_success import grade
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, InstructionPrediction, PairPrediction
 from robometer.evaluation.results import Matrix
-from robometer.trajectory import QUALITY_LABELS
+from robometer.trajectory import QUALITY_LABELS, SUCCESSFUL
 
 AGGREGATES = ("last", "avg", "sum")
 """What one reward of a trajectory is made of its predictions."""
@@ -277,7 +276,7 @@ def reward_alignment(
     trajectories: Sequence[Judged], prefixes: bool, last_only: bool = False, relative: bool = False
 ) -> Values:
     """`pearson` and `squared_error` of the successful trajectories, an undefined correlation 0; NaN without any."""
-    good = [scored_frames(t, prefixes, last_only, relative) for t in trajectories if t.quality_label == BEST]
+    good = [scored_frames(t, prefixes, last_only, relative) for t in trajectories if t.quality_label == SUCCESSFUL]
     if not good:
         return {"pearson": math.nan, "squared_error": math.nan}
     correlations = np.nan_to_num([metrics.pearson(target, prediction) for prediction, target in good])

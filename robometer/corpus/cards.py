@@ -13,7 +13,7 @@ import numpy as np
 from robometer.corpus.corpus import Corpus
 from robometer.frames.video import encode_jpeg, thin
 from robometer.report.drawing import Span, place, points, spans
-from robometer.sampling.columns import SUCCESSFUL, Columns
+from robometer.sampling.columns import SUCCESSFUL_RANK, Columns
 from robometer.sampling.strategies import Subject
 from robometer.sampling.targets import is_partial, reached, success_labels
 from robometer.trajectory import QUALITY_LABELS
@@ -80,7 +80,7 @@ def spread(columns: Columns, rows: np.ndarray, max_clips: int) -> list[int]:
     """
     source, task, quality = columns.source[rows], columns.task_text[rows], columns.quality[rows]
     number = np.random.default_rng(0).permutation(len(columns.task_texts))[task]
-    rotated = (SUCCESSFUL - quality + number) % len(QUALITY_LABELS)
+    rotated = (SUCCESSFUL_RANK - quality + number) % len(QUALITY_LABELS)
     of_task = source.astype(np.int64) * max(1, len(columns.task_texts)) + number
     of_quality = of_task * len(QUALITY_LABELS) + quality
     turn = _places(of_quality)

@@ -24,9 +24,7 @@ from robometer.evaluation.views import (
     paraphrases,
 )
 from robometer.sampling.groups import resolve
-from robometer.trajectory import QUALITY_LABELS, normalise_task
-
-BEST = QUALITY_LABELS[-1]
+from robometer.trajectory import QUALITY_LABELS, SUCCESSFUL, normalise_task
 
 Rows = Sequence[int] | np.ndarray
 
@@ -139,7 +137,7 @@ def plan_split(
     following = _following(corpus, labels, seed) if MEMORY in views else {}
 
     def clip(row: int, task: str) -> Query:
-        if labels.quality[row] != BEST:
+        if labels.quality[row] != SUCCESSFUL:
             return Query(split, row, task)
         said = [(text, "other") for text in tasks if text != task and "confusion_matrix" in evaluations]
         if "instruction_grounding" in evaluations:
@@ -159,7 +157,7 @@ def plan_split(
 def _following(corpus: Corpus, labels: _Labels, seed: int) -> dict[int, int]:
     """For each successful clip one of another task that can come after it: of its source, camera and size."""
     alike: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    rows = sorted(row for row, quality in labels.quality.items() if quality == BEST)
+    rows = sorted(row for row, quality in labels.quality.items() if quality == SUCCESSFUL)
     kinds = corpus.manifest.select(["source", "view", "height", "width"]).take(pa.array(rows, pa.int64()))
     for row, kind in zip(rows, zip(*(column.to_pylist() for column in kinds.columns), strict=True), strict=True):
         alike[tuple(map(str, kind))][labels.task[row]].append(row)
@@ -204,8 +202,8 @@ def select_rows(corpus: Corpus, split: str, max_clips: int, seed: int, sources: 
 def _pairs(labels: _Labels, split: str, limit: int, seed: int) -> list[Query]:
     cells = {quality: labels.by_task(quality) for quality in QUALITY_LABELS}
     queries = []
-    for task, foreign in _others(cells[BEST]):
-        successes = cells[BEST][task]
+    for task, foreign in _others(cells[SUCCESSFUL]):
+        successes = cells[SUCCESSFUL][task]
         ranked = [cells[quality][task] for quality in QUALITY_LABELS]
         blocks: dict[str, list[tuple[Rows, Rows]]] = {
             "quality": [(high, low) for i, low in enumerate(ranked) for high in ranked[i + 1 :]],

@@ -10,11 +10,12 @@ import numpy as np
 
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.measures import policy_ranking, preference, reward_alignment, success_detection
-from robometer.evaluation.plan import BEST, Query, plan_split
+from robometer.evaluation.plan import Query, plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.views import FORWARD, REVERSED
 from robometer.scoring import Scorer
+from robometer.trajectory import SUCCESSFUL
 
 BATCH_SIZE = 16
 
@@ -44,7 +45,7 @@ def _quick(query: Query) -> Query:
 
 def summary(predictions: Predictions) -> dict[str, float]:
     """The headline numbers of one split; NaN where undefined."""
-    good = [c for c in predictions.clips if c.quality_label == BEST]
+    good = [c for c in predictions.clips if c.quality_label == SUCCESSFUL]
     ranking = policy_ranking.summary(predictions.clips)
     return {
         "voc": reward_alignment.mean_correlation([c for c in good if c.view == FORWARD]),

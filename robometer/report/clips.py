@@ -13,14 +13,13 @@ import numpy as np
 
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.measures.reward_alignment import target_progress
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction
 from robometer.evaluation.views import FORWARD
 from robometer.frames.video import encode_jpeg
 from robometer.report.drawing import points, spans
 from robometer.report.runs import EvaluationRun
 from robometer.report.tables import number
-from robometer.trajectory import QUALITY_LABELS
+from robometer.trajectory import QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
 FRAME_WIDTH = 176  # px, of the frames in the page
 MAX_FRAMES_SHOWN = 48  # per clip
@@ -69,7 +68,7 @@ def _of_each_quality(clips: Sequence[ClipPrediction], worst: bool) -> dict[str, 
             middle = members[len(members) // 2]
             chosen[middle.id] = [f"typical: median last-frame progress ({number(float(middle.progress[-1]))})"]
         if worst and len(members) > 2:
-            end = "lowest" if quality == BEST else "highest"
+            end = "lowest" if quality == SUCCESSFUL else "highest"
             chosen[members[-1].id] = [f"worst judged: {end} ({number(float(members[-1].progress[-1]))})"]
     return chosen
 
@@ -77,7 +76,7 @@ def _of_each_quality(clips: Sequence[ClipPrediction], worst: bool) -> dict[str, 
 def _error(clip: ClipPrediction) -> float:
     """How badly the last frame is judged: a success should end high, anything else low."""
     last = float(clip.progress[-1])
-    return 1 - last if clip.quality_label == BEST else last
+    return 1 - last if clip.quality_label == SUCCESSFUL else last
 
 
 def _compared(own: Mapping[str, Sequence[ClipPrediction]], shown: Mapping[str, Shown]) -> dict[str, list[str]]:
@@ -86,7 +85,7 @@ def _compared(own: Mapping[str, Sequence[ClipPrediction]], shown: Mapping[str, S
         chosen[id] += [f"{next(iter(own))}: {why}" for why in found]
     for name, clips in own.items():
         # a suboptimal clip ends somewhere between, nobody says where
-        judged = [c for c in clips if c.quality_label in (BEST, QUALITY_LABELS[0])]
+        judged = [c for c in clips if c.quality_label != SUBOPTIMAL]
         for clip in sorted(judged, key=lambda c: (-_error(c), c.id))[:WORST_PER_RUN]:
             chosen[clip.id].append(f"worst judged by {name} ({number(float(clip.progress[-1]))})")
     disputed = sorted(((gap, id, a, b) for id, found in shown.items() for gap, a, b in _gap(found)), reverse=True)
@@ -144,7 +143,7 @@ def _series(runs: Sequence[EvaluationRun], found: Shown, reward_range: tuple[flo
             for i, run in enumerate(runs)
             if run.name in found and len(found[run.name].progress) == count
         ]
-    if clip.quality_label == BEST:
+    if clip.quality_label == SUCCESSFUL:
         series.append(_one("true progress", "target", target_progress(count)))
     low, high = reward_range
     if len(clip.env_reward) == count and high > low:

@@ -10,12 +10,11 @@ import numpy as np
 
 from robometer.evaluation import metrics
 from robometer.evaluation.measures.success_detection import last_success
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.results import Matrix, Row
 from robometer.evaluation.views import FORWARD
 from robometer.report.runs import EvaluationRun, splits_of
 from robometer.report.tables import number
-from robometer.trajectory import QUALITY_LABELS
+from robometer.trajectory import QUALITY_LABELS, SUCCESSFUL
 
 LABEL_CHARACTERS = 34  # of a task beside the confusion matrix; all of it shows on hovering
 
@@ -111,7 +110,7 @@ def reliability(runs: Sequence[EvaluationRun]) -> list[Figure]:
         for i, run in enumerate(runs):
             clips = [c for c in run.predictions.split(split).clips if c.view == FORWARD]
             if clips:
-                labels = np.array([float(c.quality_label == BEST) for c in clips])
+                labels = np.array([float(c.quality_label == SUCCESSFUL) for c in clips])
                 curves.append({"model": i, "name": run.name} | _reliability_curve(last_success(clips), labels))
         if curves:
             made.append({"split": split, "curves": curves})

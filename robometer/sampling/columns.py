@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from robometer.configs.schema import SamplingConfig
 from robometer.sampling.strategies import Subject
 from robometer.sampling.targets import SourceFacts, source_facts, supervises_progress
-from robometer.trajectory import QUALITY_LABELS, normalise_task
+from robometer.trajectory import QUALITY_LABELS, SUCCESSFUL, normalise_task
 
-SUCCESSFUL = QUALITY_LABELS.index("successful")
+SUCCESSFUL_RANK = QUALITY_LABELS.index(SUCCESSFUL)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Columns:
     @property
     def successful(self) -> np.ndarray:
         """Rows whose quality label is `successful`, bool [R]."""
-        return np.asarray(self.quality == SUCCESSFUL)
+        return np.asarray(self.quality == SUCCESSFUL_RANK)
 
     @property
     def embodied_task(self) -> np.ndarray:
@@ -90,7 +90,7 @@ class Columns:
 
     def successful_row(self, row: int) -> bool:
         """Whether a row's quality label is `successful`."""
-        return bool(self.quality[row] == SUCCESSFUL)
+        return bool(self.quality[row] == SUCCESSFUL_RANK)
 
     def source_of(self, row: int) -> str:
         """Source name of a row."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from robometer.evaluation import metrics
 from robometer.evaluation.metrics import Resampling
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import PAIR_KINDS, PairPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
+from robometer.trajectory import SUCCESSFUL
 
 NAME = "preference"
 
@@ -42,7 +42,7 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
         if pairs:
             found += _metrics(kind, pairs, settings)
     for name, (of_success, meaning) in _QUALITY_PARTS.items():
-        part = [p for p in predictions.pairs if p.kind == "quality" and (p.chosen_quality == BEST) == of_success]
+        part = [p for p in predictions.pairs if p.kind == "quality" and (p.chosen_quality == SUCCESSFUL) == of_success]
         if part:
             found.append(_metrics("quality", part, settings)[0].renamed(name, meaning))
     return Result(NAME, split, found, _per_task(predictions.pairs))

@@ -16,10 +16,10 @@ import numpy as np
 
 from robometer.evaluation import metrics
 from robometer.evaluation.metrics import Resampling
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
 from robometer.evaluation.views import FORWARD, REVERSED, REWOUND
+from robometer.trajectory import SUCCESSFUL
 
 NAME = "reward_alignment"
 
@@ -48,12 +48,12 @@ def target_progress(frames: int) -> np.ndarray:
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Mean correlations of a split's clips; see the module for what they are with."""
-    good = [c for c in predictions.clips if c.quality_label == BEST]
+    good = [c for c in predictions.clips if c.quality_label == SUCCESSFUL]
     forward = [c for c in good if c.view == FORWARD]
     if not forward:
         return Result(NAME, split, skipped="no successful clips")
     backward, rewound = ([c for c in good if c.view == view] for view in (REVERSED, REWOUND))
-    unsuccessful = [c for c in predictions.clips if c.quality_label != BEST and c.view == FORWARD]
+    unsuccessful = [c for c in predictions.clips if c.quality_label != SUCCESSFUL and c.view == FORWARD]
     found = []
     for name, (correlation, meaning) in _WITH_TIME.items():
         found.append(correlation_metric(name, forward, _time, correlation, settings, meaning))

@@ -15,10 +15,10 @@ import numpy as np
 from robometer.evaluation import metrics
 from robometer.evaluation.measures.reward_alignment import correlation_by_task, correlation_metric
 from robometer.evaluation.metrics import Resampling
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
 from robometer.evaluation.views import CYCLE, HESITATION, MEMORY, RETRY
+from robometer.trajectory import SUCCESSFUL
 
 NAME = "robustness"
 
@@ -34,7 +34,7 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
     """Correlations with the progress of the state shown, and the drift of a picture that stands still."""
     of_view: dict[str, list[ClipPrediction]] = defaultdict(list)
     for clip in predictions.clips:
-        if clip.quality_label == BEST:
+        if clip.quality_label == SUCCESSFUL:
             of_view[clip.view].append(clip)
     found = [
         correlation_metric(

@@ -10,10 +10,10 @@ import numpy as np
 
 from robometer.evaluation import metrics
 from robometer.evaluation.metrics import Resampling
-from robometer.evaluation.plan import BEST
 from robometer.evaluation.predictions import ClipPrediction, Predictions
 from robometer.evaluation.results import Metric, Result, Row
 from robometer.evaluation.views import FORWARD
+from robometer.trajectory import SUCCESSFUL
 
 NAME = "success_detection"
 
@@ -23,7 +23,7 @@ THRESHOLD = 0.5
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
     """Per clip (largest and last probability against the label) and per frame (against the simulator's flag)."""
     clips = [c for c in predictions.clips if c.view == FORWARD]
-    labels = np.array([float(c.quality_label == BEST) for c in clips])
+    labels = np.array([float(c.quality_label == SUCCESSFUL) for c in clips])
     if len(np.unique(labels)) < 2:
         return Result(NAME, split, skipped="needs clips that succeed and clips that do not")
     group_of, unit = metrics.grouping([c.task for c in clips], [c.id for c in clips])
@@ -50,7 +50,7 @@ def max_success(clips: Sequence[ClipPrediction]) -> np.ndarray:
 def clip_auroc(clips: Sequence[ClipPrediction]) -> float:
     """AUROC of the last success probability against the label over forward clips; NaN with one class only."""
     forward = [c for c in clips if c.view == FORWARD]
-    return float(metrics.auroc(last_success(forward), [c.quality_label == BEST for c in forward])[0])
+    return float(metrics.auroc(last_success(forward), [c.quality_label == SUCCESSFUL for c in forward])[0])
 
 
 def _areas(
@@ -164,8 +164,8 @@ def _per_task(clips: Sequence[ClipPrediction]) -> list[Row]:
         groups[clip.task].append(clip)
     rows: list[Row] = []
     for task, members in sorted(groups.items()):
-        good = [c for c in members if c.quality_label == BEST]
-        other = [c for c in members if c.quality_label != BEST]
+        good = [c for c in members if c.quality_label == SUCCESSFUL]
+        other = [c for c in members if c.quality_label != SUCCESSFUL]
         rows.append(
             {
                 "task": task,
