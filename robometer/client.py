@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 import numpy as np
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_before_delay
 
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
@@ -119,25 +118,28 @@ class RemoteScorer:
         return self._request("POST", route, data={"task": task}, files=files)
 
     def _request(self, method: str, route: str, **body: Any) -> dict[str, Any]:
-        started_s = time.monotonic()
-        for tries in itertools.count(1):
-            retry_after = ""
-            try:
-                response = self._http.request(method, route, **body)
-                if not _may_pass(response):
-                    return self._answer(response)
-                trouble, retry_after = self._refusal(response), response.headers.get("retry-after", "")
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise ScoringError(f"{self.url!r} is not the URL of an endpoint: {error}") from error
-            except httpx.TimeoutException as error:
-                raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
-            except httpx.RequestError as error:
-                trouble = f"no endpoint answers at {self.url}: {error or type(error).__name__}"
-            pause_s, spent_s = _pause_s(retry_after, tries), time.monotonic() - started_s
-            if spent_s + pause_s > self._patience_s:
-                raise ScoringError(f"{trouble} (tried {tries} times in {spent_s:.0f} s)")
-            time.sleep(pause_s)
-        raise AssertionError("the loop ends by an answer or an error")
+        retrying = Retrying(
+            retry=retry_if_exception_type(_TryAgain), wait=_pause_after, stop=stop_before_delay(self._patience_s)
+        )
+        try:
+            return retrying(self._try, method, route, **body)
+        except RetryError as error:
+            tries, seconds = error.last_attempt.attempt_number, retrying.statistics["delay_since_first_attempt"]
+            times = "once" if tries == 1 else f"{tries} times"
+            raise ScoringError(f"{error.last_attempt.exception()} (tried {times} in {seconds:.0f} s)") from error
+
+    def _try(self, method: str, route: str, **body: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, route, **body)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ScoringError(f"{self.url!r} is not the URL of an endpoint: {error}") from error
+        except httpx.TimeoutException as error:
+            raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
+        except httpx.RequestError as error:
+            raise _TryAgain(f"no endpoint answers at {self.url}: {error or type(error).__name__}") from error
+        if _may_pass(response):
+            raise _TryAgain(self._refusal(response), response.headers.get("retry-after", ""))
+        return self._answer(response)
 
     def _answer(self, response: httpx.Response) -> dict[str, Any]:
         answer = _object(response)
@@ -189,7 +191,20 @@ def _npy(frames: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+class _TryAgain(Exception):
+    """Why a try failed, where the next one may succeed; `retry_after` is the endpoint's header."""
+
+    def __init__(self, reason: str, retry_after: str = "") -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+def _pause_after(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return _pause_s(error.retry_after if isinstance(error, _TryAgain) else "", state.attempt_number)
+
+
 def _pause_s(retry_after: str, tries: int) -> float:
     """Seconds that the endpoint asked for, else a pause that doubles."""
-    asked_s = float(retry_after) if retry_after.isdecimal() else 0.25 * 2.0 ** min(tries - 1, 4)
-    return min(asked_s, MAX_WAIT_S)
+    seconds = float(retry_after) if retry_after.isdecimal() else 0.25 * 2.0 ** min(tries - 1, 4)
+    return min(seconds, MAX_WAIT_S)

@@ -385,7 +385,7 @@ MUTANTS = (
     Mutant("the client gives up on overload", "robometer/client.py",
            "return response.status_code == 503 or", "return response.status_code == 529 or", "tests/test_client.py -k 'capacity'"),
     Mutant("the client does not wait as it is told", "robometer/client.py",
-           "asked_s = float(retry_after) if retry_after.isdecimal() else", "asked_s = 0.0 if retry_after.isdecimal() else",
+           "seconds = float(retry_after) if retry_after.isdecimal() else", "seconds = 0.0 if retry_after.isdecimal() else",
            "tests/test_client.py -k 'retry_after'"),
     Mutant("one bad input fails its whole batch", "pipelines/serving/model.py",
            "if len(items) > 1:", "if len(items) > 9:", "tests/test_model_replica.py"),
