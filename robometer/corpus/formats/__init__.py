@@ -1,16 +1,17 @@
-"""Raw formats: one module each, which says what there is (`units`) and reads it (`episodes`).
+"""Raw formats. Each is a module that lists what the raw data holds (`units`) and reads it (`episodes`).
 
 A module of this package, or any importable module that `ingest.source` names by its dotted path, is a format if it has
 
     units(input: str, source: str) -> Iterator[Unit | Refused]
-        What lies at `input`, in a fixed order, found out cheaply: names of files, rows of an annotation file. It runs
-        once, on the driver. `source` is the name of the data set that the user wants, empty for the format's own.
+        Lists the units at `input` in a fixed order. It runs once, on the driver, and must be cheap: read the names of
+        files or the rows of an annotation file. `source` is the user's name for the data set; if it is empty, the
+        format chooses the name.
     episodes(unit: Unit) -> Iterator[Episode | Refused]
-        The trajectories of one unit, one after the other, none of them decoded. It runs on a worker, which may die and
-        be replaced: the same unit must give the same episodes. What it raises ends its unit, whose earlier episodes
-        are kept, and becomes a row in quarantine.
+        Reads the trajectories of one unit without decoding them. It runs on a worker, which may die and be replaced:
+        the same unit must always give the same episodes. An exception ends the unit. Its earlier episodes are stored,
+        and the exception becomes a row in quarantine.
 
-Modules are found by name, so that the libraries of one format are imported by those only who read it.
+Modules are imported by name, so only who reads a format needs its libraries.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from robometer.trajectory import Episode
 
 
 class FormatError(RobometerError):
-    """Raw data that cannot be read; the message says what is missing or wrong, and where."""
+    """Raw data that cannot be read. The message says what is missing or wrong, and where."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker reads in one go: a file, a folder, a row of an annotation file.
+    """What a worker reads in one go: a file, a folder, or a row of an annotation file.
 
     Attributes:
-        key: names the unit within its format and data set; the corpus remembers by it what was read.
-        source: the data set its episodes belong to.
+        key: names the unit within its format and data set. The corpus uses it to remember what was read.
+        source: the data set that its episodes belong to.
         uri: file or folder.
-        count: about how many trajectories it holds; shards and progress are measured by it.
+        count: about how many trajectories it holds. Sizes of shards and progress are estimated from it.
         data: what else `episodes` needs to know, as JSON values.
-        files: all files and folders that it is read from, labels included, where that is more or less than `uri`: by
-            them an ingest sees that something changed.
+        files: all files and folders that the unit is read from, labels included, if `uri` is not just that. The next
+            ingest looks at them to see whether something changed.
     """
 
     key: str
@@ -61,9 +62,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Refused:
-    """Something of the raw data that is no episode, and why; it becomes a row in quarantine.
+    """Raw data that gives no episode, and why. It becomes a row in quarantine.
 
-    `skipped` marks what is left out by design, such as a camera that was not connected: it counts as nothing bad.
+    `skipped` marks what is left out by design, such as a camera that was not connected. It does not count as bad.
     """
 
     uri: str
@@ -84,7 +85,7 @@ def find(name: str) -> ModuleType:
     """The module of a format.
 
     Raises:
-        FormatError: there is none of this name, or it needs a package that is not installed.
+        FormatError: no format has this name, or it needs a package that is not installed.
     """
     local = name in names()
     try:
@@ -92,21 +93,23 @@ def find(name: str) -> ModuleType:
     except ImportError as error:
         if local:
             raise FormatError(f"ingest.source={name} needs a package that is not installed ({error})") from error
-        raise FormatError(f"ingest.source={name!r} is none of {', '.join(names())}, nor a module: {error}") from error
+        raise FormatError(
+            f"ingest.source={name!r} is neither a format ({', '.join(names())}) nor a module: {error}"
+        ) from error
     if not (hasattr(module, "units") and hasattr(module, "episodes")):
         raise FormatError(f"the module ingest.source={name} has no functions `units` and `episodes`")
     return module
 
 
 def list_units(format: str, input: str, source: str = "") -> Iterator[Unit | Refused]:
-    """Everything that `input` holds in `format`, in the data's own order.
+    """Everything that `input` holds in `format`, in the order of the data.
 
     Raises:
-        FormatError: an unknown format, or no such data.
+        FormatError: the format is unknown, or `input` holds no such data.
     """
     yield from find(format).units(input, source)
 
 
 def read_unit(format: str, unit: Unit) -> Iterator[Episode | Refused]:
-    """The trajectories of a unit; raises whatever its format does."""
+    """The trajectories of a unit. Raises whatever its format raises."""
     yield from find(format).episodes(unit)

@@ -14,8 +14,8 @@
     views     head_color, and what cameras.txt names
     source    agibotworld
 
-An archive is read as a stream, one video in memory; one that breaks off keeps what came before. Other cameras, depth
-and the robot's state are passed over.
+An archive is read as a stream with one video in memory. If it breaks off, the videos before that point are kept. Other
+cameras, depth and the robot's state are ignored.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _WHAT = "the folder of AgiBot World with task_info/ and observations/"
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """The archives and the unpacked episodes below a folder, per camera.
+    """The archives and the unpacked episodes below a folder, for each camera.
 
     Raises:
-        FormatError: there is neither.
+        FormatError: the folder has neither archives nor videos.
     """
-    root, of = common.folder(input, _WHAT), source or "agibotworld"
+    root, name = common.folder(input, _WHAT), source or "agibotworld"
     videos = {path.parent.parent for path in common.files(root, "observations/*/*/videos/*.mp4")}
     places = sorted(videos.union(common.files(root, "**/*.tar")))
     if not places:
-        raise FormatError(f"neither archives (*.tar) nor videos in {input}: give ingest.input {_WHAT}")
-    named = common.read_words(root / "cameras.txt")
+        raise FormatError(f"{input} has neither archives (*.tar) nor videos: give ingest.input {_WHAT}")
+    cameras = common.read_words(root / "cameras.txt")
     for place in places:
-        for view in dict.fromkeys([VIEW, *named]):
+        for view in dict.fromkeys([VIEW, *cameras]):
             key = place.relative_to(root).as_posix() + ("" if view == VIEW else f"@{view}")
-            known = {"view": view, "tasks": str(root / "task_info" / f"task_{place.parent.name}.json")}
-            yield Unit(key, of, str(place), _expected(place), known, files=[str(place), known["tasks"]])
+            data = {"view": view, "tasks": str(root / "task_info" / f"task_{place.parent.name}.json")}
+            yield Unit(key, name, str(place), _expected(place), data, files=[str(place), data["tasks"]])
 
 
 def _expected(place: Path) -> int:
-    """About how many trajectories: an archive of videos has about one per 10 MB, an episode some actions."""
+    """About how many trajectories: one per 10 MB of an archive, or an episode and some actions of it."""
     return 1 + place.stat().st_size // 10_000_000 if place.suffix == ".tar" else 6
 
 
@@ -65,52 +65,48 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     place, view = Path(unit.uri), unit.data["view"]
     if place.is_dir():
         path = place / "videos" / f"{view}.mp4"
-        found = path if path.is_file() else None
-        yield from _trajectories(unit, place.name, found, _tasks(unit.data["tasks"]).get(place.name))
+        video = path if path.is_file() else None
+        yield from _trajectories(unit, place.name, video, _tasks(unit.data["tasks"]).get(place.name))
         return
     done = 0
     try:
-        for key, video, beside in _samples(place, view):
-            yield from _trajectories(unit, key, video, beside or _tasks(unit.data["tasks"]).get(key))
+        for key, content, info in _samples(place, view):
+            yield from _trajectories(unit, key, content, info or _tasks(unit.data["tasks"]).get(key))
             done += 1
     except (tarfile.TarError, EOFError, OSError) as error:
         raise FormatError(f"the archive breaks off after {done} videos ({error})") from error
 
 
 def _samples(path: Path, view: str) -> Iterator[tuple[str, bytes, Any]]:
-    """(episode, video, what a JSON file of the same name before it says) of an archive's members, in its order."""
-    beside: tuple[str, Any] = ("", None)
+    """(episode, video, content of a JSON file of the same name before it) of an archive's members, in its order."""
+    info: tuple[str, Any] = ("", None)
     with tarfile.open(path, "r|*") as archive:
         while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # it would keep the headers of all
+            archive.members = []  # type: ignore[attr-defined]  # else it keeps the headers of all members
             stem, _, kind = member.name.removeprefix("./").rpartition(".")
             if not member.isfile() or kind not in ("mp4", "json") or stem.rsplit("/", 1)[-1] != view:
                 continue
             file = archive.extractfile(member)
             content = file.read() if file else b""
             if kind == "json":
-                beside = stem, _parsed(content)
+                info = stem, _parsed(content)
             else:
                 episode = stem.removesuffix(f"/videos/{view}").rsplit("/", 1)[-1]
-                yield episode, content, beside[1] if beside[0] == stem else None
+                yield episode, content, info[1] if info[0] == stem else None
 
 
 def _parsed(content: bytes) -> Any:
     try:
         return json.loads(content)
     except ValueError:
-        return None  # the episode is refused for having no task
+        return None  # the episode is then refused because it has no task
 
 
 @lru_cache(maxsize=4)
 def _tasks(path: str) -> dict[str, Any]:
     """Episodes of a task file by their number."""
-    if not Path(path).is_file():
-        return {}
-    found = common.read_json(Path(path))
-    return (
-        {str(row.get("episode_id")): row for row in found if isinstance(row, dict)} if isinstance(found, list) else {}
-    )
+    rows = common.read_json(Path(path)) if Path(path).is_file() else None
+    return {str(row.get("episode_id")): row for row in rows if isinstance(row, dict)} if isinstance(rows, list) else {}
 
 
 def _trajectories(unit: Unit, key: str, video: Source | None, info: Any) -> Iterator[Episode | Refused]:
@@ -121,7 +117,7 @@ def _trajectories(unit: Unit, key: str, video: Source | None, info: Any) -> Iter
         return
     task = info.get("task_name") if isinstance(info, dict) else None
     if not isinstance(task, str):
-        reason = f"no task_name of it in task_info/{Path(unit.data['tasks']).name}, nor beside its video"
+        reason = f"it has no task_name in task_info/{Path(unit.data['tasks']).name}, nor beside its video"
         yield Refused(uri, reason, unit.source, key, view)
         return
     yield Episode(unit.source, key, view, task, VideoFile(video), uri)
@@ -132,7 +128,7 @@ def _trajectories(unit: Unit, key: str, video: Source | None, info: Any) -> Iter
             if not (0 <= first < min(end, total) and isinstance(text, str)):
                 raise ValueError(f"frames {first} to {end} of {total}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            reason = f"an action that cannot be cut out ({type(error).__name__}: {error})"
+            reason = f"an action cannot be cut out ({type(error).__name__}: {error})"
             yield Refused(uri, reason, unit.source, f"{key}#{number}", view)
             continue
         cut = VideoFile(video, first, min(end, total) - first)  # some actions end a little after the video
@@ -146,7 +142,7 @@ def _actions(info: dict[str, Any]) -> list[Any]:
 
 
 def _frames(video: Source) -> int:
-    """Number of frames; 0 for what is no video, of which the whole episode's refusal says why."""
+    """Number of frames; 0 if it is not a video, which the refusal of the whole episode explains."""
     try:
         return probe(video).num_frames
     except VideoError:

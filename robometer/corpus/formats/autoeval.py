@@ -2,14 +2,14 @@
 
     <input>/eval_data/**/*.pkl           or <input>/**/*.pkl
 
-Each holds an object (or dict) of `language_command` (the task text), `success` (a flag) and `obs`, whose
-`image_primary` is the frames: uint8 [T, H, W, 3], or a list of T of them; or it is a list of steps with `obs` each, of
-which the last knows `success`. Without the flag the file's name tells (`..._success.pkl`, `..._fail.pkl`). The pickles
-are read without running what they ask for (`robometer.corpus.readers.safe_pickle`); objects of robot_eval_logger, which
-wrote them, and of wandb need neither package.
+A pickle holds an object (or dict) with `language_command` (the task text), `success` (a flag) and `obs`, whose
+`image_primary` holds the frames: uint8 [T, H, W, 3], or a list of T frames. Or it holds a list of steps, each with an
+`obs`, and `success` in the last one. Without the flag, the file's name decides (`..._success.pkl`, `..._fail.pkl`).
+Pickles are read without running any code of theirs (`robometer.corpus.readers.safe_pickle`), and objects of
+robot_eval_logger and wandb need neither package.
 
-Label: successful or failure, partial success 1 or 0, as upstream. Source: auto_eval_rfm, under which upstream lists
-it, where its loader writes `autoeval`. Episodes of 5 frames or fewer are left out, as upstream.
+Label: successful or failure, with partial success 1 or 0, as upstream. Source: auto_eval_rfm, the name in upstream's
+lists (its loader writes `autoeval`). Episodes of 5 frames or fewer are left out, as upstream.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The pickles.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     root = folder(input, "of AutoEval, with eval_data/**/*.pkl")
     root = root / "eval_data" if (root / "eval_data").is_dir() else root
@@ -74,12 +74,12 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 def _fields(value: Any) -> Mapping[str, Any]:
     value = value.fields if isinstance(value, PickledObject) else value
     if not isinstance(value, dict):
-        raise FormatError(f"it holds a {type(value).__name__}, where an episode or a step was expected")
+        raise FormatError(f"it holds a {type(value).__name__} instead of an episode or a step")
     return value
 
 
 def _joined(steps: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Steps as one episode: the frames of all, and the last word of each field."""
+    """Steps as one episode: all their frames, and the last value of every other field."""
     episode = {key: value for step in steps for key, value in step.items() if value is not None}
     return episode | {"obs": {VIEW: [_fields(step.get("obs", {})).get(VIEW) for step in steps]}}
 

@@ -1,4 +1,4 @@
-"""What several formats need: finding files, reading text and annotation files with errors that name the place."""
+"""Helpers of several formats: they find files, and read text and annotation files with errors that name the place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(input: str, what: str) -> Path:
     """`input` as an absolute folder.
 
     Raises:
-        FormatError: there is none; `what` says what it should hold.
+        FormatError: there is no such folder. `what` says what it should hold.
     """
     path = absolute(input)
     if not path.is_dir():
@@ -28,45 +28,45 @@ def folder(input: str, what: str) -> Path:
 
 
 def absolute(input: str) -> Path:
-    """`input` as an absolute path under the names by which it was given.
+    """`input` as an absolute path, with the names that the user gave.
 
-    Links are not followed: hub caches keep files under links, beside which the others of a data set lie, while what
-    they point to has neither name nor neighbours. A `~` is the user's home where nothing is really called so.
+    Links are not followed. In a hub's cache the files of a data set are links that lie beside one another, and their
+    targets have neither names nor neighbours. A `~` is the user's home, unless a file is really called that.
     """
     path = Path(input if os.path.exists(input) else os.path.expanduser(input)).absolute()
     if ".." not in path.parts:
         return path
-    up = len(path.parts) - path.parts[::-1].index("..")  # what is above a folder that is a link, only the link knows
+    up = len(path.parts) - path.parts[::-1].index("..")  # `..` of a link is the parent of its target
     return Path(os.path.realpath(Path(*path.parts[:up])), *path.parts[up:])
 
 
 def name_of(folder: Path) -> str:
-    """The name of the data set in a folder: the folder's own, or in a hub cache the one that it is published under.
+    """The name of the data set in a folder: the folder's name, or in a hub's cache its published name.
 
-    There it lies in datasets--ORGANISATION--NAME/snapshots/REVISION, and has one name in all revisions.
+    A cache has the folders datasets--ORGANISATION--NAME/snapshots/REVISION; the name is the same in all revisions.
     """
     cached = re.fullmatch(r"(?:datasets|models|spaces)--(?:.+?--)?(.+)", folder.parent.parent.name)
     return cached[1] if cached and folder.parent.name == "snapshots" else folder.name
 
 
 def is_depth(view: str) -> bool:
-    """Whether a camera's name says that it sees distances, which are no colours."""
+    """Whether a camera's name says that it measures depth."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", view).lower()  # wristDepth
     return re.search(r"(?<![a-z])depth(?:map|image)?(?![a-z])", words) is not None
 
 
 def files(root: Path, *patterns: str) -> list[Path]:
-    """Files below `root` that match one of the patterns (`**/*.mp4`), sorted by path, hidden ones left out."""
-    found = set()
+    """Files below `root` that match one of the patterns (`**/*.mp4`), sorted by path, without hidden ones."""
+    paths = set()
     for pattern in patterns:
         above, deep, name = pattern.rpartition("**/")
-        places = (place for place, _, _ in walk(root / above)) if deep else [root]
-        found |= {path for place in places for path in place.glob(name) if path.is_file()}
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+        folders = (path for path, _, _ in walk(root / above)) if deep else [root]
+        paths |= {path for folder in folders for path in folder.glob(name) if path.is_file()}
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`os.walk`, through links to folders too. Each folder comes once: by its own name, if it has one below `root`."""
+    """`os.walk` that follows links to folders. Each folder comes once, by its own name if that lies below `root`."""
     seen, starts = set[str](), [str(root)]
     while starts:
         for path, folders, names in os.walk(starts.pop(0)):
@@ -80,7 +80,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """Folders directly in `root`, sorted by name, hidden ones left out."""
+    """Folders directly in `root`, sorted by name, without hidden ones."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -88,7 +88,7 @@ def text(value: object) -> str:
     """Text of a string, of UTF-8 bytes, or of a scalar array of either.
 
     Raises:
-        TrajectoryError: bytes that are not UTF-8.
+        TrajectoryError: the bytes are not UTF-8.
     """
     value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
     if isinstance(value, bytes):
@@ -114,7 +114,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_words(path: Path) -> list[str]:
-    """Words of an optional text file; none where it is missing. Malformed text raises as in `read_json`."""
+    """The words of an optional text file; none if it is missing. Malformed text raises as in `read_json`."""
     return _parsed(path, str.split) if path.is_file() else []
 
 
@@ -128,15 +128,15 @@ def _parsed(path: Path, parse: Any) -> Any:
 
 
 def task_texts(root: Path) -> dict[str, str]:
-    """The instructions in a `tasks.json` of the user, by a folder's or a task's name; none if there is no such file.
+    """The instructions in the user's `tasks.json`, by the name of a folder or a task; none if there is no such file.
 
     Raises:
-        FormatError: it is no object of texts.
+        FormatError: the file is not a JSON object of texts.
     """
     path = root / "tasks.json"
     texts = read_json(path) if path.is_file() else {}
     if not isinstance(texts, dict) or not all(isinstance(value, str) and value.strip() for value in texts.values()):
-        raise FormatError(f"{path} is no JSON object of names and instructions")
+        raise FormatError(f"{path} must be a JSON object of names and their instructions")
     return texts
 
 

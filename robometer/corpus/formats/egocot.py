@@ -1,12 +1,12 @@
-"""EgoCOT: eight frames each of what people did in Ego4D, with a plan of it in words.
+"""EgoCOT: clips of eight frames from Ego4D, each with a plan in words of what the person does.
 
     egocot/                                  (annotations and arrays may lie in folders of their own)
       results.json                           [{"image": "EGO_0001.npy", "planing": "pick up the cup\\n1. ..."}, ...]
       EGO_0001.npy, or EGO_0001.npy in EgoCOT_clear    uint8 [T, 3, H, W] (or [T, H, W, 3])
 
-One episode per entry, `egocot`, a human seen from the head (view `ego`), successful; the task is the first line of the
-plan (`planing`, or `planning`). The list may be the value of `data`, `results`, `annotations` or `samples`. Arrays are
-mapped, not loaded, and never unpickled.
+Each entry is an episode of the data set `egocot`: a human filmed from the head (view `ego`), successful. The task is
+the first line of the plan (`planing` or `planning`). The list may also be the value of `data`, `results`, `annotations`
+or `samples`. Arrays are memory-mapped, and never unpickled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The entries of every results.json.
 
     Raises:
-        FormatError: there is none, or one that is malformed.
+        FormatError: there is no results.json, or one is malformed.
     """
     root = folder(input, f"the folder of EgoCOT, which holds {FILE}")
     tables = files(root, f"**/{FILE}")
@@ -53,8 +53,8 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     except (OSError, ValueError, EOFError) as error:
         raise TrajectoryError(f"the array cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(array, np.ndarray) or array.ndim != 4 or array.dtype != np.uint8 or 3 not in array.shape[1::2]:
-        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise TrajectoryError(f"the array is {found}, not uint8 [T, 3, H, W]")
+        kind = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise TrajectoryError(f"the array is {kind}, not uint8 [T, 3, H, W]")
     frames = array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array
     yield Episode(
         source=unit.source,
@@ -72,7 +72,7 @@ def _entries(path: Path) -> list[Any]:
     if isinstance(content, dict):
         content = next((content[name] for name in LISTS if name in content), None)
     if not isinstance(content, list):
-        raise FormatError(f"{path} is no list of annotations, nor has it one named {', '.join(LISTS)}")
+        raise FormatError(f"{path} is not a list of annotations, and has none named {', '.join(LISTS)}")
     return content
 
 
@@ -84,7 +84,7 @@ def _unit(entry: Any, beside: Path, root: Path, source: str) -> Unit:
     lines = [line.strip() for line in str(plan or "").splitlines() if line.strip()]
     check_row({"video": name, "task": lines[0] if lines else ""})
     if not name.endswith(".npy") or ".." in PurePosixPath(name).parts or name.startswith("/"):
-        raise ValueError(f"image {name!r} is no path of an npy file in its folder")
+        raise ValueError(f"image {name!r} must be the path of an npy file in its folder")
     places = [base / part / name for base in (beside, root) for part in ARRAYS]
     if (path := next((place for place in places if place.is_file()), None)) is None:
         raise ValueError(f"there is no file {name}")

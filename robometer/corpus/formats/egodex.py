@@ -1,14 +1,14 @@
-"""EgoDex: people's hands seen from their own head, an mp4 and an HDF5 file of the same name for each episode.
+"""EgoDex: people's hands filmed from their heads. Each episode is an mp4 and an HDF5 file of the same name.
 
     part1/                                  part1 ... part5, test; one of them, or a folder of them
         add_remove_lid/
             0.mp4
             0.hdf5                          attributes llm_description, llm_description2, which_llm_description
 
-One pair is one trajectory of a human, successful, view `ego`; part1 becomes data set egodex_part1, test egodex_test.
-The task is `llm_description`, or `llm_description2` where `which_llm_description` is 2 (of a task that can be done both
-ways, such as to add and to remove a lid, it names the way). Upstream leaves out episodes whose "description [is]
-unavailable": so do we. It cuts videos at 1800 frames; here every video is read to its end. Hand poses are not used.
+A pair is one trajectory of a human, successful, view `ego`. The folder part1 becomes the data set egodex_part1, and
+test egodex_test. The task is `llm_description`, or `llm_description2` if `which_llm_description` is 2 (some tasks can
+be done in two directions, such as adding or removing a lid). Episodes whose "description [is] unavailable" are left
+out, as upstream. Upstream cuts videos at 1800 frames; here every video is read to its end. Hand poses are not used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The episodes of one part or of several.
 
     Raises:
-        FormatError: no folder, or no episode in it.
+        FormatError: there is no such folder, or it has no episodes.
     """
     root = common.folder(input, "a folder of EgoDex's parts")
     stems = sorted({path.with_suffix("") for path in common.files(root, "**/*.hdf5", "**/*.mp4")})
@@ -38,10 +38,10 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     for stem in stems:
         part = next((f for f in stem.parents if _PART.fullmatch(common.name_of(f)) and f.is_relative_to(root)), None)
         if part is None and not source:
-            reason = "it lies in none of the folders part1 ... part5, test: name its data set with ingest.data_source"
+            reason = "it is in none of the folders part1 ... part5, test: name its data set with ingest.data_source"
             yield Refused(f"{stem}.hdf5", reason)
             continue
-        # From the part's folder on, so that an episode has one key whether its part was given or the folder above.
+        # Relative to the part's folder, so that the key is the same if ingest.input is that folder or the one above.
         key = stem.relative_to(part or root).as_posix()
         key = f"{common.name_of(part)}/{key}" if part else key
         name = f"egodex_{common.name_of(part).removeprefix('egodex_')}" if part else ""

@@ -1,14 +1,14 @@
-"""EPIC-KITCHENS-100: people in kitchens, filmed from their heads, every action narrated.
+"""EPIC-KITCHENS-100: people in kitchens, filmed from their heads, with a narration of every action.
 
     epic/
       EPIC_100_train.csv            narration_id, participant_id, video_id, narration, start_frame, stop_frame
       P01/videos/P01_01_0.MP4       clips, one per narration_id, or
       P01/videos/P01_01.MP4         whole videos, of which the clips are cuts; .mp4 too, in any folder
 
-One episode per row, `epic`, seen from the head (view `ego`), a human, successful; the task is the narration. A cut
-has the frames from start_frame to before stop_frame, counted from 0 as by upstream; without those columns its times
-(start_timestamp, stop_timestamp, as HH:MM:SS.ss) say it. Clips of more than 1000 frames are
-left out, as by upstream.
+Each row is an episode of the data set `epic`: a human filmed from the head (view `ego`), successful. The task is the
+narration. A cut has the frames from start_frame up to but not including stop_frame, counted from 0 as upstream; without
+these columns it follows from start_timestamp and stop_timestamp (HH:MM:SS.ss). Clips of more than 1000 frames are left
+out, as upstream.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The rows of the table.
 
     Raises:
-        FormatError: no such folder, table or column.
+        FormatError: the folder, the table or a column is missing.
     """
     root = folder(input, f"the folder of EPIC-KITCHENS that holds {TABLE}")
     table = root / TABLE
@@ -67,7 +67,7 @@ def _unit(fields: dict[str, Any] | ValueError, videos: Mapping[str, Path], root:
         return dataclasses.replace(video_unit(row, root, source), data={**row, "times": times})
     first, stop = int(fields["start_frame"]), int(fields["stop_frame"])
     if not 0 <= first < stop:
-        raise ValueError(f"its frames go from {first} to {stop}")
+        raise ValueError(f"its frames {first} to {stop} are not a range")
     if stop - first > MAX_FRAMES:
         return _too_long(stop - first, str(root / row["video"]), source, narration)
     return video_unit({**row, "first": first, "count": stop - first}, root, source)

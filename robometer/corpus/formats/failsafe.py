@@ -1,4 +1,4 @@
-"""FailSafe (ManiSkill): PNG frames of whole attempts, and cuts of them that JSON files name.
+"""FailSafe (ManiSkill): PNG frames of whole attempts, and cuts of them that are listed in JSON files.
 
     <input>/
       FailPickCube-v1/<seed>/
@@ -6,12 +6,12 @@
         1_trans_x_2/{front,side,wrist}/0.png ...      an attempt with an injected failure
       json_files/vla_data_*.json                      or <input>/vla_data_*.json
 
-Each JSON is a list of cuts: `image` (paths from <input>, of one view or several), `sub_task` or else `instruction`
-(the task text), `failure_type` (none: successful). Each view of an attempt or cut is a trajectory; all three cameras
-are kept, as upstream. A task of which only successes or only failures exist is left out, as upstream.
+Each JSON file is a list of cuts with `image` (paths relative to <input>, of one view or several), `sub_task` or else
+`instruction` (the task text), and `failure_type` (none: successful). Each view of an attempt or a cut is a trajectory;
+all three cameras are kept, as upstream. A task with only successes or only failures is left out, as upstream.
 
-Other than upstream, which draws a third of the cuts at random, this takes all of them; and an attempt whose seed has
-no Ground_Truth is read (upstream's loader stops there).
+Unlike upstream, which draws a third of the cuts at random, this takes all of them. It also reads attempts whose seed
+has no Ground_Truth, where upstream's loader stops.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """Whole attempts, then cuts.
 
     Raises:
-        FormatError: there are neither.
+        FormatError: there are neither attempts nor cuts.
     """
     root = folder(input, "of FailSafe, with folders FailPickCube-v1/<seed>")
-    found = [*_attempts(root, source or NAME), *_cuts(root, source or NAME)]
-    if not found:
+    entries = [*_attempts(root, source or NAME), *_cuts(root, source or NAME)]
+    if not entries:
         raise FormatError(f"{input} has no folders {', '.join(TASKS)}, and no vla_data_*.json")
     labels: dict[str, set[str]] = defaultdict(set)
-    for entry in found:
+    for entry in entries:
         if isinstance(entry, Unit):
             labels[normalise_task(entry.data["task"])].add(entry.data["quality_label"])
-    for entry in found:
+    for entry in entries:
         if isinstance(entry, Unit) and len(labels[normalise_task(entry.data["task"])]) < 2:
-            error = f"all episodes of its task are {entry.data['quality_label']}: there is nothing to compare"
+            error = f"all episodes of its task are {entry.data['quality_label']}: there is nothing to compare them with"
             yield Refused(entry.uri, error, entry.source, entry.key, skipped=True)
         else:
             yield entry
@@ -79,7 +79,7 @@ def _cuts(root: Path, source: str) -> Iterator[Unit | Refused]:
         try:
             entries = read_json(path)
             if not isinstance(entries, list):
-                raise FormatError(f"{path.name} is no list of cuts")
+                raise FormatError(f"{path.name} is not a list of cuts")
         except FormatError as error:
             yield refused(path, str(error))
             continue
@@ -100,12 +100,12 @@ def _cut(entry: Any, root: Path, source: str) -> Unit:
     for name in names:
         parts = PurePosixPath(str(name).replace("\\", "/")).parts
         if not parts or parts[0] == "/" or ".." in parts:
-            raise FormatError(f"the image {str(name)[:80]!r} lies outside of the data set")
+            raise FormatError(f"the image {str(name)[:80]!r} lies outside the data set")
         if view := next((part for part in reversed(parts[:-1]) if part in VIEWS), None):
             files.setdefault(view, []).append("/".join(parts))
     if not files:
         raise FormatError(f"none of its images is in a folder {', '.join(VIEWS)}")
-    # The views of a cut may be entries of their own: one episode key, whichever way they come.
+    # The views of a cut may be one entry or several: the episode key must be the same.
     first = next(iter(files.values()))
     place = PurePosixPath(first[0]).parent.parent
     identity = [sentence, str(place), [PurePosixPath(name).name for name in first]]

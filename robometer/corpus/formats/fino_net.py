@@ -5,8 +5,8 @@
         put_on/9/frame0000000.png, frame0000024.png ...
       put_on_annotation.txt                       lines `<episode>,<label>` under a header, label 1 = failed
 
-The first ten frames do not show the arm yet and are left out. The label word `failed` is kept as the raw label. The
-sentence of a task that is not one of the five comes from `<input>/tasks.json` ({task: sentence}) or is its words.
+The first ten frames do not show the arm yet and are left out. The word `failed` is kept as the raw label. The sentence
+of any other task comes from `<input>/tasks.json` ({task: sentence}), or else is the task's name in words.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIRST_FRAMES = 10
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """The episode folders that the annotation files name, and what one of the two lacks.
+    """The episode folders that the annotation files list. A folder without a label, or a label without one, is refused.
 
     Raises:
         FormatError: there is no folder rgb_imgs, or no annotation file.
@@ -47,7 +47,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     tasks = TASKS | (read_json(root / "tasks.json") if (root / "tasks.json").exists() else {})
     listed = [path for place in _places(root, "") for path in sorted(place.glob("*_annotation.txt"))]
     if not listed:
-        raise FormatError(f"{input} has no files <task>_annotation.txt: they hold the labels")
+        raise FormatError(f"{input} has no files <task>_annotation.txt, which hold the labels")
     for path in listed:
         task = path.name.removesuffix("_annotation.txt")
         yield from _task(path, pictures / task, source or NAME, str(tasks.get(task, task.replace("_", " "))))
@@ -73,12 +73,12 @@ def _task(annotation: Path, place: Path, source: str, sentence: str) -> Iterator
             labels[str(int(name))] = LABELS[label]
         elif line.strip():
             yield Refused(f"{annotation}:{number}", f"the line {line[:80]!r} is not <episode>,<0 or 1>", source)
-    found = {path.name: path for path in numbered(subfolders(place) if place.is_dir() else [])}
-    for name, path in found.items():
+    folders = {path.name: path for path in numbered(subfolders(place) if place.is_dir() else [])}
+    for name, path in folders.items():
         if name in labels:
             data: dict[str, Any] = {"task": sentence, "quality_label": labels[name], "drop": FIRST_FRAMES}
             yield unit_of(path, place.parent, source, **data, views={"main": "*.png"})
         else:
-            yield refused(path, f"{annotation.name} has no label of this episode")
-    for name in sorted(labels.keys() - found.keys(), key=int):
+            yield refused(path, f"{annotation.name} has no label for this episode")
+    for name in sorted(labels.keys() - folders.keys(), key=int):
         yield Refused(str(place / name), f"{annotation.name} names this episode, but there is no such folder", source)

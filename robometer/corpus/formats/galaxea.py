@@ -4,14 +4,14 @@
         dataset_info.json, features.json       as in `rlds`
         merge_dataset_large_r1_lite-train.tfrecord-00000-of-01024
 
-    task      the third part of `language_instruction`, high level@low level Chinese@low level English; all of it where
-              it has fewer parts
+    task      the third part of `language_instruction`, which is high level@low level Chinese@low level English; all of
+              it if it has fewer parts
     quality   successful
     views     image_camera_head
     source    galaxea_<part>, e.g. galaxea_part1_r1_lite, by the folder's name
 
-As upstream does, episodes of more than 1000 frames are left out, and tasks that hold all of return, to, initial and
-position: in them the robot only goes back.
+As upstream, this leaves out episodes of more than 1000 frames, and tasks with all the words return, to, initial and
+position, in which the robot only moves back.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The record files of all parts below a folder.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     for builder in tfds.builders(input):
         part = builder.folder.parent.name
-        of = source or f"galaxea_{part}"
+        name = source or f"galaxea_{part}"
         if VIEW not in builder.cameras():
-            yield Refused(str(builder.folder), f"it has no camera {VIEW}: it is no part of the Galaxea data set", of)
+            yield Refused(str(builder.folder), f"it has no camera {VIEW}: it is not part of the Galaxea data set", name)
             continue
         for reason in builder.absent():
-            yield Refused(str(builder.folder), reason, of, skipped=True)
+            yield Refused(str(builder.folder), reason, name, skipped=True)
         for file in builder.files():
-            yield builder.unit(file, part, of, [VIEW])
+            yield builder.unit(file, part, name, [VIEW])
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
-    """The head camera's trajectories of a record file."""
+    """The trajectories of a record file, from the head camera."""
     for record in rlds.read(unit):
         if isinstance(record, Refused):
             yield record
@@ -70,5 +70,5 @@ def _left_out(record: rlds.EpisodeRecord, task: str) -> str:
     try:
         count = record.frames(VIEW).count
     except RecordError:
-        return ""  # `episodes` says why
+        return ""  # `episodes` refuses the record with the reason
     return f"it has {count} frames, more than {MAX_FRAMES}" if count > MAX_FRAMES else ""

@@ -1,4 +1,4 @@
-"""Human2Robot (H2R, the HumanAndRobot data): a person and a robot doing the same, in one HDF5 file each time.
+"""Human2Robot (H2R, the HumanAndRobot data): each HDF5 file shows a person and a robot doing the same.
 
     tasks.json                              optional, yours: {"grab_cup_v1": "pick up the cup", ...}
     grab_cup_v1/                            at any depth
@@ -6,13 +6,13 @@
             cam_data/human_camera           uint8 [T, H, W, 3], BGR
             cam_data/robot_camera           uint8 [T, H, W, 3], BGR
 
-A file is two trajectories with one episode key, views `human` and `robot`, both successful, in the data set h2r.
+A file gives two trajectories with one episode key, views `human` and `robot`, both successful, in the data set h2r.
 
-* The task is what `tasks.json` says of the folder, else the folder's name in words without its version: "grab cup".
-  Upstream has a table of 18 folders in its code, and skips the others; to train on its words, write them into
+* The task is the folder's entry in `tasks.json`, else the folder's name in words without its version: "grab cup".
+  Upstream has a table of 18 folders in its code and skips the others. To train on its wording, write it into
   `tasks.json`. A folder whose name has no words and that `tasks.json` does not name is refused.
-* `roll` and `writing...` are skipped, as upstream does (movements without an aim), unless `tasks.json` names them.
-* Frames are turned from BGR to RGB, as upstream does.
+* `roll` and `writing...` are skipped, as upstream (movements without a goal), unless `tasks.json` names them.
+* Frames are converted from BGR to RGB, as upstream.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The HDF5 files of all tasks.
 
     Raises:
-        FormatError: no folder, no HDF5 file in it, or a `tasks.json` that is malformed.
+        FormatError: there is no such folder, it has no HDF5 files, or `tasks.json` is malformed.
     """
     root = common.folder(input, "a folder of H2R's task folders")
     texts = common.task_texts(root)
-    found = common.files(root, "**/*.hdf5")
-    if not found:
+    paths = common.files(root, "**/*.hdf5")
+    if not paths:
         raise FormatError(f"no *.hdf5 file below {input}: give ingest.input a folder of H2R's task folders")
-    for path in found:
+    for path in paths:
         folder, name = path.parent.name, source or SOURCE
         key = path.relative_to(root).with_suffix("").as_posix()
         task = texts.get(folder) or _words(folder)
         if folder not in texts and _AIMLESS.fullmatch(folder):
-            yield Refused(str(path), f"{folder!r} has no aim: upstream leaves it out", name, key, skipped=True)
+            yield Refused(str(path), f"{folder!r} has no goal: upstream leaves it out", name, key, skipped=True)
         elif not task:
-            reason = f"no task text: the folder's name {folder!r} has no words, and no tasks.json names it"
+            reason = f"no task text: the folder's name {folder!r} has no words, and tasks.json does not name it"
             yield Refused(str(path), reason, name, key)
         else:
             yield Unit(key, name, str(path), count=2, data={"task": task})

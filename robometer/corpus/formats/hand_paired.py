@@ -7,8 +7,8 @@
           over_shoulder_imgs/im_0.jpg ...
       blend_carrot_hand/            human, the same task text
 
-All are successful. Upstream writes the source `hand_paired`, and its lists of paired sources know hand_paired_human
-and hand_paired_robot: those are written here. `ingest.data_source` of one of the two takes that half alone.
+All are successful. Upstream writes the source `hand_paired`, but its lists of paired sources name hand_paired_human and
+hand_paired_robot, which are used here. Set `ingest.data_source` to one of the two to read only that half.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The `traj*` folders of all tasks.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     root = folder(input, "of HAND paired data, with folders <task>/traj<n>")
-    found = False
+    is_empty = True
     for task in subfolders(root):
         is_robot = not task.name.endswith("_hand")
         if source in NAMES.values() and source != NAMES[is_robot]:
             continue
         words = task.name.removesuffix("_hand").replace("_", " ")
         for path in numbered(path for path in subfolders(task) if path.name.startswith("traj")):
-            found = True
+            is_empty = False
             yield unit_of(path, root, source or NAMES[is_robot], 2, task=words, is_robot=is_robot, views=VIEWS)
-    if not found:
+    if is_empty:
         raise FormatError(f"{input} has no folders <task>/traj<n>: give ingest.input the root of HAND paired data")

@@ -1,4 +1,4 @@
-"""Humanoid Everyday: Unitree humanoids at 260 everyday tasks, seen from their heads at 30 frames per second.
+"""Humanoid Everyday: Unitree humanoids at 260 everyday tasks, filmed from their heads at 30 frames per second.
 
     humanoid_everyday/
       push_a_button.zip           one archive per task, read in place; or the same, unpacked:
@@ -7,10 +7,10 @@
         push_a_button/episode_0/color/000000.jpg
       tasks.json                  optional: {"push_a_button": "Push the button on the table"}
 
-One episode per data.json, `humanoid_everyday_rfm`, a robot, view `ego`, successful. The task stands in `tasks.json`
-under the name of the archive or task folder (upstream reads a spreadsheet of the authors from the net), else in the
-nearest metadata.json, else it is the name in words. An archive whose videos are known to be wrong is left out, as by
-upstream, and so is what was unpacked beside its archive.
+Each data.json is an episode of the data set `humanoid_everyday_rfm`: a robot, view `ego`, successful. The task is the
+entry of the archive or task folder in `tasks.json` (upstream downloads a spreadsheet of the authors), else the
+description in the nearest metadata.json, else the name in words. An archive whose videos are known to be wrong is left
+out, as upstream, and so is a folder that was unpacked beside its archive.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ DATA, METADATA = "data.json", "metadata.json"
 WRONG = frozenset({"pull_out_tissue_from_tissue_box_h1"})
 FPS = 30.0
 EPISODES = 40
-"""Recorded per task; an archive is not opened to count them."""
+"""Recorded per task: an archive is not opened to count them."""
 MAX_BYTES = 256 * 2**20
-"""Of a file in an archive: more is no picture and no list of them, but a bomb."""
+"""Largest file that is read from an archive: a larger one is neither an image nor a list, but a zip bomb."""
 
 _Read = Callable[[str], bytes]
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """The archives, and the episodes that are unpacked.
+    """The archives, and the unpacked episodes.
 
     Raises:
-        FormatError: there are none.
+        FormatError: there are neither archives nor episodes.
     """
     root = folder(input, "the folder that holds the archives of Humanoid Everyday")
     archives = files(root, "**/*.zip")
-    # Not `**`: that would list the folders of every frame.
+    # Not `**`, which would list the folders with the frames too.
     folders = [path.parent for path in files(root, *(f"{'*/' * depth}{DATA}" for depth in range(1, 5)))]
     if not archives and not folders:
         raise FormatError(f"no zip and no {DATA} in {root}: give ingest.input a copy of Humanoid Everyday")
@@ -71,7 +71,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
-    """The episodes of an archive, or the one of a folder."""
+    """The episodes of an archive, or the one episode of a folder."""
     if "root" in unit.data:
         yield from _episodes(unit, [unit.key], _folder_reader(Path(unit.data["root"])), unit.uri)
         return
@@ -81,10 +81,10 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         raise TrajectoryError(f"the archive cannot be opened ({error})") from error
     with archive:
         names = (name for name in archive.namelist() if not name.startswith("__MACOSX"))
-        found = sorted(posixpath.dirname(name) for name in names if posixpath.basename(name) == DATA)
-        if not found:
+        folders = sorted(posixpath.dirname(name) for name in names if posixpath.basename(name) == DATA)
+        if not folders:
             raise TrajectoryError(f"the archive holds no {DATA}")
-        yield from _episodes(unit, found, _archive_reader(archive), f"{unit.uri}:", f"{unit.key}/")
+        yield from _episodes(unit, folders, _archive_reader(archive), f"{unit.uri}:", f"{unit.key}/")
 
 
 def _episodes(unit: Unit, folders: list[str], read: _Read, uri: str, prefix: str = "") -> Iterator[Episode | Refused]:
@@ -101,18 +101,18 @@ def _episodes(unit: Unit, folders: list[str], read: _Read, uri: str, prefix: str
 
 
 def _images(read: _Read, path: str) -> list[str]:
-    """Where the frames of an episode lie, in their order."""
+    """Paths of an episode's frames, in their order."""
     frames = json.loads(read(posixpath.join(path, DATA)))
     if not isinstance(frames, list) or not all(isinstance(f, dict) and isinstance(f.get("image"), str) for f in frames):
-        raise ValueError(f"{DATA} is no list of frames with an image each")
+        raise ValueError(f"{DATA} must be a list of frames, each with an image")
     images = [posixpath.normpath(posixpath.join(path, frame["image"])) for frame in frames]
     if outside := [image for image in images if not image.startswith(f"{path}/" if path else "")]:
-        raise ValueError(f"the image {outside[0]} lies outside of the episode's folder")
+        raise ValueError(f"the image {outside[0]} lies outside the episode's folder")
     return images
 
 
 def _description(read: _Read, path: str) -> str:
-    """The description in the nearest metadata.json, at or above an episode's folder; empty where there is none."""
+    """The description in the nearest metadata.json in or above an episode's folder; empty if there is none."""
     while True:
         try:
             metadata: Any = json.loads(read(posixpath.join(path, METADATA)))

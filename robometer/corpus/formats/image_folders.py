@@ -1,4 +1,4 @@
-"""Folders of images, one per episode: to bring your own data in.
+"""Your own data as folders of images, one per episode.
 
     <input>/
       tasks.json                  optional: {folder: task text, or an object of the fields below}, for all below it
@@ -7,20 +7,20 @@
       any/depth/episode_8/
         episode.json              optional: the fields below
         task.txt                  optional: the task text alone
-        front/*.png               with episode.json or task.txt in the folder, subfolders are the episode's views
+        front/*.png               if the folder has an episode.json or a task.txt, its subfolders are the views
         wrist/*.png
 
-A folder with images and no folders in it is an episode, its view is `main`. Fields:
+A folder with images and without subfolders is an episode with the view `main`. Fields:
 
-    task              the instruction; required, here or in one of the other places
+    task              the instruction; required in one of these places
     quality_label     successful (default), suboptimal or failure
-    partial_success   0 to 1, how much of the task was done, where that was judged
+    partial_success   0 to 1, how much of the task was done, if somebody judged that
     is_robot          true (default) or false for a human
     fps               frames per second
     source            name of the data set (default: the name of <input>)
     split             train or the name of an evaluation split (default: ingest.split)
 
-Modules of known data sets list their folders, with `unit_of`; all are read by this one's `episodes`.
+The modules of some data sets list their folders with `unit_of`, and read them with this module's `episodes`.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     root = folder(input, "with one folder of .png or .jpg frames per episode")
     tasks = read_json(root / "tasks.json") if (root / "tasks.json").exists() else {}
     if not isinstance(tasks, dict):
-        raise FormatError(f"{root / 'tasks.json'} is no object of folders and their tasks")
+        raise FormatError(f"{root / 'tasks.json'} must be a JSON object of folders and their tasks")
     for here, dirs, names in walk(root):
         dirs[:] = natural(name for name in dirs if not name.startswith("."))
         marked = any(mark in names for mark in MARKS)
         pictures = any(_is_image(name) for name in names)
         if pictures and dirs and not marked:
-            yield refused(here, f"images lie beside folders: if it is one episode, mark it with {' or '.join(MARKS)}")
+            yield refused(here, f"images lie beside folders: if this is one episode, add {' or '.join(MARKS)}")
         if not marked and (dirs or not pictures):
             if not dirs and here != root:
-                yield refused(here, "the folder has no images, and no folders with any")
+                yield refused(here, "neither the folder nor its subfolders hold images")
             continue
         dirs.clear()
         try:
@@ -92,9 +92,9 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         "partial_success": data.get("partial_success"),
         "split": data.get("split", ""),
     }
-    drop, found = data.get("drop", 0), False
+    drop, is_empty = data.get("drop", 0), True
     for view, place, paths in _views(base, data):
-        found = True
+        is_empty = False
         try:
             utf8(place)
         except FormatError as error:
@@ -105,24 +105,24 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         elif not paths:
             yield _of(unit, view, place, "the folder has no images")
         elif len(paths) <= drop:
-            yield _of(unit, view, place, f"{len(paths)} images, of which the first {drop} are left out")
+            yield _of(unit, view, place, f"it has {len(paths)} images, and the first {drop} are left out")
         else:
             frames = sequence(paths[drop:], data.get("fps", 0.0), bool(data.get("clockwise")))
             yield Episode(**shared, view=view, recording=frames, uri=str(place))
-    if not found:
-        yield _of(unit, "", base, "the folder has no images, nor subfolders with any")
+    if is_empty:
+        yield _of(unit, "", base, "neither the folder nor its subfolders hold images")
 
 
 def unit_of(path: Path, root: Path, source: str, count: int = 1, **data: Any) -> Unit | Refused:
     """A folder below `root` as a unit that `episodes` reads.
 
-    `data` holds the fields above and how the folder is read, as JSON values:
+    `data` holds the fields above, and how to read the folder, as JSON values:
 
-        views       for each view a pattern of its images, relative to the folder (`front/*.png`)
-        files       instead, for each view the images themselves, relative to the folder
-        drop        so many frames of the beginning are left out
-        clockwise   each frame is turned by 90 degrees
-        episode_key where it is not the unit's key
+        views       for each view, a pattern of its images relative to the folder (`front/*.png`)
+        files       instead of views: for each view, the images relative to the folder
+        drop        how many frames to leave out at the beginning
+        clockwise   whether to turn each frame by 90 degrees
+        episode_key if it is not the unit's key
     """
     try:
         return Unit(utf8(path.relative_to(root)), source, str(path), count, data)
@@ -144,7 +144,7 @@ def utf8(path: Path) -> str:
     """A path as text for keys and tables.
 
     Raises:
-        FormatError: its name is not UTF-8, so that no table can hold it.
+        FormatError: its name is not UTF-8, which no table can hold.
     """
     try:
         path.as_posix().encode()
@@ -154,32 +154,34 @@ def utf8(path: Path) -> str:
 
 
 def refused(path: Path, error: str) -> Refused:
-    """What is wrong with a path, whatever bytes its name has."""
+    """The refusal of a path, whatever bytes its name has."""
     return Refused(os.fsencode(path).decode("utf-8", "backslashreplace"), error)
 
 
 def fields_of(value: Any, place: str) -> dict[str, Any]:
-    """The fields above of a text (the task alone) or an object; `place` says where it stands.
+    """The fields above, from a text (the task alone) or an object; `place` is where it was read.
 
     Raises:
-        FormatError: it is neither, or has an unknown field or a field of another type.
+        FormatError: it is neither, or has an unknown field or a field of the wrong type.
     """
     value = {"task": value} if isinstance(value, str) else value
     if not isinstance(value, dict):
-        raise FormatError(f"{place} is no object of fields")
+        raise FormatError(f"{place} must be a text or an object of fields")
     for key, field in value.items():
-        # A misspelt key would silently leave its default, and a failure would be learnt as a success.
+        # A misspelt key would silently keep its default: a failure would be trained as a success.
         if key not in _TYPES:
             raise FormatError(f"{place} has the unknown field {key!r}; the fields are {', '.join(_TYPES)}")
         if not isinstance(field, _TYPES[key]) or (isinstance(field, bool) and key != "is_robot"):
-            raise FormatError(f"{place}: {key} is {type(field).__name__}")
+            raise FormatError(
+                f"{place}: {key} is {type(field).__name__}, not {' or '.join(t.__name__ for t in _TYPES[key])}"
+            )
     if not 0 < value.get("fps", 1) < math.inf:
-        raise FormatError(f"{place}: fps is not above 0")
+        raise FormatError(f"{place}: fps must be above 0")
     return value
 
 
 def _views(base: Path, data: Mapping[str, Any]) -> Iterator[tuple[str, Path, list[Path] | None]]:
-    """(view, where it lies, its images or None) of a unit's folder."""
+    """(view, its folder, its images or None if there is no folder) of a unit's folder."""
     if "files" in data:
         for view, names in data["files"].items():
             yield view, base / names[0], [base / name for name in names]
@@ -206,7 +208,9 @@ def _unit(here: Path, root: Path, tasks: Mapping[str, Any], source: str) -> Unit
     if (here / "episode.json").exists():
         fields |= fields_of(read_json(here / "episode.json"), "episode.json")
     if not str(fields.get("task", "")).strip():
-        raise FormatError("no task text: give it in task.txt or episode.json, or for the folder in <input>/tasks.json")
+        raise FormatError(
+            "no task text: give it in task.txt, in episode.json, or under the folder in <input>/tasks.json"
+        )
     return Unit(key, source or fields.get("source", utf8(Path(name_of(root)))), str(here), data=fields)
 
 

@@ -4,33 +4,34 @@
     meta/episodes.jsonl         v2: one row per episode: episode_index, tasks, length
     meta/episodes/*/*.parquet   v3: the same, and data/chunk_index, data/file_index, and for every camera
                                 videos/<key>/chunk_index, file_index, from_timestamp
-    data/...parquet             v2: a file per episode; v3: files of many; a row per frame
-    videos/...mp4               v2: a file per episode; v3: files of many episodes, of which each is a cut
+    data/...parquet             v2: a file per episode; v3: files of many episodes; a row per frame
+    videos/...mp4               v2: a file per episode; v3: files of many episodes, each of which is a cut
     meta/tasks.jsonl, .parquet  the texts of the column task_index of data/
 
-GR00T's flavour of v2.0 is read too: rows in order without frame_index, `valid` among the tasks, the instruction named
-by the column annotation.human.action.task_description.
+GR00T's flavour of v2.0 is read too: its rows have no frame_index and lie in order, `valid` stands among the tasks, and
+the column annotation.human.action.task_description names the instruction.
 
-`ingest.input` is a dataset, or a folder that holds several, up to three levels down. What is made of them:
+`ingest.input` is a dataset, or a folder that holds several, up to three levels down. The episodes get:
 
-    source          the dataset's folder name; per-episode column `robometer.source`, which our own export writes
-    episode_key     episode_000004, after the dataset's path where the folder name alone does not say which is meant
+    source          the name of the dataset's folder, or the per-episode column `robometer.source` of our own export
+    episode_key     episode_000004, after the dataset's path if the folder's name alone is ambiguous
     view            every feature of dtype video or image, without "observation.images."; depth maps (flagged, of one
-                    channel, or by their name) and the next step's images (`next.*`) are left out
-    task            the episode's `tasks`; of several that of at least two thirds of its frames, by task_index in data/,
-                    or none: then it is refused (upstream takes the first of a list that lerobot leaves in any order)
-    frames          in a video of v3 the episodes lie one after the other, by their lengths; from_timestamp says in
-                    which order, and where there are gaps. Where the lengths do not add up to the video, and the
-                    timestamps are not those of frames, its episodes are refused
-    quality_label   the first of the per-episode columns `robometer.quality`, `quality_label`, `success` that has a
-                    value, true and false meaning successful and failure; without one, the folder's name: a word
-                    suboptimal, failure, failed or fail in it, as in usc_koch_p_ranking_all; otherwise successful
+                    channel, or by name) and the next step's images (`next.*`) are left out
+    task            the episode's `tasks`. If there are several, the one of at least two thirds of the frames, by the
+                    task_index in data/. Without such a task the episode is refused (upstream takes the first of a list
+                    that lerobot writes in any order)
+    frames          the episodes of a v3 video lie one after the other by their lengths; from_timestamp gives their
+                    order and the gaps. If the lengths do not add up to the video, and the timestamps do not fall on
+                    frames, the episodes of the video are refused
+    quality_label   the first of the per-episode columns `robometer.quality`, `quality_label`, `success` with a value;
+                    true means successful, false failure. Without one, the words suboptimal, failure, failed or fail in
+                    the folder's name decide, as in usc_koch_p_ranking_all; otherwise successful
     partial_success, is_robot, split    per-episode columns of these names, also with "robometer." before them
-    env_reward, success                 per-frame columns next.reward and next.success
+    env_reward, env_success             per-frame columns next.reward and next.success
 
-Files of `data/` are needed where they hold images, rewards or successes; where they are there, their number of rows
-must be the episode's length. Upstream takes at most five episodes of each folder of usc_koch_p_ranking_all, and its
-camera `top` only: ours takes all.
+The files of `data/` are needed if they hold images, rewards or successes. If they are there, their number of rows must
+be the episode's length. Upstream takes at most five episodes from each folder of usc_koch_p_ranking_all, and only the
+camera `top`; we take all.
 """
 
 from __future__ import annotations
@@ -64,27 +65,27 @@ TRUTH = {"next.reward": "env_reward", "next.success": "success"}
 
 TASKS = ("meta/tasks.jsonl", "meta/tasks.parquet")
 TASK_COLUMNS = ("annotation.human.action.task_description", "annotation.human.task_description", "task_index")
-"""Columns that name the task of a frame; GR00T's come first, whose task_index means something else."""
+"""Columns that name the task of a frame. GR00T's come first, because its task_index means something else."""
 
 NO_TASKS = ("valid", "invalid")
-"""What GR00T writes among the tasks besides."""
+"""Words among GR00T's tasks that are not tasks."""
 
 DATA_PATH = {
     2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
     3: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
 }
 CLEAR = 0.25
-"""By how much of a frame a timestamp may be off, where it is all that says where an episode begins."""
+"""How far, in frames, a timestamp may be from a frame if it alone says where an episode begins."""
 
 AMBIGUOUS = 2
-"""A gap of so few frames between two episodes may be none, but a drift of the timestamps."""
+"""A gap of at most this many frames between two episodes may be a drift of the timestamps instead."""
 
 _BY_WORD = {"suboptimal": "suboptimal", "failure": "failure", "failed": "failure", "fail": "failure"}
 
 
 @dataclass(frozen=True)
 class _Dataset:
-    """What info.json says."""
+    """The content of info.json."""
 
     path: Path
     relative: str
@@ -110,13 +111,13 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """Every episode of a dataset, or of all datasets in a folder.
 
     Raises:
-        FormatError: there is no dataset, or the one that was given cannot be read.
+        FormatError: there is no dataset, or `input` itself is one that cannot be read.
     """
     root = folder(input, f"a LeRobot dataset (with {INFO}), or a folder of several")
-    found = [root] if (root / INFO).is_file() else [p.parent.parent for p in files(root, *_levels(INFO))]
-    if not found:
+    datasets = [root] if (root / INFO).is_file() else [p.parent.parent for p in files(root, *_levels(INFO))]
+    if not datasets:
         raise FormatError(f"no {INFO} in {input}, nor up to three folders below: give ingest.input a LeRobot dataset")
-    for path in found:
+    for path in datasets:
         try:
             yield from _episodes_of(_read_info(path, root), source)
         except FormatError as error:
@@ -155,14 +156,17 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 def _first(file: str, place: Sequence[Any] | None) -> int:
     """The frame of a video at which an episode begins.
 
-    The lengths of its episodes are facts, and timestamps that drift away from them are not: where the lengths add up to
-    the video, they say it. Where they do not, because episodes were taken out of the dataset and not out of the video,
-    the timestamps must be those of frames, and leave no doubt.
+    Lengths of episodes are exact, while timestamps may drift. So if the lengths add up to the video, they decide. If
+    they do not, because episodes were removed from the dataset but not from the video, the timestamps must fall clearly
+    on frames.
 
     Args:
         file: the video.
-        place: (by the lengths, by the timestamp, sum of all lengths, whether all timestamps are clear); None for a
-            video of one episode.
+        place: (frame by the lengths, frame by the timestamp, sum of all lengths, whether all timestamps are clear);
+            None for a video of one episode.
+
+    Raises:
+        TrajectoryError: neither the lengths nor the timestamps decide.
     """
     if place is None:
         return 0
@@ -172,36 +176,38 @@ def _first(file: str, place: Sequence[Any] | None) -> int:
         return int(by_length)
     if not clear or count < total:
         raise TrajectoryError(
-            f"its video has {count} frames, the episodes in it have {total} together, and their timestamps do not say "
-            "which frames are whose"
+            f"its video has {count} frames, but the episodes in it have {total}, and the timestamps do not say which "
+            "frames belong to which episode"
         )
     return int(by_time)
 
 
 def task_of_most(rows: EpisodeRows, root: Path, tasks: Sequence[str]) -> str:
-    """The one of an episode's tasks that is that of at least two thirds of its frames.
+    """The task of at least two thirds of an episode's frames.
 
     Args:
-        rows: the episode's.
-        root: the dataset, whose meta/tasks names the instructions.
-        tasks: those that are listed of the episode.
+        rows: the rows of the episode.
+        root: the dataset, whose meta/tasks holds the instructions.
+        tasks: the tasks that are listed for the episode.
 
     Raises:
-        TrajectoryError: there is none.
+        TrajectoryError: no task has two thirds of the frames.
     """
     column = next((name for name in TASK_COLUMNS if rows.has(name)), "")
     if not column or not len(rows):
-        raise TrajectoryError(f"no task text: it has {len(tasks)} tasks, and no column {', '.join(TASK_COLUMNS)}")
+        raise TrajectoryError(f"no task text: it lists {len(tasks)} tasks and has no column {', '.join(TASK_COLUMNS)}")
     texts = _texts(root)
     counts = Counter(texts.get(int(index), "") for index in rows.numbers(column))
     task, most = counts.most_common(1)[0]
-    told = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common())
+    shares = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common())
     if not task or (tasks and task not in tasks):
-        raise TrajectoryError(f"no task text: the tasks of its frames are {told}, in its list stand {list(tasks)}")
+        raise TrajectoryError(f"no task text: its frames have the tasks {shares}, but it lists {list(tasks)}")
     if 3 * most < 2 * len(rows):
-        raise TrajectoryError(f"its {len(rows)} frames have several tasks, and none two thirds of them: {told}")
+        raise TrajectoryError(f"its {len(rows)} frames have several tasks, and none has two thirds of them: {shares}")
     if len(counts) > 1:
-        logger.info("%s, episode of %d frames: it has several tasks, that of most is taken: %s", root, len(rows), told)
+        logger.info(
+            "%s: an episode of %d frames has several tasks; the most frequent is used: %s", root, len(rows), shares
+        )
     return task
 
 
@@ -209,8 +215,8 @@ def _texts(root: Path) -> dict[int, str]:
     """The instructions by `task_index`."""
     lines, table = (root / name for name in TASKS)
     if lines.is_file():
-        found = [json.loads(line) for line in lines.read_bytes().splitlines() if line.strip()]
-        return {int(row["task_index"]): str(row["task"]) for row in found}
+        rows = [json.loads(line) for line in lines.read_bytes().splitlines() if line.strip()]
+        return {int(row["task_index"]): str(row["task"]) for row in rows}
     if not table.is_file():
         return {}
     try:
@@ -249,20 +255,20 @@ def _read_info(path: Path, root: Path) -> _Dataset:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """Where a dataset lies below the input; of a hub cache without its revision, which is not part of its name."""
+    """Path of a dataset below the input. In a hub's cache the revision is left out, as it is not part of the name."""
     if path != root and name_of(path) != path.name:
         path = root / path.parent.parent.relative_to(root) if path.parent != root else root
     return path.relative_to(root).as_posix()
 
 
 def _episodes_of(dataset: _Dataset, source: str) -> Iterator[Unit | Refused]:
-    named = source or name_of(dataset.path)
+    name = source or name_of(dataset.path)
     cameras: dict[str, str] = {}
     for key, feature in sorted(dataset.features.items()):
         if feature.get("dtype") in ("video", "image"):
             view = key.removeprefix("observation.").removeprefix("images.")
             if reason := _left_out(key, feature):
-                yield Refused(str(dataset.path), reason, named, view=view, skipped=True)
+                yield Refused(str(dataset.path), reason, name, view=view, skipped=True)
             else:
                 cameras[key] = view
     videos = [key for key in cameras if dataset.features[key]["dtype"] == "video"]
@@ -273,13 +279,13 @@ def _episodes_of(dataset: _Dataset, source: str) -> Iterator[Unit | Refused]:
     cuts = _cuts(dataset, videos)
     for where, row in _rows(dataset):
         if isinstance(row, str):
-            yield Refused(where, row, named)
+            yield Refused(where, row, name)
             continue
         try:
             yield _unit(dataset, cameras, row, source, cuts)
         except (TrajectoryError, KeyError, TypeError, ValueError, OverflowError) as error:
             reason = str(error) if isinstance(error, TrajectoryError) else f"{type(error).__name__}: {error}"
-            yield Refused(where, f"an episode's row cannot be read ({reason})", named)
+            yield Refused(where, f"the row of an episode cannot be read ({reason})", name)
 
 
 def _left_out(key: str, feature: Mapping[str, Any]) -> str:
@@ -288,12 +294,12 @@ def _left_out(key: str, feature: Mapping[str, Any]) -> str:
         return DEPTH
     shape = list(feature.get("shape") or ())
     if len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2])):
-        return f"of one channel, shape {shape}: a depth map, or no picture in colour"
-    return "the next step's image, which is a frame of another view already" if key.startswith("next.") else ""
+        return f"of one channel, shape {shape}: a depth map, or not a colour image"
+    return "the next step's image, which is a frame of another view" if key.startswith("next.") else ""
 
 
 def _rows(dataset: _Dataset) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(place, row of an episode, or why it cannot be read)."""
+    """(place, row of an episode or why it cannot be read)."""
     if dataset.major == 2:
         path = dataset.path / "meta/episodes.jsonl"
         if not path.is_file():
@@ -305,10 +311,10 @@ def _rows(dataset: _Dataset) -> Iterator[tuple[str, dict[str, Any] | str]]:
                 except (ValueError, TypeError) as error:
                     yield f"{path}:{number}", f"line {number} of {path.name} is malformed ({error})"
         return
-    found = files(dataset.path / "meta/episodes", "**/*.parquet")
-    if not found:
+    tables = files(dataset.path / "meta/episodes", "**/*.parquet")
+    if not tables:
         raise FormatError(f"no file meta/episodes/*/*.parquet in {dataset.path}")
-    for path in found:
+    for path in tables:
         try:
             with pq.ParquetFile(path) as file:
                 names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
@@ -320,25 +326,25 @@ def _rows(dataset: _Dataset) -> Iterator[tuple[str, dict[str, Any] | str]]:
 
 
 _Cuts = dict[tuple[str, int], tuple[int, int, int, bool]]
-"""Where an episode lies in a video of several, by the video and the episode: what `_first` is given."""
+"""Where an episode lies in a video of several, by the video and the episode: the `place` of `_first`."""
 
 
 def _cuts(dataset: _Dataset, videos: Sequence[str]) -> _Cuts:
     """Where each episode of a v3 dataset lies in its videos."""
     if dataset.major == 2:
         return {}
-    held: defaultdict[str, list[tuple[float, int, int]]] = defaultdict(list)
+    by_video: defaultdict[str, list[tuple[float, int, int]]] = defaultdict(list)
     for _, row in _rows(dataset):
         if isinstance(row, str):
             continue
         for key in videos:
             try:
                 begin = _seconds(row, key) * dataset.fps
-                held[_video(dataset, row, key)].append((begin, int(row["episode_index"]), int(row["length"])))
+                by_video[_video(dataset, row, key)].append((begin, int(row["episode_index"]), int(row["length"])))
             except (TrajectoryError, KeyError, TypeError, ValueError, OverflowError):
-                continue  # the episode is refused for it
-    found: _Cuts = {}
-    for video, places in held.items():
+                continue  # the episode is refused for this
+    cuts: _Cuts = {}
+    for video, places in by_video.items():
         total, clear, end = sum(length for *_, length in places), True, 0
         for begin, _, length in sorted(places):
             gap = round(begin) - end
@@ -346,13 +352,13 @@ def _cuts(dataset: _Dataset, videos: Sequence[str]) -> _Cuts:
             end = round(begin) + length
         by_length = 0
         for begin, episode, length in sorted(places):
-            found[video, episode] = (by_length, round(begin), total, clear)
+            cuts[video, episode] = (by_length, round(begin), total, clear)
             by_length += length
-    return found
+    return cuts
 
 
 def _seconds(row: Mapping[str, Any], key: str) -> float:
-    """Where an episode begins in a video of several."""
+    """Seconds at which an episode begins in a video of several."""
     name = f"videos/{key}/from_timestamp"
     if not math.isfinite(seconds := float(row[name])):
         raise TrajectoryError(f"{name} is {seconds}")
@@ -374,13 +380,13 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
         video = _video(dataset, row, key)
         videos[cameras[key]] = (video, cuts[video, episode] if dataset.major == 3 else None)
     place = dataset.place(dataset.data_path, **_place(dataset, row, "data"))
-    named = source or str(row.get("robometer.source") or name_of(dataset.path))
-    # Folders below folders may have equal names, and all are of one source where the user gives its name.
+    name = source or str(row.get("robometer.source") or name_of(dataset.path))
+    # Nested folders may have equal names, and belong to one source if the user names it.
     alone = dataset.relative == "." or (not source and "/" not in dataset.relative)
     key = f"episode_{episode:06d}" if alone else f"{dataset.relative}/episode_{episode:06d}"
     return Unit(
         key,
-        named,
+        name,
         str(dataset.path),
         count=len(cameras),
         data={
@@ -399,12 +405,12 @@ def _unit(dataset: _Dataset, cameras: Mapping[str, str], row: Mapping[str, Any],
 
 
 def _place(dataset: _Dataset, row: Mapping[str, Any], what: str) -> dict[str, int]:
-    """The numbers that a path template is filled in with."""
+    """The numbers to fill a path template with."""
     episode = int(row["episode_index"])
-    known = {"episode_chunk": episode // dataset.chunks_size, "episode_index": episode}
+    numbers = {"episode_chunk": episode // dataset.chunks_size, "episode_index": episode}
     if dataset.major == 3:
-        return known | {name: int(row[f"{what}/{name}"]) for name in ("chunk_index", "file_index")}
-    return known | {"chunk_index": known["episode_chunk"], "file_index": episode}
+        return numbers | {name: int(row[f"{what}/{name}"]) for name in ("chunk_index", "file_index")}
+    return numbers | {"chunk_index": numbers["episode_chunk"], "file_index": episode}
 
 
 def _facts(row: Mapping[str, Any], dataset: _Dataset) -> dict[str, Any]:

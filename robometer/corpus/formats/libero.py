@@ -1,4 +1,4 @@
-"""LIBERO demonstrations, and replays of them that failed: HDF5 files of robosuite.
+"""LIBERO demonstrations, and failed replays of them: HDF5 files of robosuite.
 
     libero_10/                              or a folder of such folders
         KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it_demo.hdf5
@@ -6,20 +6,20 @@
                 demo_0/obs/agentview_rgb    uint8 [T, H, W, 3], upside down
                 demo_0/rewards, dones       [T], optional
 
-Each `demo_N` is one trajectory of a robot, view `agentview`. Its task is the instruction in `problem_info`; without
-that, the file's name after its SCENE token, "_" as spaces, without "demo" (LIBERO's own files say the same in both).
+Each `demo_N` is one trajectory of a robot, view `agentview`. Its task is the instruction in `problem_info`, or else the
+file's name after its SCENE token, with "_" as spaces and without "demo" (in LIBERO's own files both say the same).
 
 The folder's name gives the data set: `libero_10`, `libero_object`, `libero_spatial`, `libero_goal` and `libero_90`
-(also as `libero256_10`, or with `_no_noops` behind) become upstream's libero256_10 ... libero256_90, all successful;
-`libero_10_failure` ... keep their names, all failures. The name says nothing of the resolution, which may be any.
+(also `libero256_10`, or with `_no_noops` at the end) become upstream's libero256_10 ... libero256_90, all successful;
+`libero_10_failure` ... keep their names, and are all failures. Despite the name, the resolution may be any.
 
-* Pictures are turned about the horizontal axis only. Upstream calls that a rotation by 180 degrees, but does the
-  same, and it is right: robosuite renders upside down, not mirrored.
-* Upstream renders LIBERO again at 256 pixels and leaves out steps with |action| < 1e-4. That replay is simulation, not
-  reading: what is here is read as it is.
-* `rewards` and `dones` become env_reward and success where they have one value per frame. Not for failures: a writer
-  of demonstrations marks the last step of every file as done, that of a failed replay too.
-* The wrist camera (`eye_in_hand_rgb`) is left out, as upstream does.
+* Images are flipped top to bottom only. Upstream does the same but calls it a rotation by 180 degrees: robosuite
+  renders upside down, not mirrored.
+* Upstream renders LIBERO again at 256 pixels and leaves out steps with |action| < 1e-4. That replay needs the
+  simulator; here the files are read as they are.
+* `rewards` and `dones` become env_reward and env_success if they have one value per frame. For failures they are
+  ignored: the recorder marks the last step of every file as done, even of a failed replay.
+* The wrist camera (`eye_in_hand_rgb`) is left out, as upstream.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The HDF5 files of one suite's folder, or of several.
 
     Raises:
-        FormatError: no folder, or no HDF5 file in it.
+        FormatError: there is no such folder, or it has no HDF5 files.
     """
     root = common.folder(input, "a folder of LIBERO's *.hdf5 files")
-    found = common.files(root, "**/*.hdf5")
-    if not found:
+    paths = common.files(root, "**/*.hdf5")
+    if not paths:
         raise FormatError(f"no *.hdf5 file below {input}: give ingest.input a folder of LIBERO demonstrations")
-    for path in found:
+    for path in paths:
         suite = next((f for f in path.parents if _SUITE.fullmatch(common.name_of(f)) and f.is_relative_to(root)), None)
         if suite is None and not source:
             yield Refused(
                 str(path),
-                f"the folder {path.parent.name!r} names no LIBERO suite: call it libero_10, libero_goal_failure or "
-                "the like, or name the data set with ingest.data_source",
+                f"the folder {path.parent.name!r} is not named after a LIBERO suite: call it libero_10, "
+                "libero_goal_failure or similar, or name the data set with ingest.data_source",
             )
             continue
         name = _data_source(common.name_of(suite)) if suite else source
-        # From the suite's folder on, so that a file has one key whether its folder was given or the one above.
+        # Relative to the suite's folder, so that the key is the same if ingest.input is that folder or the one above.
         key = path.relative_to(suite or root).with_suffix("").as_posix()
         key = f"{common.name_of(suite)}/{key}" if suite else key
         yield Unit(key, source or name, str(path), count=50, data={"failure": name.endswith("_failure")})
@@ -74,7 +74,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     with opened(unit.uri) as file:
         data = file.get("data")
         if not isinstance(data, h5py.Group):
-            raise FormatError(f"{Path(unit.uri).name} has no group `data`: it is no LIBERO file")
+            raise FormatError(f"{Path(unit.uri).name} has no group `data`: it is not a LIBERO file")
         task = _task(data, Path(unit.uri).stem)
         for name in members(data):
             yield from _of_demo(unit, data.get(name), f"{unit.key}/{name}", task)
@@ -91,7 +91,7 @@ def _task(data: h5py.Group, stem: str) -> str:
         try:
             instruction = "".join(json.loads(problem).get("language_instruction", ""))  # some hold a list of letters
         except (ValueError, AttributeError, TypeError) as error:
-            raise FormatError(f"the attribute problem_info of {stem}.hdf5 is no JSON object with a text") from error
+            raise FormatError(f"the attribute problem_info of {stem}.hdf5 must be JSON with an instruction") from error
         if instruction := instruction.strip().strip('"'):
             return instruction
     words = stem.split("_")

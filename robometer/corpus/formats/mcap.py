@@ -1,13 +1,14 @@
-"""MCAP recordings of ROS 1, ROS 2 or Foxglove: one file is one episode, each topic of compressed images is a view.
+"""MCAP recordings of ROS 1, ROS 2 or Foxglove: each file is an episode, and each topic of compressed images a view.
 
     <input>/**/*.mcap
     <input>/**/<same name>.json         optional: the fields of `image_folders` (task, quality_label, ...)
 
-Image topics are those of the schemas sensor_msgs/CompressedImage (ros1), sensor_msgs/msg/CompressedImage (cdr) and
-foxglove.CompressedImage (protobuf or json); a topic's view is its name without the slash in front. The task is the
-sidecar's, or `task` of a metadata record of the file; `quality_label` too. Frames per second follow from the first
-and last time of a topic. One pass over the file finds the times; a frame is read when it is kept, with its chunk.
-Raw images (sensor_msgs/Image) and video (foxglove.CompressedVideo) are not read. Needs the extra `robometer[mcap]`.
+Image topics have the schema sensor_msgs/CompressedImage (ros1), sensor_msgs/msg/CompressedImage (cdr) or
+foxglove.CompressedImage (protobuf or json). The view is the topic's name without the leading slash. `task` and
+`quality_label` come from the JSON file beside the recording, or from a metadata record of the recording. Frames per
+second follow from the first and the last time of a topic. One pass over the file collects the times; only frames that
+are kept are read, with their chunks. Raw images (sensor_msgs/Image) and video (foxglove.CompressedVideo) are not read.
+Needs the extra `robometer[mcap]`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The files.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     root = folder(input, "with .mcap files")
     if not (paths := files(root, "**/*.mcap")):
@@ -58,7 +59,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         decoders: dict[str, Callable[[bytes], bytes]] = {}
         for schema, channel, message in reader.iter_messages(
             log_time_order=False
-        ):  # in the file's order: memory of one chunk
+        ):  # in the file's order, which needs memory for one chunk only
             decode = DECODERS.get((schema.name if schema else "", channel.message_encoding))
             if decode is not None:
                 decoders[channel.topic] = decode
@@ -97,14 +98,16 @@ def _fields(reader: McapReader, path: Path) -> dict[str, Any]:
 def _frame_of(reader: McapReader, topic: str, times: list[int], decode: Callable[[bytes], bytes]) -> Any:
     def frame(i: int) -> bytes:
         before = i - times.index(times[i])  # messages of the same time keep their order
-        found = reader.iter_messages(topics=[topic], start_time=times[i], end_time=times[i] + 1, log_time_order=False)
-        return decode(next(islice(found, before, None))[2].data)
+        messages = reader.iter_messages(
+            topics=[topic], start_time=times[i], end_time=times[i] + 1, log_time_order=False
+        )
+        return decode(next(islice(messages, before, None))[2].data)
 
     return frame
 
 
 def _ros1(data: bytes) -> bytes:
-    """Header (sequence number, time, frame), format, content: texts and content with their length before them."""
+    """Header (sequence number, time, frame), format, content; texts and content begin with their lengths."""
     at = 12
     for _ in ("frame_id", "format"):
         at += 4 + struct.unpack_from("<I", data, at)[0]
@@ -112,7 +115,7 @@ def _ros1(data: bytes) -> bytes:
 
 
 def _cdr(data: bytes) -> bytes:
-    """As ROS 1 but for the sequence number, each length at a multiple of 4 after the 4 bytes of the encoding."""
+    """As ROS 1 without the sequence number; each length is aligned to 4 bytes after the 4 bytes of the encoding."""
     order = "<" if data[1] & 1 else ">"
     at = 12
     for _ in ("frame_id", "format"):
@@ -133,7 +136,7 @@ def _json(data: bytes) -> bytes:
 
 
 def _protobuf(data: bytes) -> bytes:
-    """Field 2 of the message, the content; the others are passed over."""
+    """Field 2 of the message, the content; the other fields are skipped."""
     at, content = 0, b""
     while at < len(data):
         tag, at = _varint(data, at)
@@ -158,4 +161,4 @@ DECODERS: dict[tuple[str, str], Callable[[bytes], bytes]] = {
     ("foxglove.CompressedImage", "protobuf"): _protobuf,
     ("foxglove.CompressedImage", "json"): _json,
 }
-"""By the name of the schema and the encoding of the messages."""
+"""By schema name and message encoding."""

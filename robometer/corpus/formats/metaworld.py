@@ -1,4 +1,4 @@
-"""Upstream's Meta-World roll-outs: demonstrations in an HDF5 file, labelled roll-outs as videos in folders.
+"""Upstream's Meta-World roll-outs: demonstrations in an HDF5 file, and labelled roll-outs as videos in folders.
 
     metaworld_video.h5                      any *.h5 or *.hdf5 here
         button-press-v2/0, 1, 10, 11, 12    uint8 [T, H, W, 3]: demonstrations, successful
@@ -9,15 +9,15 @@
         all_fail/*.mp4, *.gif               failure
     tasks.json                              optional, yours: {"window-close": "close the window", ...}
 
-Either part may be missing. A task is named with "-" or "_", with or without its version (-v2, -v3). The 20 tasks that
-upstream trains on are the data set metaworld_train, its 17 others metaworld_eval; the remaining tasks of Meta-World are
-skipped, as upstream does, unless the user names a data set. Instructions are those of the bundled corpus, unless
-`tasks.json` has others. Robot, view `main`.
+Either part may be missing. A task's name has "-" or "_", and may end in a version (-v2, -v3). The 20 tasks that
+upstream trains on are the data set metaworld_train, and the 17 that it evaluates on metaworld_eval. Other tasks of
+Meta-World are skipped, as upstream, unless the user names a data set. Instructions are those of the bundled corpus,
+unless `tasks.json` has others. Robot, view `main`.
 
-* Of a task's demonstrations upstream takes the keys 0, 1, 10, 11 and 12 and skips the others: so do we.
-* Upstream writes partial_success 0 on every row, successes too: here there is none.
-* Pictures are cut to the square in their middle. Upstream cuts out the middle 224 pixels, whatever the size.
-* Labelled videos of a task that is trained on stay in metaworld_train; upstream has no instruction for them.
+* Of each task's demonstrations only the keys 0, 1, 10, 11 and 12 are taken, as upstream.
+* Upstream writes partial_success 0 on every row, even on successes; here it stays empty.
+* Images are cropped to the central square. Upstream crops the central 224 pixels, whatever the size.
+* Labelled videos of a training task belong to metaworld_train; upstream has no instruction for them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ QUALITY = {"GT": "successful", "success": "successful", "close_succ": "suboptima
 
 @dataclass(frozen=True)
 class Square:
-    """A recording, cut to the square in its middle."""
+    """A recording, cropped to its central square."""
 
     whole: Recording
 
@@ -67,10 +67,10 @@ class Square:
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """The tasks of each HDF5 file, and the videos of each task's folder.
+    """The tasks of each HDF5 file, and the videos in each task's folder.
 
     Raises:
-        FormatError: no folder, or neither an HDF5 file nor a folder of a task in it.
+        FormatError: there is no such folder, or it has neither HDF5 files nor videos.
     """
     root = common.folder(input, "a folder of Meta-World roll-outs")
     texts = {_plain(name): text for name, text in common.task_texts(root).items()}
@@ -78,7 +78,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     videos = common.files(root, "*/*/*.mp4", "*/*/*.gif")
     if not files and not videos:
         raise FormatError(
-            f"no *.h5 file and no <task>/<quality>/*.mp4 in {input}: give ingest.input a folder of Meta-World roll-outs"
+            f"{input} has no *.h5 and no <task>/<quality>/*.mp4: give ingest.input a folder of Meta-World roll-outs"
         )
     for path in files:
         try:
@@ -92,7 +92,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     for path in videos:
         task, quality = path.parts[-3:-1]
         if quality not in QUALITY:
-            reason = f"the folder {quality!r} is none of {', '.join(QUALITY)}: its quality is not known"
+            reason = f"the folder {quality!r} is none of {', '.join(QUALITY)}: its quality is unknown"
             yield Refused(str(path), reason, source)
             continue
         key = path.relative_to(root).as_posix()
@@ -107,14 +107,14 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     with opened(unit.uri) as file:
         group = file.get(unit.data["group"])
         if not isinstance(group, h5py.Group):
-            raise FormatError(f"{unit.data['group']} is no group of demonstrations")
+            raise FormatError(f"{unit.data['group']} is not a group of demonstrations")
         for name in members(group):
             key = f"{unit.key}/{name}"
             if name not in KEYS:
-                reason = f"upstream takes the demonstrations {', '.join(KEYS)} of a task"
+                reason = f"upstream takes only the demonstrations {', '.join(KEYS)} of a task"
                 yield Refused(unit.uri, reason, unit.source, key, "main", skipped=True)
             elif (frames := dataset(group, name)) is None:
-                yield Refused(unit.uri, "it is no array of frames", unit.source, key, "main")
+                yield Refused(unit.uri, "it is not an array of frames", unit.source, key, "main")
             else:
                 yield _episode(unit, key, Frames(frames), "successful")
 
@@ -130,9 +130,9 @@ def _unit(
     own = "metaworld_train" if task in TRAIN else "metaworld_eval" if task in EVAL else ""
     text = texts.get(task) or INSTRUCTIONS.get(f"{task}-v3")
     if text is None:
-        return Refused(str(path), f"{name!r} is no task of Meta-World, and no tasks.json names it", source, key)
+        return Refused(str(path), f"{name!r} is not a task of Meta-World, and tasks.json does not name it", source, key)
     if not own and not source:
-        return Refused(str(path), f"upstream uses {name!r} in neither of its sets", source, key, skipped=True)
+        return Refused(str(path), f"upstream uses {name!r} in neither of its data sets", source, key, skipped=True)
     return Unit(key, source or own, str(path), count, {"task": text, **data})
 
 

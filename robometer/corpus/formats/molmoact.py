@@ -4,13 +4,14 @@
     <household or tabletop>/**/*.parquet            a row per frame: episode_index, frame_index, first_view, second_view
 
 `ingest.input` is one such folder, or one that holds several, up to three levels down. A folder with household or
-tabletop in its name becomes molmoact_dataset_household or molmoact_dataset_tabletop. The task is the episode's, of
-several that of most frames, as in `lerobot`; all episodes are successful, views are first_view and second_view; the
-wrist camera is left out, as upstream does, and so is every tabletop episode whose task has "load the bowl" in it.
+tabletop in its name becomes molmoact_dataset_household or molmoact_dataset_tabletop. The task is the episode's; if it
+has several, the one of most frames, as in `lerobot`. All episodes are successful, with the views first_view and
+second_view. The wrist camera is left out, as upstream, and so is every tabletop episode with "load the bowl" in its
+task.
 
-Upstream takes the files in the order of a glob, reads them twice, and takes for granted that an episode's rows lie one
-after the other. Ours finds them by `episode_index` and orders them by `frame_index`, in whatever files they lie.
-Versions of this dataset with videos are read with `ingest.source=lerobot ingest.data_source=molmoact_dataset_...`.
+Upstream reads the files in the order of a glob, twice, and assumes that the rows of an episode lie together. Here rows
+are found by `episode_index` and sorted by `frame_index`, in whatever files they lie. Read versions of this dataset with
+videos by `ingest.source=lerobot ingest.data_source=molmoact_dataset_...`.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """
     root = folder(input, f"a MolmoAct folder (with {EPISODES} and parquet files)")
     depths = range(1) if (root / EPISODES).is_file() else range(1, 4)
-    found = files(root, *("/".join(["*"] * depth + [EPISODES]) for depth in depths))
-    if not found:
+    listings = files(root, *("/".join(["*"] * depth + [EPISODES]) for depth in depths))
+    if not listings:
         raise FormatError(f"no {EPISODES} in {input}, nor up to three folders below: give ingest.input MolmoAct")
-    for path in (path.parent.parent for path in found):
+    for path in (listing.parent.parent for listing in listings):
         relative = path.relative_to(root).as_posix()
         part = next((part for part in PARTS if part in f"{relative}/{name_of(path)}".lower()), "")
         if part or source:
             yield from _episodes_of(path, source or f"molmoact_dataset_{part}")
         else:
-            yield Refused(str(path), "neither household nor tabletop is in its name: give ingest.data_source")
+            yield Refused(str(path), "its name has neither household nor tabletop in it: give ingest.data_source")
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
@@ -63,7 +64,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     paths = [root / name for name in data["files"]]
     with EpisodeRows(paths, data["episode"]) as rows:
         if len(rows) != data["length"]:
-            raise TrajectoryError(f"there are {len(rows)} rows of episode {data['episode']}, not {data['length']}")
+            raise TrajectoryError(f"episode {data['episode']} has {len(rows)} rows, not {data['length']}")
         tasks = data["tasks"]
         task = tasks[0] if len(tasks) == 1 else task_of_most(rows, root, tasks)
         for view in VIEWS:
@@ -77,7 +78,7 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
         name = file.relative_to(path).as_posix()
         try:
             with open_parquet(file) as opened:
-                for episode in _held(opened):
+                for episode in _episodes_in(opened):
                     where[episode].append(name)
         except TrajectoryError as error:
             yield Refused(str(file), str(error), source)
@@ -93,29 +94,30 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
             message = f"line {number} of {EPISODES} is malformed ({type(error).__name__}: {error})"
             yield Refused(f"{path / EPISODES}:{number}", message, source)
             continue
-        key, held = f"{name_of(path)}/episode_{episode:06d}", where.pop(episode, [])
+        key, names = f"{name_of(path)}/episode_{episode:06d}", where.pop(episode, [])
         if (words := LEFT_OUT.get(source)) and any(words in task.lower() for task in tasks):
-            yield Refused(str(path), f"tasks with {words!r} are left out, as upstream does", source, key, skipped=True)
-        elif not held:
+            yield Refused(str(path), f"tasks with {words!r} are left out, as upstream", source, key, skipped=True)
+        elif not names:
             yield Refused(str(path), f"no parquet file holds rows of episode {episode}", source, key)
         else:
-            data = {"episode": episode, "length": length, "tasks": tasks, "files": held, "fps": fps}
-            yield Unit(key, source, str(path), len(VIEWS), data, files=[str(path / name) for name in held])
+            data = {"episode": episode, "length": length, "tasks": tasks, "files": names, "fps": fps}
+            yield Unit(key, source, str(path), len(VIEWS), data, files=[str(path / name) for name in names])
     for episode in sorted(where):
         yield Refused(
             str(path), f"episode {episode} is not in {EPISODES}", source, f"{name_of(path)}/episode_{episode:06d}"
         )
 
 
-def _held(file: pq.ParquetFile) -> list[int]:
-    """The episodes of a file: from its footer, and from its rows only where a row group holds several."""
-    found: set[int] = set()
+def _episodes_in(file: pq.ParquetFile) -> list[int]:
+    """The episodes of a file, from its footer, and from the rows of row groups that hold several."""
+    episodes: set[int] = set()
     for group, (least, greatest) in enumerate(ranges(file)):
         if least == greatest:
-            found.add(least)
+            episodes.add(least)
         elif least < greatest:
-            found.update(pc.unique(file.read_row_group(group, columns=["episode_index"])["episode_index"]).to_pylist())
-    return sorted(found)
+            column = file.read_row_group(group, columns=["episode_index"])["episode_index"]
+            episodes.update(pc.unique(column).to_pylist())
+    return sorted(episodes)
 
 
 def _fps(path: Path) -> float:
@@ -123,4 +125,4 @@ def _fps(path: Path) -> float:
         info: Any = json.loads((path / "meta/info.json").read_bytes())
         return float(info["fps"])
     except (OSError, ValueError, TypeError, KeyError):
-        return 0.0  # nothing but the record of it depends on this
+        return 0.0  # only recorded: nothing depends on it
