@@ -22,6 +22,8 @@ from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 from robometer.training.losses import binary_error, progress_error, two_hot
 
 _TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+_NEAR = 1e-5
+"""Predictions no further apart than this may rank either way: processors round them differently."""
 
 
 def logged_rows(
@@ -41,21 +43,24 @@ def logged_rows(
         facts: what upstream's preference and progress batch say of their samples besides tensors.
         kind: the progress loss.
     """
-    ours: dict[str, float] = {}
+    ours: dict[str, list[float]] = {}
     for is_pair, about in zip((True, False), facts, strict=True):
         members = batch.preference_mask == is_pair
         if members.any():
             # A stratum that both batches have is logged by both: the progress batch comes last.
             own = RewardOutput(*(None if part is None else part.detach()[members] for part in output))  # type: ignore[arg-type]
-            ours |= _values(own, batch.map(itemgetter(members)), supervised[members], about, config, kind)
+            part, about_all = batch.map(itemgetter(members)), (supervised[members], about, config, kind)
+            orders = [_values(own, part, *about_all, lean) for lean in (None, -1, 0, 1)]
+            ours |= {name: [values[name] for values in orders] for name in orders[0]}
     theirs = {name: value for name, value in logged.items() if name.startswith("train")}
     if not any(name.startswith("train_") for name in theirs):  # without its strata
         ours = {name: value for name, value in ours.items() if name.startswith("train/")}
     yield exact(case, "names of what is logged", sorted(ours), sorted(theirs))
     for name in sorted(ours.keys() & theirs.keys()):
-        yield close(
-            case, f"logged {name.split('/')[name.startswith('train/')]}", ours[name], theirs[name], **_TOLERANCE
-        )
+        low, high = min(ours[name]), max(ours[name])
+        is_open = low < theirs[name] < high
+        nearest = theirs[name] if is_open else min(ours[name], key=lambda value: abs(value - theirs[name]))
+        yield close(case, f"logged {name.split('/')[name.startswith('train/')]}", nearest, theirs[name], **_TOLERANCE)
 
 
 def _values(
@@ -65,8 +70,9 @@ def _values(
     about: Mapping[str, Any],
     config: LossConfig,
     kind: str,
+    lean: int | None,
 ) -> dict[str, float]:
-    """Of a batch of pairs, or of single clips."""
+    """Of a batch of pairs, or of single clips; `lean` as in `spearman`."""
     pairs = bool(batch.preference_mask.all())
     losses = upstream_losses(output, batch, config, kind)
     scores: dict[str, float] = {}
@@ -85,7 +91,7 @@ def _values(
     groups = {stratum: _shown(about[name], supervised) for stratum, name in zip(("strat", "ds"), names, strict=True)}
     if config.pair_progress or not pairs:
         prefix = "pref_prog_" if pairs else ""
-        scores |= _progress(output, batch, supervised, kind, prefix, float(losses.progress), groups)
+        scores |= _progress(output, batch, supervised, kind, prefix, float(losses.progress), groups, lean)
     if config.success_weight:
         scores |= _success(output, batch, "pref_" if pairs else "", float(losses.success), groups)
     return scores
@@ -104,10 +110,11 @@ def _progress(
     prefix: str,
     loss: float,
     groups: Mapping[str, Sequence[str]],
+    lean: int | None,
 ) -> dict[str, float]:
     logits, target, mask = output.progress_logits, batch.a.progress_target, batch.a.progress_mask.float()
     error = (progress_error(logits, target, kind) * mask).mean(1)
-    ranks = spearman(progress_from_logits(logits), target, mask)
+    ranks = spearman(progress_from_logits(logits), target, mask, lean)
     scores = {f"train/{prefix or 'prog_'}loss": loss, f"train/{prefix}spearman_corr": float(ranks.mean())}
     if kind == "discrete":
         right = (logits.argmax(-1) == two_hot(target, logits.shape[-1]).argmax(-1)) * mask
@@ -117,11 +124,27 @@ def _progress(
     return scores | _strata(groups, {"prog_loss": error, "spearman_corr": ranks})
 
 
-def spearman(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Of each sample over its supervised frames [B]; 0 where it is not defined."""
-    shown = mask.expand_as(target) > 0
-    values = [metrics.spearman(p[m], t[m]) for p, t, m in zip(prediction, target, shown, strict=True)]
+def spearman(prediction: Tensor, target: Tensor, mask: Tensor, lean: int | None = None) -> Tensor:
+    """Of each sample over its supervised frames [B]; 0 where it is not defined.
+
+    Args:
+        lean: how predictions that are almost equal rank: None: as they are; 0: as equals; 1 and -1: as their targets
+            do, and the other way around (the highest and the lowest correlation that rounding leaves open).
+    """
+    supervised = mask.expand_as(target) > 0
+    values = []
+    for p, t, m in zip(prediction, target, supervised, strict=True):
+        values.append(metrics.spearman(p[m] if lean is None or not m.any() else _leaning(p[m], t[m], lean), t[m]))
     return torch.tensor([0.0 if math.isnan(value) else value for value in values])
+
+
+def _leaning(prediction: Tensor, target: Tensor, lean: int) -> Tensor:
+    """Numbers that rank as the predictions do, but those that are almost equal as `lean` says."""
+    ordered, order = prediction.sort()
+    groups = torch.zeros(len(prediction), dtype=torch.float64)
+    groups[order[1:]] = (ordered.diff() > _NEAR).cumsum(0).double()
+    within = target.double() - target.min()
+    return groups + lean * within / (within.max() + 1)  # less than 1: no group reaches the next
 
 
 def _success(
