@@ -253,7 +253,7 @@ def actors(folder: Path, quick: bool) -> None:
     base, rounds = ("tiny", 1) if quick else (str(mid_size(folder / "model")), 3)
     splits = sorted(set(corpus.manifest["split"].to_pylist()))
     checkpoint = _checkpoint(folder / "checkpoint", base)
-    settings = [f"corpus.path={folder / 'corpus'}", f"evaluate.checkpoint={checkpoint}"]
+    settings = [f"corpus.path={folder / 'corpus'}", f"evaluate.scorer={checkpoint}"]
     settings += [f"evaluate.splits=[{','.join(splits)}]", "evaluate.evaluations=[success_detection]"]
     settings += ["evaluate.bootstrap=0", "tracking.uri=none"]
     counts, walls = (1, 2), defaultdict[int, list[float]](list)

@@ -13,7 +13,7 @@ HELP = """
 robometer evaluate: reward alignment, policy ranking, confusion matrix, preference, success detection, partial success,
 robustness and instruction grounding, with bootstrap intervals, on splits of a corpus.
 
-Reads   evaluate.checkpoint and the corpus at corpus.path. A checkpoint is a folder, org/name of the hub, an MLflow URI,
+Reads   evaluate.scorer and the corpus at corpus.path. A checkpoint is a folder, org/name of the hub, an MLflow URI,
         the URL of an endpoint, or a baseline: baseline:@BASELINES@
 Writes  evaluate.output: report.html, metrics.json, metrics.parquet, predictions.parquet, pairs.parquet,
         instructions.parquet, parts/ (predictions as they come in); MLflow. With evaluate.against also these models'
@@ -22,12 +22,12 @@ Re-run  goes on where it was killed, and asks again for what failed. With --reco
         predictions, without the model. `robometer report` sets several outputs beside one another.
 
 Examples
-  robometer evaluate evaluate.checkpoint=outputs/train/best corpus.path=outputs/corpus
-  robometer evaluate evaluate.checkpoint=baseline:clock evaluate.output=outputs/clock
-  robometer evaluate evaluate.checkpoint=http://127.0.0.1:8000 'evaluate.splits=[held_out]'
+  robometer evaluate evaluate.scorer=outputs/train/best corpus.path=outputs/corpus
+  robometer evaluate evaluate.scorer=baseline:clock evaluate.output=outputs/clock
+  robometer evaluate evaluate.scorer=http://127.0.0.1:8000 'evaluate.splits=[held_out]'
   robometer evaluate 'evaluate.against=[outputs/other/best,baseline:clock,baseline:random]'
   robometer evaluate 'evaluate.sources=[rbm-1m-ood]' 'evaluate.splits=[train]' corpus.path=/data/rbm_1m
-  ray job submit --working-dir . -- python -m jobs.evaluate evaluate.checkpoint=/data/run/best \\
+  ray job submit --working-dir . -- python -m jobs.evaluate evaluate.scorer=/data/run/best \\
       corpus.path=/data/corpus evaluate.output=/data/evaluation tracking.uri=http://mlflow:5000
 """
 

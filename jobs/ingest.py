@@ -13,7 +13,7 @@ from robometer.runs.redaction import redacted
 HELP = """
 robometer ingest: decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.
 
-Reads   ingest.input in the format ingest.source. mp4_jsonl is a folder with trajectories.jsonl, one line per video:
+Reads   ingest.input in the format ingest.format. mp4_jsonl is a folder with trajectories.jsonl, one line per video:
           {"video": "clips/1.mp4", "task": "open the drawer", "quality_label": "successful"}
         quality_label is successful, suboptimal or failure; docs/bring_your_own_data.md lists the other keys.
         `bundled` is the Meta-World corpus that comes with the package. The other formats:
@@ -25,7 +25,7 @@ Re-run  goes on where it was killed, adds what is new, and leaves the rest as it
 
 Examples
   robometer ingest corpus.path=outputs/corpus
-  robometer ingest ingest.source=lerobot ingest.input=/data/my_dataset corpus.path=/data/corpus
+  robometer ingest ingest.format=lerobot ingest.input=/data/my_dataset corpus.path=/data/corpus
   ray job submit --working-dir . -- python -m jobs.ingest ingest.input=/data/my_robot corpus.path=/data/corpus
 """
 

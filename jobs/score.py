@@ -51,7 +51,7 @@ def parser_for(prog: str, text: str) -> argparse.ArgumentParser:
     config = Config()
     parser.add_argument("--task", required=True, help="the instruction, in words")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--checkpoint", default=config.evaluate.checkpoint, help="checkpoint folder (%(default)s)")
+    model.add_argument("--checkpoint", default=config.evaluate.scorer, help="checkpoint folder (%(default)s)")
     model.add_argument("--url", help="endpoint, instead of a checkpoint")
     parser.add_argument("--max-frames", type=int, help="thin the video to so many (default: as the model was trained)")
     return parser

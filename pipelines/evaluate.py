@@ -164,7 +164,7 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
     used; those of others are deleted.
 
     Args:
-        load: how a worker makes its scorer where `evaluate.checkpoint` does not name it: a function of a module.
+        load: how a worker makes its scorer where `evaluate.scorer` does not name it: a function of a module.
 
     Raises:
         ConfigError: an evaluation that does not exist, or no split that has clips.
@@ -173,7 +173,7 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
         EvaluationFailed: every single clip failed.
     """
     suite.check_evaluations(config.evaluate.evaluations)
-    asks = config.evaluate.checkpoint.removeprefix(baselines.PREFIX) in baselines.ASK_APIS
+    asks = config.evaluate.scorer.removeprefix(baselines.PREFIX) in baselines.ASK_APIS
     cache = ["baseline.cache"] if asks else []
     config = with_absolute_paths(config, "evaluate.output", "corpus.path", "tracking.uri", *cache)
     with exclusive_folder("evaluate.output", config.evaluate.output):
@@ -208,7 +208,7 @@ def _run(config: Config, load: ScorerLoader | None) -> dict[str, Any]:
 
 
 def _warn_of_other_frames(config: Config, corpus: Corpus) -> None:
-    checkpoint = config.evaluate.checkpoint
+    checkpoint = config.evaluate.scorer
     if checkpoint.startswith(baselines.PREFIX):
         return
     trained, stored = load_frames(checkpoint, config.tracking.uri), corpus.frame_settings
@@ -230,7 +230,7 @@ def recompute(config: Config) -> dict[str, Any]:
 
 
 def run_evaluations(config: Config, anew: bool = False) -> list[dict[str, Any]]:
-    """Evaluate `evaluate.checkpoint` into `evaluate.output`, and each of `evaluate.against` alike into a folder of its
+    """Evaluate `evaluate.scorer` into `evaluate.output`, and each of `evaluate.against` alike into a folder of its
     own below it, one after the other; with several, `report.html` there sets all beside one another.
 
     Args:
@@ -247,8 +247,8 @@ def run_evaluations(config: Config, anew: bool = False) -> list[dict[str, Any]]:
     if len(set(folders)) < len(folders):
         raise ConfigError(f"evaluate.against={against} names one model twice")
     ones = [
-        override(config, {"evaluate.checkpoint": checkpoint, "evaluate.output": folder, "evaluate.against": []})
-        for checkpoint, folder in zip([config.evaluate.checkpoint, *against], folders, strict=True)
+        override(config, {"evaluate.scorer": checkpoint, "evaluate.output": folder, "evaluate.against": []})
+        for checkpoint, folder in zip([config.evaluate.scorer, *against], folders, strict=True)
     ]
     if against and not anew:  # a name that stands for nothing ends here, not hours later
         for one in ones:
@@ -322,8 +322,8 @@ def _parts(units: Sequence[Query], identity: str) -> dict[str, Sequence[Query]]:
 
 def _identity(config: Config, load: ScorerLoader | None) -> str:
     if load is not None:
-        return f"{load.__module__}.{load.__qualname__} {config.evaluate.checkpoint}"
-    return scorer_identity(config.evaluate.checkpoint, config.tracking.uri, config.baseline)
+        return f"{load.__module__}.{load.__qualname__} {config.evaluate.scorer}"
+    return scorer_identity(config.evaluate.scorer, config.tracking.uri, config.baseline)
 
 
 def _file(part: str) -> str:
@@ -380,9 +380,9 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
     return {
         "model": parts[0].scorer,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "checkpoint": redacted(config.evaluate.checkpoint),
-        "trained": _trained(config.evaluate.checkpoint),
-        **trained_by(config.evaluate.checkpoint),
+        "checkpoint": redacted(config.evaluate.scorer),
+        "trained": _trained(config.evaluate.scorer),
+        **trained_by(config.evaluate.scorer),
         "corpus": redacted(config.corpus.path),
         "corpus_hash": corpus.content_hash,
         "splits": counts,

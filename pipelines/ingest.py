@@ -175,11 +175,11 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
             told = time.monotonic()
             logger.info("ingest: %d files or rows of %s looked at so far", len(seen), config.input)
 
-    for entry in list_units(config.source, config.input, config.data_source):
+    for entry in list_units(config.format, config.input, config.source_name):
         if isinstance(entry, Refused):
             plan.refused.append(quarantine_row(entry, "", SKIP if entry.skipped else "list", entry.error))
             continue
-        digest = entry.digest(config.source)
+        digest = entry.digest(config.format)
         if digest in seen:
             names = ", ".join(filter(None, entry.key.split("\x1f")))
             refused = Refused(entry.uri, f"duplicate: {names} of source {entry.source!r} came before", entry.source)
@@ -192,7 +192,7 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
             close()
     close()
     if not seen and not plan.refused:
-        raise FormatError(f"{config.input} lists no episode: give ingest.input data of the format {config.source}")
+        raise FormatError(f"{config.input} lists no episode: give ingest.input data of the format {config.format}")
     if plan.done.refused and not config.retry_quarantined:
         logger.info("%d were refused before; ingest.retry_quarantined=true tries them again", plan.done.refused)
     skipped = sum(row["stage"] == SKIP for row in plan.refused)
@@ -209,7 +209,7 @@ def _add_group(plan: _Plan, group: list[Unit], seals: list[str], config: IngestC
     # What an update stores is not what another ingest of the same units, at the same time, writes under this name.
     key = [FrameSettings.of(config).hash(), *(["update"] if config.update else [])]
     for unit, seal in zip(group, seals, strict=True):
-        digest = unit.digest(config.source)
+        digest = unit.digest(config.format)
         before = plan.ledger.get(digest)
         if before is None:
             plan.others[unit.source] += 1
@@ -267,10 +267,10 @@ def _refuse_clashes(storage: Storage, plan: _Plan, config: IngestConfig) -> None
             raise IngestError(
                 f"the corpus has another data set {source!r}: {_stored_uri(storage, id)} and {uri} have one name "
                 f"and different frames, and so have all {len(found)} trajectories that were compared; give "
-                "ingest.data_source=NAME to store this one too, or ingest.update=true if it takes the other's place"
+                "ingest.source_name=NAME to store this one too, or ingest.update=true if it takes the other's place"
             )
     fresh = sorted(plan.others.keys() - plan.same.keys() - plan.changed.keys())
-    if fresh and not config.data_source:
+    if fresh and not config.source_name:
         _warn_of_strangers(storage, fresh, absolute(config.input))
 
 
@@ -282,7 +282,7 @@ def _warn_of_strangers(storage: Storage, sources: list[str], input: Path) -> Non
         if at >= 0 and not Path(there := str(rows["uri"][at])).is_relative_to(folder):
             logger.warning(
                 "the corpus has a data set %r from elsewhere (%s), and this one is added to it: "
-                "give ingest.data_source=NAME to keep them apart",
+                "give ingest.source_name=NAME to keep them apart",
                 source,
                 there,
             )
@@ -377,7 +377,7 @@ def _warn(storage: Storage, report: IngestReport, config: IngestConfig) -> None:
     if report.differing:
         logger.warning(
             "%d of %s differ from what the corpus has under the same identity, which stays: ingest.update=true takes "
-            "these instead, ingest.data_source=NAME stores them as another data set",
+            "these instead, ingest.source_name=NAME stores them as another data set",
             report.differing,
             config.input,
         )
@@ -434,7 +434,7 @@ def _write_info(storage: Storage, config: IngestConfig, state: str) -> None:
 
 def _write_refused(storage: Storage, config: IngestConfig, refused: list[dict[str, Any]]) -> None:
     """Quarantine what the listing itself refused; the next listing of the same input replaces it."""
-    name = f"quarantine/{LISTING}{_digest(config.source + chr(31) + config.input)[:20]}.parquet"
+    name = f"quarantine/{LISTING}{_digest(config.format + chr(31) + config.input)[:20]}.parquet"
     if refused or storage.exists(name):
         storage.write_parquet(name, pa.Table.from_pylist(refused, QUARANTINE_SCHEMA))
 

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
 from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import MODEL, TrainingError, known
-from robometer.configs.loading import from_dict, override, to_dict
+from robometer.configs.loading import RENAMED, current, from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.files import write_atomically
@@ -95,12 +95,16 @@ def run_sweep(config: Config) -> SweepReport:
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
     with exclusive_folder("sweep.output", config.sweep.output):
-        return _run(config, space, _settings(config, corpus))
+        return _run(config, _settings(config, corpus))
 
 
-def _run(config: Config, space: dict[str, Any], settings: dict[str, Any]) -> SweepReport:
+def _run(config: Config, settings: dict[str, Any]) -> SweepReport:
     output = Path(config.sweep.output)
-    known = _known_run(output, settings)
+    before = _earlier(output, settings)
+    known = str(before.get("run_id", ""))
+    # Tune holds a sweep to the keys that it began with, whatever they are called now.
+    settings = before.get("settings", settings)
+    space = parse_space(settings["sweep"]["space"])
     run_id = tracking.continued(config, known)
     with connected(config), tracking.start(config, "sweep", run_id=run_id) as run:
         check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
@@ -135,25 +139,26 @@ def _settings(config: Config, corpus: Corpus) -> dict[str, Any]:
     return kept | {"corpus": {"content_hash": corpus.content_hash}}
 
 
-def _known_run(output: Path, settings: dict[str, Any]) -> str:
-    """The tracked run of the sweep in a folder; empty for a new one.
+def _earlier(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Tracked run and settings of the sweep in a folder, as they were written; empty for a new one.
 
     Raises:
         ConfigError: it was made with other settings.
     """
     path = output / "sweep.json"
     if not path.is_file():
-        return ""
-    known = json.loads(path.read_text())
+        return {}
+    written: dict[str, Any] = json.loads(path.read_text())
+    stored = current(written["settings"])
     for section, values in settings.items():
         for key, value in values.items():
-            before = known["settings"].get(section, {}).get(key)
+            before = stored.get(section, {}).get(key)
             if before != value:
                 raise ConfigError(
                     f"{output} holds a sweep with {section}.{key}={before!r}, not {value!r}: give what it had, choose "
                     "another sweep.output, or delete that folder"
                 )
-    return str(known["run_id"])
+    return written
 
 
 class ReportValidations(TuneReportCallback):
@@ -201,6 +206,7 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
     """
     trial = tune.get_context().get_trial_id()
     folder = Path(base["sweep"]["output"], "trials", trial)
+    values = {RENAMED.get(key, key): value for key, value in values.items()}
     here = {
         "train.output": str(folder),
         "tracking.run_name": f"trial {trial}",

@@ -31,7 +31,7 @@ from pipelines.sample_stream import BesideWorkers, stream
 from pipelines.training.checkpointing import HISTORY, MODEL, PULSE, TrainingError, known
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
-from robometer.configs.loading import override, to_dict
+from robometer.configs.loading import current, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
 from robometer.files import write_atomically
@@ -161,11 +161,12 @@ def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, par
     fingerprint, path = _fingerprint(config, corpus), output / "run.json"
     if path.is_file():
         known = json.loads(path.read_text())
+        before = current(known["fingerprint"])
         for section, values in fingerprint.items():
             for key, value in values.items():
-                if known["fingerprint"][section].get(key) != value:
+                if before[section].get(key) != value:
                     raise ConfigError(
-                        f"{output} holds a run with {section}.{key}={known['fingerprint'][section].get(key)!r}, "
+                        f"{output} holds a run with {section}.{key}={before[section].get(key)!r}, "
                         f"not {value!r}: choose another train.output, or delete that folder"
                     )
         run_id = str(known["run_id"])

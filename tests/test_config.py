@@ -10,7 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
-from robometer.configs.loading import as_given
+from robometer.configs.loading import RENAMED, RENAMED_VALUES, as_given, current
 from robometer.corpus.formats import list_units
 from robometer.runs.redaction import redacted
 
@@ -48,7 +48,7 @@ def test_a_mistake_is_one_sentence(overrides: list[str], message: str) -> None:
 
 def test_any_text_of_a_shell_means_itself() -> None:
     # paths among them would be refused some of these (~x, s3:x), which mean themselves all the same
-    keys = ("ingest.data_source", "ingest.split", "tracking.run_name", "tracking.experiment", "sampling.split")
+    keys = ("ingest.source_name", "ingest.split", "tracking.run_name", "tracking.experiment", "sampling.split")
     for number in range(0, len(TEXTS), len(keys)):
         given = dict(zip(keys, TEXTS[number:], strict=False))
         config = load([f"{key}={text}" for key, text in given.items()])
@@ -96,6 +96,41 @@ def test_override_changes_a_copy_and_refuses_unknown_keys() -> None:
     assert config.train.steps != 3
     with pytest.raises(ConfigError, match="stepz"):
         override(config, {"train.stepz": 3})
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_key_is_refused_with_its_new_name_and_read_in_stored_settings(old: str, new: str) -> None:
+    for text in (f"{old}=0.25", f"++{old}=0.25"):
+        with pytest.raises(ConfigError, match=f"^{old} is now called {new}. Write {new}=...$"):
+            load([text])
+    with pytest.raises(ConfigError, match=f"is now called {new}"):
+        override(load(), {old: 0.25})  # as sweep.space gives it
+    (section, name), today = old.split("."), new.split(".")[1]
+    stored = to_dict(load())
+    stored[section][name] = stored[section].pop(today)
+    assert from_dict(stored) == load()
+    stored[section][today] = stored[section][name]
+    with pytest.raises(ConfigError, match=name):  # which of the two was meant?
+        from_dict(stored)
+    space = [f"{old} = uniform(0,1)", f"{new}=uniform(0,1)", "loss.success_weight=choice(1,2)"]
+    assert current({"sweep": {"space": space}})["sweep"]["space"] == [f"{new}= uniform(0,1)", *space[1:]]
+
+
+@pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)
+def test_an_old_value_is_refused_with_its_new_name(key: str, old: str) -> None:
+    for text in (old, f"'{old}'"):
+        with pytest.raises(ConfigError, match=f"Write {key}={RENAMED_VALUES[key, old]}"):
+            load([f"{key}={text}"])
+
+
+def test_what_every_run_does_now_may_stand_in_stored_settings() -> None:
+    stored = to_dict(load())
+    stored["sampling"] |= {"mode": "rbm", "compat": "fixed"}
+    stored["loss"] |= {"compat": "fixed"}
+    assert from_dict(stored) == load()
+    stored["loss"]["compat"] = "upstream"
+    with pytest.raises(ConfigError, match="compat"):
+        from_dict(stored)
 
 
 def test_every_recipe_and_model_composes() -> None:

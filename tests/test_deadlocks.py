@@ -87,7 +87,7 @@ def every_job(corpus: str, raw: Path, folder: Path, number: int) -> list[tuple[s
                 *TINY,
                 *EVALUATE,
                 at,
-                f"evaluate.checkpoint={out / 'train/best'}",
+                f"evaluate.scorer={out / 'train/best'}",
                 f"evaluate.output={out / 'evaluation'}",
             ],
         ),

@@ -84,14 +84,14 @@ def test_two_data_sets_of_one_name_are_an_error_that_names_both(
     ray_local: None, tmp_path: Path, format: str, write: Callable[..., Path]
 ) -> None:
     alice, bob = write(tmp_path / "alice/videos", 0, 1, 2), write(tmp_path / "bob/videos", 3, 4, 5, 6)
-    corpus, source = tmp_path / "corpus", f"ingest.source={format}"
+    corpus, source = tmp_path / "corpus", f"ingest.format={format}"
     ingest(corpus, alice, source)
-    with pytest.raises(IngestError, match="ingest.data_source=NAME") as caught:
+    with pytest.raises(IngestError, match="ingest.source_name=NAME") as caught:
         ingest(corpus, bob, source)
     assert f"{alice}/" in str(caught.value) and f"{bob}/" in str(caught.value)
     assert Corpus(str(corpus)).info["state"] == "complete" and len(Corpus(str(corpus))) == 3
-    assert counts(ingest(corpus, bob, source, "ingest.data_source=bobs")) == (4, 0, 0, 0)
-    assert counts(ingest(corpus, bob, source, "ingest.data_source=bobs")) == (0, 0, 4, 0)
+    assert counts(ingest(corpus, bob, source, "ingest.source_name=bobs")) == (4, 0, 0, 0)
+    assert counts(ingest(corpus, bob, source, "ingest.source_name=bobs")) == (0, 0, 4, 0)
     assert counts(ingest(corpus, alice, source)) == (0, 0, 3, 0)
 
 
@@ -106,9 +106,9 @@ def test_lerobot_data_sets_of_one_name_too(ray_local: None, tmp_path: Path) -> N
     (bob / "meta/info.json").write_text(json.dumps(info))
     rows = [{"episode_index": n, "tasks": [TASK], "length": len(roll_out(5).frames)} for n in (0, 1)]
     (bob / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert ingest(tmp_path / "corpus", alice, "ingest.source=lerobot").new == 4
+    assert ingest(tmp_path / "corpus", alice, "ingest.format=lerobot").new == 4
     with pytest.raises(IngestError, match="another data set 'cube'"):
-        ingest(tmp_path / "corpus", bob, "ingest.source=lerobot")
+        ingest(tmp_path / "corpus", bob, "ingest.format=lerobot")
 
 
 def test_the_same_rows_wherever_the_data_lie(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,9 +223,9 @@ def test_ids_of_another_format_are_known(ray_local: None, tmp_path: Path) -> Non
     ingest(corpus, write_clips(tmp_path / "alice/videos", 0, 1, 2))
     bob = write_table(tmp_path / "bob/videos", 0, 8, 9, 3)
     for _ in range(2):
-        report = ingest(corpus, bob, "ingest.source=annotated_videos")
+        report = ingest(corpus, bob, "ingest.format=annotated_videos")
         assert (report.present, report.differing, len(Corpus(str(corpus)))) in ((1, 2, 4), (2, 2, 4))
-    assert counts(ingest(corpus, bob, "ingest.source=annotated_videos", "ingest.update=true")) == (0, 2, 2, 0)
+    assert counts(ingest(corpus, bob, "ingest.format=annotated_videos", "ingest.update=true")) == (0, 2, 2, 0)
 
 
 def test_more_clips_from_elsewhere_under_one_name_are_told(
@@ -270,7 +270,7 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
     def found(have: StoredRows, update: bool = False) -> ShardEntry:
         (unit,) = list_units("lerobot", str(tmp_path / "arm"))
         assert isinstance(unit, Unit)
-        return next(entries([unit], IngestConfig(source="lerobot", max_frames=4, short_edge=32, update=update), have))
+        return next(entries([unit], IngestConfig(format="lerobot", max_frames=4, short_edge=32, update=update), have))
 
     write_lerobot(tmp_path / "arm", 0)
     commit_shard(storage, "a", [found(NOTHING)])
@@ -334,7 +334,7 @@ def test_what_nobody_can_look_at_is_read_each_time(ray_local: None, tmp_path: Pa
     found = []
     for task in ("open it", "open it", "close it"):
         (tmp_path / "task.txt").write_text(task)
-        found.append(counts(ingest(tmp_path / "corpus", tmp_path, f"ingest.source={__name__}")))
+        found.append(counts(ingest(tmp_path / "corpus", tmp_path, f"ingest.format={__name__}")))
     assert found == [(1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
 
 

@@ -198,7 +198,7 @@ def test_marks_of_shards_that_were_begun_go_when_all_is_done(ray_local: None, tm
 
 
 def test_a_unit_that_kills_its_process_is_quarantined_and_the_others_are_in(ray_local: None, tmp_path: Path) -> None:
-    report = run_ingest(config(tmp_path, "ingest.source=tests.corpus.formats.deadly", "ingest.shard_size=4"))
+    report = run_ingest(config(tmp_path, "ingest.format=tests.corpus.formats.deadly", "ingest.shard_size=4"))
     assert (report.new, report.quarantined) == (5, 1)
     corpus = Corpus(str(tmp_path / "corpus"))
     assert corpus.manifest["episode_key"].to_pylist().count("deadly") == 0
@@ -244,7 +244,7 @@ def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> No
     with pytest.raises(FormatError, match="no trajectories.jsonl at"):
         run_ingest(config(tmp_path))
     with pytest.raises(FormatError, match="neither a format .*mp4_jsonl"):
-        run_ingest(config(tmp_path, "ingest.source=tfds"))
+        run_ingest(config(tmp_path, "ingest.format=tfds"))
     assert not (tmp_path / "corpus").exists()
 
 

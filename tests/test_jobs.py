@@ -52,7 +52,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["train", "train.stepz=5"], "Key 'stepz' not in 'TrainConfig'"),
         (["train", "--steps", "5"], "is not an override"),
         (["ingest", "ingest.input={tmp}/none"], "none"),
-        (["ingest", "ingest.source=vhs"], "vhs"),
+        (["ingest", "ingest.format=vhs"], "vhs"),
         (["evaluate", "corpus.path={tmp}/none"], "no corpus at"),
         (["score", "--video", "{tmp}/none.mp4", "--task", "x", "--checkpoint", "{tmp}"], "none.mp4"),
         (["serve", "serve.checkpoint={tmp}/none"], "none"),
@@ -134,7 +134,7 @@ def test_every_stage_runs_as_a_submitted_job(
     base = [*TINY, *overrides, f"corpus.path={tmp_path}/corpus", f"ingest.input={raw_clips}"]
     base += [f"train.output={tmp_path}/run", f"sweep.output={tmp_path}/sweep", f"evaluate.output={tmp_path}/evaluation"]
     base += ["train.steps=4", "train.checkpoint_every=2", "sweep.num_trials=2", "evaluate.bootstrap=50"]
-    base += [f"evaluate.checkpoint={tmp_path}/{'sweep' if 'sweep' in stages else 'run'}/best"]
+    base += [f"evaluate.scorer={tmp_path}/{'sweep' if 'sweep' in stages else 'run'}/best"]
     base += ["evaluate.max_clips=24", "evaluate.pairs_per_task=2"]
     for stage in stages:
         done = _submit(head, f"jobs.{stage}", *base)

@@ -123,7 +123,7 @@ def test_new_data_and_a_mended_video_enter_a_compacted_corpus(made: Config, tmp_
 def test_export_writes_a_dataset_that_ingest_reads(made: Config, tmp_path: Path) -> None:
     where = f"corpus.path={made.corpus.path}"
     assert job.main(["export", f"--to={tmp_path / 'lerobot'}", where]) == 0
-    back = config(tmp_path, "ingest.source=lerobot", data="lerobot", corpus="back")
+    back = config(tmp_path, "ingest.format=lerobot", data="lerobot", corpus="back")
     assert run_ingest(back).new == 10
     tasks = [sorted(Corpus(c.corpus.path).manifest["task"].to_pylist()) for c in (made, back)]
     assert tasks[0] == tasks[1]

@@ -76,7 +76,7 @@ def test_embed_survives_a_node(three: Any, larger: Path, tmp_path: Path) -> None
 def test_evaluate_survives_a_node(three: Any, larger: Path, tmp_path: Path) -> None:
     def overrides(name: str) -> list[str]:
         splits = sorted(set(Corpus(str(larger)).manifest["split"].to_pylist()))
-        settings = ["evaluate.checkpoint=baseline:frame_difference", f"evaluate.splits=[{','.join(splits)}]"]
+        settings = ["evaluate.scorer=baseline:frame_difference", f"evaluate.splits=[{','.join(splits)}]"]
         settings += [f"evaluate.output={tmp_path / name}", "evaluate.actors=2", "evaluate.bootstrap=50"]
         return [*TINY, *settings, f"corpus.path={larger}"]
 

@@ -16,7 +16,7 @@ from robometer.runs.paths import PathError, absolute_path, make_folder
 
 LOCAL = ("train.output", "sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
 STORAGE = ("corpus.path", "evaluate.output", "baseline.cache")
-CHECKPOINT = ("train.load_from_checkpoint", "evaluate.checkpoint", "serve.checkpoint")
+CHECKPOINT = ("train.load_from_checkpoint", "evaluate.scorer", "serve.checkpoint")
 
 NEVER = {
     "s3a://bucket/x": "",
@@ -105,7 +105,7 @@ def test_checkpoints_lie_in_mlflow_too(value: str) -> None:
 
 
 def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
-    setting_is("evaluate.checkpoint", "http://127.0.0.1:8000")
+    setting_is("evaluate.scorer", "http://127.0.0.1:8000")
     setting_is("evaluate.against", ["baseline:clock", "https://host/x"])
     for value in ("http://127.0.0.1:8000", "baseline:clock"):
         with pytest.raises(PathError, match="is no checkpoint"):
@@ -115,7 +115,7 @@ def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
 
 
 def test_a_source_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:
-    IngestConfig(source="my.source", input="s3://bucket/raw")
+    IngestConfig(format="my.source", input="s3://bucket/raw")
     setting_is("baseline.model", "qwen2.5-vl:7b")
     with pytest.raises(PathError, match="baseline.model"):
         setting_is("baseline.model", "s3://bucket/weights")

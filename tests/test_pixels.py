@@ -93,7 +93,7 @@ def url(scorer: Scorer) -> Iterator[str]:
 def evaluated(folder: Path, checkpoint: Path) -> dict[str, list[float]]:
     """Progress of each video by `evaluate`."""
     output = f"{folder}/{checkpoint.name}-evaluation"
-    overrides = [*MODELS[checkpoint.name], f"evaluate.checkpoint={checkpoint}", f"evaluate.output={output}"]
+    overrides = [*MODELS[checkpoint.name], f"evaluate.scorer={checkpoint}", f"evaluate.output={output}"]
     run_evaluate(config_of(folder, *overrides, "evaluate.evaluations=[reward_alignment]"))
     names = Corpus(f"{folder}/corpus").manifest["episode_key"].to_pylist()
     shown = [clip for clip in Predictions.load(Storage(output)).clips if clip.view == "forward"]
@@ -164,7 +164,7 @@ def test_an_evaluation_on_other_frames_is_warned_about(
     from pipelines.evaluate import _warn_of_other_frames
 
     corpus = Corpus(f"{folder}/corpus")
-    config = config_of(folder, f"evaluate.checkpoint={checkpoint}")
+    config = config_of(folder, f"evaluate.scorer={checkpoint}")
     _warn_of_other_frames(config, corpus)
     assert not caplog.records
     corpus.info["settings"]["short_edge"] = 64

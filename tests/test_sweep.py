@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines.sweep import _kept_best, _settings, parse_space, run_sweep
+from pipelines.sweep import _earlier, _kept_best, _settings, parse_space, run_sweep
 from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import load_config
@@ -112,6 +112,11 @@ def test_a_resumed_sweep_with_other_settings_is_refused_and_its_tracked_run_stay
     with pytest.raises(ConfigError, match=f"holds a sweep with {sentence}"):
         run_sweep(load([*overrides, changed]))
     assert MlflowClient(store).get_run(run.run_id).info.status == "FINISHED"
+    old = json.loads(
+        json.dumps(kept).replace("not_done_below_progress", "min_success").replace("trajectory_first", "rbm")
+    )
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(old))
+    assert _earlier(tmp_path / "sweep", kept["settings"]) == old  # what an earlier version wrote is the same sweep
     elsewhere = load([*overrides, "train.num_workers=2", "train.data_actors=3", "sweep.output=moved"])
     assert _settings(elsewhere, Corpus(tiny_corpus)) == kept["settings"]  # what only says how and where it runs
 

@@ -91,6 +91,19 @@ def test_no_secret_is_written_down(reference: TrainReport, tiny_corpus: str, tmp
     assert "secret-of-the-" not in str(trainer.train_loop_config)  # which Ray's dashboard shows
 
 
+def test_a_run_whose_settings_had_other_names_resumes(tiny_corpus: str, tmp_path: Path) -> None:
+    config, corpus = _config(tiny_corpus, tmp_path), Corpus(tiny_corpus)
+    _open_run(config, tmp_path, corpus, {}, "")
+    run = json.loads((tmp_path / "run.json").read_text())
+    sampling = run["fingerprint"]["sampling"]
+    sampling |= {"min_success": sampling.pop("not_done_below_progress"), "mode": "rbm", "compat": "fixed"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    _open_run(config, tmp_path, corpus, {}, "")
+    with pytest.raises(ConfigError, match="sampling.not_done_below_progress=0.5, not 0.25"):
+        other = _config(tiny_corpus, tmp_path, "sampling.not_done_below_progress=0.25")
+        _open_run(other, tmp_path, corpus, {}, "")
+
+
 def test_a_folder_in_use_is_refused(tiny_corpus: str, tmp_path: Path) -> None:
     config = _config(tiny_corpus, tmp_path / "run")
     with exclusive_folder("train.output", tmp_path / "run"), pytest.raises(InUseError, match=f"process {os.getpid()}"):

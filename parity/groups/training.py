@@ -84,7 +84,7 @@ def _batch(arrays: dict[str, Tensor], number: int, non_tensor: dict[str, Any]) -
     targets = {f"pin_{name}": value for name, value in pairs.items()}
     targets |= {f"gin_{name}": value for name, value in singles.items()}
     facts = non_tensor["preference_inputs"], non_tensor["progress_inputs"]
-    batch = mixed_targets(targets, *facts, SamplingConfig().min_success)
+    batch = mixed_targets(targets, *facts, SamplingConfig().not_done_below_progress)
     a, b = pairs["video_embeddings"].chunk(2, dim=1)
     single = singles["video_embeddings"]
     text = torch.cat([pairs["text_embeddings"], singles["text_embeddings"]])

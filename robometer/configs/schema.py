@@ -42,12 +42,12 @@ class CorpusConfig:
 class IngestConfig:
     """Raw data to corpus. Sizes follow upstream: at most 32 frames, short edge 240 px."""
 
-    source: str = "mp4_jsonl"
-    """Format of the raw data: a module of `robometer.corpus.formats`, or the dotted path of your own."""
+    format: str = "mp4_jsonl"
+    """How the raw data lies on disk: a module of `robometer.corpus.formats`, or the dotted path of your own."""
     input: str = "bundled"
     """Folder or file of that format; `bundled` is the Meta-World corpus that comes with the package."""
-    data_source: str = ""
-    """Name of the data set; empty: as the format says."""
+    source_name: str = ""
+    """Name of the data set (its source); empty: as the format says."""
     split: str = "train"
     """Split of trajectories whose format names none: `train`, or the name of a split to evaluate on."""
     max_frames: int = 32
@@ -71,7 +71,7 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
-        if (_FORMATS / f"{self.source}.py").is_file() and not os.path.exists(self.input):
+        if (_FORMATS / f"{self.format}.py").is_file() and not os.path.exists(self.input):
             paths.check_local("ingest.input", self.input)
         _check(self.max_frames >= 2, "ingest.max_frames must be at least 2")
         _check(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")
@@ -153,10 +153,10 @@ class SamplingConfig:
     progress_target: str = "absolute_first_frame"
     """`absolute_first_frame`: 0 at the earliest frame that is shown, 1 at the cut-off; `absolute_wrt_total_frames`:
     share of the whole trajectory; `relative_first_frame`: the change of the first from frame to frame."""
-    min_success: float = 0.5
+    not_done_below_progress: float = 0.5
     """Frames of a success train the success head as not done below this progress, 0 to 1; from there to the cut-off
     they are left out."""
-    max_success: float = 1.0
+    default_cutoff: float = 1.0
     """Share of a demonstration at which its task counts as done, 0 to 1, for data sets without a cut-off of their own
     (`robometer/sampling/cutoffs.yaml`)."""
     progress_bins: int = 10
@@ -458,7 +458,7 @@ class SweepConfig:
 class EvaluateConfig:
     """Evaluations of a scorer, or of several, on splits of a corpus."""
 
-    checkpoint: str = "outputs/train/best"
+    scorer: str = "outputs/train/best"
     """What is evaluated: a checkpoint folder, `org/name` of the hub, an MLflow URI, a URL, or `baseline:NAME`."""
     against: list[str] = field(default_factory=list)
     """More of these, evaluated alike into OUTPUT/against and set beside the first."""
@@ -502,7 +502,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         paths.check_storage("evaluate.output", self.output)
-        paths.check_checkpoint("evaluate.checkpoint", self.checkpoint, asked=True)
+        paths.check_checkpoint("evaluate.scorer", self.scorer, asked=True)
         for checkpoint in self.against:
             paths.check_checkpoint("evaluate.against", checkpoint, asked=True)
         _one_of("evaluate.mode", self.mode, ("whole", "prefix"))

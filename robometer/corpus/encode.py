@@ -89,8 +89,8 @@ def entries(units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTH
 
 
 def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[ShardEntry]:
-    digest = unit.digest(config.source)
-    found, mine = read_unit(config.source, unit), set[str]()
+    digest = unit.digest(config.format)
+    found, mine = read_unit(config.format, unit), set[str]()
     while True:
         try:
             episode = next(found, None)
@@ -164,7 +164,7 @@ def isolated_entries(units: Sequence[Unit], config: IngestConfig, have: StoredRo
             except BrokenProcessPool:
                 pool = None
                 reason = "the process that read it was killed: it crashes a decoder, or needs more memory than there is"
-                yield _unreadable(unit, unit.digest(config.source), VideoError(reason))
+                yield _unreadable(unit, unit.digest(config.format), VideoError(reason))
     finally:
         if pool is not None:
             pool.shutdown()

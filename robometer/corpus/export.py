@@ -11,7 +11,7 @@ largest are padded with black on the right and below.
                   robometer.progress and robometer.success where scores are given, NaN where one has none
     per episode   robometer.id, .source, .episode_key, .view, .split, .quality, .partial_success, .is_robot
 
-`ingest.source=lerobot` reads it back with its tasks and labels.
+`ingest.format=lerobot` reads it back with its tasks and labels.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robometer.configs.loading import from_dict, to_dict
+from robometer.configs.loading import current, from_dict, to_dict
 from robometer.configs.schema import (
     Config,
     ConfigError,
@@ -147,19 +147,12 @@ def from_ours(values: Values) -> Config:
     which machine it ran on): a checkpoint outlives those.
     """
     known = to_dict(Config())
-    values = {**values, "sampling": _sampling_of_today(values.get("sampling") or {})}
     kept = {
         section: entries if section in _OF_THE_MODEL else {k: v for k, v in entries.items() if k in known[section]}
-        for section, entries in values.items()
+        for section, entries in current(values).items()
         if section in _OF_THE_MODEL or section in known
     }
     return from_dict(kept)
-
-
-def _sampling_of_today(sampling: Values) -> Values:
-    """`mode: rbm` was the name of `trajectory_first`; `compat: fixed` said what every run does now."""
-    renamed = {**sampling, "mode": "trajectory_first"} if sampling.get("mode") == "rbm" else dict(sampling)
-    return {key: value for key, value in renamed.items() if (key, value) != ("compat", "fixed")}
 
 
 def from_upstream(values: Values) -> Config:
@@ -236,8 +229,8 @@ def _sampling(data: Values, values: Values) -> SamplingConfig:
     return SamplingConfig(
         max_frames=int(data.get("max_frames") or 16),
         progress_target=plain.progress_target if target == "absolute" else target,
-        min_success=float(data.get("min_success", plain.min_success)),
-        max_success=float(data.get("max_success", plain.max_success)),
+        not_done_below_progress=float(data.get("min_success", plain.not_done_below_progress)),
+        default_cutoff=float(data.get("max_success", plain.default_cutoff)),
         progress_bins=int(values.get("progress_discrete_bins") or plain.progress_bins),
     )
 

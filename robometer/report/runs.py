@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from robometer.configs.loading import current
 from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
@@ -94,7 +95,7 @@ def _unique(names: Sequence[str], folders: Sequence[str]) -> list[str]:
 
 def settings_of(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
     """Of the first run, with the splits and evaluations of all; what this version does not know is left out."""
-    stored = [p.get("config", {}).get("evaluate", {}) for p in provenances]
+    stored = [current(p.get("config", {})).get("evaluate", {}) for p in provenances]
     known = {f.name for f in fields(EvaluateConfig)}
     settings = EvaluateConfig(**{k: v for k, v in stored[0].items() if k in known})
     splits = dict.fromkeys(s for found in stored for s in found.get("splits", settings.splits))

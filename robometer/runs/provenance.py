@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from robometer.configs.loading import first_names
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.summary import summarise
 
@@ -76,9 +77,10 @@ def recipe(config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
         config: of the run, as `to_dict` has it.
         origin: the checkpoint's provenance.
     """
-    kept = {section: config[section] for section in sorted(_TRAINED - {"train"})}
-    kept["train"] = {key: value for key, value in config["train"].items() if key not in _NOT_THE_RECIPE}
-    kept["encoders"] = {key: v for key, v in config.get("embed", {}).items() if key.endswith("_encoder")}
+    values = first_names(config)
+    kept = {section: values[section] for section in sorted(_TRAINED - {"train"})}
+    kept["train"] = {key: value for key, value in values["train"].items() if key not in _NOT_THE_RECIPE}
+    kept["encoders"] = {key: v for key, v in values.get("embed", {}).items() if key.endswith("_encoder")}
     kept["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

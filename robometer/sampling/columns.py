@@ -54,7 +54,7 @@ class Columns:
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         source, names = _encode(table["source"])
         sources = names.to_pylist()
-        facts = [source_facts(name, config.max_success) for name in sources]
+        facts = [source_facts(name, config.default_cutoff) for name in sources]
         quality = pc.index_in(table["quality_label"], value_set=pa.array(QUALITY_LABELS)).to_numpy().astype(np.int8)
         partial = pc.fill_null(pc.cast(table["partial_success"], pa.float64()), float("nan")).to_numpy().round(6)
         return cls(

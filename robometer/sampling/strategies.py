@@ -30,7 +30,7 @@ class Rules(NamedTuple):
     @classmethod
     def of(cls, config: SamplingConfig) -> Rules:
         """The rules that a configuration sets."""
-        return cls(config.max_frames, config.progress_target, config.min_success, config.pad_frames)
+        return cls(config.max_frames, config.progress_target, config.not_done_below_progress, config.pad_frames)
 
 
 class Subject(NamedTuple):

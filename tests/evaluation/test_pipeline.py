@@ -87,7 +87,7 @@ def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none of reward_alignment"):
         run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), clock)
     with pytest.raises(ConfigError, match="baseline:nobody is none of baseline:clock"):
-        run_evaluate(config_for(tmp_path, "evaluate.checkpoint=baseline:nobody"))
+        run_evaluate(config_for(tmp_path, "evaluate.scorer=baseline:nobody"))
     with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
         recompute(config_for(tmp_path))
 
@@ -97,7 +97,7 @@ def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -
     config = config_for(
         tmp_path,
         "tracking.uri=none",
-        "evaluate.checkpoint=baseline:clock",
+        "evaluate.scorer=baseline:clock",
         "evaluate.against=[baseline:frame_difference,baseline:constant]",
         "evaluate.evaluations=[reward_alignment,policy_ranking]",
     )
@@ -132,7 +132,7 @@ def test_what_the_scoring_took_is_added_up_over_parts() -> None:
 def test_a_wrong_list_of_models_ends_before_the_first_is_asked(against: str, message: str, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
     with pytest.raises(ConfigError, match=message):
-        run_evaluations(config_for(tmp_path, "evaluate.checkpoint=baseline:clock", f"evaluate.against=[{against}]"))
+        run_evaluations(config_for(tmp_path, "evaluate.scorer=baseline:clock", f"evaluate.against=[{against}]"))
     assert not (tmp_path / "out").exists()
 
 
@@ -156,7 +156,7 @@ def mortal(checkpoint: str, device: str) -> Scorer:
 
 def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=8)
-    settings = ("tracking.uri=none", "evaluate.checkpoint=baseline:frame_difference", "evaluate.bootstrap=0")
+    settings = ("tracking.uri=none", "evaluate.scorer=baseline:frame_difference", "evaluate.bootstrap=0")
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "jobs.evaluate", f"corpus.path={tmp_path}/corpus", f"evaluate.output={output}"]
     with subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
@@ -173,7 +173,7 @@ def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: N
     assert 2 <= len(first) < len(parts) and first.items() < parts.items()
 
     (tmp_path / "deadly").touch()
-    whole = config_for(tmp_path, "tracking.uri=none", f"evaluate.checkpoint={tmp_path}", "evaluate.bootstrap=0")
+    whole = config_for(tmp_path, "tracking.uri=none", f"evaluate.scorer={tmp_path}", "evaluate.bootstrap=0")
     run_evaluate(whole, mortal)
     assert not (tmp_path / "deadly").exists()
     for name in ("predictions", "instructions", "pairs"):
@@ -200,7 +200,7 @@ def deadly(checkpoint: str, device: str) -> Scorer:
 
 def test_a_clip_that_kills_every_worker_costs_only_itself(ray_local: None, tmp_path: Path) -> None:
     corpus = build_corpus(tmp_path / "corpus", clips_per_quality=1)
-    settings = ("evaluate.evaluations=[success_detection]", "tracking.uri=none", f"evaluate.checkpoint={tmp_path}")
+    settings = ("evaluate.evaluations=[success_detection]", "tracking.uri=none", f"evaluate.scorer={tmp_path}")
     assert run_evaluate(config_for(tmp_path, *settings), deadly)["provenance"]["failed"] == 1
     clips = Predictions.load(Storage(str(tmp_path / "out"))).clips
     assert sorted(clip.row for clip in clips) == list(range(len(corpus)))
@@ -231,4 +231,4 @@ def test_a_scorer_that_cannot_start_is_one_sentence(
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
     with pytest.raises(EvaluationFailed, match="^a worker failed: .*needs its key in GEMINI_API_KEY; mend"):
-        run_evaluate(config_for(tmp_path, "evaluate.checkpoint=baseline:gvl", "tracking.uri=none"))
+        run_evaluate(config_for(tmp_path, "evaluate.scorer=baseline:gvl", "tracking.uri=none"))

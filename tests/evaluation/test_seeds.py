@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.train import _FREE
-from robometer.configs.loading import load, save, to_dict
+from robometer.configs.loading import current, load, save, to_dict
 from robometer.configs.schema import EvaluateConfig
 from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.predictions import Predictions
@@ -99,6 +99,21 @@ def test_a_checkpoint_tells_its_recipe_and_its_seed(tmp_path: Path) -> None:
     changes = ("train.steps=7", "loss.progress_weight=2", "sampling.max_frames=8", "embed.image_encoder=other")
     recipes = [told(change)["recipe"] for change in changes] + [told(corpus="c2")["recipe"]]
     assert len({first["recipe"], *recipes}) == 6
+
+
+OLD = {
+    "sampling": {"mode": "rbm", "min_success": 0.4, "max_success": 0.9, "compat": "fixed"},
+    "model": {"kind": "rewind"},
+    "loss": {"compat": "fixed", "balance_success": True},
+    "train": {"steps": 7, "seed": 1},
+    "embed": {"image_encoder": "x"},
+}
+"""Settings as an earlier version wrote them."""
+
+
+def test_a_recipe_keeps_its_hash_when_settings_get_new_names() -> None:
+    """Or runs of one recipe that were trained before and after would not be repetitions of each other."""
+    assert recipe(OLD, {"corpus": "c"}) == recipe(current(OLD), {"corpus": "c"}) == "6a3340c4b221"
 
 
 def test_what_may_differ_when_a_run_is_resumed_makes_no_other_recipe() -> None:

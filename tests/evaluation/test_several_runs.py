@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
 from tests.test_page import browse
 
-CONFIG = EvaluateConfig(bootstrap=20)
+CONFIG = EvaluateConfig(scorer="a/model", bootstrap=20)
 SCORERS: Mapping[str, ProgressScorer] = {"clock": Clock(), "difference": FrameDifference(), "random": Random()}
 
 
@@ -80,6 +81,16 @@ def output(folders: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("page")
     assert job.main([*folders, "--output", str(folder)]) == 0
     return folder
+
+
+def test_settings_under_their_old_names_are_read(
+    folders: Sequence[str], runs: Sequence[EvaluationRun], tmp_path: Path
+) -> None:
+    shutil.copytree(folders[0], tmp_path / "old")
+    file = tmp_path / "old/metrics.json"
+    file.write_text(file.read_text().replace('"scorer": "a/model"', '"checkpoint": "a/model"'))
+    assert "checkpoint" in file.read_text()
+    assert load_runs([str(tmp_path / "old")])[0].settings == runs[0].settings == CONFIG
 
 
 def test_the_page_of_several_runs_is_whole_and_fetches_nothing(output: Path) -> None:

@@ -397,7 +397,8 @@ def test_a_checkpoint_outlives_settings_of_its_training_but_not_of_its_model(tmp
     save_checkpoint(tmp_path, model.state_dict(), _config(), {})
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     settings["train"]["of_an_earlier_version"] = settings["a_section_of_one"] = {"x": 1}
-    settings["sampling"] |= {"compat": "fixed", "mode": "rbm"}  # what an earlier version wrote into every checkpoint
+    sampling = settings["sampling"]  # what an earlier version wrote into every checkpoint:
+    sampling |= {"compat": "fixed", "mode": "rbm", "max_success": sampling.pop("default_cutoff")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     assert load_model(tmp_path)[1] == _config()
     settings["sampling"]["compat"] = "upstream"

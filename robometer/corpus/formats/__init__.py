@@ -1,6 +1,6 @@
 """Raw formats. Each is a module that lists what the raw data holds (`units`) and reads it (`episodes`).
 
-A module of this package, or any importable module that `ingest.source` names by its dotted path, is a format if it has
+A module of this package, or any importable module that `ingest.format` names by its dotted path, is a format if it has
 
     units(input: str, source: str) -> Iterator[Unit | Refused]
         Lists the units at `input` in a fixed order. It runs once, on the driver, and must be cheap: read the names of
@@ -92,12 +92,12 @@ def find(name: str) -> ModuleType:
         module = import_module(f"{__name__}.{name}" if local else name)
     except ImportError as error:
         if local:
-            raise FormatError(f"ingest.source={name} needs a package that is not installed ({error})") from error
+            raise FormatError(f"ingest.format={name} needs a package that is not installed ({error})") from error
         raise FormatError(
-            f"ingest.source={name!r} is neither a format ({', '.join(names())}) nor a module: {error}"
+            f"ingest.format={name!r} is neither a format ({', '.join(names())}) nor a module: {error}"
         ) from error
     if not (hasattr(module, "units") and hasattr(module, "episodes")):
-        raise FormatError(f"the module ingest.source={name} has no functions `units` and `episodes`")
+        raise FormatError(f"the module ingest.format={name} has no functions `units` and `episodes`")
     return module
 
 

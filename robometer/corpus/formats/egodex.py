@@ -38,7 +38,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     for stem in stems:
         part = next((f for f in stem.parents if _PART.fullmatch(common.name_of(f)) and f.is_relative_to(root)), None)
         if part is None and not source:
-            reason = "it is in none of the folders part1 ... part5, test: name its data set with ingest.data_source"
+            reason = "it is in none of the folders part1 ... part5, test: name its data set with ingest.source_name"
             yield Refused(f"{stem}.hdf5", reason)
             continue
         # Relative to the part's folder, so that the key is the same if ingest.input is that folder or the one above.

@@ -8,7 +8,7 @@
       blend_carrot_hand/            human, the same task text
 
 All are successful. Upstream writes the source `hand_paired`, but its lists of paired sources name hand_paired_human and
-hand_paired_robot, which are used here. Set `ingest.data_source` to one of the two to read only that half.
+hand_paired_robot, which are used here. Set `ingest.source_name` to one of the two to read only that half.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
             yield Refused(
                 str(path),
                 f"the folder {path.parent.name!r} is not named after a LIBERO suite: call it libero_10, "
-                "libero_goal_failure or similar, or name the data set with ingest.data_source",
+                "libero_goal_failure or similar, or name the data set with ingest.source_name",
             )
             continue
         name = _data_source(common.name_of(suite)) if suite else source

@@ -11,7 +11,7 @@ task.
 
 Upstream reads the files in the order of a glob, twice, and assumes that the rows of an episode lie together. Here rows
 are found by `episode_index` and sorted by `frame_index`, in whatever files they lie. Read versions of this dataset with
-videos by `ingest.source=lerobot ingest.data_source=molmoact_dataset_...`.
+videos by `ingest.format=lerobot ingest.source_name=molmoact_dataset_...`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         if part or source:
             yield from _episodes_of(path, source or f"molmoact_dataset_{part}")
         else:
-            yield Refused(str(path), "its name has neither household nor tabletop in it: give ingest.data_source")
+            yield Refused(str(path), "its name has neither household nor tabletop in it: give ingest.source_name")
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:

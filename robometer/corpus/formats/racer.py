@@ -9,7 +9,7 @@ From `language_description.json`: `task_goal` is the task text; `subgoal` has a 
 of the expert, whose `augmentation` names images of what could go wrong there. Each view gives a successful trajectory
 of the expert's frames, and for each key frame with an augmentation labelled a failure one that fails: the expert's
 frames before it, then the first such image. The sources are racer_train and racer_val (upstream writes `racer` into
-both); `ingest.data_source` of one of the two takes that part alone.
+both); `ingest.source_name` of one of the two takes that part alone.
 
 Other than upstream: where the image of a failure is missing the trajectory is refused (upstream keeps the expert's
 frames and calls them a failure), and images are found by their whole name.

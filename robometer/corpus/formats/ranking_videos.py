@@ -10,7 +10,7 @@ Each layout of the table below is named after its data set; {x} is any name:
     usc_koch_rewind                           {task}/{episode}.mp4 or {task}_{n}.mp4, all successful
     usc_koch_human_robot_paired_human         human/recordings/{episode}.mp4 and .json {"notes": the instruction}
 
-ingest.data_source names the layout. Without it, or under a name of your own, the layout is the first in the table that
+ingest.source_name names the layout. Without it, or under a name of your own, the layout is the first in the table that
 fits a video of the folder, and the data set has its name or yours. A {task} is looked up in an optional `tasks.json`
 ({"foldtowel": "Fold the towel in half"}; upstream has such tables in its code), else it is the name in words. Cameras
 that a layout leaves out are skipped. Other views of an episode are episodes with the same key.

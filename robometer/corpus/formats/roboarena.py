@@ -8,7 +8,7 @@
 
 Each policy of a session is an episode seen by two external cameras (views `left` and `right`); the wrist camera is left
 out, as by upstream. The evaluator's grade, 0 to 1, is its partial success; 1 is successful, less is failure.
-The name is `roboarena`; upstream's `roboarena_eval_debug_nowrist` has the same layout: name it by ingest.data_source.
+The name is `roboarena`; upstream's `roboarena_eval_debug_nowrist` has the same layout: name it by ingest.source_name.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None
     """
     raw = folder / "raw" if input is None else input
     if commands := os.environ.get("ROBOMETER_COMMANDS"):
-        given = [o for o in overrides if o.startswith(("ingest.data_source", "ingest.split"))]
+        given = [o for o in overrides if o.startswith(("ingest.source_name", "ingest.split"))]
         with Path(commands).open("a") as file:
-            print("robometer ingest", f"ingest.source={source}", f"ingest.input={raw}", *given, file=file)
-    where = (f"corpus.path={folder / 'corpus'}", f"ingest.source={source}", f"ingest.input={raw}")
+            print("robometer ingest", f"ingest.format={source}", f"ingest.input={raw}", *given, file=file)
+    where = (f"corpus.path={folder / 'corpus'}", f"ingest.format={source}", f"ingest.input={raw}")
     run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
     ledgers = read_ledgers(Storage(str(folder / "corpus"))).values()
     assert all(read.seal for units in ledgers for read in units.values()), "the next ingest reads it all again"
@@ -85,7 +85,7 @@ def read(format: str, input: Path, **settings: Any) -> list[ShardEntry]:
     units = list(list_units(format, str(input)))
     read = [unit for unit in units if isinstance(unit, Unit)]
     assert all(isinstance(unit, Unit) or unit.skipped for unit in units), units
-    return list(entries(read, IngestConfig(source=format, max_frames=6, short_edge=48, **settings)))
+    return list(entries(read, IngestConfig(format=format, max_frames=6, short_edge=48, **settings)))
 
 
 def rows(corpus: Corpus, *columns: str) -> list[tuple[Any, ...]]:

@@ -44,7 +44,7 @@ def test_folders_of_images_become_trajectories(ray_local: None, tmp_path: Path) 
     write(raw / "open/ep3", clips[2])
     assert len(ingest(tmp_path, "image_folders", "ingest.split=seen").manifest) == 5
     assert (
-        ingest(tmp_path, "image_folders", "ingest.data_source=mine").manifest["source"].to_pylist().count("mine") == 5
+        ingest(tmp_path, "image_folders", "ingest.source_name=mine").manifest["source"].to_pylist().count("mine") == 5
     )
 
 

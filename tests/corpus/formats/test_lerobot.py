@@ -120,7 +120,7 @@ def test_v21_refuses_what_is_broken_and_keeps_the_rest(ray_local: None, tmp_path
     lines += ["{", json.dumps({"episode_index": 7, "length": 5, "success": 0.7}), json.dumps({"length": 3})]
     lines.append(json.dumps({"episode_index": 5, "length": len(roll_out(5).frames)}))
     (raw / "meta/episodes.jsonl").write_text("\n".join(lines))
-    corpus = ingest(tmp_path, "lerobot", "ingest.data_source=given")
+    corpus = ingest(tmp_path, "lerobot", "ingest.source_name=given")
     assert rows(corpus, "source", "episode_key", "view") == [
         ("given", "episode_000000", "top"),
         ("given", "episode_000001", "top"),
@@ -197,7 +197,7 @@ def test_labels_come_from_the_folders_name_and_datasets_of_one_source_do_not_col
         write_v21(tmp_path / "raw" / name, [{"episode_index": 0}])
     (tmp_path / "raw/broken/meta/info.json").write_text("{")
     write_info(tmp_path / "raw/old", {**V21, "codebase_version": "v1.6"}, {FRONT: "video"})
-    corpus = ingest(tmp_path, "lerobot", "ingest.data_source=usc_koch_p_ranking_all")
+    corpus = ingest(tmp_path, "lerobot", "ingest.source_name=usc_koch_p_ranking_all")
     assert rows(corpus, "source", "episode_key", "quality_label")[::2] == [
         ("usc_koch_p_ranking_all", "push_failure/episode_000000", "failure"),
         ("usc_koch_p_ranking_all", "push_good/episode_000000", "successful"),

@@ -116,5 +116,5 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
     assert reasons.keys() == wanted.keys()
     assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
 
-    named = ingest(tmp_path, "libero", "ingest.data_source=mine_failure", input=raw / "mine")
+    named = ingest(tmp_path, "libero", "ingest.source_name=mine_failure", input=raw / "mine")
     assert rows(named, "source", "task", "quality_label")[-1] == ("mine_failure", "push the box", "failure")

@@ -97,7 +97,7 @@ def test_mcap_files(ray_local: None, tmp_path: Path) -> None:
         json.dumps({"task": "Close it", "quality_label": "failure", "partial_success": 0.5})
     )
     write(raw / "day/c.mcap", {"/camera/cdr": CLIPS[3]}, {"task": "Flat", "quality_label": "suboptimal"}, chunks=False)
-    corpus = ingest(tmp_path, "mcap", "ingest.data_source=lab")
+    corpus = ingest(tmp_path, "mcap", "ingest.source_name=lab")
     columns = ("source", "episode_key", "view", "task", "quality_label", "partial_success", "source_num_frames")
     assert rows(corpus, *columns) == [
         *(("lab", "day/a.mcap", topic[1:], "Open it", "successful", None, 8) for topic in sorted(KINDS)),
@@ -111,7 +111,7 @@ def test_mcap_files(ray_local: None, tmp_path: Path) -> None:
     assert shows(corpus, row_of(corpus, episode_key="day/c.mcap"), CLIPS[3])
 
     write(raw / "day/d.mcap", {"/camera/cdr": CLIPS[1]}, {"task": "Again"})
-    assert len(ingest(tmp_path, "mcap", "ingest.data_source=lab").manifest) == 8
+    assert len(ingest(tmp_path, "mcap", "ingest.source_name=lab").manifest) == 8
 
 
 def test_bad_mcap_files_are_refused(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_lines_become_trajectories(ray_local: None, tmp_path: Path) -> None:
     assert shows(corpus, row_of(corpus, episode_key="1.mp4"), roll_out(1, "suboptimal").frames)
     assert not shows(corpus, row_of(corpus, episode_key="1.mp4"), roll_out(1, "suboptimal").frames[:, ::-1])
     assert not shows(corpus, row_of(corpus, episode_key="1.mp4"), roll_out(1, "suboptimal").frames[..., ::-1])
-    renamed = ingest(tmp_path, "mp4_jsonl", "ingest.data_source=other")
+    renamed = ingest(tmp_path, "mp4_jsonl", "ingest.source_name=other")
     assert renamed.manifest["source"].to_pylist().count("other") == 3
 
 

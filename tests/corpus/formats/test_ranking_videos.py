@@ -33,7 +33,7 @@ def test_mit_franka(name: str, ray_local: None, tmp_path: Path) -> None:
     names = ("foldtowel/success/0_ext", "foldtowel/failure/1_ext", "pour_pebble/suboptimal/2_ext")
     _mp4(raw, *(f"{n}.mp4" for n in names), "foldtowel/success/0_wrist.mp4", "foldtowel/odd/0_ext.mp4", "a.mp4")
     (raw / "tasks.json").write_text(json.dumps({"foldtowel": "Fold the towel in half"}))
-    corpus = ingest(tmp_path, "ranking_videos", f"ingest.data_source={name}")
+    corpus = ingest(tmp_path, "ranking_videos", f"ingest.source_name={name}")
     source = name or "rfm_new_mit_franka_rfm"
     wrist = [(source, "foldtowel/success/0", "wrist", "Fold the towel in half", "successful", True)]
     assert rows(corpus, *COLUMNS) == [
@@ -61,7 +61,7 @@ def test_utd_so101_gifs(view: str, ray_local: None, tmp_path: Path) -> None:
     _gif(raw / "a_succ" / "inner" / f"episode_2_{view}.gif", frames, 100)
     _gif(raw / "a_succ" / "inner" / f"episode_1_{'wrist' if view == 'top' else 'top'}.gif", frames, 100)
     _gif(raw / "d_fail" / f"episode_0_{view}.gif", frames, 100)
-    corpus = ingest(tmp_path, "ranking_videos", f"ingest.data_source={data_set}")
+    corpus = ingest(tmp_path, "ranking_videos", f"ingest.source_name={data_set}")
     assert rows(corpus, *COLUMNS, "source_num_frames") == [
         (data_set, "a_succ/inner/episode_1", view, "do a_succ", "successful", True, len(frames)),
         (data_set, "b_closs_succ/inner/episode_1", view, "do b_closs_succ", "suboptimal", True, len(frames)),
@@ -84,13 +84,13 @@ def test_names_of_files(ray_local: None, tmp_path: Path) -> None:
         ("utd_so101_policy_ranking", keys[0], "main", "press the button", "successful", True),
     ]
     assert len(refusals(corpus)) == 1
-    human = ingest(tmp_path / "human", "ranking_videos", "ingest.data_source=utd_so101_human", input=tmp_path / "raw")
+    human = ingest(tmp_path / "human", "ranking_videos", "ingest.source_name=utd_so101_human", input=tmp_path / "raw")
     assert {row[-2:] for row in rows(human, *COLUMNS)} == {("successful", False)} and len(human) == 3
 
 
 def test_koch_demonstrations(ray_local: None, tmp_path: Path) -> None:
     _mp4(tmp_path / "raw", "open_oven/demo-a.mp4", "close_oven_12.mp4")
-    corpus = ingest(tmp_path, "ranking_videos", "ingest.data_source=usc_koch_rewind")
+    corpus = ingest(tmp_path, "ranking_videos", "ingest.source_name=usc_koch_rewind")
     assert rows(corpus, *COLUMNS) == [
         ("usc_koch_rewind", "close_oven_12", "main", "close oven", "successful", True),
         ("usc_koch_rewind", "open_oven/demo-a", "main", "open oven", "successful", True),

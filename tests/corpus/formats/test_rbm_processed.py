@@ -155,7 +155,7 @@ def test_broken_tables_and_tars_keep_what_came_before(ray_local: None, tmp_path:
     write(raw / "whole", [[record(n) for n in range(6)]])
     table = raw / "whole/processed_dataset/data-00000-of-00001.arrow"
     table.write_bytes(table.read_bytes()[:-1500])  # inside the second batch
-    corpus = ingest(tmp_path, "rbm_processed", "ingest.data_source=mine")
+    corpus = ingest(tmp_path, "rbm_processed", "ingest.source_name=mine")
     assert rows(corpus, "source", "episode_key") == [("mine", f"id-{n}") for n in (0, 1, 10, 11, 2)]
     found = refusals(corpus)
     assert "is a part missing?" in found["cut.tar"]

@@ -122,7 +122,7 @@ def test_tasks_tensors_and_the_only_camera(ray_local: None, tmp_path: Path) -> N
     ]
     assert shows(corpus, row_of(corpus, task="unzip it"), _frames(3))
     assert shows(corpus, row_of(corpus, task="hang it"), _frames(2))
-    named = ingest(tmp_path, "rlds", "ingest.data_source=mine", input=tmp_path / "raw/mvp")
+    named = ingest(tmp_path, "rlds", "ingest.source_name=mine", input=tmp_path / "raw/mvp")
     assert "mine" in named.manifest["source"].to_pylist()
 
 
@@ -193,7 +193,7 @@ def test_folders_that_are_no_data_set_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="are both toto: give ingest.input one of them"):
         list(list_units("rlds", str(tmp_path)))
     data_set(tmp_path / "soar/1.0.0", "soar_dataset", {"observation/image_0": IMAGE}, {"failure": [[b""]]})
-    with pytest.raises(FormatError, match="ingest.source=soar"):
+    with pytest.raises(FormatError, match="ingest.format=soar"):
         list(list_units("rlds", str(tmp_path / "soar")))
 
 
