@@ -336,7 +336,7 @@ def _predict_parts(
     settings = config.evaluate
     arguments = {
         "load": load or partial(load_scorer, baseline=baselines.for_workers(config.baseline)),
-        "checkpoint": for_workers(settings.checkpoint, config.tracking.uri),
+        "checkpoint": for_workers(settings.scorer, config.tracking.uri),
         "device": "cuda" if settings.num_gpus > 0 else "cpu",
         "corpus": corpus.storage.path,
         "output": Storage(settings.output).path,
@@ -357,7 +357,7 @@ def _predict_parts(
         num_gpus=settings.num_gpus,
         max_restarts=DEATHS,
         max_task_retries=RETRIES,
-        runtime_env=baselines.runtime_env(settings.checkpoint.removeprefix(baselines.PREFIX)),
+        runtime_env=baselines.runtime_env(settings.scorer.removeprefix(baselines.PREFIX)),
     )
     needs, total, done = Needs(gpus=settings.num_gpus), sum(map(len, parts.values())), 0
     check_room("evaluate", needs, "set evaluate.num_gpus lower")
