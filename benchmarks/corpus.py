@@ -39,7 +39,7 @@ from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, commit_shard, write_manifest
-from robometer.frames.video import resize_short_edge, thin
+from robometer.frames.video import resize_short_edge, thin_positions
 from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
 
 CORES = os.cpu_count() or 1
@@ -154,7 +154,9 @@ def deflate(units: list[Unit]) -> int:
 
     for unit in units:
         reader = decord.VideoReader(unit.uri, num_threads=1)
-        frames = np.stack([resize_short_edge(f, 240) for f in reader.get_batch(thin(len(reader), 32)).asnumpy()])
+        frames = np.stack(
+            [resize_short_edge(f, 240) for f in reader.get_batch(thin_positions(len(reader), 32)).asnumpy()]
+        )
         np.savez_compressed(io.BytesIO(), frames=frames, shape=frames.shape, num_frames=len(frames))
     return len(units)
 

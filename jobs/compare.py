@@ -39,7 +39,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     check(arguments, *paths)
     scorer = scorer_of(arguments)
     settings = settings_for(scorer, arguments)
-    if isinstance(scorer, RemoteScorer) and settings == scorer.frames:
+    if isinstance(scorer, RemoteScorer) and settings == scorer.info.frames:
         forward, swapped = (scorer.compare_videos(*two, arguments.task) for two in (paths, paths[::-1]))
     else:
         a, b = (Clip(read_video(path, settings).frames, arguments.task) for path in paths)

@@ -14,7 +14,7 @@ from jobs import common
 from robometer.client import RemoteScorer
 from robometer.configs import Config
 from robometer.errors import RobometerError
-from robometer.frames import FrameSettings, overridden, read_frames, shown_to
+from robometer.frames import FrameSettings, overridden, read_frames
 from robometer.frames.video import Video, VideoLimits, probe
 from robometer.runs import paths
 from robometer.scoring import Clip, ClipScore, Scorer
@@ -69,7 +69,7 @@ def scorer_of(arguments: argparse.Namespace) -> Scorer:
 def settings_for(scorer: Scorer, arguments: argparse.Namespace) -> FrameSettings:
     """How videos become frames: as the scorer was trained, but for what the flags say otherwise."""
     flags = {"max_frames": arguments.max_frames} if arguments.max_frames else {}
-    return overridden(shown_to(scorer), flags)
+    return overridden(scorer.info.frames, flags)
 
 
 def read_video(path: str, settings: FrameSettings) -> Video:
@@ -99,7 +99,7 @@ def _score(arguments: argparse.Namespace) -> None:
     scorer = scorer_of(arguments)
     settings = settings_for(scorer, arguments)
     video = read_video(arguments.video, settings)
-    if isinstance(scorer, RemoteScorer) and settings == scorer.frames:
+    if isinstance(scorer, RemoteScorer) and settings == scorer.info.frames:
         score = scorer.score_video(arguments.video, arguments.task)  # whose frames are the endpoint's own
     else:
         score = scorer.score([Clip(video.frames, arguments.task)])[0]

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,12 @@ class Predictor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         (part,) = batch["part"].unique().to_pylist()
         units = queries_from(batch.drop_columns(["part"]))
-        if getattr(self._scorer, "compares_only", False):
+        if self._scorer.info.compares_only:
             units = [unit for unit in units if unit.pair_kind]
-        started, spent = time.monotonic(), self._usage()
+        started, before = time.monotonic(), self._scorer.info.spent
         table = to_table(self._answers(f"{PARTS}/{part}{MARK}", units))
-        spent = {"busy_seconds": time.monotonic() - started} | {k: v - spent[k] for k, v in self._usage().items()}
+        asked = {name: value - before[name] for name, value in self._scorer.info.spent.items()}
+        spent = {"busy_seconds": time.monotonic() - started} | asked
         said = {SCORER: self._scorer.name, SPENT: json.dumps(spent)}
         self._storage.write_parquet(_file(part), table.replace_schema_metadata(said))
         self._storage.remove(f"{PARTS}/{part}{MARK}")
@@ -123,11 +124,6 @@ class Predictor:
             self._storage.write_bytes(mark, " ".join([run, *killers, str(number)]).encode())
             records += self._records([unit])
         return records
-
-    def _usage(self) -> dict[str, float]:
-        """What a scorer that asks an API has asked so far; empty for any other."""
-        usage = getattr(self._scorer, "usage", None)
-        return asdict(usage) if usage else {}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_ty
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
 from robometer.frames.video import Source, VideoError
-from robometer.scoring import Clip, ClipScore, PrefixSession, Session
+from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
 
 START_PATIENCE_S = 5.0
 """How long the first request is tried, which finds a wrong URL."""
@@ -60,10 +60,9 @@ class RemoteScorer:
         self._patience_s = patience_s
         try:
             self.name: str = model["name"]
-            self.revision: str = model["revision"]
-            self.provenance: dict[str, Any] = model["provenance"]
             self.limits: dict[str, int] = model["limits"]
-            self.frames = FrameSettings.from_dict(model["frames"])
+            frames = FrameSettings.from_dict(model["frames"])
+            self.info = ScorerInfo(frames, revision=model["revision"], provenance=model["provenance"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ScoringError(f"{self.url} is no Robometer endpoint, or one of another version: {error!r}") from error
 
@@ -76,7 +75,7 @@ class RemoteScorer:
         return np.array(_concurrently(self._compare, pairs), dtype=np.float32)
 
     def score_video(self, video: Source, task: str) -> ClipScore:
-        """Score a video file, or the content of one, whose frames the endpoint makes (see `frames`)."""
+        """Score a video file, or the content of one, whose frames the endpoint makes (see `info.frames`)."""
         return _clip_score(self._post("/v1/score", task, {"video": _content(video)}))
 
     def compare_videos(self, a: Source, b: Source, task: str) -> float:

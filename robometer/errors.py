@@ -1,15 +1,15 @@
-"""The bases of errors that are the user's to fix."""
+"""Base classes of errors that the user can fix."""
 
 
 class RobometerError(ValueError):
-    """A mistake at the border; its message is one sentence that says what was wrong, where, and what to do.
+    """A user's mistake; the message is one sentence that says what is wrong, where, and what to do.
 
-    The command line prints it and exits with status 2. Anything else is a bug.
+    The command line prints it and exits with status 2. Any other exception is a bug.
     """
 
 
 class InputError(RobometerError):
-    """What was to be scored cannot be: its frames or its task are at fault, whatever the model.
+    """A clip cannot be scored because of its frames or its task, whatever the model.
 
-    The endpoint answers it as a 4xx, and everything else that a model raises as a 500.
+    The endpoint answers it with a 4xx status, and any other exception of a model with 500.
     """

@@ -1,4 +1,7 @@
-"""The Scorer: frames and a task in, progress, success and preference out. Everything that predicts is one."""
+"""The Scorer: frames and a task in, progress, success and preference out. Everything that predicts is one.
+
+To write one of your own, implement `Scorer`: a `name`, an `info` (`ScorerInfo()` will do), and three methods.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import wraps
 from threading import RLock
-from typing import Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from robometer.errors import InputError, RobometerError
+from robometer.frames import FrameSettings
 
 _Self = TypeVar("_Self", bound="OneAtATime")
 _Args = ParamSpec("_Args")
@@ -19,11 +23,11 @@ _Answer = TypeVar("_Answer")
 
 
 class MissingAnswer(RobometerError):
-    """A scorer was asked and gave nothing that can be read; the message says what came instead."""
+    """A scorer's model gave no readable answer; the message quotes what it gave."""
 
 
 class NoProgress(RobometerError):
-    """A scorer that only compares was asked for progress."""
+    """A scorer that only compares clips was asked for progress."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Clip:
     Attributes:
         frames: uint8 [T, H, W, 3] RGB.
         task: the instruction text.
-        features: per-frame embeddings float [T, D] by image-encoder name, where they are known already
-            (a corpus that was embedded); a scorer that needs them and finds none encodes `frames` itself.
+        features: per-frame embeddings float [T, D] by image-encoder name, as an embedded corpus holds them. A scorer
+            that needs embeddings and finds none encodes `frames` itself.
 
     Raises:
         InputError: the frames have another type or shape, or there are none.
@@ -56,7 +60,7 @@ class Clip:
         return len(self.frames)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Clip:
-        """The clip that shows these frames in this order (for reversed, rewound or thinned clips)."""
+        """The clip with the frames at these positions, in this order (to reverse, rewind or thin it)."""
         index = np.asarray(positions, dtype=np.int64)
         return Clip(self.frames[index], self.task, {name: value[index] for name, value in self.features.items()})
 
@@ -65,7 +69,7 @@ class Clip:
         return Clip(self.frames, task, self.features)
 
     def followed_by(self, other: Clip) -> Clip:
-        """Both clips as one that does their two tasks, one after the other; their frames must be of one size."""
+        """One clip of both, whose task is the two tasks in turn; the frames must have the same size."""
         shared = self.features.keys() & other.features.keys()
         features = {name: np.concatenate([self.features[name], other.features[name]]) for name in shared}
         frames = np.concatenate([self.frames, other.frames])
@@ -83,8 +87,8 @@ class ClipScore:
     Attributes:
         progress: float32 [T] in [0, 1].
         success: float32 [T], the probability that the task is done at this frame.
-        rank: what to rank the clip by where that is not the last progress (a raw log-probability, say); else None.
-        coverage: share of the T frames that the scorer gave an answer for; the others are interpolated.
+        rank: value to rank the clip by, such as a raw log-probability; None to rank it by its last progress.
+        coverage: share of the T frames that the scorer answered for; the others are interpolated.
     """
 
     progress: np.ndarray
@@ -94,22 +98,48 @@ class ClipScore:
 
     @classmethod
     def of_progress(cls, progress: np.ndarray, rank: float | None = None) -> ClipScore:
-        """Of a scorer without a success head: success is progress. NaN is a missing answer, and is interpolated.
+        """Score of a scorer without a success head: success is progress, and NaN, a missing answer, is interpolated.
+
+        Args:
+            progress: float [T]; values outside [0, 1] are clipped.
 
         Raises:
-            MissingAnswer: no frame has one.
+            MissingAnswer: no frame has an answer.
         """
-        given = np.asarray(progress, dtype=np.float32)
-        known = np.flatnonzero(np.isfinite(given))
-        if not len(known):
-            raise MissingAnswer(f"no answer for any of {len(given)} frames")
-        filled = spread(given[known], known, len(given)).clip(0, 1)
-        return cls(filled, filled, rank, len(known) / len(given))
+        answers = np.asarray(progress, dtype=np.float32)
+        positions = np.flatnonzero(np.isfinite(answers))
+        if not len(positions):
+            raise MissingAnswer(f"no answer for any of {len(answers)} frames")
+        filled = spread(answers[positions], positions, len(answers)).clip(0, 1)
+        return cls(filled, filled, rank, len(positions) / len(answers))
 
     @property
     def reward(self) -> float:
-        """What the whole clip is worth: `rank`, or the progress at its last frame."""
+        """The value of the whole clip: `rank`, or the progress at its last frame."""
         return float(self.progress[-1]) if self.rank is None else self.rank
+
+
+@dataclass(frozen=True)
+class ScorerInfo:
+    """What a scorer says about itself. The defaults fit a scorer that reads frames and was not trained here.
+
+    Attributes:
+        frames: how a recording becomes the frames that the scorer was trained on; None where the checkpoint does not
+            say.
+        image_encoder: name of the corpus embeddings (`embed.image_encoder`) that the scorer reads in place of frames;
+            None for a scorer of frames.
+        compares_only: the scorer has preferences alone; its `score` and `open_session` raise `NoProgress`.
+        revision: hash of its weights; empty without weights.
+        provenance: what its checkpoint records about its training; empty where there is no record.
+        spent: what it has asked and spent at an API so far, by name (`baselines.api.Usage`); empty where it asks none.
+    """
+
+    frames: FrameSettings | None = field(default_factory=FrameSettings)
+    image_encoder: str | None = None
+    compares_only: bool = False
+    revision: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -125,13 +155,15 @@ class Session(Protocol):
 class Scorer(Protocol):
     """Batched scoring. Implementations are deterministic: the same clips give the same numbers in any batch.
 
-    Every one may be called from several threads at once: it keeps nothing between calls, or it is `OneAtATime`.
-
-    One that was trained says by an attribute `frames` (`FrameSettings`) how a recording becomes the frames it is shown.
-    One that has preferences alone says so by an attribute `compares_only = True`; it raises `NoProgress` elsewhere.
+    Every scorer may be called from several threads at once: it keeps nothing between calls, or it is a `OneAtATime`.
     """
 
     name: str
+
+    @property
+    def info(self) -> ScorerInfo:
+        """What the scorer says about itself, as of now; a plain attribute will do."""
+        ...
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """Progress and success per frame, for each clip."""
@@ -142,35 +174,44 @@ class Scorer(Protocol):
         ...
 
     def open_session(self, task: str) -> Session:
-        """Start scoring one trajectory frame by frame."""
+        """Start to score one trajectory frame by frame."""
+        ...
+
+
+@runtime_checkable
+class PrefixScorer(Scorer, Protocol):
+    """A scorer that shares work between the prefixes of a clip."""
+
+    def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """Equal to `robometer.scoring.score_prefixes`, with less work."""
         ...
 
 
 class OneAtATime:
-    """What a model in this process is behind: methods marked `one_at_a_time` run in one thread at a time.
+    """Base of scorers around a model in this process: methods marked `one_at_a_time` run in one thread at a time.
 
-    Networks of others, tokenizers and what is loaded on first use keep state that two calls would share.
+    Tokenizers, third-party networks and parts that load on first use keep state that two calls would share.
     """
 
     def __init__(self) -> None:
-        self.busy: AbstractContextManager[object] = RLock()  # a marked method may call another
+        self.busy: AbstractContextManager[object] = RLock()  # reentrant: a marked method may call another one
 
 
 def one_at_a_time(
     method: Callable[Concatenate[_Self, _Args], _Answer],
 ) -> Callable[Concatenate[_Self, _Args], _Answer]:
-    """Mark a method of a `OneAtATime`: while it runs, calls of marked methods of the same object wait."""
+    """Mark a method of a `OneAtATime`: while it runs, other threads wait to call a marked method of the same object."""
 
     @wraps(method)
-    def alone(self: _Self, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Answer:
+    def locked(self: _Self, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Answer:
         with self.busy:
             return method(self, *args, **kwargs)
 
-    return alone
+    return locked
 
 
 class PrefixSession:
-    """Session of any scorer: scores the frames seen so far at each push (a scorer with a cache overrides this)."""
+    """A session of any scorer: each push scores all frames so far."""
 
     def __init__(self, scorer: Scorer, task: str) -> None:
         self._scorer, self._task, self._frames = scorer, task, list[np.ndarray]()
@@ -182,33 +223,22 @@ class PrefixSession:
 
 
 def score_prefixes(scorer: Scorer, clips: Sequence[Clip]) -> list[ClipScore]:
-    """Scores of clips as they come in: frame t's are the last ones of the clip up to t, as a `Session` gives them.
-
-    A scorer that can share work between prefixes has a method `score_prefixes(clips)`.
-    """
-    own = getattr(scorer, "score_prefixes", None)
-    if own is not None:
-        return list(own(clips))
-    of_clips = [scorer.score([clip.take(np.arange(n)) for n in range(1, len(clip) + 1)]) for clip in clips]
-    return [last_of_each(scores) for scores in of_clips]
+    """Scores of clips as they come in: frame t gets the last score of the clip up to t, as a `Session` gives it."""
+    if isinstance(scorer, PrefixScorer):
+        return scorer.score_prefixes(clips)
+    prefixes = [scorer.score([clip.take(np.arange(n)) for n in range(1, len(clip) + 1)]) for clip in clips]
+    return [last_of_each(scores) for scores in prefixes]
 
 
 def last_of_each(prefixes: Sequence[ClipScore]) -> ClipScore:
-    """The score whose frame t is the last frame of prefix t."""
+    """The score of a clip whose frame t is the last frame of prefix t."""
     progress, success = (
         np.array([getattr(score, name)[-1] for score in prefixes], dtype=np.float32) for name in ("progress", "success")
     )
     return ClipScore(progress, success, prefixes[-1].rank, float(np.mean([score.coverage for score in prefixes])))
 
 
-def thin_positions(num_frames: int, max_frames: int) -> np.ndarray:
-    """At most `max_frames` positions of `num_frames`, evenly spread, first and last kept; int64 [T]."""
-    if num_frames <= max_frames:
-        return np.arange(num_frames)
-    return np.rint(np.linspace(0, num_frames - 1, max_frames)).astype(np.int64)
-
-
 def spread(values: np.ndarray, positions: np.ndarray, num_frames: int) -> np.ndarray:
-    """Values that were predicted at `positions`, interpolated linearly to every frame; float32 [num_frames]."""
+    """Values predicted at ascending `positions`, interpolated linearly to every frame, float32 [num_frames]."""
     at_frames: np.ndarray = np.interp(np.arange(num_frames), positions, values)
     return at_frames.astype(np.float32)

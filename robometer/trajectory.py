@@ -1,4 +1,4 @@
-"""The record: one camera view of one episode, its labels, its identity and its Arrow schema."""
+"""A trajectory, one camera view of one episode: its labels, its identity and its Arrow schema."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robometer.errors import RobometerError
 from robometer.frames.recording import Recording
 
 FAILURE, SUBOPTIMAL, SUCCESSFUL = QUALITY_LABELS = ("failure", "suboptimal", "successful")
-"""From worst to best: the index of a label is its rank in policy ranking."""
+"""From worst to best: a label's index is its rank in policy ranking."""
 
 _SYNONYMS = {"failed": "failure", "fail": "failure", "optimal": "successful", "success": "successful"}
 
@@ -28,12 +28,12 @@ def quality_label(raw: str | None) -> str:
     """Map a raw quality label to one of `QUALITY_LABELS` (upstream also writes `failed` and `optimal`).
 
     Raises:
-        TrajectoryError: the label is none of the known words.
+        TrajectoryError: the label is unknown.
     """
     label = (raw or "").strip().lower()
     label = _SYNONYMS.get(label, label)
     if label not in QUALITY_LABELS:
-        raise TrajectoryError(f"quality label {raw!r} is none of {', '.join(QUALITY_LABELS)}")
+        raise TrajectoryError(f"quality label {raw!r} is not one of {', '.join(QUALITY_LABELS)}")
     return label
 
 
@@ -49,18 +49,20 @@ def normalise_task(task: str) -> str:
 
 @dataclass(frozen=True)
 class Episode:
-    """One camera view of one episode as its source describes it; no frame is decoded yet.
+    """One camera view of one episode as its source describes it, before any frame is decoded.
 
     Attributes:
-        source: data set; training balances and reports by it, and it names the success cut-off.
-        episode_key, view: with `source` the identity of the trajectory.
+        source: data set; training balances and reports by it, and it decides the success cut-off.
+        episode_key, view: with `source`, the identity of the trajectory.
         task: the instruction.
-        recording: its frames.
-        uri: where they came from, for whoever looks for the original.
-        partial_success: in [0, 1], how much of the task was done, where that was judged.
-        split: empty for the split that the ingest was asked for.
-        env_reward, env_success: per source frame, the simulator's reward and success flag, where it knows them.
-        fps: frames per second, where the recording does not know or is wrong.
+        recording: the frames.
+        uri: where the frames came from.
+        raw_quality_label: the source's own word for the quality; see `quality_label`.
+        is_robot: False for a human.
+        partial_success: share of the task that was done, in [0, 1]; None where nobody judged it.
+        split: empty for the split that `ingest` sets.
+        env_reward, env_success: the simulator's reward and success flag per source frame; None where unknown.
+        fps: frames per second where the recording does not know them or is wrong.
     """
 
     source: str
@@ -86,7 +88,8 @@ class Episode:
         """Check the labels and return the normalised quality label.
 
         Raises:
-            TrajectoryError: no task text, an unknown quality label, or a partial success outside [0, 1].
+            TrajectoryError: there is no task text, the quality label is unknown, or the partial success is outside
+                [0, 1].
         """
         if not self.task.strip():
             raise TrajectoryError("no task text")
@@ -125,10 +128,10 @@ MANIFEST_SCHEMA = pa.schema(
     ],
     metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
 )
-"""A manifest row: everything of a trajectory but its pixels, and where the pixels lie (shard, record batch).
+"""A manifest row: everything about a trajectory but its pixels, and where those lie (shard, record batch).
 
-`labels_hash` covers all that is said of it, `content_hash` its frames. Of rows with one id the one of the highest
-`revision` counts: an update stores the new one beside the old one."""
+`labels_hash` covers the labels, `content_hash` the frames. Of rows with the same id, the one with the highest
+`revision` counts: an update stores the new row beside the old one."""
 
 _PLACE = ("shard", "row")
 
@@ -143,8 +146,8 @@ SHARD_SCHEMA = pa.schema(
     ],
     metadata={"robometer_schema_version": str(SCHEMA_VERSION)},
 )
-"""A shard row. One record batch holds one trajectory, so that one trajectory is one ranged read; it repeats the
-manifest row and names the unit of raw data, so that shards alone are enough to make a lost manifest again."""
+"""A shard row. One record batch holds one trajectory, so that reading a trajectory is one ranged read. It repeats the
+manifest row and names the unit of raw data, so that a lost manifest can be rebuilt from the shards alone."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -158,4 +161,5 @@ QUARANTINE_SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""What was refused. `stage` is list (no episode could be made of it), labels, video, or skip (left out by design)."""
+"""A refused episode. `stage` is list (it could not be read as an episode), labels, video, or skip (left out by
+design)."""

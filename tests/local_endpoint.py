@@ -19,7 +19,7 @@ from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
 from pipelines.serving.jobs import CompareJob, Job, Limits, ModelInfo, Outcome
 from robometer.configs import load
-from robometer.frames import overridden, shown_to
+from robometer.frames import overridden
 from robometer.scoring import Scorer
 
 
@@ -48,7 +48,7 @@ class LocalBackend:
 @contextmanager
 def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Iterator[str]:
     """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
-    limits = Limits.from_config(load(list(overrides)), overridden(shown_to(scorer), {}))
+    limits = Limits.from_config(load(list(overrides)), overridden(scorer.info.frames, {}))
     defaults = {"token": "", "max_upload_bytes": limits.max_upload_bytes, "max_in_flight": 16, "timeout_s": 60.0}
     settings = GuardSettings(**(defaults | guard))
     listener = socket.socket()

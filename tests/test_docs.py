@@ -17,7 +17,7 @@ from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.formats import Unit, list_units, names
-from robometer.frames import overridden, read_frames, shown_to
+from robometer.frames import overridden, read_frames
 from robometer.sampling.groups import members
 from robometer.sampling.targets import source_facts
 from robometer.scoring import Clip, ClipScore
@@ -42,7 +42,7 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClipScore:
     shutil.copy(VIDEO, tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
     scorer = FrameDifference()
-    frames = read_frames("clip.mp4", overridden(shown_to(scorer), {})).frames
+    frames = read_frames("clip.mp4", overridden(scorer.info.frames, {})).frames
     return scorer.score([Clip(frames, "open the drawer")])[0]
 
 

@@ -16,7 +16,7 @@ from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.formats import FormatError, Refused, Unit, list_units, read_unit
 from robometer.frames.recording import VideoFile
-from robometer.frames.video import thin
+from robometer.frames.video import thin_positions
 from robometer.trajectory import Episode, trajectory_id
 from tests.test_video import corruptions, moving_square, video_bytes
 
@@ -67,7 +67,7 @@ def test_what_goes_in_comes_out(ray_local: None, tmp_path: Path) -> None:
     assert (record["quality_label"], record["raw_quality_label"], record["task"]) == ("failure", "failed", "do task 0")
     assert (record["num_frames"], record["source_num_frames"], record["source_fps"]) == (MAX_FRAMES, FRAMES, 10.0)
     assert (record["height"], record["width"]) == (32, 42)
-    index = thin(FRAMES, MAX_FRAMES)
+    index = thin_positions(FRAMES, MAX_FRAMES)
     stored = corpus.record(row)
     assert stored["frame_index"] == index.tolist()
     assert stored["env_reward"] == pytest.approx([i / FRAMES for i in index])

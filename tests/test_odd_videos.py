@@ -17,7 +17,7 @@ import pytest
 from robometer.configs import Config
 from robometer.corpus.encode import encode_episode
 from robometer.frames.recording import ImageSequence, VideoFile
-from robometer.frames.video import VideoError, VideoLimits, encode_jpeg, thin
+from robometer.frames.video import VideoError, VideoLimits, encode_jpeg, thin_positions
 from robometer.trajectory import Episode, TrajectoryError
 from tests.corpus.formats.raw import ingest, refusals, row_of, rows
 from tests.test_video import corruptions, moving_square, video_bytes
@@ -112,7 +112,7 @@ def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> Non
         asked.append(i)
         return encode_jpeg(frames[i], 95)
 
-    video = ImageSequence(50, get, 5.0).read(lambda n, fps: thin(n, 4), short_edge=48)
+    video = ImageSequence(50, get, 5.0).read(lambda n, fps: thin_positions(n, 4), short_edge=48)
     assert asked == video.frame_index.tolist() == [0, 16, 33, 49]
     assert (video.num_source_frames, video.fps) == (50, 5.0)
     flipped = ImageSequence(50, get, change=lambda frame: frame[::-1]).read(lambda n, fps: np.array([3]))
@@ -121,7 +121,7 @@ def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> Non
         (lambda i: b"no image", "not an image"),
         (lambda i: {}[i], "frame 0 of 3 cannot be read .KeyError: 0"),
         (lambda i: np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\], not uint8 \[H, W, 3\]"),
-        (lambda i: np.zeros((4 + i, 4, 3), np.uint8), "not all of one size"),
+        (lambda i: np.zeros((4 + i, 4, 3), np.uint8), "frames differ in size"),
         (lambda i: "/nowhere/0.png", "cannot be read"),
     ):
         with pytest.raises(VideoError, match=reason):

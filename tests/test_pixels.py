@@ -20,7 +20,7 @@ from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import Predictions
-from robometer.frames import FrameSettings, read_frames, shown_to
+from robometer.frames import FrameSettings, read_frames
 from robometer.models.checkpoint import build_model, load_scorer, save_checkpoint
 from robometer.models.rewind_scorer import RewindScorer
 from robometer.runs.provenance import provenance_of
@@ -149,13 +149,13 @@ def test_frames_that_are_asked_for_are_shown_and_warned_about(
         caplog.clear()
         assert score.main([*flags, *where]) == 0
         assert "last of 3 frames, of 20" in capsys.readouterr().out
-        assert "was trained on at most 6 frames, short edge 40 px, JPEG of quality 10, and is shown" in caplog.text
+        assert "was trained on at most 6 frames, short edge 40 px, JPEG quality 10 and gets" in caplog.text
 
 
 def test_what_is_published_keeps_its_frames(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     published = to_folder(prepare(str(checkpoint)), str(tmp_path / "published"))
-    assert shown_to(load_scorer(published)) == SETTINGS
-    assert "at most 6 frames, short edge 40 px, JPEG of quality 10" in (published / "README.md").read_text()
+    assert load_scorer(published).info.frames == SETTINGS
+    assert "at most 6 frames, short edge 40 px, JPEG quality 10" in (published / "README.md").read_text()
 
 
 def test_an_evaluation_on_other_frames_is_warned_about(

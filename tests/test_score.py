@@ -118,4 +118,4 @@ def test_only_what_the_command_line_gives_overrides_a_models_frames(caplog: pyte
     trained = FrameSettings(16, 128, 80)
     assert overridden(trained, {}) == trained and not caplog.records
     assert overridden(trained, given) == FrameSettings(4, 128, 80)
-    assert "trained on at most 16 frames, short edge 128 px, JPEG of quality 80, and is shown" in caplog.text
+    assert "trained on at most 16 frames, short edge 128 px, JPEG quality 80 and gets" in caplog.text

@@ -136,7 +136,7 @@ def answer(scorer: Scorer, batch: list[Clip]) -> list[np.ndarray | str]:
     """What is said of clips, as numbers or as the sentence why there are none."""
     try:
         said: list[np.ndarray | str] = []
-        if not getattr(scorer, "compares_only", False):
+        if not scorer.info.compares_only:
             said += [part for score in scorer.score(batch) for part in (score.progress, score.success)]
         return [*said, scorer.compare([(batch[0], batch[-1])])]
     except RobometerError as error:

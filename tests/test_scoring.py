@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from robometer.scoring import ClipScore, MissingAnswer, last_of_each, spread, thin_positions
+from robometer.frames.video import thin_positions
+from robometer.scoring import (
+    Clip,
+    ClipScore,
+    MissingAnswer,
+    PrefixSession,
+    Scorer,
+    ScorerInfo,
+    Session,
+    last_of_each,
+    score_prefixes,
+    spread,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +32,7 @@ from robometer.scoring import ClipScore, MissingAnswer, last_of_each, spread, th
         (6, 4, [0, 2, 3, 5]),  # 0, 1 2/3, 3 1/3, 5
         (32, 8, [0, 4, 9, 13, 18, 22, 27, 31]),
         (9, 2, [0, 8]),
+        (9, 1, [8]),
     ],
 )
 def test_frames_are_spread_evenly_with_first_and_last(num_frames: int, max_frames: int, positions: list[int]) -> None:
@@ -44,3 +59,38 @@ def test_prefixes_give_their_last_frames() -> None:
     whole = last_of_each(prefixes)
     assert whole.progress.tolist() == [0, 1, 3] and whole.success.tolist() == [0, -1, -3]
     assert whole.coverage == pytest.approx((1 + 2 + 4) / 12) and whole.reward == 3.0
+
+
+class FrameCount:
+    """A scorer as a user writes one, from the documented protocol alone: progress is the number of frames, by ten."""
+
+    name = "frame_count"
+    info = ScorerInfo()
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        return [ClipScore.of_progress(np.full(len(clip), len(clip) / 10)) for clip in clips]
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        return np.array([len(a) > len(b) for a, b in pairs], dtype=np.float32)
+
+    def open_session(self, task: str) -> Session:
+        return PrefixSession(self, task)
+
+
+def test_a_scorer_of_ones_own_needs_a_name_an_info_and_three_methods() -> None:
+    scorer: Scorer = FrameCount()
+    clip = Clip(np.zeros((3, 4, 4, 3), dtype=np.uint8), "wave")
+    (prefixes,) = score_prefixes(scorer, [clip])
+    session = scorer.open_session("wave")
+    pushed = [session.push(frame)[0] for frame in clip.frames]
+    np.testing.assert_allclose(prefixes.progress, [0.1, 0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(pushed, prefixes.progress)
+
+
+def test_a_scorer_that_shares_work_between_prefixes_is_asked_for_them() -> None:
+    class Sharing(FrameCount):
+        def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            return [ClipScore.of_progress(np.ones(len(clip))) for clip in clips]
+
+    (prefixes,) = score_prefixes(Sharing(), [Clip(np.zeros((2, 4, 4, 3), dtype=np.uint8), "wave")])
+    assert prefixes.progress.tolist() == [1, 1]

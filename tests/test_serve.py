@@ -30,7 +30,7 @@ from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
 from robometer.frames import FrameSettings
-from robometer.scoring import Clip, ClipScore, Scorer
+from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo
 from tests.test_scorers import ensemble
 
 TOKEN = "a token of this test"
@@ -43,7 +43,7 @@ class Fussy(FrameDifference):
     """A scorer that refuses or fails on some tasks, as a real one might, and takes a moment."""
 
     name = "frame_difference@abc123"
-    provenance = {"corpus": "none"}
+    info = ScorerInfo(provenance={"corpus": "none"})
 
     def __init__(self, pause_s: float) -> None:
         super().__init__()
@@ -207,8 +207,8 @@ def test_remote_scorer_equals_the_scorer_in_this_process(url: str) -> None:
     pairs = list(zip(clips[:3], clips[3:], strict=True))
     local = FrameDifference()
     with RemoteScorer(url, TOKEN) as remote:
-        assert isinstance(remote, Scorer) and remote.name == "frame_difference@abc123" and remote.revision == "abc123"
-        assert remote.provenance == {"corpus": "none"}
+        assert isinstance(remote, Scorer) and remote.name == "frame_difference@abc123"
+        assert (remote.info.revision, remote.info.provenance) == ("abc123", {"corpus": "none"})
         for got, expected in zip(remote.score(clips), local.score(clips), strict=True):
             np.testing.assert_array_equal(got.progress, expected.progress)
             np.testing.assert_array_equal(got.success, expected.success)

@@ -92,4 +92,4 @@ def test_frozen_parts_and_recomputed_activations_are_told_apart() -> None:
 
 def test_a_device_that_nobody_knows_has_no_peak() -> None:
     assert peak_flops(torch.device("cpu"), "bf16") is None
-    assert peak_flops(torch.device("cpu"), "bf16", given_tflops=2.5) == 2.5e12
+    assert peak_flops(torch.device("cpu"), "bf16", tflops=2.5) == 2.5e12

@@ -312,7 +312,7 @@ def test_what_is_decoded_counts_and_not_what_the_header_says(http: httpx.Client,
     small = motion_jpeg([jpeg(64, 64)] * 5, 64, 64, container)
     assert post_video(http, small).status_code == 200
     changing = motion_jpeg([jpeg(64, 64)] * 3 + [jpeg(64, 320)] * 3, 64, 64, container)
-    assert "changes its size" in sentence(post_video(http, changing), 415)
+    assert "frame size changes" in sentence(post_video(http, changing), 415)
     hidden = motion_jpeg([jpeg(64, 64)] * 3 + [jpeg(2048, 2056)] * 3, 64, 64, container)
     assert "pixels" in sentence(post_video(http, hidden), 413)
     wide = motion_jpeg([jpeg(16, 2048)] * 3, 64, 64, container)  # which would be 240 x 30720 pixels for the model

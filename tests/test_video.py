@@ -19,7 +19,7 @@ from robometer.frames.video import (
     encode_jpeg,
     probe,
     resize_short_edge,
-    thin,
+    thin_positions,
 )
 
 
@@ -67,14 +67,14 @@ def corruptions(good: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("num_frames", "max_frames"), [(33, 32), (100, 32), (1000, 7), (3, 2)])
 def test_thinning_keeps_first_and_last_and_order(num_frames: int, max_frames: int) -> None:
-    index = thin(num_frames, max_frames)
+    index = thin_positions(num_frames, max_frames)
     assert len(index) == max_frames
     assert (index[0], index[-1]) == (0, num_frames - 1)
     assert (np.diff(index) > 0).all()
 
 
 def test_thinning_keeps_all_frames_of_a_short_video() -> None:
-    assert thin(5, 32).tolist() == [0, 1, 2, 3, 4]
+    assert thin_positions(5, 32).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_every_codec_gives_the_frames_that_went_in(codec: str, container: str, t
     data = video_bytes(frames, codec, container)
     path = tmp_path / f"clip.{container}"
     path.write_bytes(data)
-    video = VideoFile(path).read(lambda n, fps: thin(n, 5))
+    video = VideoFile(path).read(lambda n, fps: thin_positions(n, 5))
     assert video.num_source_frames == 20 and video.fps == pytest.approx(10)
     assert video.frame_index.tolist() == [0, 5, 10, 14, 19]
     assert np.abs(video.frames.astype(int) - frames[video.frame_index]).mean() < 12
-    assert np.array_equal(VideoFile(data).read(lambda n, fps: thin(n, 5)).frames, video.frames)
+    assert np.array_equal(VideoFile(data).read(lambda n, fps: thin_positions(n, 5)).frames, video.frames)
     cut = VideoFile(path, 7, 9).read(lambda n, fps: np.array([0, 3, 8]))
     assert cut.num_source_frames == 9
     assert np.abs(cut.frames.astype(int) - frames[[7, 10, 15]]).mean() < 12
@@ -175,7 +175,7 @@ def test_a_cut_is_exact_wherever_it_begins(codec: str, options: dict[str, str], 
         assert numbers(cut.frames) == list(range(first, first + 4))
     assert numbers(VideoFile(data, 100).read(every).frames) == list(range(100, 120))
     for first, count in ((117, 4), (120, 1), (3, 0), (-1, 2)):
-        with pytest.raises(VideoError, match="are not in a video of 120 frames"):
+        with pytest.raises(VideoError, match="the video has 120 frames, so it does not hold"):
             VideoFile(data, first, count).read(every)
 
 
@@ -191,9 +191,9 @@ def test_frames_of_an_uneven_video_are_counted_as_they_are_decoded() -> None:
 @pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "text", "middle"])
 def test_ingest_finds_every_kind_of_corruption(kind: str) -> None:
     good = video_bytes(moving_square(40, 96, 128))
-    assert VideoFile(good).read(lambda n, fps: thin(n, 8)).num_source_frames == 40
+    assert VideoFile(good).read(lambda n, fps: thin_positions(n, 8)).num_source_frames == 40
     with pytest.raises(VideoError):
-        VideoFile(corruptions(good)[kind]).read(lambda n, fps: thin(n, 8))
+        VideoFile(corruptions(good)[kind]).read(lambda n, fps: thin_positions(n, 8))
 
 
 def test_limits_are_checked_from_the_header() -> None:

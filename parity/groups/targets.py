@@ -14,6 +14,7 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream import clips
+from robometer.frames.video import thin_positions
 from robometer.models.collate import collate_targets
 from robometer.sampling import segments, targets
 from robometer.sampling.strategies import Rules, Subject, clip_plan
@@ -94,7 +95,7 @@ def _segment_path(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
 
 def _thinning(case: str, recorded: dict[str, Any]) -> Iterator[Row]:
     total, end = recorded["total"], recorded["end_idx"]
-    positions = segments.linspace_positions(total if end is None else min(end + 1, total), recorded["num_frames"])
+    positions = thin_positions(total if end is None else min(end + 1, total), recorded["num_frames"])
     yield exact(case, "thinned positions", positions.tolist(), recorded["indices"])
     # Frame i of the recorded video holds the number i.
     yield exact(case, "frames picked", np.arange(recorded["total"])[positions].tolist(), recorded["picked"])

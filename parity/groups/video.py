@@ -22,7 +22,7 @@ from parity.row import Row
 from parity.upstream.protocol import frames_at_rate
 from robometer.configs.schema import SamplingConfig
 from robometer.frames.recording import VideoFile
-from robometer.frames.video import thin
+from robometer.frames.video import thin_positions
 from robometer.sampling.index import ManifestIndex
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS
 
@@ -58,7 +58,7 @@ def _video(case: str, path: Path, recorded: dict[str, Any], pixels: Mapping[str,
 def _stored(
     case: str, key: str, frames: np.ndarray, most: int, stored: dict[str, Any], pixels: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
-    ours, theirs = thin(len(frames), most).tolist(), stored["indices"]
+    ours, theirs = thin_positions(len(frames), most).tolist(), stored["indices"]
     if theirs[-1] == len(frames) - 1:
         yield exact(case, "frames stored", ours, theirs)
     else:

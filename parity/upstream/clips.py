@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from robometer.frames.video import thin_positions
 from robometer.sampling import segments, strategies, targets
 from robometer.sampling.segments import Triple
 from robometer.sampling.strategies import Rules, Subject
@@ -42,7 +43,7 @@ def shown_clip(subject: Subject, rules: Rules, strategy: str, triple: Triple | N
         last_frame_only: upstream's `predict_last_frame_partial_progress`, see `last_frame_mask`.
     """
     path = strategies.shown_path(subject, rules, triple, strategy == "rewind")
-    keep = segments.linspace_positions(len(path), rules.max_frames)
+    keep = thin_positions(len(path), rules.max_frames)
     positions = path[keep]
     length = max(rules.max_frames, len(positions)) if rules.pad_frames else len(positions)
     mask = last_frame_mask(positions, length, subject) if last_frame_only else np.ones(length, dtype=bool)

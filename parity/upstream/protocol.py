@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from robometer.errors import RobometerError
+from robometer.frames.video import thin_positions
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
-from robometer.scoring import Clip, ClipScore, thin_positions
+from robometer.scoring import Clip, ClipScore
 from robometer.training.batch import progress_from_logits
 
 PREFIX_FRAMES = 4

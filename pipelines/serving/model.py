@@ -49,7 +49,7 @@ class Model:
 
     async def info(self) -> ModelInfo:
         """Name and provenance of the Scorer."""
-        return ModelInfo(self._scorer.name, dict(getattr(self._scorer, "provenance", {})))
+        return ModelInfo(self._scorer.name, dict(self._scorer.info.provenance))
 
     async def run(self, job: Job) -> Outcome:
         """Answer one job, together with others that wait."""

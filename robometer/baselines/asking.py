@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from robometer.configs.schema import BaselineConfig, ConfigError
-from robometer.scoring import Clip, ClipScore, MissingAnswer, spread, thin_positions
+from robometer.frames.video import thin_positions
+from robometer.scoring import Clip, ClipScore, MissingAnswer, spread
 
 _MARK = re.compile("<image>|<video>")
 

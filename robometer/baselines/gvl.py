@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from robometer.baselines.api import ApiClient, Usage
+from robometer.baselines.api import ApiClient
 from robometer.baselines.progress import ProgressScorer, fingerprint
 from robometer.baselines.providers import Question
 from robometer.configs.schema import BaselineConfig
-from robometer.scoring import Clip, ClipScore, MissingAnswer, spread, thin_positions
+from robometer.frames.video import thin_positions
+from robometer.scoring import Clip, ClipScore, MissingAnswer, ScorerInfo, spread
 
 MODELS = {"gemini": "gemini-2.5-flash-lite", "openai": "gpt-4o-mini"}
 
@@ -52,9 +54,9 @@ class Gvl(ProgressScorer):
         self.name = f"gvl ({self._client.model})"
 
     @property
-    def usage(self) -> Usage:
+    def info(self) -> ScorerInfo:
         """What was asked and spent so far."""
-        return self._client.usage
+        return ScorerInfo(spent=asdict(self._client.usage))
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """One request per clip; `coverage` is the share of the frames shown to the model that it answered for.

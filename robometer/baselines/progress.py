@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robometer.scoring import Clip, ClipScore, PrefixSession, Session
+from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
 
 
 class ProgressScorer:
@@ -18,6 +18,11 @@ class ProgressScorer:
 
     name = "progress"
     temperature = 0.1
+
+    @property
+    def info(self) -> ScorerInfo:
+        """The defaults; a subclass that asks an API says what it spent."""
+        return ScorerInfo()
 
     def progress(self, clip: Clip) -> np.ndarray:
         """Progress float [T] in [0, 1]; NaN for a frame without an answer."""

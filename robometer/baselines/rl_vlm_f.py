@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
-from robometer.baselines.api import ApiClient, Usage
+from robometer.baselines.api import ApiClient
 from robometer.baselines.providers import Question
 from robometer.configs.schema import BaselineConfig
-from robometer.scoring import Clip, ClipScore, MissingAnswer, NoProgress, Session
+from robometer.scoring import Clip, ClipScore, MissingAnswer, NoProgress, ScorerInfo, Session
 
 MODELS = {"gemini": "gemini-2.5-flash", "openai": "gpt-4o"}
 
@@ -27,18 +28,16 @@ _PREFERENCE = {"0": 1.0, "1": 0.0, "-1": 0.5}
 
 
 class RlVlmF:
-    """Preference by a chat model, from the last frame of each clip. It has no progress (`compares_only`)."""
-
-    compares_only = True
+    """Preference by a chat model, from the last frame of each clip. It has no progress (`ScorerInfo.compares_only`)."""
 
     def __init__(self, config: BaselineConfig) -> None:
         self._client = ApiClient(config, MODELS)
         self.name = f"rl_vlm_f ({self._client.model})"
 
     @property
-    def usage(self) -> Usage:
-        """What was asked and spent so far."""
-        return self._client.usage
+    def info(self) -> ScorerInfo:
+        """Only comparisons; and what was asked and spent so far."""
+        return ScorerInfo(compares_only=True, spent=asdict(self._client.usage))
 
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
         """1 where the first clip did better, 0 where the second, 0.5 for a tie, float32 [N]; one request per pair.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import resources
 
 import numpy as np
@@ -15,7 +15,7 @@ from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.baselines.providers import Answer, Question
 from robometer.configs.schema import BaselineConfig
-from robometer.scoring import Clip, ClipScore
+from robometer.scoring import Clip, ClipScore, ScorerInfo
 
 PUBLISHED = {
     "tanhuajie2001/Robo-Dopamine-GRM-2.0-8B-Preview": "forward",
@@ -85,7 +85,12 @@ class RoboDopamine(ProgressScorer):
     ) -> None:
         self._ask, self._mode, self._template = ask, mode, template
         self._max_frames, self._interval, self._goals = max_frames, interval, goals or {}
-        self.usage = usage
+        self._usage = usage
+
+    @property
+    def info(self) -> ScorerInfo:
+        """What was asked of an endpoint and spent so far."""
+        return ScorerInfo(spent=asdict(self._usage) if self._usage else {})
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`; a clip without any readable hop raises `MissingAnswer`."""

@@ -11,7 +11,8 @@ from robometer.baselines.asking import Ask, Video, answered, fill, prefix_ends, 
 from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.configs.schema import BaselineConfig
-from robometer.scoring import Clip, ClipScore, thin_positions
+from robometer.frames.video import thin_positions
+from robometer.scoring import Clip, ClipScore
 
 PUBLISHED = "teetone/RoboReward-4B"
 TEMPLATE = """<video>Given the task, assign a discrete progress score reward (1,2,3,4,5) for the robot in the video in \

@@ -14,8 +14,9 @@ from robometer.baselines.asking import Video, fill, prefix_ends, read_template
 from robometer.baselines.chat_model import ChatModel, load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.configs.schema import BaselineConfig
+from robometer.frames.video import thin_positions
 from robometer.models.images import resize
-from robometer.scoring import Clip, ClipScore, spread, thin_positions
+from robometer.scoring import Clip, ClipScore, spread
 
 PUBLISHED = "Qwen/Qwen3-VL-8B-Instruct"
 TEMPLATE = (

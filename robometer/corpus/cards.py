@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from robometer.corpus.corpus import Corpus
-from robometer.frames.video import encode_jpeg, thin
+from robometer.frames.video import encode_jpeg, thin_positions
 from robometer.report.drawing import Span, place, points, spans
 from robometer.sampling.columns import SUCCESSFUL_RANK, Columns
 from robometer.sampling.strategies import Subject
@@ -108,7 +108,7 @@ def cards(corpus: Corpus, columns: Columns, rows: Sequence[int]) -> Iterator[Car
 def _card(corpus: Corpus, subject: Subject, row: int) -> Card:
     facts = corpus.manifest.slice(row, 1).to_pylist()[0]
     record = corpus.record(row)
-    positions = thin(subject.num_frames, MAX_FRAMES_SHOWN)
+    positions = thin_positions(subject.num_frames, MAX_FRAMES_SHOWN)
     sprite, across, ratio = _sprite(corpus.frames(row, positions))
     target, labels = _targets(subject)
     reward, done = record["env_reward"] or [], record["success"] or []

@@ -35,8 +35,8 @@ class ClipSource:
 
     @classmethod
     def for_scorer(cls, corpus: Corpus, scorer: Scorer) -> ClipSource:
-        """A source that fits `scorer.image_encoder`, which a scorer of frames need not have."""
-        return cls(corpus, getattr(scorer, "image_encoder", None))
+        """A source of what `scorer` reads: embeddings or frames."""
+        return cls(corpus, scorer.info.image_encoder)
 
     def clip(self, row: int, task: str) -> Clip:
         """A row's clip under `task`; with embeddings its frames are a blank view that takes no memory."""

@@ -1,7 +1,7 @@
-"""One way from a recording to the frames that a model sees: stream, rotation, timing, thinning, size, and codec.
+"""One way from a recording to the frames that a model sees: stream, rotation, timing, thinning, size and codec.
 
-Ingest stores `encode_frames`; whoever scores a recording reads `read_frames`, which are the same JPEGs, decoded. Their
-settings are the corpus', then those of the checkpoint that was trained on it.
+Ingest stores what `encode_frames` returns. Scoring calls `read_frames`, which decodes the same JPEGs. The settings are
+those of the corpus, and then of the checkpoint that was trained on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 
 from robometer.errors import RobometerError
 from robometer.frames.recording import Recording, VideoFile
-from robometer.frames.video import DEFAULT_LIMITS, Source, Video, VideoLimits, decode_jpeg, encode_jpeg, thin
+from robometer.frames.video import DEFAULT_LIMITS, Source, Video, VideoLimits, decode_jpeg, encode_jpeg, thin_positions
 
-if TYPE_CHECKING:  # a child process that decodes uploads has no use for the configuration
+if TYPE_CHECKING:  # the child process that decodes uploads does not need the configuration
     from robometer.configs.schema import IngestConfig
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """What a model is shown of a recording; 0 where a step is not done.
+    """How a recording becomes the frames that a model sees; 0 skips a step.
 
     Attributes:
-        max_frames: frames that are kept, evenly spread, the first and the last always.
-        short_edge: pixels of the short edge, up or down.
+        max_frames: most frames to keep, evenly spread; the first and the last are always kept.
+        short_edge: length in pixels to which the short edge is scaled, up or down.
         jpeg_quality: 1 to 100.
+
+    Raises:
+        RobometerError: a value is out of range; one frame is too few.
     """
 
     max_frames: int = 32
@@ -43,28 +46,31 @@ class FrameSettings:
     def __post_init__(self) -> None:
         valid = self.max_frames >= 0 and self.short_edge >= 0 and 0 <= self.jpeg_quality <= 100
         if not valid or self.max_frames == 1:
-            raise RobometerError(f"{self} are no settings of frames: at least 2 frames, and a quality of 0 to 100")
+            raise RobometerError(
+                f"frame settings ({self}) are invalid: max_frames must be 0 or at least 2, short_edge at least 0, and "
+                "jpeg_quality 0 to 100"
+            )
 
     @classmethod
     def of(cls, config: IngestConfig) -> FrameSettings:
-        """Those of a corpus that is made with `config`."""
+        """The settings of a corpus that is ingested with `config`."""
         return cls(config.max_frames, config.short_edge, config.jpeg_quality)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FrameSettings:
-        """What `as_dict` gave; a value that is missing is that of the defaults.
+        """Inverse of `as_dict`; missing values take their defaults.
 
         Raises:
-            RobometerError: a value that none of them can have.
+            RobometerError: a value has the wrong type or is out of range.
         """
         try:
             return cls(**{name: int(values[name]) for name in cls().as_dict() if name in values})
         except (TypeError, ValueError) as error:
-            raise RobometerError(f"{values!r} are no settings of frames ({error})") from error
+            raise RobometerError(f"{values!r} are not valid frame settings ({error})") from error
 
     def __str__(self) -> str:
-        size = f"short edge {self.short_edge} px" if self.short_edge else "size as it is"
-        codec = f"JPEG of quality {self.jpeg_quality}" if self.jpeg_quality else "no JPEG"
+        size = f"short edge {self.short_edge} px" if self.short_edge else "original size"
+        codec = f"JPEG quality {self.jpeg_quality}" if self.jpeg_quality else "no JPEG"
         return f"{f'at most {self.max_frames}' if self.max_frames else 'all'} frames, {size}, {codec}"
 
     def as_dict(self) -> dict[str, int]:
@@ -72,37 +78,31 @@ class FrameSettings:
         return asdict(self)
 
     def hash(self) -> str:
-        """16 hex digits over the settings."""
+        """16 hex digits of a hash of the settings."""
         return hashlib.sha256(json.dumps(self.as_dict()).encode()).hexdigest()[:16]
 
 
 UPSTREAM = FrameSettings(32, 240, 0)
-"""Of the public weights, which say nothing about it: upstream stores raw frames
+"""Settings of the public weights, which do not record any: upstream stores raw frames
 (robometer/data/scripts/preprocess_datasets.py)."""
 
 
-def shown_to(scorer: object) -> FrameSettings | None:
-    """The settings that a scorer was trained with (its `frames`), None where nobody knows them; the defaults for one
-    that was not trained here."""
-    found: FrameSettings | None = getattr(scorer, "frames", FrameSettings())
-    return found
+def overridden(trained: FrameSettings | None, overrides: Mapping[str, int]) -> FrameSettings:
+    """The settings that a model was trained on, with a user's `overrides`; a difference is logged as a warning.
 
-
-def overridden(trained: FrameSettings | None, given: Mapping[str, int]) -> FrameSettings:
-    """The settings of a model but for what a user gives, who is warned where that is something else.
-
-    Of a model whose settings nobody knows the rest are the defaults, with a warning.
+    Args:
+        trained: None where the model does not record them: the defaults stand in, with a warning.
     """
-    settings = FrameSettings.from_dict({**(trained or FrameSettings()).as_dict(), **given})
-    if trained is None and settings.as_dict() != given:
+    settings = FrameSettings.from_dict({**(trained or FrameSettings()).as_dict(), **overrides})
+    if trained is None and settings.as_dict() != overrides:
         logger.warning(
-            "the model does not say what frames it was trained on, and is shown %s: if its corpus had others, its "
-            "answers are worse; give those (score: --max-frames, serve: ingest.max_frames=... ingest.short_edge=... "
-            "ingest.jpeg_quality=...), or train it again",
+            "The checkpoint does not record which frames it was trained on. It gets %s; if its corpus had others, its "
+            "answers are worse. Set them (score: --max-frames; serve: ingest.max_frames=... ingest.short_edge=... "
+            "ingest.jpeg_quality=...), or train again.",
             settings,
         )
     elif trained is not None and settings != trained:
-        logger.warning("the model was trained on %s, and is shown %s: its answers may be worse", trained, settings)
+        logger.warning("The model was trained on %s and gets %s: its answers may be worse.", trained, settings)
     return settings
 
 
@@ -112,10 +112,10 @@ class EncodedFrames:
 
     Attributes:
         frames: JPEG files.
-        frame_index: int32 [T], which source frame each one is.
-        fps: frames per second of the source, 0 where nobody knows.
-        num_source_frames: how many frames the source has.
-        height, width: of all frames.
+        frame_index: int32 [T], the source frame that each one is.
+        fps: frames per second of the source, 0 where unknown.
+        num_source_frames: number of frames in the source.
+        height, width: of every frame, in pixels.
     """
 
     frames: list[bytes]
@@ -127,10 +127,10 @@ class EncodedFrames:
 
 
 def encode_frames(recording: Recording, settings: FrameSettings, limits: VideoLimits = DEFAULT_LIMITS) -> EncodedFrames:
-    """What a corpus stores of a recording.
+    """The frames of a recording as a corpus stores them.
 
     Raises:
-        VideoError: what is there is missing, corrupt, or beyond the limits.
+        VideoError: the recording is missing, corrupt or beyond the limits.
     """
     video = _thinned(recording, settings, limits)
     return EncodedFrames(
@@ -146,7 +146,7 @@ def read_frames(source: Source | Recording, settings: FrameSettings, limits: Vid
     """A recording, or a video by its path or content, as a model sees it: what `encode_frames` stores, decoded.
 
     Raises:
-        VideoError: what is there is missing, corrupt, or beyond the limits.
+        VideoError: the recording is missing, corrupt or beyond the limits.
     """
     recording = VideoFile(source) if isinstance(source, str | Path | bytes) else source
     if not settings.jpeg_quality:
@@ -158,5 +158,7 @@ def read_frames(source: Source | Recording, settings: FrameSettings, limits: Vid
 
 def _thinned(recording: Recording, settings: FrameSettings, limits: VideoLimits) -> Video:
     return recording.read(
-        lambda n, fps: thin(n, settings.max_frames or n), short_edge=settings.short_edge or None, limits=limits
+        lambda n, fps: thin_positions(n, settings.max_frames or n),
+        short_edge=settings.short_edge or None,
+        limits=limits,
     )

@@ -1,4 +1,4 @@
-"""Where the frames of an episode lie, none of them decoded yet: a video, a cut of a longer one, or single images."""
+"""An episode's frames before decoding: a video, a cut of a longer one, or single images."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ from robometer.frames.video import (
     VideoInfo,
     VideoLimits,
     VideoTooLargeError,
-    breaks_off,
     check_count,
     check_size,
     decode_jpeg,
-    describe,
     first_line,
     image_size,
+    is_cut_off,
     is_mov,
     opened,
+    read_header,
     resize_short_edge,
     turned,
 )
 
 
 class Recording(Protocol):
-    """Frames that can be read once, on one thread, a few of them in memory at a time."""
+    """Frames that are read once, on one thread, with only a few in memory at a time."""
 
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
-        """Decode the frames that `pick` names, RGB, resized to `short_edge`.
+        """Decode the frames that `pick` names as RGB, scaled to `short_edge` pixels.
 
         Raises:
-            VideoError: what is there is missing, corrupt, or beyond the limits.
+            VideoError: the recording is missing, corrupt or beyond the limits.
         """
         ...
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video by its path, or the bytes of one.
+    """A video, by its path or its content.
 
-    Frames are counted as they are decoded and shown; counts and times in a header are hints. What is read is decoded
-    strictly, all of it, so that corruption is found wherever it is, and what is wanted is kept.
+    Decoded frames are counted; counts and times in a header are only hints. Every frame is decoded strictly, also those
+    that are not kept, so that corruption is found wherever it is.
 
     Attributes:
         source: path, or content.
-        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to its end.
-        fps: frames per second where it is known better than by the container, whose figure is an average.
+        first, count: a cut of a longer video: `count` frames from frame `first` on; None means to the end.
+        fps: frames per second where the data set knows them better than the container, which gives an average.
     """
 
     source: Source
@@ -72,7 +72,7 @@ class VideoFile:
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
         """See `Recording.read`."""
         with opened(self.source) as (container, stream):
-            info = describe(container, stream, limits)
+            info = read_header(container, stream, limits)
         self._check_rate(info)
         count = info.num_frames - self.first if self.count is None else self.count
         if self.first < 0 or (count < 1 and info.num_frames > 0):
@@ -81,30 +81,30 @@ class VideoFile:
         while True:
             check_count(count, limits)
             index = pick(count, fps)
-            frames, found = self._kept(index, short_edge, limits, None if to_end else count)
-            if found < count and self.count is not None:
-                raise self._not_there(self.first + found)
-            if found == count or self.count is not None:
+            frames, num_decoded = self._decode(index, short_edge, limits, None if to_end else count)
+            if num_decoded < count and self.count is not None:
+                raise self._not_there(self.first + num_decoded)
+            if num_decoded == count or self.count is not None:
                 return video_of(frames, index, fps, count)
-            count = found  # the header was wrong: what is picked follows from what was decoded
+            count = num_decoded  # the header was wrong: pick again, from the real number of frames
 
     def _check_rate(self, info: VideoInfo) -> None:
         rates = [info.fps, info.usual_fps]
-        other = self.fps > 0 and all(abs(rate - self.fps) > 0.02 * self.fps for rate in rates)
-        if other and self.count not in (None, info.num_frames):
+        differs = self.fps > 0 and all(abs(rate - self.fps) > 0.02 * self.fps for rate in rates)
+        if differs and self.count not in (None, info.num_frames):
             raise VideoError(
-                f"the video has {info.num_frames} frames at {info.fps:g} per second, and its data {self.count} at "
-                f"{self.fps:g} per second: which frames these are cannot be told"
+                f"the video has {info.num_frames} frames at {info.fps:g} per second, but the data set names "
+                f"{self.count} at {self.fps:g} per second: it is unclear which frames these are"
             )
 
     def _not_there(self, total: int) -> VideoError:
         end = "the end" if self.count is None else self.first + self.count
-        return VideoError(f"frames {self.first} to {end} are not in a video of {total} frames")
+        return VideoError(f"the video has {total} frames, so it does not hold frames {self.first} to {end}")
 
-    def _kept(
+    def _decode(
         self, index: np.ndarray, short_edge: int | None, limits: VideoLimits, stop: int | None
     ) -> tuple[list[np.ndarray], int]:
-        """The frames of the cut at `index`, as RGB, resized; and how many frames were decoded of it, up to `stop`."""
+        """The frames of the cut at `index`, as scaled RGB; and how many frames of it were decoded, up to `stop`."""
         key = self._key_before()
         if key is not None:
             try:
@@ -112,7 +112,7 @@ class VideoFile:
             except VideoTooLargeError:
                 raise
             except VideoError:
-                pass  # it cannot be entered there, or not surely; from its start there is no doubt
+                pass  # starting at the key frame failed or is uncertain; decoding from the start is always right
         return _pixels(islice(self._all(limits), self.first, stop and self.first + stop), index, short_edge)
 
     def _key_before(self) -> int | None:
@@ -124,7 +124,7 @@ class VideoFile:
         return timeline.key_before(self.first)
 
     def _from_key(self, key: int, limits: VideoLimits, stop: int | None) -> Iterator[Any]:
-        """Decoded frames of the cut, read from a key frame on; their times must be those of the timeline."""
+        """Decoded frames of the cut, read from a key frame on; their times must match the timeline."""
         timeline = timeline_of(self.source)
         assert timeline is not None
         at, last = int(np.searchsorted(timeline.times, key)), self.first + stop if stop else len(timeline.times)
@@ -135,7 +135,7 @@ class VideoFile:
                     or frame.pts != timeline.times[at]
                     or (frame.pts == key and not frame.key_frame)
                 ):
-                    raise VideoError(f"the video is not as its packets say at frame {at}")
+                    raise VideoError(f"frame {at} of the video does not match its packets")
                 if frame.interlaced_frame:
                     raise VideoError("two packets may hold the fields of one frame")
                 if at >= self.first:
@@ -143,10 +143,10 @@ class VideoFile:
                 at += 1
                 if at == last:
                     return
-        raise VideoError(f"the video ends at frame {at}, and not at {last} as its packets say")
+        raise VideoError(f"the video ends at frame {at}, but its packets say {last}")
 
     def _all(self, limits: VideoLimits) -> Iterator[Any]:
-        """All decoded frames, in the order in which they are shown."""
+        """All decoded frames, in display order."""
         with opened(self.source) as (container, stream):
             tally = _Tally(container, stream)
             for frame in _strictly(stream, tally.packets(), limits):
@@ -156,12 +156,12 @@ class VideoFile:
             tally.check(self.source)
 
 
-# Some packets of these may show nothing.
+# Packets of these codecs may show nothing.
 _MAY_HIDE = frozenset({"vp8", "vp9", "mpeg4", "msmpeg4v2", "msmpeg4v3", "theora"})
 
 
 class _Tally:
-    """Counts what is read of a video, so that nothing of it is lost in silence."""
+    """Counts packets and frames of a video, so that no frame is lost silently."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
@@ -176,26 +176,26 @@ class _Tally:
                 self._read += 1
                 if self._key is None and packet.is_keyframe:
                     self._key = packet.pts or 0
-                # Before the first key frame there is nothing to show, also of what is coded after it.
-                shown = self._key is not None and (packet.pts is None or packet.pts >= self._key)
-                self._to_show += shown and not packet.is_discard
+                # Nothing before the first key frame can be shown, even if it is coded after that frame.
+                visible = self._key is not None and (packet.pts is None or packet.pts >= self._key)
+                self._to_show += visible and not packet.is_discard
             yield packet
 
     def check(self, source: Source) -> None:
-        """Raise `VideoError` if the file breaks off, or packets gave no frame."""
+        """Raise `VideoError` if the file is cut off or a packet gave no frame."""
         mov = is_mov(self._container)
         named = len(self._stream.index_entries) if mov else self._stream.frames
         if self._read < named:
-            raise VideoError(f"the video breaks off: it holds {self._read} of the {named} frames that its header names")
-        if (mov or "matroska" in self._container.format.name) and breaks_off(source):
-            raise VideoError("the video breaks off: the file is shorter than its header says")
+            raise VideoError(f"the video is cut off: it holds {self._read} of the {named} frames in its header")
+        if (mov or "matroska" in self._container.format.name) and is_cut_off(source):
+            raise VideoError("the video is cut off: the file is shorter than its header says")
         may_hide = self.interlaced or self._stream.codec_context.codec.canonical_name in _MAY_HIDE
         if self.frames < self._to_show and not may_hide:
             raise VideoError(f"the video is corrupt: only {self.frames} of its {self._to_show} frames can be decoded")
 
 
 def _strictly(stream: Any, packets: Iterator[Any], limits: VideoLimits) -> Iterator[Any]:
-    """The frames that packets decode to, all of one size and within the limits, none of them corrupt."""
+    """The frames of the packets; they must be of one size, within the limits and not corrupt."""
     codec, first, budget = stream.codec_context, None, Budget(limits)
     codec.options = {"err_detect": "explode", "max_pixels": str(min(limits.max_pixels, 2**31 - 1))}
     try:
@@ -208,38 +208,38 @@ def _strictly(stream: Any, packets: Iterator[Any], limits: VideoLimits) -> Itera
                 raise VideoError(f"the video is corrupt at frame {number}")
             if (frame.width, frame.height) != first:
                 sizes = f"{first[0]}x{first[1]} to {frame.width}x{frame.height}"
-                raise VideoError(f"the video changes its size from {sizes} pixels at frame {number}")
+                raise VideoError(f"the frame size changes from {sizes} pixels at frame {number}")
             yield frame
     except av.error.FFmpegError as error:
-        if not codec.width:  # what decoders leave of a size that they refuse, of which some say no more
-            most = limits.max_pixels
-            raise VideoTooLargeError(f"a frame has more pixels than the limit of {most}, or no size at all") from error
+        if not codec.width:  # some decoders leave only this of a size that they refuse
+            limit = limits.max_pixels
+            raise VideoTooLargeError(f"a frame has more pixels than the limit of {limit}, or no size at all") from error
         check_size(codec.width, codec.height, limits)
         raise
 
 
 def _pixels(decoded: Iterable[Any], index: np.ndarray, short_edge: int | None) -> tuple[list[np.ndarray], int]:
-    """Those frames whose positions are in `index`, as RGB, turned and resized; and how many there were."""
-    wanted, seen = {int(i) for i in index}, 0
+    """The frames at the positions in `index` as RGB, turned and scaled; and how many frames were decoded."""
+    positions, num_decoded = {int(i) for i in index}, 0
     frames = []
     rgb = VideoReformatter()  # one for all frames: making one costs more than a conversion
     for frame in decoded:
-        if seen in wanted:
+        if num_decoded in positions:
             pixels = turned(rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame)
             frames.append(pixels if short_edge is None else resize_short_edge(pixels, short_edge))
-        seen += 1
-    return frames, seen
+        num_decoded += 1
+    return frames, num_decoded
 
 
 @dataclass(frozen=True)
 class ImageSequence:
-    """Frames that can be had one by one: images in a folder or a record, rows of an array in a file.
+    """Frames that can be read one by one: images in a folder or a record, or rows of an array in a file.
 
     Attributes:
-        count: how many frames there are.
-        get: frame i, as an RGB array uint8 [H, W, 3], as an encoded image (bytes), or as the path of one.
-        fps: frames per second, 0 where nobody knows.
-        change: applied to each RGB array, e.g. to turn an upside-down picture; None leaves it.
+        count: number of frames.
+        get: returns frame i as an RGB array uint8 [H, W, 3], an encoded image (bytes), or the path of one.
+        fps: frames per second, 0 where unknown.
+        change: applied to each RGB array, for example to turn it upside down; None for no change.
     """
 
     count: int
@@ -248,7 +248,7 @@ class ImageSequence:
     change: Callable[[np.ndarray], np.ndarray] | None = None
 
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
-        """See `Recording.read`; only the frames that are kept are looked at."""
+        """See `Recording.read`; reads only the frames that are kept."""
         if self.count == 0:
             raise VideoError("the recording has no frames")
         check_count(self.count, limits)
@@ -265,7 +265,7 @@ class ImageSequence:
             frame = self.get(position)
             if isinstance(frame, str | Path):
                 frame = Path(frame).read_bytes()
-        except Exception as error:  # whatever the file's library raises on what it cannot read
+        except Exception as error:  # libraries raise anything on data that they cannot read
             raise VideoError(
                 f"frame {position} of {self.count} cannot be read ({type(error).__name__}: {first_line(error)})"
             ) from error
@@ -279,9 +279,9 @@ class ImageSequence:
 
 
 def video_of(frames: list[np.ndarray], index: np.ndarray, fps: float, num_source_frames: int) -> Video:
-    """The frames that were picked, as one `Video`; they must be of one size."""
+    """The picked frames as one `Video`; raises `VideoError` if one is missing or of another size."""
     if len(frames) != len(index) or not frames:
-        raise VideoError(f"only {len(frames)} of {len(index)} wanted frames could be decoded")
+        raise VideoError(f"only {len(frames)} of the {len(index)} picked frames could be decoded")
     if len({frame.shape for frame in frames}) > 1:
-        raise VideoError("the frames are not all of one size")
+        raise VideoError("the frames differ in size")
     return Video(np.stack(frames), np.asarray(index, dtype=np.int32), fps, num_source_frames)

@@ -1,9 +1,9 @@
-"""Where the frames of a video lie in its file: how a cut of a long one is read without decoding all before it.
+"""Where the frames of a video lie in its file, so that a cut of a long video is read without decoding all before it.
 
-In an MP4 or Matroska file of these codecs a packet with a picture is a frame. So, where all packets have one, their
-times, in order, are those of frames 0, 1, 2, ..., whatever the rate says and however uneven they are. What is then
-decoded must have these very times, from a key frame that nothing after it looks behind; where that fails, only decoding
-from the start is sure.
+In an MP4 or Matroska file of the codecs below, a packet with a picture is one frame. So if every packet has one, their
+sorted times are those of frames 0, 1, 2, ..., whatever the frame rate says and however uneven they are. Decoding then
+starts at a key frame that no later frame looks behind, and the decoded frames must have exactly these times. Where that
+fails, only decoding from the start is right.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class Timeline:
 
     Attributes:
         times: int64 [N] of all frames, ascending.
-        keys: int64 [K] of those that decoding may begin at, ascending.
+        keys: int64 [K] of the frames at which decoding may begin, ascending.
     """
 
     times: np.ndarray
     keys: np.ndarray
 
     def key_before(self, frame: int) -> int | None:
-        """Time of the last key frame up to `frame`; None if that is the first."""
+        """Time of the last key frame up to frame number `frame`; None if that is the first key frame."""
         at = int(np.searchsorted(self.keys, self.times[frame], side="right")) - 1
         return int(self.keys[at]) if at > 0 else None
 
 
 def timeline_of(source: Source) -> Timeline | None:
-    """The timeline of a video, read from its packets; None where they do not prove it.
+    """The timeline of a video, read from its packets; None where they do not prove one.
 
     Raises:
-        VideoError: no file, or one that cannot be read.
+        VideoError: there is no file, or it cannot be read.
     """
     if isinstance(source, bytes):
         return _read(source)
@@ -52,12 +52,12 @@ def timeline_of(source: Source) -> Timeline | None:
         stat = Path(source).stat()
     except OSError as error:
         raise VideoError(f"there is no file at {source}") from error
-    return _remembered(str(source), stat.st_size, stat.st_mtime_ns)
+    return _cached(str(source), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _remembered(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:
-    return _read(path)  # once for all cuts of a file, which come one after another
+def _cached(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:
+    return _read(path)  # once for all cuts of a file, which are read one after another
 
 
 def _read(source: Source) -> Timeline | None:
@@ -79,19 +79,19 @@ def _read(source: Source) -> Timeline | None:
 
 
 def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
-    """The packets of a video from the key frame at a time on, without those that are shown before it.
+    """The packets of a video from the key frame at time `key` on, without those that are shown before it.
 
     Raises:
-        VideoError: there is none that decoding can begin at.
+        VideoError: decoding cannot begin at that key frame.
     """
     container.seek(key, stream=stream)
     entered = False
     for packet in container.demux(stream):
         if not entered and packet.is_keyframe and packet.pts == key:
             codec = stream.codec_context
-            # At an IDR picture all that was decoded before is forgotten.
+            # Only at an IDR picture does the decoder forget everything before.
             if codec.name == "h264" and _IDR not in _unit_types(packet, codec):
-                raise VideoError("what comes after this key frame may look behind it")
+                raise VideoError("frames after this key frame may depend on frames before it")
             entered = True
         if entered and (packet.pts is None or packet.pts >= key):
             yield packet
@@ -100,7 +100,7 @@ def packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
 def _unit_types(packet: Any, codec: Any) -> Iterator[int]:
     """Types of the NAL units in a packet of H.264 or HEVC."""
     data, header, h264 = bytes(packet), codec.extradata or b"", codec.name == "h264"
-    if header[:1] == b"\x01":  # each unit follows its length, of so many bytes
+    if header[:1] == b"\x01":  # each unit follows its length, which has this many bytes
         at, width = 0, (int.from_bytes(header[4:5] if h264 else header[21:22]) & 3) + 1
         first = []
         while at + width < len(data):
@@ -112,17 +112,17 @@ def _unit_types(packet: Any, codec: Any) -> Iterator[int]:
 
 
 def _has_picture(packet: Any, codec: Any) -> bool:
-    """Whether a packet holds a part of a picture, and not only what is said about some."""
+    """Whether a packet holds part of a picture, and not only metadata."""
     if codec.name not in ("h264", "hevc"):
         return True
     return any(1 <= kind <= _IDR if codec.name == "h264" else kind < 32 for kind in _unit_types(packet, codec))
 
 
 def frames_at(source: Source, seconds: Sequence[float], fps: float) -> list[int]:
-    """The numbers of the frames that begin nearest to these seconds from the first one on.
+    """Numbers of the frames that begin nearest to these times, in seconds after the first frame.
 
     Args:
-        fps: by which they are counted where the file does not prove its frames' times.
+        fps: frames per second, used where the file does not prove its frames' times.
     """
     timeline = timeline_of(source)
     if timeline is None:

@@ -1,6 +1,6 @@
-"""Video in, frames out: open, turn, thin, resize and JPEG, one function each. PyAV decodes, and nothing else.
+"""Video in, frames out: one function each to open, turn, thin, resize and encode as JPEG. Only PyAV decodes videos.
 
-`robometer.frames.recording` reads frames with them, and `robometer.frames` says which of them a model sees.
+`robometer.frames.recording` reads frames with these functions; `robometer.frames` says which frames a model sees.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from robometer.errors import RobometerError
 
 Source = str | Path | bytes
 Pick = Callable[[int, float], np.ndarray]
-"""From (number of frames, frames per second) of a video to the ascending indices of the frames to keep."""
+"""From a video's number of frames and frames per second to the ascending indices of the frames to keep."""
 
-# Files only: a playlist ("hls", "concat") would make ffmpeg open whatever other file or URL an upload names.
+# Files only: a playlist ("hls", "concat") would make ffmpeg open any file or URL that an upload names.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,ogg,mpeg,mpegts,flv"
 CODECS = frozenset(
     "h264 hevc vp8 vp9 av1 mpeg4 mjpeg mpeg1video mpeg2video gif flv1 h263 theora "
@@ -43,20 +44,20 @@ class VideoTooLargeError(VideoError):
 
 
 class DepthError(VideoError):
-    """What sees distances, and no colours."""
+    """A recording of distances, not of colours."""
 
 
-DEPTH = "a depth map, which is no picture"
+DEPTH = "a depth map, not a colour picture"
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What is refused before memory is spent, whatever a header says.
+    """Limits on a recording, enforced before memory is spent and whatever the header says.
 
     Attributes:
         max_frames: frames of a recording.
-        max_pixels: of one frame.
-        max_total_pixels: of all frames that are decoded; the default is that of two hours of 1080p at 60 per second.
+        max_pixels: pixels of one frame.
+        max_total_pixels: pixels of all decoded frames; the default allows two hours of 1080p at 60 frames per second.
     """
 
     max_frames: int = 100_000
@@ -66,13 +67,13 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says of the video stream that is shown, before it is turned; none of it is proven.
+    """What the container's header says about the video stream that a player shows; none of it is proven.
 
     Attributes:
-        num_frames: how many frames it names, or has packets for, without those that an edit list hides.
-        fps: frames per second, on average; 0 where it does not say.
-        usual_fps: of most frames, where some last longer.
-        height, width: as coded.
+        num_frames: number of frames in the header, or of packets; frames that an edit list hides do not count.
+        fps: average frames per second; 0 where unknown.
+        usual_fps: frames per second of most frames, where some last longer.
+        height, width: as coded, before rotation.
         codec: `h264`, `av1`, ...
     """
 
@@ -90,9 +91,9 @@ class Video:
 
     Attributes:
         frames: uint8 [T, H, W, 3] RGB.
-        frame_index: int32 [T], which source frame each one is.
-        fps: frames per second of the source.
-        num_source_frames: how many frames the source has.
+        frame_index: int32 [T], the source frame that each one is.
+        fps: frames per second of the source, 0 where unknown.
+        num_source_frames: number of frames in the source.
     """
 
     frames: np.ndarray
@@ -104,15 +105,24 @@ class Video:
 DEFAULT_LIMITS = VideoLimits()
 
 
-def thin(num_frames: int, max_frames: int) -> np.ndarray:
-    """Indices int64 of at most `max_frames` frames, evenly spread; the first and the last are always kept."""
+@lru_cache(maxsize=4096)
+def thin_positions(num_frames: int, max_frames: int) -> np.ndarray:
+    """At most `max_frames` of `num_frames` positions, evenly spread, always with the first and the last, int64 [T].
+
+    A single position is the last one. Halves round to even (numpy rint). Callers share the array, which is read-only.
+    """
     if num_frames <= max_frames:
-        return np.arange(num_frames)
-    return np.rint(np.linspace(0, num_frames - 1, max_frames)).astype(np.int64)
+        positions = np.arange(num_frames)
+    elif max_frames == 1:
+        positions = np.array([num_frames - 1])
+    else:
+        positions = np.rint(np.linspace(0, num_frames - 1, max_frames)).astype(np.int64)
+    positions.flags.writeable = False
+    return positions
 
 
 def resize_short_edge(frame: np.ndarray, short_edge: int) -> np.ndarray:
-    """Scale a frame [H, W, 3] so that its short edge is `short_edge`; sides are even (upstream helpers.py:210-226)."""
+    """Scale a frame [H, W, 3] to this short edge in pixels; both sides become even (upstream helpers.py:210-226)."""
     height, width = frame.shape[:2]
     scale = short_edge / min(height, width)
     new_height, new_width = int(height * scale), int(width * scale)
@@ -121,10 +131,14 @@ def resize_short_edge(frame: np.ndarray, short_edge: int) -> np.ndarray:
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """JPEG of an RGB frame uint8 [H, W, 3]."""
+    """JPEG of an RGB frame uint8 [H, W, 3].
+
+    Raises:
+        VideoError: the frame cannot be encoded.
+    """
     done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise VideoError(f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels cannot be written as JPEG")
+        raise VideoError(f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels cannot be encoded as JPEG")
     return data.tobytes()
 
 
@@ -132,31 +146,31 @@ def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
     """RGB frame uint8 [H, W, 3] of an encoded image.
 
     Raises:
-        VideoError: the bytes are no image.
+        VideoError: the bytes are not an image.
     """
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
-        raise VideoError(f"{len(data)} bytes are not an image that OpenCV reads")
+        raise VideoError(f"OpenCV cannot read these {len(data)} bytes as an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def probe(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
-    """Read the container's header, and check it against `limits`, without decoding a frame.
+    """Read the container's header and check it against `limits`, without decoding a frame.
 
     Raises:
-        VideoError: no file, no video stream, or a video beyond the limits.
+        VideoError: there is no file or no video stream, or the video is beyond the limits.
     """
     with opened(source) as (container, stream):
-        info = describe(container, stream, limits)
+        info = read_header(container, stream, limits)
         check_count(info.num_frames, limits)
         return info
 
 
-def describe(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
-    """`probe` of a video that is open; where the header has no count of frames, this reads all packets to count them.
+def read_header(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
+    """`probe` of an open video; if the header does not count the frames, this reads all packets to count them.
 
     Raises:
-        VideoError: frames without pixels, or with more than the limit.
+        VideoError: frames have no pixels, or more than the limit.
     """
     check_size(stream.width, stream.height, limits)
     count = stream.frames  # 0 in a fragmented MP4, whose index is not read yet
@@ -173,12 +187,12 @@ def describe(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
 
 
 def is_mov(container: Any) -> bool:
-    """Whether it is of the MP4 family, whose index names every frame."""
+    """Whether the container is of the MP4 family, whose index names every frame."""
     return "mov" in container.format.name.split(",")
 
 
-def breaks_off(source: Source) -> bool:
-    """Whether an MP4 or Matroska file is shorter than the part that it ends in, which ffmpeg takes for its end."""
+def is_cut_off(source: Source) -> bool:
+    """Whether an MP4 or Matroska file ends within its last part; ffmpeg takes that for the regular end."""
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         head = file.read(4096)
@@ -191,7 +205,7 @@ def breaks_off(source: Source) -> bool:
             length, kind = int.from_bytes(box[:4]), box[4:8]
             length = int.from_bytes(box[8:]) if length == 1 else length
             if length < 8:
-                return False  # to the end of the file, or no box
+                return False  # the box runs to the end of the file, or this is not a box
             at += length
         return at > size and kind in (b"moov", b"moof", b"mdat")
 
@@ -200,8 +214,8 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def _segment_end(head: bytes) -> int:
-    """Where the segment of a Matroska file ends; 0 where it does not say."""
-    at = head.find(_SEGMENT) + len(_SEGMENT)  # its length follows, of as many bytes as the first of them says
+    """Where the segment of a Matroska file ends; 0 where the file does not say."""
+    at = head.find(_SEGMENT) + len(_SEGMENT)  # the length follows; its first byte says how many bytes it has
     width = 9 - head[at].bit_length() if len(_SEGMENT) <= at < len(head) else 9
     length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
     return 0 if width > 8 or length == (1 << 7 * width) - 1 else at + width + length
@@ -216,12 +230,12 @@ def _head(source: Source, size_bytes: int) -> bytes:
 
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container of a file and the video stream that is shown, strict about errors, on one thread.
+    """PyAV's container of a file and the video stream that a player shows; strict about errors, on one thread.
 
     Raises:
-        VideoError: no file, no video stream, or data that cannot be decoded, also while the block runs.
+        VideoError: there is no file or no video stream, or data cannot be decoded, also while the block runs.
     """
-    # "file:" keeps ffmpeg from taking a name such as "a:b.mp4" for a protocol. Bytes need none, and get none.
+    # "file:" keeps ffmpeg from taking a name such as "a:b.mp4" for a protocol. Bytes get no protocol at all.
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     options = {
         "format_whitelist": CONTAINERS,
@@ -231,20 +245,20 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
     }
     try:
         with av.open(file, options=options, metadata_errors="replace") as container:
-            # ffmpeg would look for the start of a stream behind whatever else a file begins with, a playlist for one.
+            # ffmpeg would skip whatever a file begins with, such as a playlist, and look for a stream behind it.
             if container.format.name == "mpegts" and b"G" not in (_head(source, 5)[:1], _head(source, 5)[4:]):
-                raise VideoError("the file does not begin as a video does")
-            stream = _shown(container)
+                raise VideoError("the file does not begin like a video")
+            stream = _default_stream(container)
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.error.FileNotFoundError as error:
         raise VideoError(f"there is no file at {source!s}") from error
     except av.error.FFmpegError as error:
-        raise VideoError(f"the file is not a video that can be decoded ({error.strerror})") from error
+        raise VideoError(f"the file cannot be decoded as a video ({error.strerror})") from error
 
 
-def _shown(container: Any) -> Any:
-    """The video stream that a player shows: the container's (first) default, else the best; never a cover picture."""
+def _default_stream(container: Any) -> Any:
+    """The video stream that a player shows: the first default one, else the best one; never a cover picture."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         raise VideoError("the file has no video stream")
@@ -252,18 +266,18 @@ def _shown(container: Any) -> Any:
     fallback = best if best in streams else streams[0]
     stream = next((stream for stream in streams if stream.disposition & Disposition.default), fallback)
     if stream.codec_context is None:
-        raise VideoError("the header of the video is incomplete, or of a codec that cannot be decoded")
+        raise VideoError("the header of the video is incomplete, or its codec cannot be decoded")
     codec = stream.codec_context.codec.canonical_name
     if codec not in CODECS:
-        raise VideoError(f"videos of the codec {codec} are not taken: convert it to H.264")
+        raise VideoError(f"the codec {codec} is not supported: convert the video to H.264")
     return stream
 
 
 def turned(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """The pixels [H, W, 3] of a decoded frame as its display matrix wants them: turned by 90 degrees, or mirrored.
+    """The pixels [H, W, 3] of a decoded frame, turned by 90-degree steps or mirrored as its display matrix says.
 
     Raises:
-        VideoError: a turn by another angle.
+        VideoError: the matrix turns by another angle.
     """
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     if matrix is None:
@@ -275,7 +289,7 @@ def turned(pixels: np.ndarray, frame: Any) -> np.ndarray:
     elif max(abs(a), abs(d)) < 0.001 * sideways:
         pixels, x, y = pixels.swapaxes(0, 1), c, b
     else:
-        raise VideoError("the video is to be turned by an angle that is no multiple of 90 degrees when it is shown")
+        raise VideoError("the video's display matrix turns it by an angle that is not a multiple of 90 degrees")
     return np.ascontiguousarray(pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1])
 
 
@@ -283,45 +297,45 @@ def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded image, from its header.
 
     Raises:
-        DepthError: it has one channel of more bits than a picture has.
-        VideoError: the bytes are no image.
+        DepthError: the image has one channel of 16 bits or more.
+        VideoError: the bytes are not an image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode[0] in "IF":
-                raise DepthError(f"an image of one channel, of 16 bits or more: {DEPTH}")
+                raise DepthError(f"an image of one channel with 16 bits or more: {DEPTH}")
             return image.size
     except (OSError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{len(data)} bytes are not an image that can be read ({first_line(error)})") from error
+        raise VideoError(f"these {len(data)} bytes cannot be read as an image ({first_line(error)})") from error
 
 
 def check_size(width: int, height: int, limits: VideoLimits) -> None:
-    """Raise `VideoError` for more pixels than the limit, or none."""
+    """Raise `VideoError` for a frame without pixels or with more than the limit."""
     if width * height > limits.max_pixels:
         raise VideoTooLargeError(
-            f"frames of {width}x{height} pixels are more than the limit of {limits.max_pixels} pixels"
+            f"frames of {width}x{height} pixels are larger than the limit of {limits.max_pixels} pixels"
         )
     if width * height == 0:
         raise VideoError("the video has frames without pixels")
 
 
 class Budget:
-    """What is left of a limit on the pixels of all frames."""
+    """Counts decoded pixels against `VideoLimits.max_total_pixels`."""
 
     def __init__(self, limits: VideoLimits) -> None:
         self._limits, self._spent = limits, 0
 
     def spend(self, width: int, height: int) -> None:
-        """Raise `VideoError` for a frame that is too large, or one too many."""
+        """Raise `VideoError` for a frame that is too large, or that exceeds the total."""
         check_size(width, height, self._limits)
         self._spent += width * height
         if self._spent > self._limits.max_total_pixels:
-            most = self._limits.max_total_pixels
-            raise VideoTooLargeError(f"the video has more than {most} pixels in all its frames")
+            limit = self._limits.max_total_pixels
+            raise VideoTooLargeError(f"the video has more than {limit} pixels in all its frames together")
 
 
 def check_count(count: int, limits: VideoLimits) -> None:
-    """Raise `VideoError` for more frames than the limit, or none."""
+    """Raise `VideoError` for no frames or more than the limit."""
     if count > limits.max_frames:
         raise VideoTooLargeError(f"the video has {count} frames, more than the limit of {limits.max_frames}")
     if count <= 0:

@@ -24,14 +24,14 @@ from robometer.configs.loading import save
 from robometer.configs.schema import BaselineConfig, Config
 from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
-from robometer.frames import UPSTREAM, FrameSettings, shown_to
+from robometer.frames import UPSTREAM, FrameSettings
 from robometer.models.collate import Collator
 from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
 from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.models.rewind_scorer import RewindCollator, RewindScorer, feature_statistics
 from robometer.models.sources import locate
 from robometer.models.weights import MAX_SHARD_SIZE, CheckpointError, fill, save_weights, weights_hash
-from robometer.scoring import Scorer
+from robometer.scoring import Scorer, ScorerInfo
 
 PROVENANCE = "provenance.json"
 
@@ -255,7 +255,7 @@ def frames_of(found: Description) -> FrameSettings | None:
 def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings | None:
     """`frames_of` whatever `load_scorer` takes, without its weights; of a baseline without weights, the defaults."""
     if checkpoint.startswith(("http://", "https://")):
-        return shown_to(load_scorer(checkpoint))
+        return load_scorer(checkpoint).info.frames
     if checkpoint.startswith(baselines.PREFIX):
         return FrameSettings()
     return frames_of(describe(locate(checkpoint, tracking_uri)))
@@ -273,27 +273,27 @@ def load_scorer(
     if name.startswith(baselines.PREFIX):
         return baselines.load_baseline(name.removeprefix(baselines.PREFIX), baseline or BaselineConfig(), device)
     found = describe(locate(checkpoint, tracking_uri))
-    model = filled_model(found)
+    model, revision = filled_model(found), checkpoint_hash(found.folder)
+    info = ScorerInfo(frames_of(found), revision=revision, provenance=load_provenance(found.folder))
     with backbone_folder(found) as folder:
-        scorer = make_scorer(model, found.config, _scorer_name(found), device, folder=folder)
-    scorer.provenance = load_provenance(found.folder)  # type: ignore[attr-defined]
-    scorer.frames = frames_of(found)  # type: ignore[attr-defined]
-    return scorer
+        return make_scorer(model, found.config, _scorer_name(found, revision), device, folder=folder, info=info)
 
 
 def scorer_identity(checkpoint: str, tracking_uri: str = "", baseline: BaselineConfig | None = None) -> str:
     """What a scorer's answers follow from, found without its weights in memory: equal means the same answers."""
     if checkpoint.startswith(("http://", "https://")):
         remote = load_scorer(checkpoint)
-        return f"{remote.name} {getattr(remote, 'revision', '')}"
+        return f"{remote.name} {remote.info.revision}"
     if checkpoint.startswith(baselines.PREFIX):
         return baselines.identity(checkpoint.removeprefix(baselines.PREFIX), baseline or BaselineConfig())
     found = describe(locate(checkpoint, tracking_uri))
-    return f"{_scorer_name(found)} {found.config.model} {found.config.sampling.max_frames}"
+    return (
+        f"{_scorer_name(found, checkpoint_hash(found.folder))} {found.config.model} {found.config.sampling.max_frames}"
+    )
 
 
-def _scorer_name(found: Description) -> str:
-    return f"{found.config.model.kind}@{checkpoint_hash(found.folder)}"
+def _scorer_name(found: Description, revision: str) -> str:
+    return f"{found.config.model.kind}@{revision}"
 
 
 def make_scorer(
@@ -303,16 +303,17 @@ def make_scorer(
     device: str = "cpu",
     folder: str | Path | None = None,
     corpus: Corpus | None = None,
+    info: ScorerInfo = ScorerInfo(),  # noqa: B008 - frozen
 ) -> Scorer:
     """Scorer around a model in memory; with the corpus it will score, what that corpus has embedded is used."""
     if isinstance(model, Rewind | RewindEnsemble):
         texts = corpus.text_embeddings(config.embed.text_encoder) if corpus else None
-        return RewindScorer(model, config, name, device, texts)
+        return RewindScorer(model, config, name, device, texts, info)
     from robometer.models.robometer import Robometer, load_processor
     from robometer.models.robometer_scorer import RobometerScorer
 
     assert isinstance(model, Robometer)
-    return RobometerScorer(model, load_processor(config, folder), config, name, device)
+    return RobometerScorer(model, load_processor(config, folder), config, name, device, info)
 
 
 def checkpoint_hash(folder: str | Path) -> str:

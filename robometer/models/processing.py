@@ -179,13 +179,13 @@ class RobometerProcessor:
 
     def collate_clips(self, clips: Sequence[Clip]) -> Batch:
         """Batch of progress samples without targets."""
-        return self._unlabelled([(clip, None) for clip in clips])
+        return self._collate_unlabelled([(clip, None) for clip in clips])
 
     def collate_pairs(self, pairs: Sequence[tuple[Clip, Clip]]) -> Batch:
         """Batch of preference samples without targets, each under the task of its first clip."""
-        return self._unlabelled(pairs)
+        return self._collate_unlabelled(pairs)
 
-    def _unlabelled(self, pairs: Sequence[tuple[Clip, Clip | None]]) -> Batch:
+    def _collate_unlabelled(self, pairs: Sequence[tuple[Clip, Clip | None]]) -> Batch:
         frames: dict[Hashable, np.ndarray] = {}
 
         def named(clip: Clip) -> list[Hashable]:
@@ -200,8 +200,8 @@ class RobometerProcessor:
                 "progress" if b is None else "preference",
                 "forward",
                 a.task,
-                _unlabelled(a),
-                None if b is None else _unlabelled(b),
+                ClipPlan.unlabelled(len(a)),
+                None if b is None else ClipPlan.unlabelled(len(b)),
                 0.0,
             )
             for i, (a, b) in enumerate(pairs)
@@ -240,8 +240,3 @@ class RobometerCollator:
 
 def _padded(positions: Sequence[np.ndarray], value: int = 0) -> Tensor:
     return pad_sequence([torch.from_numpy(at) for at in positions], batch_first=True, padding_value=value)
-
-
-def _unlabelled(clip: Clip) -> ClipPlan:
-    zeros, none = np.zeros(len(clip), dtype=np.float32), np.zeros(len(clip), dtype=bool)
-    return ClipPlan(0, np.arange(len(clip)), zeros, none, zeros, none)

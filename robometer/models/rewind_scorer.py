@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.frames.video import thin_positions
 from robometer.models.collate import collate_targets
 from robometer.models.encoders import STORED, ImageEncoder, TextEncoder, image_encoder, text_encoder
 from robometer.models.rewind import Rewind, RewindEnsemble
@@ -22,10 +24,10 @@ from robometer.scoring import (
     ClipScore,
     OneAtATime,
     PrefixSession,
+    ScorerInfo,
     Session,
     one_at_a_time,
     spread,
-    thin_positions,
 )
 from robometer.training.batch import Batch, progress_from_logits
 
@@ -94,15 +96,16 @@ class RewindScorer(OneAtATime):
         name: str = "rewind",
         device: str = "cpu",
         texts: Mapping[str, np.ndarray] | None = None,
+        info: ScorerInfo = ScorerInfo(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.name = name
-        self.image_encoder = config.embed.image_encoder
+        self._image_encoder = config.embed.image_encoder
+        self.info = replace(info, image_encoder=self._image_encoder)
         self._text_name, self._device = config.embed.text_encoder, device
         self._max_frames = config.sampling.max_frames
         self._model = model.to(device).eval()
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
-        self.provenance: dict[str, Any] = {}
 
     @one_at_a_time
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
@@ -138,14 +141,14 @@ class RewindScorer(OneAtATime):
 
     @cached_property
     def _images(self) -> ImageEncoder:
-        return image_encoder(self.image_encoder, self._device)
+        return image_encoder(self._image_encoder, self._device)
 
     @cached_property
     def _texts(self) -> TextEncoder:
         return text_encoder(self._text_name, self._device)
 
     def _features(self, clip: Clip, positions: np.ndarray) -> Tensor:
-        known = clip.features.get(self.image_encoder)
+        known = clip.features.get(self._image_encoder)
         if known is None:
             features = self._images.encode(clip.frames[positions]).astype(STORED)  # as a corpus would have them
         else:
@@ -161,13 +164,10 @@ class RewindScorer(OneAtATime):
     @torch.inference_mode()
     def _forward(self, tasks: Sequence[str], a: list[Tensor], b: list[Tensor]) -> Any:
         plans = [
-            SamplePlan(i, "preference", "forward", task, _unlabelled(len(fa)), _unlabelled(len(fb)), 0.0)
+            SamplePlan(
+                i, "preference", "forward", task, ClipPlan.unlabelled(len(fa)), ClipPlan.unlabelled(len(fb)), 0.0
+            )
             for i, (task, fa, fb) in enumerate(zip(tasks, a, b, strict=True))
         ]
         batch = collate_targets(plans, clip_inputs(self._text(tasks), a, b))
         return self._model(batch.to(self._device))
-
-
-def _unlabelled(length: int) -> ClipPlan:
-    zeros, none = np.zeros(length, dtype=np.float32), np.zeros(length, dtype=bool)
-    return ClipPlan(0, np.arange(length), zeros, none, zeros, none)

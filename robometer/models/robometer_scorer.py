@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from robometer.configs.schema import Config
+from robometer.frames.video import thin_positions
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
 from robometer.scoring import (
@@ -16,10 +16,10 @@ from robometer.scoring import (
     ClipScore,
     OneAtATime,
     PrefixSession,
+    ScorerInfo,
     Session,
     one_at_a_time,
     spread,
-    thin_positions,
 )
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 
@@ -31,8 +31,6 @@ class RobometerScorer(OneAtATime):
     with first and last kept; predictions are interpolated linearly back to every frame of the clip.
     """
 
-    image_encoder: str | None = None  # it reads frames
-
     def __init__(
         self,
         model: RewardHeads,
@@ -40,10 +38,10 @@ class RobometerScorer(OneAtATime):
         config: Config,
         name: str = "robometer",
         device: str = "cpu",
+        info: ScorerInfo = ScorerInfo(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        self.name, self.processor = name, processor
-        self.provenance: dict[str, Any] = {}
+        self.name, self.info, self.processor = name, info, processor
         self._device, self._batch_size = device, config.evaluate.batch_size
         self._max_frames = config.sampling.max_frames
         self._model = model.to(device).eval()

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from robometer.scoring import ClipScore, thin_positions
+from robometer.frames.video import thin_positions
+from robometer.scoring import ClipScore
 
 STRIP_FRAMES = 8
 

@@ -1,7 +1,7 @@
-"""What each training sample is: the pure plan, from the manifest alone."""
+"""Which trajectories, frames and targets make each training sample: a pure function of the manifest."""
 
 from robometer.sampling.index import ManifestIndex
-from robometer.sampling.mix import Histograms, describe, effective_mix, in_words
+from robometer.sampling.mix import Histograms, describe_mix, effective_mix, in_words
 from robometer.sampling.plan import plan
 from robometer.sampling.types import STRATEGIES, ClipPlan, SamplePlan, SamplingError
 
@@ -12,7 +12,7 @@ __all__ = [
     "ManifestIndex",
     "SamplePlan",
     "SamplingError",
-    "describe",
+    "describe_mix",
     "effective_mix",
     "in_words",
     "plan",

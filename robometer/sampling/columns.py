@@ -1,4 +1,4 @@
-"""The columns of a manifest that sampling reads, as arrays by manifest row."""
+"""The manifest columns that sampling reads, as arrays by manifest row."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SUCCESSFUL_RANK = QUALITY_LABELS.index(SUCCESSFUL)
 
 @dataclass(frozen=True)
 class Columns:
-    """Facts of each trajectory, by manifest row; picklable, read-only by convention.
+    """Facts about each trajectory, by manifest row; picklable, read-only by convention.
 
     Attributes:
-        task_texts, task_text: the distinct instructions, and which one a row has, int32 [R].
-        task: group of rows with the same task by its normalised text, int32 [R].
-        sources, source: names of sources, and which one a row has, int32 [R].
-        facts: what is known of each source.
+        task_texts, task_text: the distinct instructions, and the index of each row's one, int32 [R].
+        task: number of the row's task, int32 [R]; instructions with the same normalised text are one task.
+        sources, source: names of the sources, and the index of each row's one, int32 [R].
+        facts: `SourceFacts` of each source.
         num_frames: int32 [R].
         quality: int8 [R], index into `QUALITY_LABELS`.
-        partial_success: float64 [R], NaN for none, rounded to 6 digits since the manifest holds float32.
+        partial_success: float64 [R], NaN for none; rounded to 6 digits because the manifest holds float32.
         is_robot: bool [R], False for a human.
-        supervised: rows whose progress is trained, bool [R].
+        supervised: rows that train progress, bool [R].
     """
 
     task_texts: pa.StringArray
@@ -81,12 +81,12 @@ class Columns:
 
     @property
     def embodied_task(self) -> np.ndarray:
-        """2 x task of a row, + 1 where a robot does it, int32 [R]."""
+        """2 x task of each row, + 1 where a robot does it, int32 [R]."""
         return np.asarray(2 * self.task + self.is_robot)
 
-    def of_sources(self, wanted: Callable[[str], bool]) -> np.ndarray:
-        """Rows of the sources whose name is `wanted`, bool [R]."""
-        return np.array([wanted(name) for name in self.sources], dtype=bool).take(self.source)
+    def of_sources(self, matches: Callable[[str], bool]) -> np.ndarray:
+        """Rows of the sources whose name `matches`, bool [R]."""
+        return np.array([matches(name) for name in self.sources], dtype=bool).take(self.source)
 
     def successful_row(self, row: int) -> bool:
         """Whether a row's quality label is `successful`."""
@@ -110,7 +110,7 @@ class Columns:
         return None if value != value else value
 
     def subject(self, row: int) -> Subject:
-        """What the targets of a row depend on."""
+        """The facts that the targets of a row depend on."""
         facts = self.facts[int(self.source[row])]
         return Subject(
             num_frames=int(self.num_frames[row]),
@@ -131,7 +131,7 @@ def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StringArray]:
 def _supervised(
     sources: list[str], facts: list[SourceFacts], source: np.ndarray, quality: np.ndarray, has_partial: np.ndarray
 ) -> np.ndarray:
-    """`supervises_progress` of every row, from a table over (source, quality, partial success given)."""
+    """`supervises_progress` of every row, from a table over (source, quality, whether there is a partial success)."""
     table = np.array(
         [
             [

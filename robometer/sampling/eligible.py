@@ -1,4 +1,4 @@
-"""Which rows can serve which strategy, as masks over the manifest."""
+"""Which rows can serve which sampling strategy, as masks over the manifest."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ DIFFERENT_TASK = PREFERENCE_KINDS.index("different_task")
 
 @dataclass(frozen=True)
 class Eligible:
-    """Masks bool [R] over the manifest; needed only while an index is built.
+    """Masks bool [R] over the manifest, used only while an index is built.
 
     Attributes:
         usable: rows of the split and of the chosen sources with enough frames.
-        whole: ungraded unsuccessful rows whose task has a success, which are shown whole and only as the rejected of a
-            pair (see `Partners.shown_whole`).
+        whole: rows that are shown whole, and only as the rejected clip of a pair (see `Partners.shown_whole`).
         options: preference strategies that a row can serve, bit k for `PREFERENCE_KINDS[k]`, uint8 [R].
-        preference_weights: running sums of the strategies' weights for each value of `options`.
-        progress_weights: running sums of the strategies' weights, without and with another task to be had.
+        preference_weights: running sums of the strategies' weights, for each value of `options`.
+        progress_weights: running sums of the strategies' weights, where no other task has a success and where one has.
     """
 
     columns: Columns
@@ -42,7 +41,7 @@ class Eligible:
 
     @classmethod
     def of(cls, columns: Columns, partners: Partners, usable: np.ndarray, config: SamplingConfig) -> Eligible:
-        """Sort out the `usable` rows."""
+        """Find out what the `usable` rows (bool [R]) can serve."""
         return cls(
             columns=columns,
             partners=partners,
@@ -57,29 +56,29 @@ class Eligible:
     def preference(self) -> np.ndarray:
         """Rows that make a pair in mode trajectory_first.
 
-        Those that are shown whole count as `suboptimal`, so that a weight of 0 leaves them out.
+        Rows that are shown whole belong to the strategy `suboptimal`, whose weight of 0 leaves them out.
         """
-        wanted = self.config.preference_strategies.suboptimal > 0
-        drawn = ~self.whole & (np.array([w[-1] for w in self.preference_weights]) > 0)[self.options]
-        return np.asarray(self.usable & (self.whole & wanted | drawn))
+        pairs_whole = self.config.preference_strategies.suboptimal > 0
+        has_strategy = ~self.whole & (np.array([w[-1] for w in self.preference_weights]) > 0)[self.options]
+        return np.asarray(self.usable & (self.whole & pairs_whole | has_strategy))
 
     def progress(self) -> np.ndarray:
-        """Rows that make a progress sample in mode trajectory_first: those whose progress is trained."""
-        can = (np.array([w[-1] for w in self.progress_weights]) > 0)[self._other]
-        return np.asarray(self.usable & self.columns.supervised & can)
+        """Rows that make a progress sample in mode trajectory_first: those that train progress."""
+        has_strategy = (np.array([w[-1] for w in self.progress_weights]) > 0)[self._has_other_task]
+        return np.asarray(self.usable & self.columns.supervised & has_strategy)
 
     def serving(self, kind: str, strategy: str) -> np.ndarray:
-        """Rows that make a sample of `kind` in mode strategy_first: those to which the other mode gives `strategy`."""
+        """Rows that make a sample of `kind` in mode strategy_first: those that can serve `strategy`."""
         if kind == "preference":
-            drawn = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
-            return np.asarray(self.usable & (self.whole & (strategy == "suboptimal") | drawn))
-        possible = (self._other > 0) | (strategy != "different_instruction")
+            can_serve = ~self.whole & (self.options >> PREFERENCE_KINDS.index(strategy) & 1 > 0)
+            return np.asarray(self.usable & (self.whole & (strategy == "suboptimal") | can_serve))
+        possible = (self._has_other_task > 0) | (strategy != "different_instruction")
         possible &= self.config.max_frames >= needed_frames(strategy)
         return np.asarray(self.usable & possible & self.columns.supervised)
 
     @property
-    def _other(self) -> np.ndarray:
-        """Whether another task than a row's has a success, uint8 [R], 0 or 1."""
+    def _has_other_task(self) -> np.ndarray:
+        """Whether a task other than the row's has a success, uint8 [R], 0 or 1."""
         return np.asarray(self.options >> DIFFERENT_TASK & 1)
 
 
@@ -101,8 +100,8 @@ def _options(columns: Columns, partners: Partners, config: SamplingConfig) -> np
     }
     options = np.zeros(len(columns), dtype=np.uint8)
     for bit, kind in enumerate(PREFERENCE_KINDS):
-        shown = config.max_frames >= needed_frames(kind)
-        options |= np.asarray(possible[kind] & np.bool_(shown), dtype=np.uint8) << np.uint8(bit)
+        fits = config.max_frames >= needed_frames(kind)
+        options |= np.asarray(possible[kind] & np.bool_(fits), dtype=np.uint8) << np.uint8(bit)
     return options
 
 
@@ -113,8 +112,8 @@ def _preference_weights(config: SamplingConfig) -> list[tuple[float, ...]]:
 
 
 def _progress_weights(config: SamplingConfig) -> list[tuple[float, ...]]:
-    shown = [config.max_frames >= needed_frames(kind) for kind in PROGRESS_KINDS]
+    fits = [config.max_frames >= needed_frames(kind) for kind in PROGRESS_KINDS]
     ratios = [float(getattr(config.progress_strategies, kind)) for kind in PROGRESS_KINDS]
-    can = [[ok and (other or kind != "different_instruction") for ok, kind in zip(shown, PROGRESS_KINDS, strict=True)]
-           for other in (False, True)]  # fmt: skip
-    return [tuple(accumulate(r * ok for r, ok in zip(ratios, oks, strict=True))) for oks in can]
+    usable = [[ok and (other or kind != "different_instruction") for ok, kind in zip(fits, PROGRESS_KINDS, strict=True)]
+              for other in (False, True)]  # fmt: skip
+    return [tuple(accumulate(r * ok for r, ok in zip(ratios, oks, strict=True))) for oks in usable]

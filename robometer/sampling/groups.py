@@ -1,4 +1,4 @@
-"""Data sources by name: upstream's groups, what of them a corpus has, and the weights that a configuration gives."""
+"""Data sources by name: upstream's groups of sources, their members in a corpus, and configured weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from robometer.sampling.types import SamplingError
 
 NAMES_SHOWN = 30
-"""Most names of sources that a message lists."""
+"""Most source names that a message lists."""
 
 
 @lru_cache(maxsize=1)
@@ -30,12 +30,12 @@ def group_names() -> tuple[str, ...]:
 
 
 def members(name: str) -> tuple[str, ...]:
-    """Members of a group by their names in upstream's lists; any other name is a source and its own only member."""
+    """Members of a group, by upstream's names; any other name is a source, which is its own only member."""
     return tuple(_file()["groups"].get(name, (name,)))
 
 
 def caches() -> dict[str, tuple[str, ...]]:
-    """Member of a group -> the names that upstream's processed cache directory of it may have, likeliest first."""
+    """By member of a group, the names that upstream's processed cache directory of it may have, likeliest first."""
     return {name: (value,) if isinstance(value, str) else tuple(value) for name, value in _file()["caches"].items()}
 
 
@@ -43,27 +43,27 @@ def resolve(names: Sequence[str], available: Sequence[str]) -> list[str]:
     """The sources among `available` that `names` stand for, each once, in the order of `names`.
 
     Args:
-        names: sources, groups, or beginnings of sources that end in `*`.
+        names: sources, groups, or the start of source names followed by `*`.
         available: names of all sources of the corpus.
 
     Raises:
         SamplingError: a source, or a member of a group, is not available (upstream skips it with a warning).
     """
-    found: dict[str, None] = {}
+    sources: dict[str, None] = {}
     missing: dict[str, None] = {}
     for name in names:
         for member in members(name):
             matches = _matches(member, available)
-            found |= dict.fromkeys(matches)
+            sources |= dict.fromkeys(matches)
             if not matches:
                 missing[member if member == name else f"{member} (of group {name})"] = None
     if missing:
-        known = sorted(available)[:NAMES_SHOWN] + ["..."] * (len(available) > NAMES_SHOWN)
+        listed = sorted(available)[:NAMES_SHOWN] + ["..."] * (len(available) > NAMES_SHOWN)
         raise SamplingError(
             f"the corpus has no trajectory of {', '.join(missing)}: ingest them, or name only "
-            f"sources that it has ({', '.join(known)})"
+            f"sources of the corpus ({', '.join(listed)})"
         )
-    return list(found)
+    return list(sources)
 
 
 def _matches(member: str, available: Sequence[str]) -> list[str]:
@@ -81,13 +81,13 @@ def source_weights(weights: Mapping[str, float], available: Sequence[str]) -> np
     """
     number = {source: i for i, source in enumerate(available)}
     values = np.ones(len(available))
-    given: dict[str, str] = {}
-    for name in sorted(weights, key=number.__contains__):  # sources last: their own weight overrules their groups'
+    group_of: dict[str, str] = {}
+    for name in sorted(weights, key=number.__contains__):  # sources last: their own weight overrides their group's
         for source in resolve([name], available):
-            if name not in number and weights[given.setdefault(source, name)] != weights[name]:
+            if name not in number and weights[group_of.setdefault(source, name)] != weights[name]:
                 raise SamplingError(
-                    f"sampling.source_weights gives {source} two weights, by {given[source]} and by {name}: "
-                    "give it one under its own name"
+                    f"sampling.source_weights gives {source} two weights, through {group_of[source]} and {name}: "
+                    "set one under its own name"
                 )
             values[number[source]] = weights[name]
     return values

@@ -1,4 +1,4 @@
-"""All that plans look up, as arrays: a plan costs microseconds at a million rows, and processes can share the index."""
+"""What plans look up, as arrays: a plan takes microseconds at a million rows, and processes can share the index."""
 
 from __future__ import annotations
 
@@ -25,18 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ManifestIndex:
-    """All that a plan looks up; picklable (its arrays out of band), read-only by convention.
+    """What a plan looks up; picklable (arrays out of band), read-only by convention.
 
     Attributes:
-        config: the settings it was built with; `plan` takes the same.
-        rules: the part of them that targets depend on.
+        config: the settings that the index was built with; `plan` needs the same.
+        rules: the part of the settings that targets depend on.
         columns: facts by row.
-        partners: rows by what they can be paired with.
-        options: preference strategies that a row can serve, bit k for `PREFERENCE_KINDS[k]`, uint8 [R].
+        partners: rows that another row can be paired with.
+        options, preference_weights, progress_weights: see `Eligible`.
         preference_walk, progress_walk: rows that mode trajectory_first walks through.
         strategy_first: what mode strategy_first draws from; None in mode trajectory_first.
-        preference_weights: running sums of the strategies' weights for each value of `options`.
-        progress_weights: running sums of the strategies' weights, without and with another task to be had.
     """
 
     config: SamplingConfig
@@ -56,23 +54,23 @@ class ManifestIndex:
 
         Raises:
             SamplingError: the corpus lacks a source that the settings name, or no row of `config.split` can make a
-                sample that the ratios ask for.
+                kind of sample whose ratio is above 0.
         """
         columns = Columns.from_table(table, config)
         usable = _usable(table, columns, config)
         partners = Partners.of(columns, usable)
         eligible = Eligible.of(columns, partners, usable, config)
-        given = source_weights(config.source_weights, columns.sources)
-        weights = given if config.source_weights else None
+        weights = source_weights(config.source_weights, columns.sources)
+        walk_weights = weights if config.source_weights else None
         index = cls(
             config=copy.deepcopy(config),
             rules=Rules.of(config),
             columns=columns,
             partners=partners,
             options=eligible.options,
-            preference_walk=Walk.of(np.flatnonzero(eligible.preference()), columns, weights),
-            progress_walk=Walk.of(np.flatnonzero(eligible.progress()), columns, weights),
-            strategy_first=StrategyFirst.of(eligible, given) if config.mode == "strategy_first" else None,
+            preference_walk=Walk.of(np.flatnonzero(eligible.preference()), columns, walk_weights),
+            progress_walk=Walk.of(np.flatnonzero(eligible.progress()), columns, walk_weights),
+            strategy_first=StrategyFirst.of(eligible, weights) if config.mode == "strategy_first" else None,
             preference_weights=eligible.preference_weights,
             progress_weights=eligible.progress_weights,
         )
@@ -84,16 +82,16 @@ class ManifestIndex:
 
     @property
     def preference_rows(self) -> np.ndarray:
-        """Rows that can be the item of a pair, int32."""
+        """Rows that can be drawn for a pair, int32."""
         return self.preference_walk.rows.rows
 
     @property
     def progress_rows(self) -> np.ndarray:
-        """Rows that can be the item of a progress sample, int32."""
+        """Rows that can be drawn for a progress sample, int32."""
         return self.progress_walk.rows.rows
 
     def has_other_task(self, row: int) -> bool:
-        """Whether another task than the row's has a success."""
+        """Whether a task other than the row's has a success."""
         return bool(self.options[row] >> DIFFERENT_TASK & 1)
 
     def _check(self, usable: int) -> None:
@@ -114,7 +112,7 @@ class ManifestIndex:
                     f"sampling.{kind}_strategies{weighted}: set sampling.{kind}=0 or enable more of them"
                 )
         logger.info(
-            "sampling split %s: %d of %d rows usable, %d for preference, %d for progress",
+            "Sampling split %s: %d of %d rows can be used, %d for preference and %d for progress.",
             split, usable, len(self), len(self.preference_walk), len(self.progress_walk),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a stream of samples comes to on a corpus: shares of the strategies, and of the sources shown."""
+"""What a stream of samples looks like on a corpus: the shares of its strategies and sources."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MIX_SAMPLES = 4096
 SOURCES_SHOWN = 10
 
 Histograms = dict[str, dict[str, int]]
-"""Counts by name, of `strategies` and of `sources`."""
+"""Counts by name, under `strategies` and `sources`."""
 
 
-def describe(index: ManifestIndex, plans: Iterable[SamplePlan]) -> Histograms:
-    """Histograms of plans: samples by `kind/strategy`, and trajectories shown by source."""
+def describe_mix(index: ManifestIndex, plans: Iterable[SamplePlan]) -> Histograms:
+    """Histograms of plans: samples by `kind/strategy`, and their trajectories by source."""
     strategies, sources = Counter[str](), Counter[str]()
     for sample in plans:
         strategies[f"{sample.kind}/{sample.strategy}"] += 1
@@ -26,12 +26,12 @@ def describe(index: ManifestIndex, plans: Iterable[SamplePlan]) -> Histograms:
 
 
 def effective_mix(index: ManifestIndex, seed: int) -> Histograms:
-    """Histograms of the first 4096 samples of a stream (about 0.2 s): what the ratios come to on this corpus."""
-    return describe(index, (plan(index, index.config, seed, i) for i in range(MIX_SAMPLES)))
+    """Histograms of the first 4096 samples of a stream (about 0.2 s), where the ratios meet the corpus."""
+    return describe_mix(index, (plan(index, index.config, seed, i) for i in range(MIX_SAMPLES)))
 
 
 def in_words(histograms: Histograms) -> str:
-    """One line: shares of all strategies, and of the sources shown most."""
+    """One line: the shares of all strategies and of the most frequent sources."""
     strategies, sources = (_shares(histograms[name]) for name in ("strategies", "sources"))
     more = f", and {len(sources) - SOURCES_SHOWN} more sources" if len(sources) > SOURCES_SHOWN else ""
     return f"{', '.join(strategies)}; trajectories of {', '.join(sources[:SOURCES_SHOWN])}{more}"

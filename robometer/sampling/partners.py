@@ -1,4 +1,4 @@
-"""Rows by what they can be paired with, as arrays that processes can share."""
+"""The rows that another row can be paired with, as arrays that processes can share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from robometer.sampling.segments import Draws
 from robometer.trajectory import QUALITY_LABELS
 
 GAP_TOLERANCE = 1e-6
-"""0.6 and 0.4 are 0.2 apart, whatever binary fractions say."""
+"""Binary fractions must not keep 0.6 and 0.4 from being 0.2 apart."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows by group in compressed form: group g holds `rows[offsets[g]:offsets[g + 1]]` (int32)."""
+    """Rows by group, compressed: group g holds `rows[offsets[g]:offsets[g + 1]]` (int32)."""
 
     offsets: np.ndarray
     rows: np.ndarray
@@ -30,15 +30,15 @@ class Groups:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Rows of each group, int64 [groups]; for one group `size` costs less."""
+        """Number of rows of each group, int64 [groups]; `size` is cheaper for one group."""
         return np.diff(self.offsets)
 
     def span(self, group: int) -> tuple[int, int]:
-        """Where a group begins and ends in `rows`."""
+        """Start and end of a group in `rows`."""
         return int(self.offsets[group]), int(self.offsets[group + 1])
 
     def size(self, group: int) -> int:
-        """Rows of a group."""
+        """Number of rows of a group."""
         first, last = self.span(group)
         return last - first
 
@@ -48,24 +48,25 @@ class Groups:
         return self.rows[first:last]
 
     def member(self, group: int, draws: Draws) -> int:
-        """A uniform row of a group."""
+        """A random row of a group, all equally likely."""
         first, last = self.span(group)
         return int(self.rows[first + draws.below(last - first)])
 
 
 @dataclass(frozen=True)
 class Partners:
-    """Eligible rows that another row can be paired with.
+    """Usable rows that another row can be paired with.
 
     Attributes:
-        successes, others: by task, successful and not.
-        embodied: successes by 2 x task + 1 for a robot's, 2 x task for a human's.
-        grades: the unsuccessful ones by task, of each quality label apart.
-        partial: rows with partial success by task, ascending in it; `partial_values` float64 beside `partial.rows`.
-        tasks: tasks with successes, ascending.
-        places: by source, ascending numbers of (source, task) places that have successes.
+        successes, others: successful and unsuccessful rows, by task.
+        embodied: successful rows by 2 x task + 1 for a robot's, 2 x task for a human's.
+        grades: by quality label, the unsuccessful rows by task.
+        partial: rows with a partial success by task, in ascending order of it; `partial_values` float64 goes with
+            `partial.rows`.
+        tasks: tasks with a success, ascending.
+        places: (source, task) combinations with a success, numbered in ascending order, by source.
         place_task: task of each place, ascending within a source.
-        place_rows: successes by place.
+        place_rows: successful rows by place.
     """
 
     successes: Groups
@@ -80,17 +81,18 @@ class Partners:
     place_rows: Groups
 
     def shown_whole(self, columns: Columns) -> np.ndarray:
-        """Ungraded unsuccessful rows whose task has a success, bool [R].
+        """Unsuccessful rows without a partial success whose task has a success, bool [R].
 
-        They are shown whole, and lose against that success. Without one they go the way of all others, as upstream has
-        it: they are the chosen of a pair, and their rewind or reverse, or a success of another task, is the rejected.
+        They are shown whole and lose against that success. Where their task has none they are treated like all other
+        rows, as upstream does: they are the chosen clip of a pair, and the rejected one is their rewind or reverse, or
+        a success of another task.
         """
         beaten = self.successes.sizes[columns.task] > 0
         return np.asarray(np.isnan(columns.partial_success) & ~columns.successful & beaten)
 
     @classmethod
     def of(cls, columns: Columns, usable: np.ndarray) -> Partners:
-        """Sort the rows that are `usable` (bool [R])."""
+        """Group the `usable` rows (bool [R])."""
         count = int(columns.task.max(initial=-1)) + 1
         wins, rest = np.flatnonzero(usable & columns.successful), np.flatnonzero(usable & ~columns.successful)
         successes = Groups.of(columns.task[wins], wins, count)

@@ -15,11 +15,11 @@ from robometer.trajectory import QUALITY_LABELS
 
 
 def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: int) -> SamplePlan:
-    """Which rows, frames and targets make sample `sample_index` of the stream `seed`.
+    """The rows, frames and targets of sample `sample_index` of the stream `seed`.
 
     The same arguments give the same plan in any process and order. Preference and progress samples alternate in their
-    exact ratio. In mode trajectory_first each kind walks through all its rows before it starts again, in a new order;
-    with source weights, through each source's rows. Mode strategy_first: see `StrategyFirst`.
+    exact ratio. In mode trajectory_first each kind visits all its rows (with source weights: all rows of a source)
+    before it visits any again, in a new order. For mode strategy_first see `StrategyFirst`.
 
     Raises:
         SamplingError: `sample_index` is negative, or `index` was built with other settings.
@@ -27,7 +27,7 @@ def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: 
     if sample_index < 0:
         raise SamplingError(f"sample_index {sample_index} is negative: samples are numbered from 0")
     if config is not index.config and config != index.config:
-        raise SamplingError("the index was built with other sampling settings: build it again with these")
+        raise SamplingError("the index was built with other sampling settings: build a new one with these")
     draws = Draws(seed, sample_index)
     kind, strategy, row = _item(index, config, seed, sample_index, draws)
     if kind == "progress":
@@ -36,7 +36,7 @@ def plan(index: ManifestIndex, config: SamplingConfig, seed: int, sample_index: 
 
 
 def _item(index: ManifestIndex, config: SamplingConfig, seed: int, i: int, draws: Draws) -> tuple[str, str | None, int]:
-    """Kind of sample, strategy (None: drawn from what the row can serve) and row of sample `i`."""
+    """Kind, strategy (None: to be drawn from those that the row can serve) and row of sample `i`."""
     share = config.preference / (config.preference + config.progress)
     before = int(i * share)
     pair = int((i + 1) * share) > before
@@ -52,12 +52,12 @@ def _progress_sample(
     index: ManifestIndex, config: SamplingConfig, i: int, row: int, strategy: str | None, draws: Draws
 ) -> SamplePlan:
     strategy = strategy or PROGRESS_KINDS[draws.choose(index.progress_weights[index.has_other_task(row)])]
-    shown = row
+    clip_row = row
     if strategy == "different_instruction":
-        shown = _other_task_row(index, config, row, draws)
-    subject = index.columns.subject(shown)
+        clip_row = _other_task_row(index, config, row, draws)
+    subject = index.columns.subject(clip_row)
     triple = draw_triple(draws, subject.num_frames, strategy, config.max_frames)
-    clip = clip_plan(shown, subject, index.rules, strategy, triple)
+    clip = clip_plan(clip_row, subject, index.rules, strategy, triple)
     return SamplePlan(i, "progress", strategy, index.columns.text_of(row), clip, None, 0.0)
 
 
@@ -88,9 +88,9 @@ def _preference_sample(
 
 
 def _graded(index: ManifestIndex, config: SamplingConfig, row: int, draws: Draws) -> tuple[int, int]:
-    """Chosen and rejected row for an unsuccessful item: a success of its task beats it.
+    """Chosen and rejected row where the drawn row is unsuccessful: a success of its task beats it.
 
-    A share of `graded_pairs` of them is paired with the other grade instead: suboptimal beats failure.
+    A share `graded_pairs` of these rows is paired with the other unsuccessful grade: suboptimal beats failure.
     """
     if config.graded_pairs > 0 and draws.uniform() < config.graded_pairs:
         failed = QUALITY_LABELS[index.columns.quality[row]] == "failure"
@@ -122,7 +122,7 @@ def _of_task(groups: Groups, index: ManifestIndex, row: int, draws: Draws) -> in
 
 
 def _partner_by_gap(index: ManifestIndex, config: SamplingConfig, row: int, value: float, draws: Draws) -> int:
-    """A row of the same task whose partial success is at least the threshold away, by two binary searches."""
+    """A row of the same task whose partial success differs by at least the threshold, by two binary searches."""
     first, last = index.partners.partial.span(int(index.columns.task[row]))
     values = index.partners.partial_values[first:last]
     gap = config.partial_success_threshold - GAP_TOLERANCE
@@ -133,7 +133,7 @@ def _partner_by_gap(index: ManifestIndex, config: SamplingConfig, row: int, valu
 
 
 def _other_task_row(index: ManifestIndex, config: SamplingConfig, row: int, draws: Draws) -> int:
-    """A success of another task: a uniform task, of the row's own source with `same_source_probability`."""
+    """A success of another task, all tasks equally likely; with `same_source_probability` of the row's own source."""
     task, partners = int(index.columns.task[row]), index.partners
     if draws.uniform() < config.same_source_probability:
         places = partners.places.group(int(index.columns.source[row]))
@@ -141,12 +141,12 @@ def _other_task_row(index: ManifestIndex, config: SamplingConfig, row: int, draw
         if place is not None:
             return partners.place_rows.member(int(places[place]), draws)
     other = _another(partners.tasks, task, draws)
-    assert other is not None, "a row without another task is not offered this strategy"
+    assert other is not None, "a row without another task never gets this strategy"
     return partners.successes.member(int(partners.tasks[other]), draws)
 
 
 def _another(values: np.ndarray, value: int, draws: Draws) -> int | None:
-    """Position in `values` (ascending) of a random one that is not `value`; None where there is none."""
+    """Position in `values` (ascending) of a random one other than `value`; None if there is none."""
     own = int(values.searchsorted(value))
     present = own < len(values) and int(values[own]) == value
     count = len(values) - present

@@ -1,4 +1,4 @@
-"""Which frames of a trajectory are shown: three-point segments, their index paths, thinning and padding.
+"""Which frames of a trajectory a clip shows: three-point segments, their index paths, and padding.
 
 Everything is exact integer arithmetic on positions of stored frames; random choices come from a passed `Draws`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 DIRECTIONS = ("forward", "reverse", "rewind")
 
 Triple = tuple[int, int | None, int | None]
-"""(start, middle, end): a path from start to end, by way of middle where the segment is a rewind."""
+"""(start, middle, end): a path from start to end, through middle if the segment is a rewind."""
 
 _BLOCK = 256
 _PER_SAMPLE = 16
@@ -20,16 +20,16 @@ _PER_SAMPLE = 16
 
 @lru_cache(maxsize=64)
 def _uniforms(seed: int, block: int) -> np.ndarray:
-    """Uniform draws [256, 16] of a block of samples; building a Philox costs as much as a whole plan."""
+    """Uniform draws [256, 16] of a block of samples: building a Philox generator costs as much as a whole plan."""
     words = 0xFFFFFFFFFFFFFFFF
     key = np.array([seed & words, block & words], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random((_BLOCK, _PER_SAMPLE))
 
 
 class Draws:
-    """The random numbers of one sample: a pure function of (seed, sample index), whatever was drawn before.
+    """The random numbers of one sample: a pure function of (seed, sample index), independent of earlier samples.
 
-    A sample makes at most 16 draws; one more raises `StopIteration`.
+    A sample may draw 16 numbers; one more raises `StopIteration`.
     """
 
     def __init__(self, seed: int, sample_index: int) -> None:
@@ -54,10 +54,10 @@ class Draws:
 
 
 def draw_triple(draws: Draws, num_frames: int, direction: str, max_frames: int) -> Triple | None:
-    """Draw a segment of `direction`; None where the trajectory is too short for one.
+    """Draw a segment of `direction`; None if the trajectory is too short for one.
 
-    Three distinct frames f1 < f2 < f3 give forward f1..f3, reverse f3..f1, rewind f1..f3..f2. Clips of one or two
-    frames are drawn as such; `needed_frames` refuses a rewind of two, which would be a forward pair.
+    Three distinct frames f1 < f2 < f3 give forward f1..f3, reverse f3..f1, rewind f1..f3..f2. With `max_frames` of 1 or
+    2, one or two frames are drawn instead; `needed_frames` refuses a rewind of two, which would be a forward pair.
     """
     if max_frames == 1:
         return draws.below(num_frames), None, None
@@ -86,10 +86,10 @@ def _three_distinct(draws: Draws, count: int) -> tuple[int, int, int]:
 
 
 def segment_path(num_frames: int, start: int, end: int | None, middle: int | None, max_frames: int) -> np.ndarray:
-    """Every frame from start to end, by way of middle where there is one (shown once), int64 [L].
+    """Every frame from start to end, through middle (shown once) if there is one, int64 [L].
 
-    Frames beyond the video are taken as its first or last. Videos of one or two frames are shown whole; without an
-    end, or for clips of one frame, only the start is shown.
+    Frames outside the video are clamped to its first or last. Videos of one or two frames are shown whole; without an
+    end, or with `max_frames` of 1, only the start is shown.
     """
     if num_frames == 1:
         return np.zeros(1, dtype=np.int64)
@@ -111,30 +111,14 @@ def _leg(first: int, last: int) -> np.ndarray:
     return np.arange(first, last + 1) if last >= first else np.arange(first, last - 1, -1)
 
 
-@lru_cache(maxsize=4096)
-def linspace_positions(total: int, count: int) -> np.ndarray:
-    """At most `count` of `total` positions, evenly spaced, first and last always among them, int64 [<= count].
-
-    One position is the last. Halves round to even (numpy rint). The result is shared: it is read-only.
-    """
-    if total <= count:
-        positions = np.arange(total)
-    elif count == 1:
-        positions = np.array([total - 1])
-    else:
-        positions = np.rint(np.linspace(0, total - 1, count)).astype(np.int64)
-    positions.flags.writeable = False
-    return positions
-
-
-def keep_position(positions: np.ndarray, wanted: int) -> np.ndarray:
-    """`positions` (ascending) with the inner one nearest to `wanted`, which lies between them, moved onto it."""
-    after = int(positions.searchsorted(wanted))
-    if len(positions) < 3 or positions[after] == wanted:
+def keep_position(positions: np.ndarray, position: int) -> np.ndarray:
+    """`positions` (ascending) with the inner one nearest to `position`, which lies between them, moved onto it."""
+    after = int(positions.searchsorted(position))
+    if len(positions) < 3 or positions[after] == position:
         return positions
-    nearest = after - 1 if 2 * wanted < positions[after - 1] + positions[after] else after
+    nearest = after - 1 if 2 * position < positions[after - 1] + positions[after] else after
     moved = positions.copy()
-    moved[min(max(nearest, 1), len(positions) - 2)] = wanted
+    moved[min(max(nearest, 1), len(positions) - 2)] = position
     return moved
 
 

@@ -1,4 +1,4 @@
-"""Mode strategy_first: the strategy is drawn before the source, and the source before the trajectory."""
+"""Mode strategy_first: draw a strategy, then a source, then a trajectory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KINDS = {"preference": PREFERENCE_KINDS, "progress": PROGRESS_KINDS}
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows that serve one strategy.
+    """Rows that can serve one strategy.
 
     Attributes:
-        rows: by source.
-        sources: sources that may be drawn, ascending.
+        rows: the rows by source.
+        sources: sources that can be drawn, ascending.
         weights: running sums of their weights, float64 [len(sources)].
     """
 
@@ -29,7 +29,7 @@ class Pool:
     weights: np.ndarray
 
     def draw(self, draws: Draws) -> int:
-        """A uniform row of a source drawn by weight, in O(log sources)."""
+        """A random row of a source drawn by weight, in O(log sources)."""
         value = draws.uniform() * self.weights[-1]
         place = min(int(self.weights.searchsorted(value, side="right")), len(self.sources) - 1)
         return self.rows.member(int(self.sources[place]), draws)
@@ -37,11 +37,10 @@ class Pool:
 
 @dataclass(frozen=True)
 class StrategyFirst:
-    """What the mode draws from: by kind of sample, running sums of the strategies' weights, and a pool for each.
+    """What the mode draws from: by kind of sample, the running sums of the strategies' weights and their pools.
 
-    A strategy that no row can serve has weight 0, and None for a pool.
-
-    A source is drawn among all that have a row for the strategy, and every row that is drawn serves it.
+    A strategy that no row can serve has weight 0 and no pool. A source is drawn among those with a row that can serve
+    the strategy, and every drawn row can serve it.
     """
 
     weights: dict[str, tuple[float, ...]]
@@ -49,7 +48,7 @@ class StrategyFirst:
 
     @classmethod
     def of(cls, eligible: Eligible, source_weights: np.ndarray) -> StrategyFirst:
-        """Sort the rows of each strategy by source; `source_weights` float64 [S]."""
+        """Group the rows of each strategy by source; `source_weights` float64 [S]."""
         shared: dict[bytes, Groups] = {}
         pools = {
             kind: tuple(_pool(eligible, kind, strategy, source_weights, shared) for strategy in strategies)
@@ -58,11 +57,11 @@ class StrategyFirst:
         return cls({kind: tuple(accumulate(_weights(eligible, kind, pools[kind]))) for kind in KINDS}, pools)
 
     def can(self, kind: str) -> bool:
-        """Whether any strategy of a kind with a weight has rows."""
+        """Whether any strategy of the kind has a weight above 0 and rows."""
         return self.weights[kind][-1] > 0
 
     def draw(self, kind: str, draws: Draws) -> tuple[str, int]:
-        """A strategy by weight, and a row that serves it."""
+        """A strategy drawn by weight, and a row that can serve it."""
         number = draws.choose(self.weights[kind])
         pool = self.pools[kind][number]
         assert pool is not None, "a strategy without rows has weight 0"

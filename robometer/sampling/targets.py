@@ -1,6 +1,6 @@
-"""What is asked of each frame: its progress, its success, and whether they are trained (arXiv 2603.02115).
+"""The targets of each frame: its progress, its success, and whether they are trained (arXiv 2603.02115).
 
-The public implementation has this in robometer/data/datasets/helpers.py. Where its numbers are wrong, ours differ;
+The public implementation is robometer/data/datasets/helpers.py. Where its numbers are wrong, ours differ;
 `parity/upstream/clips.py` says how.
 """
 
@@ -19,11 +19,11 @@ NON_SUCCESSFUL = ("failure", "suboptimal", "failed")
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What is known of a data source.
+    """Facts about a data source.
 
     Attributes:
         cutoff: fraction of a demonstration at which its task is done, in (0, 1].
-        preference_only: its frames say nothing of progress, so that it trains preferences only.
+        preference_only: whether it trains preferences only, because its frames do not show progress.
     """
 
     cutoff: float
@@ -32,14 +32,14 @@ class SourceFacts:
 
 @lru_cache(maxsize=1)
 def source_lists() -> dict[str, Any]:
-    """What `cutoffs.yaml` lists: `success_cutoff`, `preference_only` and `aliases`."""
+    """The lists of `cutoffs.yaml`: `success_cutoff`, `preference_only` and `aliases`."""
     text = resources.files("robometer.sampling").joinpath("cutoffs.yaml").read_text(encoding="utf-8")
     lists: dict[str, Any] = yaml.safe_load(text)
     return lists
 
 
 def source_facts(source: str, max_success: float) -> SourceFacts:
-    """Facts of a source, by the name that its converter writes or by the one that `cutoffs.yaml` lists.
+    """Facts about a source, by the name that its converter writes or the name in `cutoffs.yaml`.
 
     Args:
         max_success: the cut-off of a source that has none of its own.
@@ -52,7 +52,7 @@ def source_facts(source: str, max_success: float) -> SourceFacts:
 
 
 def is_partial(partial_success: float | None) -> bool:
-    """A recorded partial success other than 1 replaces the usual ramp to 1."""
+    """Whether there is a partial success other than 1, to which progress then rises instead of to 1."""
     return partial_success is not None and abs(partial_success - 1.0) > 1e-6
 
 
@@ -63,15 +63,16 @@ def reached(
     cutoff: float | None = None,
     partial_success: float | None = None,
 ) -> np.ndarray:
-    """Progress of the frames of `path` (int [T], in the order shown), float64 [T] in [0, 1]; success begins at 1.
+    """Progress at the frames of `path` (int [T], in display order), float64 [T] in [0, 1]; the task is done at 1.
 
-    A recorded partial success q is a ramp to q at the last frame.
+    A recorded partial success q gives a ramp to q at the last frame.
 
     Args:
         num_frames: frames of the whole trajectory.
-        kind: `absolute_wrt_total_frames`, of the whole trajectory; any other, from 0 at the smallest index of `path`.
+        kind: `absolute_wrt_total_frames` counts from the start of the trajectory; any other kind from 0 at the smallest
+            index of `path`.
         cutoff: fraction of the trajectory at which progress reaches 1; None or 0 for its end.
-        partial_success: what the trajectory reached at its end, where that was recorded.
+        partial_success: share of the task done at the end of the trajectory; None where not recorded.
     """
     if len(path) == 0:
         return np.zeros(0)
@@ -86,19 +87,19 @@ def reached(
 
 
 def differences(progress: np.ndarray) -> np.ndarray:
-    """Change since the frame before, 0 at the first, float64 [T]."""
+    """Change from the previous frame, 0 at the first, float64 [T]."""
     return np.diff(progress, prepend=progress[:1])
 
 
 def success_labels(progress: np.ndarray, quality_label: str | None) -> np.ndarray:
-    """1 where progress is 1, 0 elsewhere and for trajectories that did not succeed, float64 [T]."""
+    """1 where progress is 1; 0 elsewhere, and everywhere in a trajectory that did not succeed; float64 [T]."""
     if (quality_label or "").lower() in NON_SUCCESSFUL:
         return np.zeros(len(progress))
     return np.asarray(progress >= 1.0, dtype=np.float64)
 
 
 def success_mask(progress: np.ndarray, labels: np.ndarray, quality_label: str | None, min_success: float) -> np.ndarray:
-    """Frames that train the success head: clearly undone, done, or any of an unsuccessful trajectory, bool [T]."""
+    """Frames that train the success head, bool [T]: clearly not done, done, or any of an unsuccessful trajectory."""
     if (quality_label or "").lower() in NON_SUCCESSFUL:
         return np.ones(len(progress), dtype=bool)
     return np.asarray((progress < min_success) | (labels > 0.5))
@@ -107,7 +108,7 @@ def success_mask(progress: np.ndarray, labels: np.ndarray, quality_label: str | 
 def supervises_progress(
     quality_label: str | None, source: str | None, partial_success: float | None, preference_only: bool
 ) -> bool:
-    """Whether a trajectory trains progress: where it succeeded, and where RoboReward graded it."""
+    """Whether a trajectory trains progress: if it succeeded, or if RoboReward graded it."""
     if preference_only:
         return False
     if partial_success is not None and "roboreward" in (source or ""):

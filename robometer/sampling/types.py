@@ -1,4 +1,4 @@
-"""What a plan says of one training sample: which trajectories, which frames, which targets."""
+"""The plan of one training sample: its trajectories, their frames and their targets."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ STRATEGIES = (
     "partial_success",
     "paired",
 )
-"""Every way to make a sample, of both kinds; batches carry the index, so that new ones go to the end."""
+"""Every way to make a sample of either kind. Batches carry the index, so append new ones at the end."""
 
 
 class SamplingError(RobometerError):
-    """Nothing to sample; the message is one sentence that says what is missing and what to change."""
+    """Nothing can be sampled; the message says what is missing and what to change."""
 
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """The frames of one trajectory that are shown, and what is asked of them.
+    """The frames of one trajectory that a sample shows, and their targets.
 
     Attributes:
         row: manifest row.
-        positions: int32 [T], which stored frames, in the order shown (a rewind shows frames twice).
+        positions: int32 [T], the stored frames in display order (a rewind shows some twice).
         progress_target: float32 [T] in [0, 1] (relative targets may be negative).
-        progress_mask: bool [T].
+        progress_mask: bool [T], frames whose progress is trained.
         success_label: float32 [T], 0 or 1.
-        success_mask: bool [T].
+        success_mask: bool [T], frames whose success is trained.
     """
 
     row: int
@@ -44,6 +44,12 @@ class ClipPlan:
     progress_mask: np.ndarray
     success_label: np.ndarray
     success_mask: np.ndarray
+
+    @classmethod
+    def unlabelled(cls, num_frames: int) -> ClipPlan:
+        """A plan for scoring: all frames of a clip in order, without targets or a manifest row."""
+        zeros, none = np.zeros(num_frames, dtype=np.float32), np.zeros(num_frames, dtype=bool)
+        return cls(0, np.arange(num_frames), zeros, none, zeros, none)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -57,8 +63,8 @@ class SamplePlan:
         sample_index: position in the stream.
         kind: `preference` (a and b) or `progress` (a only, b is None).
         strategy: one of `STRATEGIES`.
-        task: the instruction that is shown with the sample.
-        preference_label: 1.0 where `a` is the chosen trajectory, 0.0 where `b` is; 0.0 for progress samples.
+        task: the instruction of the sample.
+        preference_label: 1.0 if `a` is the chosen trajectory, 0.0 if `b` is; 0.0 for progress samples.
     """
 
     sample_index: int

@@ -1,4 +1,4 @@
-"""What a model is fed and what it answers: named tensors with explicit masks, ragged in T."""
+"""Model inputs, targets and outputs: named tensors with explicit masks, padded along T."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass
 class ClipTargets:
-    """Supervision of one trajectory per sample.
+    """Targets of one trajectory per sample.
 
     Attributes:
-        frame_mask: bool [B, T], true where there is a frame.
+        frame_mask: bool [B, T], false for padding.
         progress_target: float32 [B, T] in [0, 1].
         progress_mask: bool [B, T], frames whose progress is supervised.
         success_label: float32 [B, T], 0 or 1.
@@ -36,7 +36,7 @@ class Batch:
 
     Attributes:
         sample_index: int64 [B], the position of each sample in the stream of plans.
-        inputs: what the model's collator made for it (embeddings, or token ids and pixels).
+        inputs: the model's own inputs, from its collator (embeddings, or token ids and pixels).
         a, b: targets of the first and the second trajectory.
         preference_label: float32 [B], 1 where A did better.
         preference_mask: bool [B], true for preference samples.
@@ -52,7 +52,7 @@ class Batch:
     strategy: Tensor
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Flat numpy form `{"a.frame_mask": ..., "inputs.text": ...}`; inverse of `from_arrays`."""
+        """Flat numpy form `{"a.frame_mask": ..., "inputs.text": ...}`; the inverse of `from_arrays`."""
         flat = {name: getattr(self, name) for name in _PLAIN}
         flat |= {f"{side}.{f.name}": getattr(getattr(self, side), f.name) for side in "ab" for f in fields(ClipTargets)}
         flat |= {f"inputs.{name}": value for name, value in self.inputs.items()}
@@ -86,13 +86,13 @@ _PLAIN = ("sample_index", "preference_label", "preference_mask", "strategy")
 
 
 class RewardOutput(NamedTuple):
-    """What a reward model answers: a tuple, so that DeepSpeed's ZeRO 3 finds the tensors whose gradients it awaits.
+    """Output of a reward model; a tuple, so that DeepSpeed's ZeRO 3 finds the tensors that need gradients.
 
     Attributes:
-        progress_logits: [B, T, K] for K bins (K = 1 holds a value in [0, 1] for l1 and l2 heads), trajectory A.
-        success_logits: [B, T], trajectory A.
-        progress_logits_b, success_logits_b: the same for trajectory B, or None where the batch has no pairs.
-        preference_logits: [B], above 0 where A is judged better; None where the batch has no pairs.
+        progress_logits: [B, T, K] of trajectory A, for K bins; l1 and l2 heads have K = 1, a value in [0, 1].
+        success_logits: [B, T] of trajectory A.
+        progress_logits_b, success_logits_b: the same for trajectory B; None if the batch has no pairs.
+        preference_logits: [B], above 0 where A is judged better; None if the batch has no pairs.
     """
 
     progress_logits: Tensor
@@ -103,7 +103,7 @@ class RewardOutput(NamedTuple):
 
 
 def progress_from_logits(logits: Tensor) -> Tensor:
-    """Expected progress [...] of bin logits [..., K] over centres linspace(0, 1, K); K = 1 is the value itself."""
+    """Expected progress [...] of logits [..., K] over bin centres linspace(0, 1, K); K = 1 is the value itself."""
     if logits.shape[-1] == 1:
         return logits.squeeze(-1).float()
     centres = torch.linspace(0.0, 1.0, logits.shape[-1], device=logits.device)

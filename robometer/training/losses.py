@@ -1,4 +1,4 @@
-"""Losses: progress, success and preference, each a masked mean over the global batch, weighted by configuration."""
+"""Progress, success and preference losses (arXiv 2603.02115): masked means over the global batch, then weighted."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from robometer.training.batch import Batch, ClipTargets, RewardOutput
 
 LOGIT_CLAMP = 50.0
 TERMS = ("progress", "success_positive", "success_negative", "preference")
-"""What is counted over the global batch before a step: see `counts`."""
+"""The terms of the loss, in the order of `counts`."""
 
 
 @dataclass
 class Losses:
-    """Scalars of one micro-batch: `total` is what is differentiated, the parts are unweighted."""
+    """Scalar losses of one micro-batch: the weighted `total`, which is differentiated, and its unweighted parts."""
 
     total: Tensor
     progress: Tensor
@@ -27,7 +27,7 @@ class Losses:
 
 
 def two_hot(values: Tensor, bins: int) -> Tensor:
-    """Progress [...] in [0, 1] as probabilities [..., bins] on the two nearest centres of linspace(0, 1, bins)."""
+    """Progress [...] in [0, 1] as probabilities [..., bins], split between the two nearest of linspace(0, 1, bins)."""
     position = values.clamp(0.0, 1.0) * (bins - 1)
     lower = position.floor()
     mass = (position - lower).unsqueeze(-1)
@@ -38,7 +38,7 @@ def two_hot(values: Tensor, bins: int) -> Tensor:
 
 
 def progress_error(logits: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Error per frame [...]: soft cross-entropy with two-hot targets (discrete), |d| (l1) or d^2 (l2)."""
+    """Error per frame [...]: cross-entropy with two-hot targets (discrete), |d| (l1) or d^2 (l2)."""
     if kind == "discrete":
         return -(two_hot(target, logits.shape[-1]) * logits.float().log_softmax(-1)).sum(-1)
     difference = logits.squeeze(-1).float() - target
@@ -55,7 +55,7 @@ def _supervised(batch: Batch, config: LossConfig) -> list[ClipTargets]:
 
 
 def counts(batch: Batch, config: LossConfig) -> Tensor:
-    """How much of each of `TERMS` the batch holds, float64 [4]; summed over workers, it normalises the losses."""
+    """Number of trained frames or pairs of each of `TERMS`, float64 [4]; the sum over workers normalises the losses."""
     total = torch.zeros(len(TERMS), dtype=torch.float64)
     for targets in _supervised(batch, config):
         positive = targets.success_mask & (targets.success_label > 0.5)
@@ -69,13 +69,13 @@ def counts(batch: Batch, config: LossConfig) -> Tensor:
 def compute_losses(
     output: RewardOutput, batch: Batch, config: LossConfig, progress_loss: str, global_counts: Tensor | None = None
 ) -> Losses:
-    """Losses of a micro-batch, normalised by the counts of the whole global batch (default: of this batch).
+    """Losses of a micro-batch, normalised by the counts of the global batch.
 
-    The sum over all micro-batches of all workers is the loss of the global batch, whatever the split.
+    Their sum over all micro-batches of all workers is the loss of the global batch, however it is split.
 
     Args:
         progress_loss: `discrete`, `l1` or `l2`.
-        global_counts: float64 [4], the sum of `counts` over the global batch.
+        global_counts: float64 [4], the sum of `counts` over the global batch; None for the counts of this batch.
     """
     n = (counts(batch, config) if global_counts is None else global_counts).to(output.success_logits.device)
     zero = output.progress_logits.float().sum() * 0.0 + output.success_logits.float().sum() * 0.0
@@ -109,6 +109,6 @@ def compute_losses(
 
 
 def binary_error(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy of success or preference logits, clamped to +-50, with labels 0 or 1, elementwise."""
+    """Elementwise binary cross-entropy of success or preference logits, clamped to +-50, with labels 0 or 1."""
     clamped = logits.float().clamp(-LOGIT_CLAMP, LOGIT_CLAMP)
     return F.binary_cross_entropy_with_logits(clamped, label.float(), reduction="none")

@@ -1,4 +1,4 @@
-"""How weights are stepped: the learning rate of each step, which parameters decay, AdamW's constants."""
+"""The optimiser: the learning rate of each step, the parameters that decay, and AdamW's constants."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ import torch
 from robometer.configs.schema import Config, TrainConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""AdamW's, as upstream has them."""
+"""AdamW's constants, as upstream sets them."""
 
 
 def schedule(position: int, warmup: int, steps: int, kind: str) -> float:
-    """Share of the full learning rate at `position` of a run of `steps`, as transformers' schedules have it.
+    """Share of the full learning rate at `position` in a run of `steps`, as in transformers' schedules.
 
-    Linear warm-up over `warmup` steps, then `cosine` to 0, `linear` to 0, or `constant`.
+    A linear warm-up over `warmup` steps, then `cosine` to 0, `linear` to 0, or `constant`.
     """
     if position < warmup:
         return position / warmup
     if kind == "constant":
         return 1.0
-    done = (position - warmup) / max(1, steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else max(0.0, 1 - done)
+    fraction = (position - warmup) / max(1, steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * fraction)) if kind == "cosine" else max(0.0, 1 - fraction)
 
 
 def warmup_steps(train: TrainConfig) -> int:
-    """Steps of warm-up; a part of one counts whole."""
+    """Number of warm-up steps, rounded up."""
     return math.ceil(train.warmup_ratio * train.steps)
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Rate of a step (1-based); a pure function, so that resume needs no state.
+    """Learning rate of a step, counted from 1; a pure function, so that resuming needs no state.
 
-    The schedule is read after the step, so that the first one learns; transformers, and upstream with it, reads it
-    before the step: with a warm-up its first step has rate 0, and ours its last. Its rate of step s is our schedule at
-    s - 1.
+    The schedule is read at `step`, so that the first step learns. Transformers (and upstream) reads it at `step - 1`:
+    with a warm-up, its first step has rate 0, and ours has rate 0 in the last one.
     """
     train = config.train
     return train.learning_rate * schedule(step, max(1, warmup_steps(train)), train.steps, train.schedule)
 
 
 def parameter_groups(model: torch.nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by weight decay and learning rate, for AdamW; the groups that hold any.
+    """Trainable parameters by weight decay and learning rate, for AdamW; only groups with parameters.
 
-    Biases and the weights of norms do not decay, everything else does, learned tokens too (as in upstream). What a
-    model lists as its `vision_parts` has its own rate: a group's is `learning_rate(step, config)` times its `lr_scale`.
+    Biases and norm weights do not decay; all other parameters do, also learned tokens (as upstream). The modules in a
+    model's `vision_parts` have their own rate: a group's rate is `learning_rate(step, config)` times its `lr_scale`.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     vision = {id(parameter) for part in getattr(model, "vision_parts", []) for parameter in part.parameters()}

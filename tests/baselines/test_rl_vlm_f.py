@@ -71,7 +71,7 @@ def test_any_other_last_line_is_a_missing_answer(answer: str) -> None:
 def test_it_says_that_it_has_no_progress(tmp_path: Path) -> None:
     with ChatServer(by_brightness) as server:
         scorer = rl_vlm_f(server, tmp_path)
-        assert scorer.compares_only
+        assert scorer.info.compares_only
         with pytest.raises(NoProgress, match="only compares two clips"):
             scorer.score([rising_to(9)])
         with pytest.raises(NoProgress, match="only compares two clips"):

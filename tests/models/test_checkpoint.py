@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from robometer.configs.schema import Config, ModelConfig, SamplingConfig, TrainConfig
-from robometer.frames import FrameSettings, overridden, shown_to
+from robometer.frames import FrameSettings, overridden
 from robometer.models.checkpoint import (
     CheckpointError,
     checkpoint_hash,
@@ -219,7 +219,7 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
     assert load_frames(str(tmp_path / "ours")) == FrameSettings(9, 64, 90)
     assert "at most 9 frames, short edge 64 px" in summary(describe(tmp_path / "ours"))
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": -9}})
-    with pytest.raises(CheckpointError, match="no settings of frames"):
+    with pytest.raises(CheckpointError, match="not valid frame settings"):
         load_frames(str(tmp_path / "ours"))
 
 
@@ -229,13 +229,13 @@ def test_a_checkpoint_that_does_not_say_what_frames_it_saw_is_warned_about(
     """As before November 2026; upstream's own weights are known to have seen upstream's frames."""
     ours, public = tmp_path / "ours", _upstream(tmp_path / "up", model)
     save_checkpoint(ours, model.state_dict(), _config(), {"corpus": "c0ffee"})
-    assert overridden(load_frames(str(public)), {}) == shown_to(load_scorer(public)) == FrameSettings(32, 240, 0)
+    assert overridden(load_frames(str(public)), {}) == load_scorer(public).info.frames == FrameSettings(32, 240, 0)
     whole = {"max_frames": 16, "short_edge": 160, "jpeg_quality": 90}
     assert overridden(load_frames(str(ours)), whole) == FrameSettings(16, 160, 90)
     assert not [record for record in caplog.records if record.name.startswith("robometer")]
-    assert overridden(shown_to(load_scorer(ours)), {"max_frames": 16}) == FrameSettings(16, 240, 90)
+    assert overridden(load_scorer(ours).info.frames, {"max_frames": 16}) == FrameSettings(16, 240, 90)
     [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("robometer")]
-    assert "does not say what frames it was trained on, and is shown at most 16 frames, short edge 240 px" in warning
+    assert "does not record which frames it was trained on. It gets at most 16 frames, short edge 240 px" in warning
     assert re.search("frames +not recorded", summary(describe(ours)))
 
 

@@ -42,11 +42,11 @@ def test_a_missing_member_fails_by_its_name(name: str) -> None:
         resolve([name], rest)
     for missing in (first, last):
         assert f"{missing} (of group {name})" in str(failure.value)
-    assert "ingest them, or name only sources that it has" in str(failure.value)
+    assert "ingest them, or name only sources of the corpus" in str(failure.value)
 
 
 def test_all_that_is_missing_is_named_at_once() -> None:
-    with pytest.raises(SamplingError, match=r"no trajectory of one, two: .* only sources that it has \(lab\)"):
+    with pytest.raises(SamplingError, match=r"no trajectory of one, two: .* only sources of the corpus \(lab\)"):
         resolve(["one", "lab", "two"], ["lab"])
 
 
@@ -93,7 +93,7 @@ def test_weights_are_one_unless_given_and_a_source_overrules_its_group() -> None
 
 def test_two_weights_of_one_source_are_refused() -> None:
     available = list(dict.fromkeys(members("suboptimal_fail") + members("preference_only")))
-    with pytest.raises(SamplingError, match="two weights, by suboptimal_fail and by preference_only: give it one"):
+    with pytest.raises(SamplingError, match="two weights, through suboptimal_fail and preference_only: set one"):
         source_weights({"suboptimal_fail": 2.0, "preference_only": 3.0}, available)
 
 

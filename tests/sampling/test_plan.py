@@ -18,7 +18,7 @@ from robometer.sampling import (
     ManifestIndex,
     SamplePlan,
     SamplingError,
-    describe,
+    describe_mix,
     effective_mix,
     in_words,
     plan,
@@ -347,7 +347,7 @@ def test_describe_counts_strategies_and_sources() -> None:
     config = SamplingConfig()
     index = ManifestIndex.from_table(TABLE, config)
     drawn = [plan(index, config, 0, i) for i in range(400)]
-    counts = describe(index, drawn)
+    counts = describe_mix(index, drawn)
     assert sum(counts["strategies"].values()) == 400
     assert sum(counts["sources"].values()) == sum(1 + (s.b is not None) for s in drawn)
     assert set(counts["sources"]) == {"a", "b", "roboreward_x"}

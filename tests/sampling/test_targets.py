@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from robometer.frames.video import thin_positions
 from robometer.sampling import targets
-from robometer.sampling.segments import keep_position, linspace_positions
+from robometer.sampling.segments import keep_position
 from robometer.sampling.strategies import Rules, Subject, clip_plan
 
 KIND = "absolute_first_frame"
@@ -63,7 +64,7 @@ def test_frames_past_the_cutoff_are_done_in_any_clip() -> None:
 
 
 def test_eight_frames_of_thirty_two_by_hand() -> None:
-    path = linspace_positions(32, 8)
+    path = thin_positions(32, 8)
     assert path.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
     wanted = [0, 0.1379, 0.3103, 0.4483, 0.6207, 0.7586, 0.9310, 1]
     np.testing.assert_allclose(targets.reached(path, 32, KIND, 0.95), wanted, atol=5e-5)

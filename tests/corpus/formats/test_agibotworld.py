@@ -65,7 +65,7 @@ def test_an_archive_becomes_episodes_and_actions(ray_local: None, tmp_path: Path
     assert shows(corpus, row_of(corpus, task="pour"), clip.frames[6:])
     assert not shows(corpus, row_of(corpus, task="pour"), clip.frames[:-6])
     reasons = refusals(corpus)
-    assert reasons.pop("1-5.tar#3 3 head_color").startswith("the file is not a video that can be decoded")
+    assert reasons.pop("1-5.tar#3 3 head_color").startswith("the file cannot be decoded as a video")
     assert reasons.pop("4-6.tar observations/327/4-6.tar").startswith("the archive breaks off after 0 videos")
     assert reasons.pop("7-9.tar observations/327/7-9.tar").startswith("the archive breaks off after 0 videos")
     assert reasons == {

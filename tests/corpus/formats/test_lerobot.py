@@ -99,7 +99,7 @@ def test_v21_episodes_with_videos_images_labels_and_rewards(ray_local: None, tmp
     count = len(roll_out(1).frames)
     assert record["env_reward"] == pytest.approx([i / (count - 1) for i in record["frame_index"]], abs=1e-6)
     assert record["success"] == [0, 0, 0, 0, 0, 1]
-    assert refusals(corpus) == {"my_arm depth": "a depth map, which is no picture"}
+    assert refusals(corpus) == {"my_arm depth": "a depth map, not a colour picture"}
 
     write_v21(raw, [*lines, {"episode_index": 2}], **depth)  # in the second chunk
     more = ingest(tmp_path, "lerobot", input=raw.parent)  # the same dataset, found in a folder

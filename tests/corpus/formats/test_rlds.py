@@ -152,7 +152,7 @@ def test_damaged_files_keep_what_can_be_read(ray_local: None, tmp_path: Path) ->
     corpus = ingest(tmp_path, "rlds")
     assert [task for (task,) in rows(corpus, "task")] == ["task 0", "task 1", "task 2", "task 3", "task 3"]
     reasons = {uri.split(" ")[0].removeprefix("toto-train.tfrecord-"): error for uri, error in refusals(corpus).items()}
-    assert reasons.pop("00000-of-00005#1").startswith("12 bytes are not an image that can be read")
+    assert reasons.pop("00000-of-00005#1").startswith("these 12 bytes cannot be read as an image")
     assert reasons.pop("00000-of-00005#3") == (
         "no task text: looked for natural_language_instruction, language_instruction, instruction ... in "
         "steps/observation, steps, episode_metadata, the record's root; the record has steps/language_instruction"
