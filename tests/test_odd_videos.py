@@ -118,7 +118,7 @@ def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> Non
     flipped = ImageSequence(50, get, change=lambda frame: frame[::-1]).read(lambda n, fps: np.array([3]))
     assert np.abs(flipped.frames[0].astype(int) - frames[3][::-1]).mean() < 12
     for bad, reason in (
-        (lambda i: b"no image", "not an image"),
+        (lambda i: b"no image", "as an image"),
         (lambda i: {}[i], "frame 0 of 3 cannot be read .KeyError: 0"),
         (lambda i: np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\], not uint8 \[H, W, 3\]"),
         (lambda i: np.zeros((4 + i, 4, 3), np.uint8), "frames differ in size"),

@@ -77,7 +77,7 @@ def test_a_video_is_turned_as_its_matrix_says(matrix: tuple[float, float, float,
 
 @pytest.mark.parametrize("matrix", [(0.7071, 0.7071, -0.7071, 0.7071), (1, 0.2, 0, 1), (0, 0, 0, 0)])
 def test_a_turn_by_another_angle_is_refused(matrix: tuple[float, float, float, float]) -> None:
-    with pytest.raises(VideoError, match="no multiple of 90 degrees"):
+    with pytest.raises(VideoError, match="not a multiple of 90 degrees"):
         VideoFile(shown_as(written(np.stack([corners()] * 3)), *matrix)).read(every)
 
 
@@ -96,7 +96,7 @@ def test_what_an_edit_list_hides_is_not_read(skip: int) -> None:
     video = VideoFile(mp4).read(every)
     assert (video.num_source_frames, numbers(video.frames)) == (30 - skip, list(range(skip, 30)))
     assert numbers(VideoFile(mp4, 3, 4).read(every).frames) == list(range(skip + 3, skip + 7))
-    with pytest.raises(VideoError, match=f"not in a video of {30 - skip} frames"):
+    with pytest.raises(VideoError, match=f"has {30 - skip} frames, so it does not hold"):
         VideoFile(mp4, 30 - skip - 2, 4).read(every)
     assert VideoFile(mp4).read(every, limits=VideoLimits(max_frames=30 - skip)).num_source_frames == 30 - skip
 
@@ -225,10 +225,10 @@ def test_a_packet_without_a_picture_moves_no_frame(codec: str, params: str, said
         pytest.skip(f"this PyAV has no encoder {codec}")
     whole = written(numbered(24), codec, **{f"{codec[3:]}-params": params})
     data = repacked(whole, lambda i, packet: [packet] if i else [packet, packet_of(said, packet, 0.05)])
-    with pytest.raises(VideoError, match="can be decoded"):
+    with pytest.raises(VideoError, match="decoded"):
         VideoFile(data).read(every)
     if codec == "libx264":
-        with pytest.raises(VideoError, match="can be decoded"):
+        with pytest.raises(VideoError, match="decoded"):
             VideoFile(data, 13, 4).read(every)
     else:
         assert numbers(VideoFile(data, 13, 4).read(every).frames) == [13, 14, 15, 16]
@@ -304,14 +304,14 @@ def test_cuts_of_a_file_on_disk_follow_the_file(tmp_path: Path) -> None:
     padding = len(longer) - len(shorter)
     path.write_bytes(shorter + padding.to_bytes(4) + b"free" + bytes(padding - 8))
     assert path.stat().st_size == len(longer) > size
-    with pytest.raises(VideoError, match="not in a video of 60 frames"):
+    with pytest.raises(VideoError, match="has 60 frames, so it does not hold"):
         VideoFile(path, 80, 3).read(every)
 
 
 def test_a_rate_that_is_not_the_videos_is_told() -> None:
     """Ten frames at 10 per second, of which the data know six at 20 per second, or as many at another rate."""
     data = written(numbered(10))
-    with pytest.raises(VideoError, match="10 frames at 10 per second, and its data 6 at 20 per second"):
+    with pytest.raises(VideoError, match="10 frames at 10 per second, but the data set names 6 at 20 per second"):
         VideoFile(data, 0, 6, 20.0).read(every)
     same = VideoFile(data, 0, 10, 20.0).read(every)
     assert (numbers(same.frames), same.fps) == (list(range(10)), 20.0)

@@ -331,7 +331,7 @@ def test_a_broken_clip_is_an_error_record_and_the_rest_is_scored(tmp_path: Path)
     scorer = Clock()
     units = plan_split(broken, "seen", 1000, 3, 0, ["reward_alignment"])
     predictions = Predictions.of(predict_each(scorer, ClipSource.for_scorer(broken, scorer), units, 4))
-    assert len(predictions.errors()) == 1 and "not an image" in predictions.errors()[0].error
+    assert len(predictions.errors()) == 1 and "as an image" in predictions.errors()[0].error
     views = [len(unit.views) for unit in units if unit.row != predictions.errors()[0].row]  # type: ignore[union-attr]
     assert len(predictions.split("seen").clips) == sum(views)
 
