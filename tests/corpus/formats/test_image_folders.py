@@ -91,7 +91,7 @@ def test_images_of_other_kinds_are_converted_and_bad_ones_refused(ray_local: Non
         "truncated truncated main", "mixed mixed main", "text", "unknown", "blank", "empty", "no_images no_images",
         "caf\\xe9", "c\\xf4te", "raw", "rate",
     }  # fmt: skip
-    assert "not an image" in why["truncated truncated main"]
+    assert "as an image" in why["truncated truncated main"]
     assert "one size" in why["mixed mixed main"]
     assert "UTF-8" in why["text"] and "UTF-8" in why["caf\\xe9"] and "UTF-8" in why["c\\xf4te"]
     assert "beside folders" in why["raw"] and "fps" in why["rate"]

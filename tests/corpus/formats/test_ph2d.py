@@ -68,7 +68,7 @@ def test_ph2d(ray_local: None, tmp_path: Path) -> None:
         "6-new 6-new": "names no embodiment_type",
         "e_1.hdf5 2-pour/e_1 right": "no task text",
         "e_2.hdf5 2-pour/e_2": "neither observation.image.right nor",
-        "e_3.hdf5 2-pour/e_3 right": "are not an image",
+        "e_3.hdf5 2-pour/e_3 right": "as an image",
         "e_4.hdf5 2-pour/e_4 right": "no frames",
         "e_5.hdf5 2-pour/e_5": "truncated file",
     }
