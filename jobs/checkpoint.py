@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from jobs import common
 from robometer.configs import Config
 from robometer.models.checkpoint import checkpoint_hash
-from robometer.models.inventory import Group, dry_descriptions, inventory, summary, table
-from robometer.models.layouts import describe
+from robometer.models.inventory import Group, dry_checkpoints, inventory, summary, table
+from robometer.models.layouts import open_checkpoint
 from robometer.models.sources import locate
 from robometer.models.weights import CheckpointError
 
@@ -50,10 +50,10 @@ def show(options: argparse.Namespace, config: Config) -> None:
             "give the checkpoint: a folder, org/name[@revision], models:/NAME/VERSION or runs:/ID/PATH"
         )
     if options.meta:
-        for found in dry_descriptions(locate(options.source)):
+        for found in dry_checkpoints(locate(options.source)):
             print(f"{summary(found)}\n\n{_fitting(inventory(found))}\n")
         return
-    found = describe(locate(options.source, config.tracking.uri))
+    found = open_checkpoint(locate(options.source, config.tracking.uri))
     print(f"{summary(found, checkpoint_hash(found.folder))}\n")
     print(_fitting(inventory(found)))
 

@@ -69,7 +69,7 @@ MUTANTS = (
            "(progress < min_success) | (labels > 0.5)", "(progress <= min_success) | (labels > 0.5)",
            "tests/sampling/test_targets.py"),
     Mutant("features taken at wrong positions", "robometer/models/rewind_scorer.py",
-           "features = known[positions]", "features = known[: len(positions)]", "tests/models/test_rewind.py"),
+           "features = stored[positions]", "features = stored[: len(positions)]", "tests/models/test_rewind.py"),
     Mutant("manifest committed before the shard's rename", "robometer/corpus/writer.py",
            "    write_shard(storage, name, _batches(entries, name, job, tally), seals)\n",
            "    def early() -> Iterator[pa.RecordBatch]:\n"
@@ -308,7 +308,7 @@ MUTANTS = (
            "*_frames(1 + num_frames_a, num_frames_b", "*_frames(1, num_frames_b",
            "tests/models/test_processing.py tests/models/test_robometer.py"),
     Mutant("progress read one token early", "robometer/models/processing.py",
-           "after = index + len(own) + len(chat.after)", "after = index + len(own) + len(chat.after) - 1",
+           "after = index + len(part_ids) + len(chat.after)", "after = index + len(part_ids) + len(chat.after) - 1",
            "tests/models/test_processing.py tests/models/test_robometer.py"),
     Mutant("a prefix's first frame, not its last", "robometer/models/robometer_scorer.py",
            "[getattr(score, name)[-1] for score in last]", "[getattr(score, name)[0] for score in last]",
@@ -338,7 +338,7 @@ MUTANTS = (
            'f"{number(low)} to {number(high)}"', 'f"{number(low)} to {number(low)}"', "tests/evaluation/test_report.py"),
     # --- checkpoints
     Mutant("a missing tensor passes", "robometer/models/weights.py",
-           "if name not in found and name not in optional)", "if name not in found and name in optional)",
+           "if name not in stored and name not in optional)", "if name not in stored and name in optional)",
            "tests/models/test_checkpoint.py"),
     Mutant("revision from the first file alone", "robometer/models/weights.py",
            "    for file in weight_files(folder):\n        _read_into(digest, file)",

@@ -289,7 +289,7 @@ def test_the_command_publishes_and_says_where(
     assert job.main([str(checkpoint)]) == 2
     assert "where to" in capsys.readouterr().err
     assert job.main([str(tmp_path / "none"), f"--to={target}"]) == 2
-    assert "no folder here, and no hub id either" in capsys.readouterr().err
+    assert "is neither a folder nor a hub id" in capsys.readouterr().err
 
 
 def test_provenance_counts_the_corpus(tiny_corpus: str) -> None:

@@ -1,4 +1,4 @@
-"""Published reward models other than ours, and trivial ones that keep everyone honest: each a Scorer, by name."""
+"""Baselines: other published reward models, and trivial ones that any model must beat. Each is a Scorer, by name."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _MODULES = {
     "robo_dopamine": "robo_dopamine",
     "vlac": "vlac",
 }
-"""The module of each; its `make(name, config, device)` makes the scorer, and is all that is imported of it here."""
+"""The module of each baseline, whose `make(name, config, device)` makes the scorer. Modules are imported on demand."""
 
-_HOW = ("requests_per_minute", "concurrency", "cache", "timeout_s")
+_NOT_IDENTITY = ("requests_per_minute", "concurrency", "cache", "timeout_s")
 
 BASELINES = tuple(_MODULES)
 
 ASK_APIS = ("gvl", "rl_vlm_f", "robo_dopamine")
-"""Those that can ask an API, whose answers `baseline.cache` keeps."""
+"""Baselines that can ask an API, whose answers are kept in `baseline.cache`."""
 
 _PIP = {
     "vlac": [
@@ -42,54 +42,54 @@ _PIP = {
         "trl>=0.13,<0.17",
     ],
 }
-"""What a baseline's authors need that cannot be installed beside us."""
+"""Packages that a baseline's authors need and that cannot be installed beside ours."""
 
 
 def load_baseline(name: str, config: BaselineConfig, device: str = "cpu") -> Scorer:
     """The scorer of a baseline.
 
     Raises:
-        ConfigError: no baseline has that name, or its settings cannot work.
+        ConfigError: the name is unknown, or the settings are invalid.
     """
-    _check(name)
+    _check_name(name)
     make: Callable[[str, BaselineConfig, str], Scorer] = import_module(f"robometer.baselines.{_MODULES[name]}").make
     return make(name, config, device)
 
 
-def _check(name: str) -> None:
+def _check_name(name: str) -> None:
     if name not in _MODULES:
-        raise ConfigError(f"{PREFIX}{name} is none of {', '.join(PREFIX + known for known in BASELINES)}")
+        raise ConfigError(f"{PREFIX}{name} is not one of {', '.join(PREFIX + baseline for baseline in BASELINES)}")
 
 
 def identity(name: str, config: BaselineConfig) -> str:
-    """What answers follow from: all settings but those of how fast and where they are asked and kept, and the contents
-    of the files that settings name.
+    """Text that is equal where answers are: all settings but rate, concurrency, time-out and cache, and hashes of the
+    files that settings name.
 
     Raises:
-        ConfigError: no baseline has that name, or `baseline.prompt` cannot be read.
+        ConfigError: the name is unknown, or `baseline.prompt` cannot be read.
     """
-    _check(name)
-    kept = {k: v for k, v in asdict(config).items() if k not in _HOW} | _contents(config)
-    return ",".join([name, *(f"{key}={value}" for key, value in kept.items())])
+    _check_name(name)
+    settings = {k: v for k, v in asdict(config).items() if k not in _NOT_IDENTITY} | _contents(config)
+    return ",".join([name, *(f"{key}={value}" for key, value in settings.items())])
 
 
 def _contents(config: BaselineConfig) -> dict[str, str]:
-    """Hashes of the prompt's text and of a local model's files, where there are any."""
-    found = {}
+    """Hashes of the prompt's text and of a local model's files, if there are any."""
+    hashes = {}
     if config.prompt:
         from robometer.baselines.asking import read_prompt
 
-        found["prompt_hash"] = hashlib.sha256(read_prompt(config).encode()).hexdigest()[:12]
+        hashes["prompt_hash"] = hashlib.sha256(read_prompt(config).encode()).hexdigest()[:12]
     folder = _model_folder(config)
     if folder is not None:
         from robometer.models.weights import folder_hash
 
-        found["model_hash"] = folder_hash(folder)
-    return found
+        hashes["model_hash"] = folder_hash(folder)
+    return hashes
 
 
 def _model_folder(config: BaselineConfig) -> Path | None:
-    """The folder that `baseline.model` is; None where it is a hub id, a random model or a name at an API."""
+    """The folder that `baseline.model` names; None for a hub id, a random model, or a name at an API."""
     if not config.model or config.base_url or not Path(config.model).expanduser().is_dir():
         return None
     from robometer.models.tiny import TINY
@@ -98,8 +98,8 @@ def _model_folder(config: BaselineConfig) -> Path | None:
 
 
 def for_workers(config: BaselineConfig) -> BaselineConfig:
-    """The same settings with names that mean the same in a worker, whose working directory may be another."""
-    from robometer.corpus.storage import Storage  # not above: commands read the names of baselines for their --help
+    """The same settings with absolute paths, for workers whose working directory may differ."""
+    from robometer.corpus.storage import Storage  # imported late: commands import this module for their --help
 
     prompt = str(Path(config.prompt).expanduser().absolute()) if config.prompt else ""
     model = str(_model_folder(config) or config.model)
@@ -107,5 +107,5 @@ def for_workers(config: BaselineConfig) -> BaselineConfig:
 
 
 def runtime_env(name: str) -> dict[str, Any]:
-    """The Ray `runtime_env` of the workers that run a baseline; empty where ours will do."""
+    """The Ray `runtime_env` of the workers that run a baseline; empty if ours will do."""
     return {"pip": list(_PIP[name])} if name in _PIP else {}

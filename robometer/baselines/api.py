@@ -1,4 +1,4 @@
-"""A client of chat models with images, which asks many questions at once, patiently, and none of them twice."""
+"""A client of chat models with images: it asks many questions at once, retries, and keeps answers on disk."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from robometer.runs.redaction import redacted
 from robometer.scoring import MissingAnswer
 
 ATTEMPTS = 6
-"""Tries of one request while the provider is busy or broken, or the connection is."""
+"""Attempts at one request while the provider or the connection fails."""
 
 BACKOFF_S = 1.0
-"""The first pause between two tries; the next ones double."""
+"""The first pause between two attempts; each further one is twice as long."""
 
 MAX_WAIT_S = 60.0
-"""The longest pause, whatever the provider asks for."""
+"""The longest pause, even if the provider asks for more."""
 
 FORGET_S = 600.0
-"""How long a request that failed stays failed. An evaluation halves a batch to find what failed in it, and must not
-wait for the same failure again at each half."""
+"""How long a failed request is not asked again. An evaluation halves a batch to find the clip that failed, and must not
+wait for the same failure at each half."""
 
 
-class ApiError(RobometerError):
-    """A provider that cannot be reached, or refused a request; the message holds its sentence."""
+class ProviderError(RobometerError):
+    """A provider cannot be reached, or refused a request; the message quotes it."""
 
 
 class _TryAgain(Exception):
-    """A failure that may pass; `wait_s` is the pause that the provider asks for, if it does."""
+    """A failure that may pass; `wait_s` is the pause that the provider asks for, if any."""
 
     def __init__(self, problem: str, wait_s: float | None = None) -> None:
         super().__init__(problem)
@@ -55,12 +55,12 @@ class Usage:
     """What a client has asked and spent.
 
     Attributes:
-        requests: sent to the provider, further tries included.
-        retries: those of them that were not a first try.
+        requests: requests to the provider, including retries.
+        retries: requests that were not the first attempt.
         cache_hits: questions whose answer was on disk.
-        failures: questions that got no answer.
+        failures: questions without an answer.
         input_tokens, output_tokens: as the provider counts them; answers from disk cost none.
-        seconds: between request and reply, summed over requests (several are in flight at a time).
+        seconds: time between request and reply, summed over requests, of which several run at once.
     """
 
     requests: int = 0
@@ -73,52 +73,52 @@ class Usage:
 
 
 class ApiClient:
-    """Asks the model that a configuration names. Answers are kept in `baseline.cache`, a folder or any storage URI.
+    """Asks the model that a configuration names, and keeps its answers in `baseline.cache`, a folder or storage URI.
 
-    Requests of all threads share one rate limit, evenly spread, and one bound on those in flight.
+    Requests of all threads share one rate limit, evenly spread, and one limit on requests in flight.
 
     Args:
-        models: the model of each provider that is asked where the configuration names none.
+        models: the default model of each provider.
 
     Raises:
-        ConfigError: no key, a URL that is none, or a server of one's own without the name of its model.
+        ConfigError: the key is missing, the URL is invalid, or `baseline.base_url` is set without `baseline.model`.
     """
 
     def __init__(self, config: BaselineConfig, models: Mapping[str, str]) -> None:
         self._config, self._provider = config, PROVIDERS[config.provider]
         if config.base_url and not config.model:
-            raise ConfigError("baseline.base_url needs baseline.model: the name by which that server knows its model")
+            raise ConfigError("baseline.base_url needs baseline.model: the name of the model at that server")
         self.model = config.model or models[config.provider]
         self.usage = Usage()
         self._key = os.environ.get(self._provider.key_variable, "").strip()
         if not self._key and not config.base_url:
-            raise ConfigError(f"baseline.provider={config.provider} needs its key in {self._provider.key_variable}")
+            raise ConfigError(f"baseline.provider={config.provider} needs its API key in {self._provider.key_variable}")
         url = config.base_url or self._provider.base_url
         self._where = redacted(f"{self.model} at {url}")
         try:
             self._http = httpx.AsyncClient(
                 base_url=url,
                 headers={"content-type": "application/json"} | (self._provider.headers(self._key) if self._key else {}),
-                timeout=None,  # one timeout around the whole request instead, which a trickle of bytes cannot outlast
+                timeout=None,  # instead, a timeout around the whole request, which a trickle of bytes cannot extend
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise ConfigError(
-                f"baseline.base_url={redacted(url)!r} or {self._provider.key_variable} is unusable"
+                f"baseline.base_url={redacted(url)!r} or the key in {self._provider.key_variable} is invalid"
             ) from error
         self._cache = Storage(config.cache)
         self._in_flight = asyncio.Semaphore(config.concurrency)
-        self._next_s = 0.0  # monotonic time of the next free slot of the rate limit
+        self._next_s = 0.0  # monotonic time of the next request that the rate limit allows
         self._asked: dict[str, asyncio.Task[Answer | RobometerError]] = {}
-        # A loop of its own: callers may have one that runs already, as the actors of Ray do.
+        # Its own event loop: callers may already run one, as Ray actors do.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="api-client", daemon=True).start()
 
     def ask(self, questions: Sequence[Question]) -> list[Answer | RobometerError]:
-        """The answer to each question, or why there is none: `ApiError`, or `MissingAnswer` for one without text."""
+        """The answer to each question, or why there is none: `ProviderError`, or `MissingAnswer` if it is empty."""
         return asyncio.run_coroutine_threadsafe(self._ask(questions), self._loop).result()
 
     def texts(self, questions: Sequence[Question]) -> list[str]:
-        """As `ask`, and the first error is raised once all have been asked, so that no answer is lost."""
+        """The texts of the answers; an error is raised after all questions were asked, so that no answer is lost."""
         texts = []
         for outcome in self.ask(questions):
             if isinstance(outcome, RobometerError):
@@ -157,20 +157,20 @@ class ApiClient:
             self._loop.call_later(forget_s, self._asked.pop, key)
 
     async def _answer(self, key: str, body: bytes) -> Answer:
-        kept = await asyncio.to_thread(self._recall, key)
-        if kept is not None:
+        cached = await asyncio.to_thread(self._cached, key)
+        if cached is not None:
             self.usage.cache_hits += 1
-            return kept
+            return cached
         answer = await self._post(key, body)
         self.usage.input_tokens += answer.input_tokens
         self.usage.output_tokens += answer.output_tokens
-        if not answer.text.strip():  # not kept: a model that was blocked or cut short may answer another day
+        if not answer.text.strip():  # not cached: a model that was blocked or cut short may answer later
             raise MissingAnswer(f"{self._where} gave no text ({_short(answer.finish)})")
         await asyncio.to_thread(self._cache.write_bytes, _file(key), json.dumps(asdict(answer)).encode())
         return answer
 
-    def _recall(self, key: str) -> Answer | None:
-        """The kept answer; None without one, or where what lies there is damaged."""
+    def _cached(self, key: str) -> Answer | None:
+        """The answer on disk; None if there is none or it is damaged."""
         try:
             answer = Answer(**json.loads(self._cache.read_bytes(_file(key))))
         except (OSError, ValueError, TypeError):
@@ -184,8 +184,8 @@ class ApiClient:
                 return await self._try(body)
             except _TryAgain as failure:
                 if attempt == ATTEMPTS:
-                    raise ApiError(f"{self._where} failed {ATTEMPTS} times, at last so: {failure}") from failure
-                # Jitter, lest all that failed together come back together.
+                    raise ProviderError(f"{self._where} failed {ATTEMPTS} times; the last time: {failure}") from failure
+                # Jitter, so that requests that failed together do not return together.
                 backoff_s = BACKOFF_S * 2.0 ** (attempt - 1) * rng.uniform(0.5, 1)
                 self.usage.retries += 1
                 await asyncio.sleep(min(backoff_s if failure.wait_s is None else failure.wait_s, MAX_WAIT_S))
@@ -193,7 +193,7 @@ class ApiClient:
 
     async def _try(self, body: bytes) -> Answer:
         async with self._in_flight:
-            await self._slot()
+            await self._wait_for_turn()
             self.usage.requests += 1
             started_s = time.monotonic()
             try:
@@ -207,7 +207,7 @@ class ApiClient:
                 self.usage.seconds += time.monotonic() - started_s
         return self._read(response)
 
-    async def _slot(self) -> None:
+    async def _wait_for_turn(self) -> None:
         """Wait for this request's turn under the rate limit."""
         now_s = time.monotonic()
         turn_s = max(self._next_s, now_s)
@@ -217,19 +217,19 @@ class ApiClient:
     def _read(self, response: httpx.Response) -> Answer:
         status = response.status_code
         if status == 429 or status >= 500:
-            raise _TryAgain(f"it answered {status}: {self._sentence(response)}", _asked_wait_s(response))
+            raise _TryAgain(f"it answered {status}: {self._sentence(response)}", _requested_wait_s(response))
         if not response.is_success:
-            raise ApiError(f"{self._where} answered {status}: {self._sentence(response)}")
+            raise ProviderError(f"{self._where} answered {status}: {self._sentence(response)}")
         try:
             return self._provider.answer(response.json())
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ApiError(
-                f"{self._where} answered with what is no {self._provider.name} reply, check baseline.base_url and "
-                f"baseline.provider: {self._sentence(response)}"
+            raise ProviderError(
+                f"{self._where} did not answer in the format of {self._provider.name}; check baseline.base_url and "
+                f"baseline.provider. It said: {self._sentence(response)}"
             ) from error
 
     def _sentence(self, response: httpx.Response) -> str:
-        """What a reply says went wrong; providers quote the key that they refuse, we do not."""
+        """The error in a reply, without the key, which providers quote when they refuse it."""
         try:
             error: Json = response.json()["error"]
             text = str(error["message"])
@@ -246,8 +246,8 @@ def _short(text: str) -> str:
     return " ".join(text.split())[:200]
 
 
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    """Seconds that a reply asks to wait, by Retry-After (a number or a date) or, at Gemini, in the body."""
+def _requested_wait_s(response: httpx.Response) -> float | None:
+    """Seconds that a reply asks to wait, in Retry-After (a number or a date) or, for Gemini, in the body."""
     header = response.headers.get("retry-after", "")
     in_body = re.search(r'"retryDelay":\s*"([\d.]+)s"', response.text)
     for text in (header, in_body[1] if in_body else ""):

@@ -1,4 +1,4 @@
-"""What is asked of a model that answers in words, whoever runs it: in this process, or behind an endpoint."""
+"""Prompts and answers of models that answer in words, in this process or at an endpoint."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ _MARK = re.compile("<image>|<video>")
 
 
 @dataclass(frozen=True)
-class Video:
+class PromptVideo:
     """Frames that a prompt shows as a video.
 
     Attributes:
         frames: uint8 [T, H, W, 3] RGB.
-        fps: frames per second that the model is told.
+        fps: frames per second that the prompt tells the model.
     """
 
     frames: np.ndarray
     fps: float
 
 
-Part = str | np.ndarray | Video
+Part = str | np.ndarray | PromptVideo
 """Text, a picture uint8 [H, W, 3] RGB, or a video."""
 
 Prompt = Sequence[Part]
 
 Ask = Callable[[Sequence[Prompt]], list[str]]
-"""Answers to prompts, in their order. `ChatModel.ask` is one; a client of an endpoint is another."""
+"""From prompts to answers, in the same order: `ChatModel.ask`, or a client of an endpoint."""
 
 Judge = Callable[[Clip], tuple[np.ndarray, Sequence[str]]]
-"""Progress float [M - 1] at every frame of a clip but the first, NaN where there is none, and what it was read from."""
+"""From a clip to progress float [M - 1] at each frame but the first (NaN for a missing answer), and the answers."""
 
 
 def read_template(config: BaselineConfig, default: str) -> str:
-    """The text of the file `baseline.prompt`, or the default where there is none.
+    """The text of the file `baseline.prompt`, or the default if none is set.
 
     Raises:
-        ConfigError: it cannot be read, or has other marks <image> and <video> than the default.
+        ConfigError: the file cannot be read, or its marks <image> and <video> differ from the default's.
     """
     if not config.prompt:
         return default
     template = read_prompt(config)
-    wanted, found = (_MARK.findall(text) for text in (default, template))
-    if wanted != found:
+    expected, marks = (_MARK.findall(text) for text in (default, template))
+    if expected != marks:
         raise ConfigError(
-            f"baseline.prompt={config.prompt!r} has the marks {' '.join(found) or '(none)'}, where {' '.join(wanted)} "
-            "are filled in: put them in this order"
+            f"baseline.prompt={config.prompt!r} has the marks {' '.join(marks) or '(none)'}, but it needs "
+            f"{' '.join(expected)} in this order"
         )
     return template
 
@@ -63,7 +63,7 @@ def read_prompt(config: BaselineConfig) -> str:
     """The text of the file `baseline.prompt`.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         return Path(config.prompt).expanduser().read_text(encoding="utf-8")
@@ -71,47 +71,47 @@ def read_prompt(config: BaselineConfig) -> str:
         raise ConfigError(f"baseline.prompt={config.prompt!r} cannot be read ({error})") from error
 
 
-def fill(template: str, task: str, shown: Sequence[np.ndarray | Video]) -> Prompt:
-    """The prompt in which `shown` stand in the places of the marks; a task that spells a mark is text all the same."""
+def fill(template: str, task: str, pictures: Sequence[np.ndarray | PromptVideo]) -> Prompt:
+    """The prompt with `pictures` and videos in place of the marks; a mark in the task stays text."""
     first, *texts = (text.replace("{task}", task) for text in _MARK.split(template))
     parts: list[Part] = [first]
-    for picture, text in zip(shown, texts, strict=True):
+    for picture, text in zip(pictures, texts, strict=True):
         parts += [picture, text]
     return [part for part in parts if not isinstance(part, str) or part]
 
 
 def prefix_ends(num_frames: int, count: int) -> np.ndarray:
-    """Lengths of at most `count` prefixes of a clip, evenly spread over 1..num_frames (rounded down); int64 [P]."""
+    """Lengths of at most `count` prefixes of a clip, evenly spread over 1..num_frames and rounded down, int64 [P]."""
     return np.unique(np.linspace(1, num_frames, count).astype(np.int64))
 
 
 def answered(values: np.ndarray, positions: np.ndarray, num_frames: int, answers: Sequence[str] = ("",)) -> ClipScore:
-    """Score of a clip from answers float [P] about the frames at `positions` int64 [P], NaN where one is missing.
+    """Score of a clip from progress float [P] at `positions` int64 [P], NaN for a missing answer.
 
-    What is beyond [0, 1] is cut; coverage is the answered share of what was asked; other frames are interpolated.
+    Values are clipped to [0, 1] and interpolated to the other frames; coverage is the share of questions answered.
 
     Raises:
-        MissingAnswer: none could be read; it quotes the last of `answers`.
+        MissingAnswer: no answer could be read; the message quotes the last of `answers`.
     """
-    known = np.isfinite(values)
-    if not known.any():
-        quote = f", the last one is {answers[-1][:80]!r}" if answers[-1] else ""
+    readable = np.isfinite(values)
+    if not readable.any():
+        quote = f"; the last one is {answers[-1][:80]!r}" if answers[-1] else ""
         raise MissingAnswer(f"none of {len(values)} answers could be read{quote}")
-    progress = spread(values[known].clip(0, 1), positions[known], num_frames)
-    return ClipScore(progress, progress, coverage=float(known.mean()))
+    progress = spread(values[readable].clip(0, 1), positions[readable], num_frames)
+    return ClipScore(progress, progress, coverage=float(readable.mean()))
 
 
 def moment_positions(num_frames: int, max_frames: int, interval: int) -> np.ndarray:
-    """Of the at most `max_frames` frames that are looked at: number 0, k, 2k, ... and the last; int64 [M]."""
-    shown = thin_positions(num_frames, max_frames)
-    return np.unique(np.append(shown[::interval], shown[-1]))
+    """Every `interval`-th of at most `max_frames` evenly spread frames, and the last one, int64 [M]."""
+    positions = thin_positions(num_frames, max_frames)
+    return np.unique(np.append(positions[::interval], positions[-1]))
 
 
 def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int, answers: Sequence[str] = ("",)) -> ClipScore:
-    """Score from progress [M - 1] at all moments [M] but the first, which is 0 by definition.
+    """Score of a clip from progress [M - 1] at all moments [M] but the first, where it is 0 by definition.
 
     Raises:
-        MissingAnswer: all of it is NaN.
+        MissingAnswer: all values are NaN.
     """
     coverage = answered(progress, moments[1:], num_frames, answers).coverage
     whole = answered(np.append(0.0, progress), moments, num_frames)
@@ -119,10 +119,10 @@ def anchored(progress: np.ndarray, moments: np.ndarray, num_frames: int, answers
 
 
 def score_moments(clip: Clip, max_frames: int, interval: int, judge: Judge) -> ClipScore:
-    """Score from what is judged of the moments of a clip (`moment_positions`); of one moment nothing is asked.
+    """Score of a clip from the judge's progress at its moments (`moment_positions`); a single moment is not judged.
 
     Raises:
-        MissingAnswer: the judge gave nothing that can be read.
+        MissingAnswer: the judge gave no readable answer.
     """
     moments = moment_positions(len(clip), max_frames, interval)
     if len(moments) == 1:

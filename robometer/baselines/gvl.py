@@ -1,6 +1,7 @@
-"""GVL, generative value learning (2411.04549): a chat model says how much of a task is done in each shuffled frame.
+"""GVL, generative value learning (arXiv 2411.04549): a chat model says how much of a task is done in each frame.
 
-Shuffling keeps the model from answering with the clock. Zero-shot; the authors' examples in context are not offered.
+Frames are shuffled, so that the model cannot answer with the time that has passed. Zero-shot only: the authors' variant
+with examples in context is not implemented.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from robometer.scoring import Clip, ClipScore, MissingAnswer, ScorerInfo, spread
 MODELS = {"gemini": "gemini-2.5-flash-lite", "openai": "gpt-4o-mini"}
 
 MAX_FRAMES = 30
-"""Frames of a trajectory that the authors show (five examples in context are 150 images)."""
+"""Frames that the authors show of a trajectory (their five examples in context make 150 images)."""
 
 _TASK = """You are an expert in watching robots work. A robot was told: {task}
 You will see {count} frames of its attempt in random order, each under a number. Judge for every frame, by what can be \
@@ -46,7 +47,7 @@ _SCHEMA = {"type": "object", "properties": {"frames": _ENTRIES}, "required": ["f
 
 
 class Gvl(ProgressScorer):
-    """Progress by a chat model. Frames that the answer leaves out are interpolated, and lower the coverage."""
+    """Progress by a chat model. Frames missing from the answer are interpolated, and lower the coverage."""
 
     def __init__(self, config: BaselineConfig) -> None:
         self._client = ApiClient(config, MODELS)
@@ -55,19 +56,19 @@ class Gvl(ProgressScorer):
 
     @property
     def info(self) -> ScorerInfo:
-        """What was asked and spent so far."""
+        """The defaults, and what was asked and spent so far."""
         return ScorerInfo(spent=asdict(self._client.usage))
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        """One request per clip; `coverage` is the share of the frames shown to the model that it answered for.
+        """One request per clip; `coverage` is the share of the frames in the prompt that the model answered for.
 
         Raises:
-            ApiError, MissingAnswer: of the first clip that has no answer, once all were asked.
+            ProviderError, MissingAnswer: a clip has no answer; raised after all clips were asked.
         """
         positions = [thin_positions(len(clip), self._max_frames) for clip in clips]
-        shown = [clip.take(at) for clip, at in zip(clips, positions, strict=True)]
-        orders = [shuffled(clip, self._seed) for clip in shown]
-        texts = self._client.texts([question(clip, order) for clip, order in zip(shown, orders, strict=True)])
+        thinned = [clip.take(at) for clip, at in zip(clips, positions, strict=True)]
+        orders = [shuffled(clip, self._seed) for clip in thinned]
+        texts = self._client.texts([question(clip, order) for clip, order in zip(thinned, orders, strict=True)])
         return [
             _whole(read_progress(text, order), at, len(clip))
             for clip, at, order, text in zip(clips, positions, orders, texts, strict=True)
@@ -75,12 +76,12 @@ class Gvl(ProgressScorer):
 
 
 def shuffled(clip: Clip, seed: int) -> np.ndarray:
-    """Order int64 [T] in which the frames are shown; of the seed and the clip's content alone, not of its batch."""
+    """Order int64 [T] of the frames in the prompt; depends on the seed and the clip's content, not on its batch."""
     return np.random.default_rng([seed, fingerprint(clip)]).permutation(len(clip))
 
 
 def question(clip: Clip, order: np.ndarray) -> Question:
-    """Task, first frame, what to answer, and all frames (the first again among them) in `order`, numbered from 1."""
+    """The task, the first frame, the request, and all frames (the first among them) in `order`, numbered from 1."""
     parts: list[str | np.ndarray] = [_TASK.format(task=clip.task, count=len(clip)), clip.frames[0], _REQUEST]
     for number, position in enumerate(order, start=1):
         parts += [f"Frame {number}:", clip.frames[position]]
@@ -88,7 +89,7 @@ def question(clip: Clip, order: np.ndarray) -> Question:
 
 
 def read_progress(text: str, order: np.ndarray) -> np.ndarray:
-    """Progress float64 [T] in [0, 1] in the order of time, of an answer about frames shown in `order`; NaN is missing.
+    """Progress float64 [T] in [0, 1] in temporal order, from an answer about frames in `order`; NaN for a missing one.
 
     Raises:
         MissingAnswer: no entry of the answer can be read.
@@ -98,22 +99,22 @@ def read_progress(text: str, order: np.ndarray) -> np.ndarray:
         progress[order[number - 1]] = percentage / 100
     if np.isnan(progress).all():
         answer = " ".join(text.split())[:120]
-        raise MissingAnswer(f"no percentage of any of {len(order)} frames in the answer {answer!r}")
+        raise MissingAnswer(f"the answer has no percentage for any of {len(order)} frames: {answer!r}")
     return progress
 
 
 def read_percentages(text: str, count: int) -> dict[int, float]:
-    """Percentage in [0, 100] by frame number in 1..count; entries that are no JSON or lack a number are left out.
+    """Percentage in [0, 100] by frame number in 1..count; entries that are not JSON or lack a number are left out.
 
-    The JSON may stand anywhere in the text, in a fence, in another object or cut off; of two entries for a frame the
-    later counts.
+    The JSON may stand anywhere in the text, in a code fence or another object, or be cut off. The last entry for a
+    frame counts.
     """
-    found: dict[int, float] = {}
+    percentages: dict[int, float] = {}
     for entry in _entries_in(text):
         number, percentage = (_number(entry.get(name)) for name in ("frame_number", "task_completion_percentage"))
         if number in range(1, count + 1) and number is not None and percentage is not None:
-            found[int(number)] = min(max(percentage, 0.0), 100.0)
-    return found
+            percentages[int(number)] = min(max(percentage, 0.0), 100.0)
+    return percentages
 
 
 def _entries_in(text: str) -> Iterator[dict[str, Any]]:
@@ -138,16 +139,16 @@ def _entries(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _number(value: object) -> float | None:
-    """The one number in a value such as 40, "40 %" or "frame 3"; None without one, or with several."""
+    """The only number in a value such as 40, "40 %" or "frame 3"; None without one or with several."""
     match = re.fullmatch(r"\D*?(-?\d+(?:\.\d+)?)\D*", str(value))
     return float(match[1]) if match else None
 
 
 def _whole(progress: np.ndarray, positions: np.ndarray, num_frames: int) -> ClipScore:
-    """The score of all frames of a clip, of the progress [K] at the positions [K] that were shown."""
-    shown = ClipScore.of_progress(progress)
-    filled = spread(shown.progress, positions, num_frames)
-    return ClipScore(filled, filled, coverage=shown.coverage)
+    """The score of all frames of a clip, from progress [K] at positions [K]."""
+    thinned = ClipScore.of_progress(progress)
+    filled = spread(thinned.progress, positions, num_frames)
+    return ClipScore(filled, filled, coverage=thinned.coverage)
 
 
 def make(name: str, config: BaselineConfig, device: str) -> Gvl:

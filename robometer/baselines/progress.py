@@ -1,4 +1,4 @@
-"""What all baselines share that predict progress and nothing else."""
+"""The base class of baselines that predict only progress."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Sessio
 
 
 class ProgressScorer:
-    """A scorer of progress alone: success is progress, and the clip that ranks higher is preferred.
+    """A scorer of progress alone: success equals progress, and the clip that ranks higher is preferred.
 
-    A subclass has `progress`, or `score` where it can answer for many clips at once.
+    A subclass implements `progress`, or `score` if it can answer for many clips at once.
     """
 
     name = "progress"
@@ -21,31 +21,31 @@ class ProgressScorer:
 
     @property
     def info(self) -> ScorerInfo:
-        """The defaults; a subclass that asks an API says what it spent."""
+        """The defaults; a subclass that asks an API adds what it spent."""
         return ScorerInfo()
 
     def progress(self, clip: Clip) -> np.ndarray:
-        """Progress float [T] in [0, 1]; NaN for a frame without an answer."""
+        """Progress float [T] in [0, 1], NaN for a frame without an answer."""
         raise NotImplementedError
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        """Progress of each frame, twice."""
+        """See `Scorer.score`."""
         return [ClipScore.of_progress(self.progress(clip)) for clip in clips]
 
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
-        """Logistic function of the difference of what the two are ranked by, float32 [N]."""
+        """Logistic function of the difference in `ClipScore.reward`, divided by `temperature`, float32 [N]."""
         scores = iter(self.score([clip for pair in pairs for clip in pair]))
         difference = np.array([next(scores).reward - next(scores).reward for _ in pairs])
         return (1 / (1 + np.exp(-difference / self.temperature))).astype(np.float32)
 
     def open_session(self, task: str) -> Session:
-        """A session that scores each prefix as a clip."""
+        """See `Scorer.open_session`; each prefix is scored as a clip."""
         return PrefixSession(self, task)
 
 
 def fingerprint(clip: Clip) -> int:
-    """A number of 32 bits that follows from all that is in the clip, to seed what must not depend on its batch."""
-    seen = zlib.crc32(clip.frames.tobytes(), zlib.crc32(clip.task.encode()))
+    """A 32-bit hash of a clip's content, to seed what must not depend on the clip's batch."""
+    checksum = zlib.crc32(clip.frames.tobytes(), zlib.crc32(clip.task.encode()))
     for value in clip.features.values():
-        seen = zlib.crc32(value.tobytes(), seen)
-    return seen
+        checksum = zlib.crc32(value.tobytes(), checksum)
+    return checksum

@@ -1,4 +1,4 @@
-"""What a request and an answer look like at each provider of chat models with images."""
+"""The wire format of each provider of chat models with images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Question:
 
     Attributes:
         parts: a text, or an RGB frame uint8 [H, W, 3].
-        schema: JSON schema (type, properties, items, required) of the answer, where the provider can enforce one; the
+        schema: JSON schema (type, properties, items, required) of the answer; not every provider enforces it, so the
             reader of the answer must not rely on it.
-        detail: resolution at which OpenAI's models look at images: low | high | auto.
+        detail: resolution at which OpenAI's models see images: low, high or auto.
     """
 
     parts: Sequence[str | np.ndarray]
@@ -36,12 +36,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote.
+    """The model's answer.
 
     Attributes:
-        text: the answer without the model's thinking; empty where there is none.
-        finish: why it ended, in the provider's words.
-        input_tokens, output_tokens: as the provider counts them, thinking included; 0 where it does not say.
+        text: the answer without the model's thinking; may be empty.
+        finish: why the answer ended, in the provider's words.
+        input_tokens, output_tokens: as the provider counts them, including thinking; 0 where unknown.
     """
 
     text: str
@@ -58,19 +58,19 @@ class Provider(Protocol):
     key_variable: str  # environment variable that holds the key
 
     def headers(self, key: str) -> dict[str, str]:
-        """Headers that carry the key, which no URL ever does: URLs end up in logs."""
+        """Headers with the key, which must never be in a URL: URLs end up in logs."""
         ...
 
     def path(self, model: str) -> str:
-        """Of the endpoint, below the base URL."""
+        """Path of the endpoint, below the base URL."""
         ...
 
     def body(self, question: Question, model: str, config: BaselineConfig) -> Json:
-        """The request."""
+        """Body of the request."""
         ...
 
     def answer(self, reply: Json) -> Answer:
-        """The answer in a successful reply; LookupError, TypeError or AttributeError where it has another shape."""
+        """The answer in a successful reply; raises LookupError, TypeError or AttributeError for any other format."""
         ...
 
 
@@ -90,7 +90,7 @@ class Gemini:
         return f"models/{quote(model, safe='')}:generateContent"
 
     def body(self, question: Question, model: str, config: BaselineConfig) -> Json:
-        """See `Provider`; the model is named in the path."""
+        """See `Provider`; the path names the model."""
         settings: Json = {"seed": config.seed, "maxOutputTokens": config.max_tokens}
         if config.temperature is not None:
             settings["temperature"] = config.temperature
@@ -103,19 +103,19 @@ class Gemini:
         return {"contents": [{"role": "user", "parts": parts}], "generationConfig": settings}
 
     def answer(self, reply: Json) -> Answer:
-        """See `Provider`; a prompt that was blocked has no candidates."""
+        """See `Provider`; a blocked prompt has no candidates."""
         blocked = reply.get("promptFeedback", {}).get("blockReason")
         candidate: Json = next(iter(reply.get("candidates", ())), {})
         parts = candidate.get("content", {}).get("parts", ())
         text = "".join(part.get("text", "") for part in parts if not part.get("thought"))
         finish = blocked or candidate.get("finishReason") or "no candidates"
         usage = reply.get("usageMetadata", {})
-        spent = _count(usage, "candidatesTokenCount") + _count(usage, "thoughtsTokenCount")
-        return Answer(text, finish, _count(usage, "promptTokenCount"), spent)
+        output_tokens = _count(usage, "candidatesTokenCount") + _count(usage, "thoughtsTokenCount")
+        return Answer(text, finish, _count(usage, "promptTokenCount"), output_tokens)
 
 
 class OpenAi:
-    """Chat completions, of OpenAI or of any server that speaks them."""
+    """Chat completions, of OpenAI or of any compatible server."""
 
     name = "openai"
     base_url = "https://api.openai.com/v1"
@@ -126,7 +126,7 @@ class OpenAi:
         return {"Authorization": f"Bearer {key}"}
 
     def path(self, model: str) -> str:
-        """See `Provider`; the model is named in the body."""
+        """See `Provider`; the body names the model."""
         return "chat/completions"
 
     def body(self, question: Question, model: str, config: BaselineConfig) -> Json:
@@ -135,8 +135,8 @@ class OpenAi:
         if config.temperature is not None:
             body["temperature"] = config.temperature
         if question.schema and config.structured:
-            named = {"name": "answer", "schema": question.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": named}
+            schema = {"name": "answer", "schema": question.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else self._image(part, question.detail)
             for part in question.parts
@@ -144,12 +144,12 @@ class OpenAi:
         return body | {"messages": [{"role": "user", "content": content}]}
 
     def answer(self, reply: Json) -> Answer:
-        """See `Provider`; a refusal stands in a field of its own."""
+        """See `Provider`; a refusal has its own field."""
         choice: Json = next(iter(reply["choices"]), {"message": {}, "finish_reason": "no choices"})
         message: Json = choice["message"]
         text = message.get("content") or ""
         if not isinstance(text, str):
-            raise TypeError("the content of a message is text")
+            raise TypeError("the content of a message must be text")
         finish = message.get("refusal") or choice.get("finish_reason") or "no reason given"
         usage = reply.get("usage") or {}
         return Answer(text, finish, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
@@ -166,11 +166,11 @@ def _jpeg(frame: np.ndarray) -> str:
 
 
 def _count(usage: Json, name: str) -> int:
-    return int(usage.get(name) or 0)  # servers of one's own may leave it out, or say null
+    return int(usage.get(name) or 0)  # some servers leave it out or send null
 
 
 def _upper_types(schema: Any) -> Any:
-    """The schema with its types in capitals, which is how Gemini's REST interface spells them."""
+    """The schema with upper-case types, as Gemini's REST interface spells them."""
     if isinstance(schema, dict):
         return {k: v.upper() if k == "type" and isinstance(v, str) else _upper_types(v) for k, v in schema.items()}
     return schema

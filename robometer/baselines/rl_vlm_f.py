@@ -1,6 +1,6 @@
-"""RL-VLM-F (arXiv 2402.03681): a chat model says which of two last frames is closer to the task.
+"""RL-VLM-F (arXiv 2402.03681): a chat model says which of two final frames is closer to the completed task.
 
-Asked in one stage, where the authors let the model describe first and judge in a second request.
+One request does both steps; the authors let the model describe first and judge in a second request.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ class RlVlmF:
 
     @property
     def info(self) -> ScorerInfo:
-        """Only comparisons; and what was asked and spent so far."""
+        """Comparisons only, and what was asked and spent so far."""
         return ScorerInfo(compares_only=True, spent=asdict(self._client.usage))
 
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
-        """1 where the first clip did better, 0 where the second, 0.5 for a tie, float32 [N]; one request per pair.
+        """1 if the first clip did better, 0 if the second did, 0.5 for a tie, float32 [N]; one request per pair.
 
-        Each pair is asked in the order given; ask both orders, as the evaluation does, to see a bias to one of them.
+        A pair is asked in this order only; ask both orders, as the evaluation does, to find a bias to one position.
 
         Raises:
-            ApiError, MissingAnswer: of the first pair that has no answer, once all were asked.
+            ProviderError, MissingAnswer: a pair has no answer; raised after all pairs were asked.
         """
         texts = self._client.texts([question(first, second) for first, second in pairs])
         return np.array([read_preference(text) for text in texts], dtype=np.float32)
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """Raises NoProgress."""
-        raise NoProgress(f"{self.name} only compares two clips, and has no progress: evaluate its preference alone")
+        raise NoProgress(f"{self.name} only compares two clips and has no progress: evaluate its preferences alone")
 
     def open_session(self, task: str) -> Session:
         """Raises NoProgress."""
-        raise NoProgress(f"{self.name} only compares two clips, and cannot follow one: choose another scorer")
+        raise NoProgress(f"{self.name} only compares two clips and cannot follow one: choose another scorer")
 
 
 def question(first: Clip, second: Clip) -> Question:
@@ -69,12 +69,12 @@ def read_preference(text: str) -> float:
     """P(first is better) of an answer whose last line ends with 0, 1 or -1.
 
     Raises:
-        MissingAnswer: it does not.
+        MissingAnswer: the last line is different.
     """
     last = (text.strip().splitlines() or [""])[-1].replace("\N{MINUS SIGN}", "-")
     match = re.search(r"(?<![\w.-])(-1|0|1)(?:\.0+)?\W*$", last)
     if not match:
-        raise MissingAnswer(f"the last line of the answer is neither 0, 1 nor -1: {last.strip()[:120]!r}")
+        raise MissingAnswer(f"the last line of the answer is not 0, 1 or -1: {last.strip()[:120]!r}")
     return _PREFERENCE[match[1]]
 
 

@@ -9,8 +9,8 @@ from importlib import resources
 
 import numpy as np
 
-from robometer.baselines.api import ApiClient, ApiError, Usage
-from robometer.baselines.asking import Ask, Prompt, Video, fill, read_template, score_moments
+from robometer.baselines.api import ApiClient, ProviderError, Usage
+from robometer.baselines.asking import Ask, Prompt, PromptVideo, fill, read_template, score_moments
 from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.baselines.providers import Answer, Question
@@ -21,7 +21,7 @@ PUBLISHED = {
     "tanhuajie2001/Robo-Dopamine-GRM-2.0-8B-Preview": "forward",
     "tanhuajie2001/Robo-Dopamine-GRM-3B": "incremental",
 }
-"""The published models and how their hops are summed up; the first one is the default."""
+"""The published models and how their hops are accumulated; the first model is the default."""
 
 TEMPLATE = resources.files("robometer.baselines").joinpath("robo_dopamine.txt").read_text(encoding="utf-8")
 """The authors' wording (public code `Robo-Dopamine`), which the published weights depend on."""
@@ -33,17 +33,18 @@ _NO_GOAL = np.full((224, 224, 3), 128, dtype=np.uint8)
 
 
 def parse_hop(answer: str) -> float:
-    """The signed share in [-1, 1] that an answer states in its first `<score>±NN%</score>`; NaN where there is none."""
-    found = _SCORE.search(answer)
-    return float(np.clip(float(found[1]) / 100, -1, 1)) if found else np.nan
+    """The signed share in [-1, 1] in the first `<score>±NN%</score>` of an answer; NaN without one."""
+    match = _SCORE.search(answer)
+    return float(np.clip(float(match[1]) / 100, -1, 1)) if match else np.nan
 
 
 def accumulate(hops: np.ndarray, mode: str) -> np.ndarray:
     """Progress float64 [N] after each hop [N] in [-1, 1].
 
-    `forward`: hops from the start, progress is the hop. `backward`: hops from the goal, progress is 1 + hop.
-    `incremental`: hops from the moment before; forwards by a share of what is left, backwards by a share of what is
-    done, the first one taken as it is. A hop that is NaN has no progress, and the next one goes on from what was known.
+    `forward`: hops start at the first frame, and progress is the hop. `backward`: hops start at the goal, and progress
+    is 1 + hop. `incremental`: hops start at the moment before; forwards by a share of what is left to do, backwards by
+    a share of what is done, and the first hop is the progress itself. A hop that is NaN has no progress, and the next
+    one continues from the last known progress.
     """
     if mode != "incremental":
         return hops + (mode == "backward")
@@ -60,15 +61,15 @@ def accumulate(hops: np.ndarray, mode: str) -> np.ndarray:
 
 
 class RoboDopamine(ProgressScorer):
-    """Progress from the hops between moments of a clip; there is one view, which stands for all three.
+    """Progress from the hops between moments of a clip; the only view stands in for the published three.
 
     Args:
-        ask: the model; `ChatModel.ask`, or a client of an endpoint that serves it.
+        ask: the model: `ChatModel.ask`, or a client of an endpoint that serves it.
         mode: see `accumulate`.
-        interval: frames from one moment to the next; the last frame is always one.
-        goals: by task, the picture uint8 [H, W, 3] of its end; without one the published grey stands in, and in
-            `backward` every hop starts from it.
-        usage: of an endpoint, what was asked and spent so far.
+        interval: frames from one moment to the next; the last frame is always a moment.
+        goals: by task, a picture uint8 [H, W, 3] of the completed task; without one, the published grey picture stands
+            in, also as the start of every hop in `backward`.
+        usage: the counters of an endpoint's client.
     """
 
     name = "robo_dopamine"
@@ -89,7 +90,7 @@ class RoboDopamine(ProgressScorer):
 
     @property
     def info(self) -> ScorerInfo:
-        """What was asked of an endpoint and spent so far."""
+        """The defaults, and what was asked of an endpoint and spent so far."""
         return ScorerInfo(spent=asdict(self._usage) if self._usage else {})
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
@@ -101,7 +102,7 @@ class RoboDopamine(ProgressScorer):
         return accumulate(np.array([parse_hop(answer) for answer in answers]), self._mode), answers
 
     def prompts(self, moments: Clip) -> list[Prompt]:
-        """One question for each moment but the first, of eight pictures each."""
+        """One question with eight pictures for each moment but the first."""
         start, goal = moments.frames[0], self._goals.get(moments.task, _NO_GOAL)
         before = {"forward": [start] * len(moments), "backward": [goal] * len(moments)}.get(self._mode, moments.frames)
         return [
@@ -112,24 +113,26 @@ class RoboDopamine(ProgressScorer):
 
 def _endpoint(client: ApiClient) -> Ask:
     def ask(prompts: Sequence[Prompt]) -> list[str]:
-        answers = client.ask([Question([part for part in prompt if not isinstance(part, Video)]) for prompt in prompts])
-        broken = next((answer for answer in answers if isinstance(answer, ApiError)), None)
-        if broken is not None:
-            raise broken
+        answers = client.ask(
+            [Question([part for part in prompt if not isinstance(part, PromptVideo)]) for prompt in prompts]
+        )
+        failure = next((answer for answer in answers if isinstance(answer, ProviderError)), None)
+        if failure is not None:
+            raise failure
         return [answer.text if isinstance(answer, Answer) else "" for answer in answers]
 
     return ask
 
 
 def make(name: str, config: BaselineConfig, device: str) -> RoboDopamine:
-    """See `robometer.baselines.load_baseline`; a model other than the published ones is taken for an 8B one.
+    """See `robometer.baselines.load_baseline`; an unknown model accumulates its hops like the default one.
 
-    With `baseline.base_url` the model is not loaded here, but asked at an endpoint (vLLM, say), as its authors do.
+    With `baseline.base_url` the model is not loaded here but asked at an endpoint such as vLLM, as its authors do.
     """
     default, *_ = PUBLISHED
-    # a worker is told an absolute folder, which may still end in a published name
-    named = next((name for name in PUBLISHED if config.model.endswith(name)), default)
-    mode = config.mode or PUBLISHED[named]
+    # A worker gets an absolute folder, which may still end in a published name.
+    published = next((name for name in PUBLISHED if config.model.endswith(name)), default)
+    mode = config.mode or PUBLISHED[published]
     template = read_template(config, TEMPLATE)
     usage = None
     if config.base_url:

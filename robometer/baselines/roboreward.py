@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robometer.baselines.asking import Ask, Video, answered, fill, prefix_ends, read_template
+from robometer.baselines.asking import Ask, PromptVideo, answered, fill, prefix_ends, read_template
 from robometer.baselines.chat_model import load_chat_model
 from robometer.baselines.progress import ProgressScorer
 from robometer.configs.schema import BaselineConfig
@@ -28,10 +28,10 @@ a major requirement.
 Task: {task}"""
 """The authors' wording (their model card, CC-BY-4.0), which the published weights depend on."""
 
-# Each grade costs an answer; the published protocol asks for this many prefixes.
+# Each grade costs an answer; the published protocol grades this many prefixes.
 _PREFIXES, _MAX_FRAMES, _FPS = 5, 64, 1.0
 _MAX_NEW_TOKENS = 128
-# Where qwen_vl_utils 0.0.14 keeps the frames of a video: 128 to 768 features of 32 x 32 px.
+# Limits of qwen_vl_utils 0.0.14 for the frames of a video: 128 to 768 features of 32 x 32 px.
 _BOUNDS = (128 * 32**2, 768 * 32**2)
 
 _ANSWER = re.compile(r"ANSWER:\s*(\d+)(?![.\d])", re.IGNORECASE)
@@ -39,17 +39,17 @@ _DIGIT = re.compile(r"(?<![\w.-])[1-5](?!\w|\.\d)")
 
 
 def parse_grade(answer: str) -> float:
-    """The grade 1..5 in an answer: behind `ANSWER:`, else the last digit 1..5 that stands alone; NaN without any.
+    """The grade 1..5 in an answer: after `ANSWER:`, else the last digit 1..5 that stands alone; NaN without one.
 
-    (Published: without any it is 1, which counts a broken answer as a failed episode.)
+    The published code takes 1 for a missing grade, which counts a broken answer as a failed episode.
     """
-    named = [grade for grade in map(int, _ANSWER.findall(answer)) if 1 <= grade <= 5]
+    labelled = [grade for grade in map(int, _ANSWER.findall(answer)) if 1 <= grade <= 5]
     alone = [int(digit) for digit in _DIGIT.findall(answer)]
-    return float([*named[:1], *alone[-1:], np.nan][0])
+    return float([*labelled[:1], *alone[-1:], np.nan][0])
 
 
 class RoboReward(ProgressScorer):
-    """Progress at the end of a prefix is its (grade - 1) / 4, interpolated between the ends of five prefixes."""
+    """Progress at the end of each of five prefixes is (grade - 1) / 4, and is interpolated between them."""
 
     name = "roboreward"
 
@@ -61,12 +61,12 @@ class RoboReward(ProgressScorer):
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: Clip) -> ClipScore:
-        shown = thin_positions(len(clip), self._max_frames)
-        ends = prefix_ends(len(shown), _PREFIXES)
-        videos = [Video(clip.frames[shown[:end]], _FPS) for end in ends]
+        positions = thin_positions(len(clip), self._max_frames)
+        ends = prefix_ends(len(positions), _PREFIXES)
+        videos = [PromptVideo(clip.frames[positions[:end]], _FPS) for end in ends]
         answers = self._ask([fill(self._template, clip.task, [video]) for video in videos])
         grades = np.array([parse_grade(answer) for answer in answers])
-        return answered((grades - 1) / 4, shown[ends - 1], len(clip), answers)
+        return answered((grades - 1) / 4, positions[ends - 1], len(clip), answers)
 
 
 def make(name: str, config: BaselineConfig, device: str) -> RoboReward:

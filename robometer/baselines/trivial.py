@@ -1,4 +1,4 @@
-"""Scorers that look at nothing, or at next to nothing. What a model is worth is its distance from these."""
+"""Scorers that look at nothing, or almost nothing. A model is worth only what it gains over these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robometer.scoring import Clip
 
 
 class Clock(ProgressScorer):
-    """Progress is the time that has passed: perfect reward alignment, forwards and backwards, and blind otherwise."""
+    """Progress is the time that has passed: perfect reward alignment forwards and backwards, and blind otherwise."""
 
     name = "clock"
 
@@ -33,7 +33,7 @@ class Constant(ProgressScorer):
 
 
 class Random(ProgressScorer):
-    """Uniform noise that depends on the seed and on what is in the clip, so that a clip scores alike in any batch."""
+    """Uniform noise from the seed and the clip's content, so that a clip scores the same in any batch."""
 
     name = "random"
 
@@ -46,7 +46,7 @@ class Random(ProgressScorer):
 
 
 class FrameDifference(ProgressScorer):
-    """Progress is how far the picture is from the first one: mean absolute difference of pixels, times a gain."""
+    """Progress is the distance from the first frame: mean absolute difference of pixels, times a gain."""
 
     name = "frame_difference"
 
@@ -61,7 +61,7 @@ class FrameDifference(ProgressScorer):
 
 def make(name: str, config: BaselineConfig, device: str) -> ProgressScorer:
     """See `robometer.baselines.load_baseline`."""
-    made: dict[str, ProgressScorer] = {
+    scorers: dict[str, ProgressScorer] = {
         scorer.name: scorer for scorer in (Clock(), Constant(), Random(config.seed), FrameDifference())
     }
-    return made[name]
+    return scorers[name]

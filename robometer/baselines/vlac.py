@@ -1,8 +1,8 @@
-"""VLAC (arXiv 2509.15937): a critic that says by how much a robot got closer between two frames.
+"""VLAC (arXiv 2509.15937): a critic that says how much closer a robot got to its goal between two frames.
 
-Two models can be the critic. The authors' weights are of a kind that runs only in their own package, `evo_vlac`, which
-needs an old transformers and so an environment of its own (`robometer.baselines.runtime_env`). Any other
-vision-language model can be asked the same question in our words. What becomes of the answers is the same code.
+There are two kinds of critic. The authors' weights run only in their own package, `evo_vlac`, which needs an old
+transformers and so its own environment (`robometer.baselines.runtime_env`). Any other vision-language model can be
+asked the same question in our words. The same code turns the answers into progress.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ This is an earlier moment: <image>
 This is a later moment: <image>
 By what share of what was left to do did the robot get closer to the end of the task in between? Answer with a signed \
 number of percent from -100 to 100 and nothing else: negative where it got further away, 0 where nothing changed."""
-"""In our words; for models other than the published one, whose package has its own."""
+"""Our wording, for models other than the published one, whose package has its own prompt."""
 
 _MAX_FRAMES, _MAX_NEW_TOKENS = 64, 32
-_THEIR_KIND = "internvl_chat"  # model_type of the published weights
+_PUBLISHED_TYPE = "internvl_chat"  # model_type of the published weights
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 Critic = Callable[[Clip], np.ndarray]
-"""Signed progress float [M - 1] in [-1, 1] from each frame of a clip to the next; NaN where there is no answer."""
+"""From a clip to the signed progress float [M - 1] in [-1, 1] from each frame to the next; NaN for no answer."""
 
 
 def parse_delta(answer: str) -> float:
-    """The first number of an answer as a share, clamped to [-1, 1]; NaN where there is none."""
-    found = _NUMBER.search(answer)
-    return float(np.clip(float(found[0]) / 100, -1, 1)) if found else np.nan
+    """The first number of an answer, in percent, as a share clipped to [-1, 1]; NaN without one."""
+    match = _NUMBER.search(answer)
+    return float(np.clip(float(match[0]) / 100, -1, 1)) if match else np.nan
 
 
 def accumulate(deltas: np.ndarray) -> np.ndarray:
-    """Value float64 [N] after each delta [N], from 0: every delta is a share of what is left, in both directions.
+    """Value float64 [N] after each delta [N], starting at 0: each delta is a share of what is left, up or down.
 
-    A delta that is NaN has no value, and the next one goes on from what was known.
+    A delta that is NaN has no value, and the next one continues from the last known value.
     """
     return np.where(np.isfinite(deltas), 1 - np.cumprod(1 - np.nan_to_num(deltas)), np.nan)
 
 
 class Vlac(ProgressScorer):
-    """Progress is the accumulated value, cut to [0, 1]."""
+    """Progress is the accumulated value, clipped to [0, 1]."""
 
     name = "vlac"
 
@@ -69,12 +69,12 @@ class Vlac(ProgressScorer):
 
 
 def fit(deltas: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` deltas; missing ones are 0, so that the last value stays."""
+    """The first `count` deltas; missing ones are 0, so that the value does not change."""
     return np.pad(deltas[:count], (0, max(0, count - len(deltas))))
 
 
 def asking_critic(ask: Ask, template: str = TEMPLATE) -> Critic:
-    """The critic that is a model of ours."""
+    """A critic that asks a chat model in our words."""
 
     def critic(clip: Clip) -> np.ndarray:
         pairs = zip(clip.frames[:-1], clip.frames[1:], strict=True)
@@ -84,7 +84,7 @@ def asking_critic(ask: Ask, template: str = TEMPLATE) -> Critic:
 
 
 def published_critic(source: str, batch_size: int, device: str) -> Critic:
-    """The critic that is the authors' package with their weights.
+    """The critic of the authors' package with their weights.
 
     Raises:
         ConfigError: `evo_vlac` is not installed.
@@ -94,16 +94,16 @@ def published_critic(source: str, batch_size: int, device: str) -> Critic:
         from evo_vlac import GAC_model
     except ImportError as error:
         raise ConfigError(
-            f"the weights of {source} run only in the package evo_vlac, which is not installed here: run them in the "
-            "environment robometer.baselines.runtime_env('vlac'), or give baseline.model=FOLDER with another model"
+            f"the weights of {source} run only in the package evo_vlac, which is not installed: run them in the "
+            "environment robometer.baselines.runtime_env('vlac'), or set baseline.model=FOLDER to another model"
         ) from error
     model: Any = GAC_model(tag="critic")
     model.init_model(model_path=str(locate(source)), model_type="internvl2", device_map=device)
-    model.temperature, model.top_k = 0.5, 1  # of the most likely word alone: no chance in it
+    model.temperature, model.top_k = 0.5, 1  # only the most likely word, so nothing is random
     model.set_config()
     model.set_system_prompt()
 
-    busy = Lock()  # as `OneAtATime`: what their package keeps between calls is not known
+    busy = Lock()  # as in `OneAtATime`: their package may keep state between calls
 
     def critic(clip: Clip) -> np.ndarray:
         frames = [Image.fromarray(frame) for frame in clip.frames]
@@ -118,10 +118,10 @@ def published_critic(source: str, batch_size: int, device: str) -> Critic:
 def make(name: str, config: BaselineConfig, device: str) -> Vlac:
     """See `robometer.baselines.load_baseline`."""
     source = config.model or PUBLISHED
-    if _is_theirs(source):
+    if _is_published(source):
         critic = published_critic(source, config.batch_size, device)
     else:
-        # Not above: it needs a newer transformers than the authors' package allows.
+        # Imported late: it needs a newer transformers than the authors' package allows.
         from robometer.baselines.chat_model import load_chat_model
 
         template = read_template(config, TEMPLATE)
@@ -129,11 +129,11 @@ def make(name: str, config: BaselineConfig, device: str) -> Vlac:
     return Vlac(critic, config.max_frames or _MAX_FRAMES, config.interval)
 
 
-def _is_theirs(source: str) -> bool:
-    """Whether these are the authors' weights, or others of their kind in a folder."""
+def _is_published(source: str) -> bool:
+    """Whether `source` is the authors' weights, or a folder with weights of the same type."""
     if source.startswith(PUBLISHED):
         return True
     try:
-        return bool(json.loads((locate(source) / "config.json").read_text())["model_type"] == _THEIR_KIND)
+        return bool(json.loads((locate(source) / "config.json").read_text())["model_type"] == _PUBLISHED_TYPE)
     except (OSError, ValueError, KeyError):
         return False

@@ -1,4 +1,4 @@
-"""The families of vision-language models that Robometer can stand on: how each is fed, and where its parts are."""
+"""The families of vision-language models that Robometer can build on: their inputs and their parts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Backbone:
-    """One family.
+    """One family of vision-language models.
 
     Attributes:
-        model: transformers' class without a language-modelling head.
-        vision: names of the modules that turn pixels into features; frozen unless asked.
+        model: transformers' class, without a language-modelling head.
+        vision: names of the modules that turn pixels into features.
         language: name of the language model.
-        chat: how it writes a turn.
-        cutter: makes the cutter that fits a configuration of the family.
-        features: pixels and grid to features, one entry per image, as the model's forward takes them.
+        chat: how the family writes a turn.
+        cutter: makes the cutter for a configuration of the family.
+        features: from (model, pixels, grid) to features, one entry per image, as the model's forward takes them.
         spatial_positions: whether image tokens have positions in rows and columns (M-RoPE).
     """
 
@@ -43,7 +43,7 @@ class Backbone:
     spatial_positions: bool
 
     def positions(self, size: int, rows: int, columns: int, start: int) -> tuple[np.ndarray, int]:
-        """Positions int64 [3, size] of the tokens of an image (text: one row), and how far they reach."""
+        """Positions int64 [3, size] of the tokens of an image or a text, and by how much the next position advances."""
         if rows * columns != size or not self.spatial_positions:
             return np.tile(np.arange(start, start + size), (3, 1)), size
         row, column = np.divmod(np.arange(size), columns)
@@ -67,9 +67,9 @@ def _smolvlm_cutter(config: Any) -> Cutter:
 
 
 def _smolvlm_features(model: Any, pixels: Tensor, grid: Tensor) -> Any:
-    found = model.get_image_features(pixels[None], return_dict=True)
-    found.pooler_output = torch.cat(list(found.pooler_output)).split(model.image_seq_len)
-    return found
+    features = model.get_image_features(pixels[None], return_dict=True)
+    features.pooler_output = torch.cat(list(features.pooler_output)).split(model.image_seq_len)
+    return features
 
 
 BACKBONES = {
@@ -101,16 +101,18 @@ BACKBONES = {
         spatial_positions=False,
     ),
 }
-"""By `model_type` of the base model's configuration."""
+"""The families by `model_type` of the base model's configuration."""
 
 
 def backbone_of(config: PretrainedConfig) -> Backbone:
     """The family of a base model's configuration.
 
     Raises:
-        ConfigError: it is none of `BACKBONES`.
+        ConfigError: the configuration is of no family in `BACKBONES`.
     """
     kind = str(config.model_type)
     if kind not in BACKBONES:
-        raise ConfigError(f"a base model of type {kind!r} is none of {', '.join(BACKBONES)}")
+        raise ConfigError(
+            f"the base model has type {kind!r}, which is not supported: use one of {', '.join(BACKBONES)}"
+        )
     return BACKBONES[kind]

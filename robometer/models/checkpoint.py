@@ -26,7 +26,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
 from robometer.frames import UPSTREAM, FrameSettings
 from robometer.models.collate import Collator
-from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
+from robometer.models.layouts import BACKBONE, CONFIG, Checkpoint, open_checkpoint
 from robometer.models.rewind import Rewind, RewindEnsemble
 from robometer.models.rewind_scorer import RewindCollator, RewindScorer, feature_statistics
 from robometer.models.sources import locate
@@ -83,7 +83,7 @@ def start_folder(config: Config) -> Iterator[Path | None]:
     if not config.train.load_from_checkpoint:
         yield None
         return
-    start = describe(locate(config.train.load_from_checkpoint))
+    start = open_checkpoint(locate(config.train.load_from_checkpoint))
     if start.config.model.kind != config.model.kind:
         raise CheckpointError(f"{start.folder} holds a {start.config.model.kind} model, not a {config.model.kind}")
     if start.config.model.lora.rank:
@@ -142,7 +142,7 @@ def save_checkpoint(
 
 def load_config(source: str | Path) -> Config:
     """The configuration of a checkpoint (see `locate` for what `source` may be)."""
-    return describe(locate(source)).config
+    return open_checkpoint(locate(source)).config
 
 
 def load_model(source: str | Path, tracking_uri: str = "") -> tuple[nn.Module, Config]:
@@ -153,11 +153,11 @@ def load_model(source: str | Path, tracking_uri: str = "") -> tuple[nn.Module, C
     Raises:
         CheckpointError: it cannot be had, a file is unreadable, or tensors are missing, unexpected or misshaped.
     """
-    found = describe(locate(source, tracking_uri))
+    found = open_checkpoint(locate(source, tracking_uri))
     return filled_model(found), found.config
 
 
-def filled_model(found: Description) -> nn.Module:
+def filled_model(found: Checkpoint) -> nn.Module:
     """The model of a checkpoint with its weights; one with adapters has those of its base model, and then its own.
 
     Raises:
@@ -180,7 +180,7 @@ def filled_model(found: Description) -> nn.Module:
     return model
 
 
-def empty_model(found: Description) -> nn.Module:
+def empty_model(found: Checkpoint) -> nn.Module:
     """The model of a checkpoint on the meta device.
 
     Raises:
@@ -204,7 +204,7 @@ def empty_model(found: Description) -> nn.Module:
 
 
 @contextmanager
-def backbone_folder(found: Description) -> Iterator[Path | None]:
+def backbone_folder(found: Checkpoint) -> Iterator[Path | None]:
     """The folder with `config.json` and tokenizer that `build_robometer` and `load_processor` read; None for ReWiND.
 
     A public checkpoint's is made for the time of the block: its backbone's configuration may lie inside of another one,
@@ -234,7 +234,7 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def frames_of(found: Description) -> FrameSettings | None:
+def frames_of(found: Checkpoint) -> FrameSettings | None:
     """How a recording becomes frames for this model: as its corpus did; upstream's for public weights.
 
     Returns:
@@ -258,7 +258,7 @@ def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings | None
         return load_scorer(checkpoint).info.frames
     if checkpoint.startswith(baselines.PREFIX):
         return FrameSettings()
-    return frames_of(describe(locate(checkpoint, tracking_uri)))
+    return frames_of(open_checkpoint(locate(checkpoint, tracking_uri)))
 
 
 def load_scorer(
@@ -272,7 +272,7 @@ def load_scorer(
         return RemoteScorer(name, os.environ.get("ROBOMETER_TOKEN"))
     if name.startswith(baselines.PREFIX):
         return baselines.load_baseline(name.removeprefix(baselines.PREFIX), baseline or BaselineConfig(), device)
-    found = describe(locate(checkpoint, tracking_uri))
+    found = open_checkpoint(locate(checkpoint, tracking_uri))
     model, revision = filled_model(found), checkpoint_hash(found.folder)
     info = ScorerInfo(frames_of(found), revision=revision, provenance=load_provenance(found.folder))
     with backbone_folder(found) as folder:
@@ -286,13 +286,13 @@ def scorer_identity(checkpoint: str, tracking_uri: str = "", baseline: BaselineC
         return f"{remote.name} {remote.info.revision}"
     if checkpoint.startswith(baselines.PREFIX):
         return baselines.identity(checkpoint.removeprefix(baselines.PREFIX), baseline or BaselineConfig())
-    found = describe(locate(checkpoint, tracking_uri))
+    found = open_checkpoint(locate(checkpoint, tracking_uri))
     return (
         f"{_scorer_name(found, checkpoint_hash(found.folder))} {found.config.model} {found.config.sampling.max_frames}"
     )
 
 
-def _scorer_name(found: Description, revision: str) -> str:
+def _scorer_name(found: Checkpoint, revision: str) -> str:
     return f"{found.config.model.kind}@{revision}"
 
 

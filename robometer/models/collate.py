@@ -1,4 +1,4 @@
-"""From sample plans to the targets of a batch; what the frames become is each model's own collator."""
+"""From sample plans to the targets of a batch; each model's own collator turns the frames into inputs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from robometer.training.batch import Batch, ClipTargets
 
 
 class Collator(Protocol):
-    """Plans in, batch out: fetches what the plans name from the corpus."""
+    """Plans in, batch out: reads the frames or embeddings that the plans name from the corpus."""
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch: ...
 
 
 def collate_targets(plans: Sequence[SamplePlan], inputs: dict[str, Tensor]) -> Batch:
-    """Pad the targets of `plans` to the longest clip on each side and join them with the model's `inputs`."""
+    """Pad the targets of `plans` to the longest clip of each side, and add the model's `inputs`."""
     return Batch(
         sample_index=torch.tensor([plan.sample_index for plan in plans]),
         inputs=inputs,

@@ -1,10 +1,10 @@
-"""Frozen encoders, by name: frames to vectors and instructions to vectors.
+"""Frozen encoders by name, for frames and for instructions.
 
 | name                     | dim  | what                                                                    | needs    |
 |--------------------------|------|-------------------------------------------------------------------------|----------|
 | efficientnet_lite0       | 1280 | EfficientNet-Lite0 (ImageNet), global average, whole frame at 160 px    | encoders |
 | efficientnet_lite0_grid  | 4080 | the same forward pass, and 5 x 5 cells of its stride-16 features        | encoders |
-| dinov2_base              | 768  | facebook/dinov2-base, pooler output, as upstream's preprocessing has it | a hub    |
+| dinov2_base              | 768  | facebook/dinov2-base, pooler output, as in upstream's preprocessing     | a hub    |
 | random_image             | 64   | random convolution under a fixed seed, for tests                        |          |
 | minilm_l6                | 384  | all-MiniLM-L6-v2                                                        | encoders |
 | minilm_l12               | 384  | sentence-transformers/all-MiniLM-L12-v2, upstream's ReWiND text encoder | a hub    |
@@ -26,21 +26,21 @@ from torch import Tensor, nn
 from robometer.errors import RobometerError
 
 STORED = np.float16
-"""The type in which a corpus keeps image embeddings: a model that learned from these is shown no others."""
+"""The type in which a corpus stores image embeddings. A model that was trained on them must be given the same type."""
 
 
 class EncoderError(RobometerError):
-    """An encoder that cannot be had; the message says what to install or to choose."""
+    """An encoder is unavailable; the message says what to install or choose."""
 
 
 class ImageEncoder(Protocol):
-    """Frames in, one vector each out; a frame's vector does not depend on the batch it came in."""
+    """Frames in, one vector per frame out, independent of the other frames in the batch."""
 
     name: str
     dim: int
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
-        """Frames uint8 [N, H, W, 3] at the encoder's own size, so that frames of several sizes can share a batch."""
+        """Frames uint8 [N, H, W, 3] at the encoder's own size, so that frames of different sizes can share a batch."""
         ...
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ class ImageEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Texts in, one vector each out."""
+    """Texts in, one vector per text out."""
 
     name: str
     dim: int
@@ -63,7 +63,7 @@ def image_encoder(name: str, device: str = "cpu") -> ImageEncoder:
     """Load an image encoder onto `device`.
 
     Raises:
-        EncoderError: an unknown name, a missing package, or weights that cannot be downloaded.
+        EncoderError: the name is unknown, a package is missing, or the weights cannot be downloaded.
     """
     encoder: ImageEncoder = _load(name, device, _IMAGE_ENCODERS, "embed.image_encoder")
     return encoder
@@ -77,7 +77,7 @@ def text_encoder(name: str, device: str = "cpu") -> TextEncoder:
 
 def _load(name: str, device: str, registry: dict[str, Callable[[str, str], Any]], key: str) -> Any:
     if name not in registry:
-        raise EncoderError(f"{key}={name!r} is none of {', '.join(registry)}")
+        raise EncoderError(f"{key}={name!r} is not one of {', '.join(registry)}")
     try:
         return registry[name](name, device)
     except ImportError as error:
@@ -86,13 +86,13 @@ def _load(name: str, device: str, registry: dict[str, Callable[[str, str], Any]]
         ) from error
     except OSError as error:
         raise EncoderError(
-            f"the weights of encoder {name} are neither cached here nor on a hub in reach: "
+            f"the weights of encoder {name} are neither cached here nor on a hub that can be reached: "
             "download them where there is a network, or choose another encoder"
         ) from error
 
 
 class TorchImageEncoder:
-    """Any network on normalised frames: (x / 255 - mean) / std, in steps of a fixed size."""
+    """A network on normalised frames, (x / 255 - mean) / std, that encodes at most `step` frames at once."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class TorchImageEncoder:
 
 
 def _square(size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The whole frame squeezed to a square: what happens at the edge of a robot's scene must not be cropped away."""
+    """Squeeze the whole frame to a square: cropping would lose what happens at the edge of a robot's scene."""
 
     def resize(frame: np.ndarray) -> np.ndarray:
         if frame.shape[:2] == (size, size):
@@ -138,7 +138,7 @@ def _square(size: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _centre_crop(short_edge: int, size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """DINOv2's own preprocessing: bicubic to a short edge, then the centre."""
+    """DINOv2's own preprocessing: bicubic to a short edge, then a crop of the centre."""
     from PIL import Image
 
     def resize(frame: np.ndarray) -> np.ndarray:
@@ -159,9 +159,9 @@ def _centre_crop(short_edge: int, size: int) -> Callable[[np.ndarray], np.ndarra
 
 
 class _Lite0(nn.Module):
-    """Global average [N, 1280] of EfficientNet-Lite0's last features and, with a grid, where things are in the frame.
+    """Global average [N, 1280] of EfficientNet-Lite0's last features; a grid adds where things are in the frame.
 
-    The grid holds cell averages of block 10's output (stride 16, 112 channels), which still knows places.
+    The grid holds cell averages of block 10's output (stride 16, 112 channels), which still has spatial detail.
     """
 
     GRID = 5
@@ -177,8 +177,8 @@ class _Lite0(nn.Module):
         return 1280 + (self.GRID_CHANNELS * self.GRID**2 if self._grid else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # The package's `extract_features`, which does not give the blocks in between. A hook that stores them would
-        # hand one thread's to another.
+        # As the package's `extract_features`, which does not return inner blocks. A hook that stores them would mix up
+        # threads.
         net, cells = self.network, pixels.new_zeros(len(pixels), 0)
         features = net._swish(net._bn0(net._conv_stem(pixels)))
         for number, block in enumerate(net._blocks):
@@ -210,7 +210,7 @@ def _lite0(grid: bool) -> Callable[[str, str], ImageEncoder]:
 
 
 def _speed_up(network: nn.Module) -> None:
-    """Fold batch norms into convolutions, pad inside them, clip in place: about twice as fast, equal to 1e-5."""
+    """Fold batch norms and padding into convolutions, and clip in place: twice as fast, and equal to 1e-5."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
@@ -275,7 +275,7 @@ class _MiniLM:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # it is loaded in a blink, in every worker
+        disable_progress_bar()  # loading takes an instant, in every worker
         self.name, self._device = name, device
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._model = AutoModel.from_pretrained(model).eval().to(device)
@@ -283,11 +283,11 @@ class _MiniLM:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        # One text at a time: tasks are few, and without padding a vector cannot depend on its neighbours.
+        # One text at a time: there are few tasks, and without padding a vector cannot depend on other texts.
         return np.stack([self._encode(text) for text in texts]) if texts else np.zeros((0, self.dim), np.float32)
 
     def _encode(self, text: str) -> np.ndarray:
-        # 256 tokens is all-MiniLM-L6-v2's max_seq_length (128 for L12); instructions are far shorter.
+        # all-MiniLM-L6-v2's max_seq_length is 256 tokens, L12's is 128; instructions are far shorter.
         tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._max_length)
         tokens = tokens.to(self._device)
         pooled = mean_pool(self._model(**tokens).last_hidden_state, tokens["attention_mask"])[0]  # [E]
@@ -308,7 +308,7 @@ def _minilm_l12(name: str, device: str) -> TextEncoder:
 
 
 class _RandomText:
-    """Mean of one fixed random vector per word, so that texts which share words are near each other."""
+    """Mean of one fixed random vector per word, so that texts with common words are close to each other."""
 
     dim = 32
 

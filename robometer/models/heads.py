@@ -1,4 +1,4 @@
-"""The three heads that every reward model carries, in the public checkpoints' key layout."""
+"""The three heads of every reward model, with the keys of the public checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def head(dim: int, out: int, dropout: float, sigmoid: bool = False) -> nn.Sequential:
-    """Linear, LayerNorm, GELU, dropout, linear (and a sigmoid); keys 0, 1 and 4 hold weights (upstream heads.py)."""
+    """Linear, LayerNorm, GELU, dropout, linear (and sigmoid); keys 0, 1 and 4 hold weights (upstream heads.py)."""
     layers = [
         nn.Linear(dim, dim // 2),
         nn.LayerNorm(dim // 2),

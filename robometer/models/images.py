@@ -1,4 +1,4 @@
-"""Frames as the families of vision-language models want them: resized, cut into patches, scaled on the device."""
+"""From frames to the input of a vision tower: resize, cut into patches, and scale on the device."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ _MAX_ASPECT_RATIO = 200
 
 
 class Cutter(Protocol):
-    """How frames become the input of a vision tower.
+    """Turns frames into the input of a family's vision tower.
 
     Attributes:
-        temporal: frames that one feature can see.
+        temporal: number of frames that one feature can cover.
     """
 
     @property
     def temporal(self) -> int: ...
 
     def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Patches uint8 of frames uint8 [T, H, W, 3], and the grid (frames, rows, columns) of each, int64 [T, 3].
+        """Patches uint8 of frames uint8 [T, H, W, 3], and the grid (frames, rows, columns) of each frame, int64 [T, 3].
 
-        They stay uint8 and single, an eighth of the size of what the tower takes: see `pixels`.
+        Patches stay uint8 and are not repeated, which is an eighth of the size of the tower's input: see `pixels`.
         """
 
     def cut_moment(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `cut`, of one picture that shows frames uint8 [t, H, W, 3] of a video, at most `temporal` of them."""
+        """As `cut`, for one picture of up to `temporal` frames uint8 [t, H, W, 3] of a video."""
 
     def pixels(self, patches: Tensor) -> Tensor:
-        """What the vision tower takes, float32, from patches."""
+        """The vision tower's input, float32, from patches."""
 
     def features(self, grid: np.ndarray) -> np.ndarray:
-        """Rows and columns of features int64 [T, 2] that the language model sees of frames with that grid."""
+        """Rows and columns int64 [T, 2] of the features that the language model gets for frames with this grid."""
 
 
 @dataclass(frozen=True)
 class QwenCutter:
-    """Qwen's vision towers: any size, in multiples of `patch * merge` px.
+    """Qwen's vision towers, which take any size in multiples of `patch * merge` px.
 
     Attributes:
-        patch, merge, temporal: patch edge in px, patches per feature along an edge, frames per patch (an image is
-            shown that often).
-        mean, std: of the three channels, in units of 255.
-        bounds: least and most px of a frame; None: 4 and 16384 features.
+        patch: edge of a patch in px.
+        merge: patches per feature along an edge.
+        temporal: frames per patch (a single image is repeated).
+        mean, std: of the three channels, for pixels scaled to [0, 1].
+        bounds: fewest and most px of a frame; None for 4 and 16384 features.
     """
 
     patch: int
@@ -62,17 +63,17 @@ class QwenCutter:
     bounds: tuple[int, int] | None = None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Size in px that the model sees: within the bounds, aspect ratio nearly kept.
+        """Size in px that the model sees, within the bounds and with nearly the same aspect ratio.
 
-        Follows qwen_vl_utils 0.0.14, down to Python's rounding of halves to even.
+        Follows qwen_vl_utils 0.0.14, including Python's rounding of halves to even.
 
         Raises:
             InputError: one edge is more than 200 times the other.
         """
         if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
             raise InputError(
-                f"a frame of {height}x{width} px is too long: one edge may be at most {_MAX_ASPECT_RATIO} times the "
-                "other"
+                f"a frame of {height}x{width} px (height x width) is too long: one edge may be at most "
+                f"{_MAX_ASPECT_RATIO} times the other"
             )
         factor = self.patch * self.merge
         least, most = self.bounds or (_MIN_TOKENS * factor**2, _MAX_TOKENS * factor**2)
@@ -86,7 +87,7 @@ class QwenCutter:
         return edges[0], edges[1]
 
     def cut(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Patches [N, 3 * patch * patch] (channel, row, column), those of one feature together; see `Cutter.cut`."""
+        """Patches [N, 3 * patch * patch] (channel, row, column), grouped by feature; see `Cutter.cut`."""
         patch, merge = self.patch, self.merge
         frames = resize(frames, *self.size(*frames.shape[1:3]), Image.Resampling.BICUBIC)
         rows, columns = (edge // (patch * merge) for edge in frames.shape[1:3])
@@ -96,13 +97,13 @@ class QwenCutter:
         return np.ascontiguousarray(patches), grid
 
     def cut_moment(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Patches [N, 3 * temporal * patch * patch]; a last frame is repeated to make up `temporal`."""
+        """Patches [N, 3 * temporal * patch * patch]; the last frame is repeated up to `temporal` frames."""
         patches, grid = self.cut(frames[np.minimum(np.arange(self.temporal), len(frames) - 1)])
         by_frame = patches.reshape(self.temporal, -1, 3, self.patch**2)
         return by_frame.transpose(1, 2, 0, 3).reshape(by_frame.shape[1], -1), grid[:1]
 
     def pixels(self, patches: Tensor) -> Tensor:
-        """float32 [N, 3 * temporal * patch * patch] from patches uint8 of that size, or of one frame for all."""
+        """float32 [N, 3 * temporal * patch * patch] from patches uint8 of this size, or of one frame to be repeated."""
         mean, std = (torch.tensor(values, device=patches.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         scaled = (patches.float().view(len(patches), 3, -1, self.patch**2) / 255.0 - mean) / std
         return scaled.expand(-1, -1, self.temporal, -1).reshape(len(patches), -1)
@@ -114,10 +115,10 @@ class QwenCutter:
 
 @dataclass(frozen=True)
 class SquareCutter:
-    """SmolVLM's vision tower: every frame a square of `size` px, and as many features whatever it shows.
+    """SmolVLM's vision tower: every frame becomes a square of `size` px, with the same number of features.
 
-    Follows SmolVLM's image processor with `longest_edge` = the tower's size, where upstream sets it: no frame is
-    split; the first resize keeps the aspect ratio, the second one does not.
+    Follows SmolVLM's image processor with `longest_edge` set to the tower's size, as upstream sets it: frames are not
+    split; the first resize keeps the aspect ratio and the second does not.
     """
 
     size: int
@@ -150,13 +151,13 @@ class SquareCutter:
 
 
 def _even(edge: float) -> int:
-    """The image processor makes a short edge even, and at least 1 px."""
+    """The short edge as the image processor rounds it: even, and at least 1 px."""
     whole = int(edge)
     return max(1, whole + whole % 2)
 
 
 def resize(frames: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] at another size; those that have it already are returned as they are."""
+    """Frames uint8 [T, H, W, 3] at another size; unchanged if they have it already."""
     if frames.shape[1:3] == (height, width):
         return frames
     return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), method)) for frame in frames])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and how it fits its model, by group of tensors: from headers alone, without weights."""
+"""What a checkpoint holds and whether it fits its model, by group of tensors, from file headers alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from robometer import text
 from robometer.configs.schema import Config, ModelConfig
 from robometer.models.checkpoint import backbone_folder, empty_model, frames_of, load_provenance
-from robometer.models.layouts import BACKBONE, Description
+from robometer.models.layouts import BACKBONE, Checkpoint
 from robometer.models.weights import EMBEDDING, Match, Slot, match, optional_of, our_name, shapes_of
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -22,7 +22,7 @@ _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of one part of the model: how many the checkpoint has, and how many of them do not fit."""
+    """The tensors of one part of the model: how many the checkpoint has, and how many do not fit."""
 
     name: str
     tensors: int
@@ -33,20 +33,20 @@ class Group:
     misshaped: int
 
 
-def inventory(found: Description) -> list[Group]:
-    """The groups of a checkpoint, compared with the model that its configuration describes; the last one is the sum."""
+def inventory(found: Checkpoint) -> list[Group]:
+    """The groups of a checkpoint, compared with the model of its configuration; the last one is the total."""
     shapes = {name: slot.shape for name, slot in found.slots.items()}
     fit = _fit(found, shapes)
-    wrong = [set(fit.missing), set(fit.unexpected), {name for name, *_ in fit.misshaped}]
+    misfits = [set(fit.missing), set(fit.unexpected), {name for name, *_ in fit.misshaped}]
     names = dict.fromkeys([*found.slots, *fit.missing])
     groups = [
-        _group(group, [name for name in names if _group_of(name) == group], found.slots, wrong)
+        _group(group, [name for name in names if _group_of(name) == group], found.slots, misfits)
         for group in dict.fromkeys(map(_group_of, names))
     ]
-    return [*groups, _group("all", list(names), found.slots, wrong)]
+    return [*groups, _group("all", list(names), found.slots, misfits)]
 
 
-def _fit(found: Description, shapes: Mapping[str, tuple[int, ...]]) -> Match:
+def _fit(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Match:
     if not found.config.model.lora.rank:
         model = empty_model(found)
         return match(shapes_of(model), shapes, optional_of(model))
@@ -59,11 +59,11 @@ def _fit(found: Description, shapes: Mapping[str, tuple[int, ...]]) -> Match:
     return match(shapes_of(adapted, trained_names(adapted)), shapes)
 
 
-def _group(title: str, names: list[str], slots: Mapping[str, Slot], wrong: list[set[str]]) -> Group:
-    own = [slots[name] for name in names if name in slots]
-    sizes = [math.prod(slot.shape) for slot in own]
-    size_bytes = sum(size * _BYTES[slot.dtype] for size, slot in zip(sizes, own, strict=True))
-    return Group(title, len(own), sum(sizes), size_bytes, *(len(names_of & set(names)) for names_of in wrong))
+def _group(title: str, names: list[str], slots: Mapping[str, Slot], misfits: list[set[str]]) -> Group:
+    present = [slots[name] for name in names if name in slots]
+    sizes = [math.prod(slot.shape) for slot in present]
+    size_bytes = sum(size * _BYTES[slot.dtype] for size, slot in zip(sizes, present, strict=True))
+    return Group(title, len(present), sum(sizes), size_bytes, *(len(misfit & set(names)) for misfit in misfits))
 
 
 def _group_of(name: str) -> str:
@@ -83,8 +83,8 @@ def table(groups: list[Group]) -> str:
     return text.table(header, rows)
 
 
-def summary(found: Description, revision: str = "") -> str:
-    """What a checkpoint says of itself, a line each."""
+def summary(found: Checkpoint, revision: str = "") -> str:
+    """What a checkpoint records about itself, one fact per line."""
     model, config = found.config.model, found.config
     files = {slot.file.name for slot in found.slots.values() if slot.file.name}
     progress = f"{config.sampling.progress_bins} bins" if model.progress_loss == "discrete" else model.progress_loss
@@ -93,7 +93,7 @@ def summary(found: Description, revision: str = "") -> str:
         "model": f"{model.kind}{f'@{revision}' if revision else ''}, progress as {progress}",
         "base model": model.base_model if model.kind == "robometer" else "",
         "vocabulary": str(found.vocabulary or ""),
-        "tokenizer": ("in the folder" if found.has_tokenizer else "of the base model") if found.vocabulary else "",
+        "tokenizer": ("in the folder" if found.has_tokenizer else "from the base model") if found.vocabulary else "",
         "embeddings": f"{config.embed.image_encoder}, {config.embed.text_encoder}" if model.kind == "rewind" else "",
         "weights": f"{len(files) or 'no'} file(s), {', '.join(sorted({s.dtype for s in found.slots.values()}))}",
     }
@@ -111,11 +111,14 @@ def _lined(lines: Mapping[str, str]) -> str:
     return "\n".join(f"{name:12} {value}" for name, value in lines.items() if value)
 
 
-def dry_descriptions(folder: str | Path) -> Iterator[Description]:
-    """Both public layouts at the size of a base model whose `config.json` and tokenizer lie in `folder`.
+def dry_checkpoints(folder: str | Path) -> Iterator[Checkpoint]:
+    """Checkpoints in both public layouts, without weights, at the size of the base model in `folder`.
 
-    Names and shapes of the backbone are those of transformers' own classes, those of the heads are the published ones
-    (`robometer/Robometer-4B`), so that comparing them with our model says whether the public weights will load.
+    Names and shapes of the backbone come from transformers' own classes, those of the heads from the published
+    checkpoint (`robometer/Robometer-4B`). Comparing them with our model shows whether the public weights will load.
+
+    Args:
+        folder: holds the base model's `config.json` and tokenizer.
     """
     from robometer.models.robometer import load_processor
 
@@ -125,7 +128,7 @@ def dry_descriptions(folder: str | Path) -> Iterator[Description]:
     backbone: dict[str, Any] = json.loads((path / BACKBONE).read_text())
     for layout in ("upstream", "lerobot"):
         slots = _public_slots(path, layout, vocabulary, config.sampling.progress_bins)
-        yield Description(path, layout, config, backbone, vocabulary, True, slots)
+        yield Checkpoint(path, layout, config, backbone, vocabulary, True, slots)
 
 
 def _public_slots(folder: Path, layout: str, vocabulary: int, bins: int) -> dict[str, Slot]:
@@ -133,9 +136,9 @@ def _public_slots(folder: Path, layout: str, vocabulary: int, bins: int) -> dict
 
     settings = AutoConfig.from_pretrained(folder)
     settings.text_config.vocab_size = vocabulary
-    of_layout: Any = AutoModel if layout == "upstream" else AutoModelForImageTextToText
+    model_class: Any = AutoModel if layout == "upstream" else AutoModelForImageTextToText
     with torch.device("meta"):
-        state = of_layout.from_config(settings).state_dict()
+        state = model_class.from_config(settings).state_dict()
     shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in state.items()}
     size = settings.text_config.hidden_size
     half = size // 2

@@ -1,14 +1,14 @@
-"""What describes a checkpoint: our `config.yaml`, upstream's experiment configuration, or LeRobot's `config.json`.
+"""Opens a checkpoint folder: ours, upstream's or LeRobot's, by its configuration and the headers of its weights.
 
 | layout    | configuration                                  | weights                              | tokenizer    |
 |-----------|------------------------------------------------|--------------------------------------|--------------|
 | robometer | config.yaml, our `Config`                      | model.visual.*, heads                | in the folder|
-| upstream  | config.yaml of `robometer/Robometer-4B`, or    | the same; ReWiND too                 | may be absent|
-|           | of the folder above, and the backbone's        |                                      |              |
+| upstream  | config.yaml of `robometer/Robometer-4B`, also  | the same; ReWiND too                 | may be absent|
+|           | in the parent folder, and the backbone's       |                                      |              |
 |           | config.json                                    |                                      |              |
 | lerobot   | config.json alone, with the backbone's inside  | model.model.visual.*, lm_head, heads | may be absent|
 
-Settings of others that we do not have are passed over, except those that would make another model: they are refused.
+Settings of others that we do not have are ignored, unless they would make another model: those are refused.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _OF_THE_MODEL = ("model", "sampling", "embed")
 
 
 @dataclass(frozen=True)
-class Description:
-    """What a checkpoint folder says of itself.
+class Checkpoint:
+    """A checkpoint folder, opened without reading its weights.
 
     Attributes:
         layout: `robometer`, `upstream` or `lerobot`.
-        config: ours; the number of progress bins is that of the weights.
-        backbone: configuration of the vision-language backbone as transformers has it; None for ReWiND.
+        config: our configuration of the model; the number of progress bins is that of the weights.
+        backbone: transformers' configuration of the vision-language backbone; None for ReWiND.
         vocabulary: rows of the token embedding; 0 for ReWiND.
-        has_tokenizer: whether its files are in the folder.
+        has_tokenizer: whether the folder holds a tokenizer.
         slots: the tensors, by our names.
     """
 
@@ -66,60 +66,62 @@ class Description:
     slots: Mapping[str, Slot]
 
 
-def describe(folder: str | Path) -> Description:
-    """Read configuration and headers of a checkpoint folder; no weights.
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read the configuration and the weight headers of a checkpoint folder.
 
     Raises:
-        CheckpointError: it is no checkpoint, or one of a model that we do not have.
+        CheckpointError: the folder is not a checkpoint, or its model is not supported.
     """
     path = Path(folder)
     layout, config = _config(path)
-    found = slots(path)
-    vocabulary = next((slot.shape[0] for name, slot in found.items() if EMBEDDING.search(name)), 0)
+    tensors = slots(path)
+    vocabulary = next((slot.shape[0] for name, slot in tensors.items() if EMBEDDING.search(name)), 0)
     backbone = _backbone(path, layout) if config.model.kind == "robometer" else None
     if backbone is not None and not vocabulary and not config.model.lora.rank:
-        raise CheckpointError(f"{path} holds no token embedding (embed_tokens.weight)")
+        raise CheckpointError(f"{path} has no token embedding (embed_tokens.weight)")
     has_tokenizer = any((path / name).is_file() for name in TOKENIZERS)
-    return Description(path, layout, _with_bins(config, found), backbone, vocabulary, has_tokenizer, found)
+    return Checkpoint(path, layout, _with_bins(config, tensors), backbone, vocabulary, has_tokenizer, tensors)
 
 
 def _config(path: Path) -> tuple[str, Config]:
-    """Layout and configuration of a folder; upstream's trainer leaves its config.yaml in the folder above."""
+    """Layout and configuration of a folder; upstream's trainer writes config.yaml into the parent folder."""
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder")
     for file in (path / CONFIG, path.parent / CONFIG):
         values = _read_yaml(file) if file.is_file() else {}
         if "base_model_id" in (values.get("model") or {}):
-            return "upstream", _explained(file, from_upstream, values)
+            return "upstream", _convert(file, from_upstream, values)
         if values and file.parent == path:
-            return "robometer", _explained(file, from_ours, values)
+            return "robometer", _convert(file, from_ours, values)
     values = _read_json(path / BACKBONE) if (path / BACKBONE).is_file() else {}
     if values.get("type") == "robometer" and "vlm_config" in values:
-        return "lerobot", _explained(path / BACKBONE, from_lerobot, values)
+        return "lerobot", _convert(path / BACKBONE, from_lerobot, values)
     raise CheckpointError(
-        f"{path} is not a checkpoint folder: it has no {CONFIG}, of ours or of upstream, and no {BACKBONE} of "
+        f"{path} is not a checkpoint folder: it has neither a {CONFIG}, ours or upstream's, nor a {BACKBONE} of "
         "LeRobot's reward model"
     )
 
 
-def _explained(file: Path, read: Any, values: Values) -> Config:
+def _convert(file: Path, convert: Any, values: Values) -> Config:
     try:
-        config: Config = read(values)
+        config: Config = convert(values)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise CheckpointError(f"{file}: {error}") from error
-        reason = f"{error} is not there" if isinstance(error, KeyError) else error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{file} cannot be read: {reason}") from error
     return config
 
 
-def _with_bins(config: Config, found: Mapping[str, Slot]) -> Config:
+def _with_bins(config: Config, tensors: Mapping[str, Slot]) -> Config:
     """The configuration with as many progress bins as the weights have."""
-    outputs = [slot.shape[0] for name, slot in found.items() if name.endswith("progress_head.4.weight")]
+    outputs = [slot.shape[0] for name, slot in tensors.items() if name.endswith("progress_head.4.weight")]
     if not outputs or config.model.progress_loss != "discrete":
         return config
     if outputs[0] < 2:
-        raise CheckpointError("progress_head gives one value, and the configuration says progress_loss=discrete")
+        raise CheckpointError(
+            "progress_head has one output, but progress_loss=discrete in the configuration needs several"
+        )
     return replace(config, sampling=replace(config.sampling, progress_bins=outputs[0]))
 
 
@@ -132,38 +134,38 @@ def _backbone(path: Path, layout: str) -> dict[str, Any]:
 
     if backbone.get("model_type") not in BACKBONES:
         raise CheckpointError(
-            f"{path} is built on {backbone.get('model_type')!r}, which is none of {', '.join(BACKBONES)}"
+            f"{path} is built on {backbone.get('model_type')!r}, which is not one of {', '.join(BACKBONES)}"
         )
     return backbone
 
 
-# --- settings, ours and of others ----------------------------------------------------------------------------------
+# --- settings, ours and others -------------------------------------------------------------------------------------
 
 
 def from_ours(values: Values) -> Config:
     """Our configuration, also as an earlier version wrote it.
 
-    A setting that is no more is an error where it makes the model, and passed over elsewhere (how a run was trained,
-    which machine it ran on): a checkpoint outlives those.
+    A setting that no longer exists is an error if the model depends on it. Otherwise (how a run was trained, on which
+    machine) it is ignored, so that old checkpoints still load.
     """
-    known = to_dict(Config())
-    kept = {
-        section: entries if section in _OF_THE_MODEL else {k: v for k, v in entries.items() if k in known[section]}
+    defaults = to_dict(Config())
+    settings = {
+        section: entries if section in _OF_THE_MODEL else {k: v for k, v in entries.items() if k in defaults[section]}
         for section, entries in current(values).items()
-        if section in _OF_THE_MODEL or section in known
+        if section in _OF_THE_MODEL or section in defaults
     }
-    return from_dict(kept)
+    return from_dict(settings)
 
 
 def from_upstream(values: Values) -> Config:
-    """Our configuration of upstream's `ExperimentConfig`.
+    """Our configuration from upstream's `ExperimentConfig`.
 
     Raises:
-        CheckpointError: a setting that makes a model which we do not have.
+        CheckpointError: a setting describes a model that is not supported.
     """
     model, data, training = (dict(values.get(key) or {}) for key in ("model", "data", "training"))
     loss = dict(values.get("loss") or {})
-    _refuse(model.get("use_peft"), "use_peft", True, "an adapter whose base is elsewhere: merge it first")
+    _refuse(model.get("use_peft"), "use_peft", True, "an adapter without its base model: merge it first")
     merged = {"progress_loss_type": loss.get("progress_loss_type"), "progress_discrete_bins": 10} | loss | model
     sampling = _sampling(data, merged)
     if model.get("rewind") or "rewind" in str(model["base_model_id"]).lower():
@@ -172,7 +174,7 @@ def from_upstream(values: Values) -> Config:
 
 
 def from_lerobot(values: Values) -> Config:
-    """Our configuration of LeRobot's `RobometerConfig`.
+    """Our configuration from LeRobot's `RobometerConfig`.
 
     Raises:
         CheckpointError: as `from_upstream`.
@@ -185,7 +187,7 @@ def _robometer(values: Values, sampling: SamplingConfig) -> Config:
     precisions = {"bfloat16": "bf16", "float32": "fp32"}
     dtype = str(values.get("torch_dtype", "bfloat16"))
     if dtype not in precisions:
-        raise CheckpointError(f"torch_dtype={dtype} is none of {', '.join(precisions)}")
+        raise CheckpointError(f"torch_dtype={dtype} is not one of {', '.join(precisions)}")
     model = ModelConfig(
         kind="robometer",
         base_model=str(values["base_model_id"]),
@@ -202,7 +204,7 @@ def _robometer(values: Values, sampling: SamplingConfig) -> Config:
 
 
 def _rewind(rewind: Values, values: Values, sampling: SamplingConfig) -> Config:
-    # The heads follow the outer progress_loss_type: upstream never reads the one inside of `rewind`.
+    # The heads follow the outer progress_loss_type: upstream never reads the one inside `rewind`.
     model = ModelConfig(
         kind="rewind",
         hidden_dim=int(rewind.get("hidden_dim", 512)),
@@ -223,28 +225,28 @@ def _rewind(rewind: Values, values: Values, sampling: SamplingConfig) -> Config:
 
 
 def _sampling(data: Values, values: Values) -> SamplingConfig:
-    plain = SamplingConfig()
-    target = str(data.get("progress_pred_type") or plain.progress_target)
+    defaults = SamplingConfig()
+    target = str(data.get("progress_pred_type") or defaults.progress_target)
     # ReWiND's settings say "absolute", which upstream treats as the default.
     return SamplingConfig(
         max_frames=int(data.get("max_frames") or 16),
-        progress_target=plain.progress_target if target == "absolute" else target,
-        not_done_below_progress=float(data.get("min_success", plain.not_done_below_progress)),
-        default_cutoff=float(data.get("max_success", plain.default_cutoff)),
-        progress_bins=int(values.get("progress_discrete_bins") or plain.progress_bins),
+        progress_target=defaults.progress_target if target == "absolute" else target,
+        not_done_below_progress=float(data.get("min_success", defaults.not_done_below_progress)),
+        default_cutoff=float(data.get("max_success", defaults.default_cutoff)),
+        progress_bins=int(values.get("progress_discrete_bins") or defaults.progress_bins),
     )
 
 
 def _refuse(value: object, name: str, refused: bool, what: str) -> None:
     if value is not None and bool(value) is refused:
-        raise CheckpointError(f"{name}={str(refused).lower()} makes a model that cannot be loaded here ({what})")
+        raise CheckpointError(f"{name}={str(refused).lower()} makes a model that is not supported ({what})")
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML in which a Python object is read as the mapping, list or text that it was written as: nothing is called."""
+    """YAML in which a Python object is read as the mapping, list or text that it was written as, and never created."""
 
 
 def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -267,7 +269,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(resolved, dict):
-        raise CheckpointError(f"{file} is no mapping of settings")
+        raise CheckpointError(f"{file} is not a mapping of settings")
     return {str(key): value for key, value in resolved.items()}
 
 
@@ -277,5 +279,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is no mapping of settings")
+        raise CheckpointError(f"{file} is not a mapping of settings")
     return values

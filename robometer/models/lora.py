@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, by peft) on the language model: a fine-tuning that trains, and keeps, a hundredth of it."""
+"""Low-rank adapters (LoRA, by peft) on the language model: fine-tuning trains and stores about 1 % of its weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from robometer.models.robometer import Robometer
 
 
 def add_lora(model: Robometer, settings: LoraSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Freeze the language model and give it adapters; the reward model's own tokens train too.
+    """Freeze the language model and add adapters; the embeddings of the reward model's own tokens train too.
 
-    The layers are replaced in place: the keys of what was there gain `base_layer`, those of the adapters hold `lora_A`
+    Layers are replaced in place: keys of the original weights gain `base_layer`, those of the adapters contain `lora_A`
     and `lora_B`. The heads stay as they are.
 
     Args:
@@ -34,7 +34,7 @@ def add_lora(model: Robometer, settings: LoraSettings, tokenizer: PreTrainedToke
 
 
 def merge(model: Robometer) -> None:
-    """Add the adapters to the weights that they adapt: afterwards the model has the public layout again."""
+    """Merge the adapters into the weights that they adapt, so that the model has the public layout again."""
     merged = cast(Any, model.adapters[0]).merge_and_unload()
     parent, _, name = model.family.language.rpartition(".")
     setattr(model.model.get_submodule(parent), name, merged)
@@ -42,5 +42,5 @@ def merge(model: Robometer) -> None:
 
 
 def trained_names(model: nn.Module) -> set[str]:
-    """Names of what training changes, and so of all that a checkpoint with adapters holds beside its base model."""
+    """Names of the parameters that training changes: all that a checkpoint with adapters stores."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}

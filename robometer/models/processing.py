@@ -1,7 +1,7 @@
-"""What the vision-language model is fed: patches of frames and token ids, for training and for inference alike.
+"""Inputs of the vision-language model, for training and inference alike: patches of frames, and token ids.
 
-A batch is packed: the tokens of all samples one after another without padding, and every distinct frame once, however
-often the samples show it. All positions that the model reads are computed here, none is searched for on the device.
+A batch is packed: the tokens of all samples one after another without padding, and each distinct frame once, however
+often it is shown. All positions that the model reads are computed here, so that nothing is searched on the device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from robometer.training.batch import Batch
 
 @dataclass(frozen=True)
 class Sample:
-    """What is asked of the model: a task, and the names of the frames of one or two trajectories."""
+    """One question to the model: a task, and the names of the frames of one or two trajectories."""
 
     task: str
     a: Sequence[Hashable]
@@ -37,7 +37,7 @@ class Sample:
 
     @property
     def frames(self) -> list[Hashable]:
-        """The names in the order in which the prompt shows them."""
+        """The frame names in the order of the prompt."""
         return [*self.a, *(self.b or [])]
 
 
@@ -48,8 +48,8 @@ class Prompted:
     Attributes:
         ids: int64 [L].
         positions: int64 [3, L] for the rotary embedding: time, row and column.
-        frame_tokens: for each frame the indices of the tokens that stand for it (read-outs: see `Robometer`).
-        preference: index of `PREFERENCE`, or 0.
+        frame_tokens: for each frame, the indices of the tokens at which it is read out (see `Robometer`).
+        preference: index of the `PREFERENCE` token, or 0.
     """
 
     ids: np.ndarray
@@ -59,10 +59,10 @@ class Prompted:
 
 
 class PromptTokenizer:
-    """Prompts of a family to ids and positions.
+    """Turns the prompts of a family into ids and positions.
 
     Args:
-        tokens: whether a token of its own follows each frame, where it is read out.
+        tokens: whether a progress token follows each frame, at which the frame is read out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Backbone, tokens: bool = False) -> None:
@@ -72,7 +72,7 @@ class PromptTokenizer:
         self.text_ids = lru_cache(maxsize=1 << 16)(self._tokenize)
 
     def tokenise(self, prompt: Sequence[str], features: np.ndarray) -> Prompted:
-        """Ids and positions of the parts of a prompt whose frames have `features` int64 [T, 2] (rows, columns)."""
+        """Ids and positions of the parts of a prompt; its frames have `features` int64 [T, 2] (rows, columns)."""
         chat, frames = self._family.chat, iter(features.tolist())
         ids: list[np.ndarray] = []
         positions: list[np.ndarray] = []
@@ -82,33 +82,33 @@ class PromptTokenizer:
             rows = columns = 0
             if part is chat.image:
                 rows, columns = next(frames)
-                own = np.full(rows * columns, self._ids[part], dtype=np.int64)
-                after = index + len(own) + len(chat.after)
-                # Without a progress token, a frame is all between its first and last mark (some families have more).
+                part_ids = np.full(rows * columns, self._ids[part], dtype=np.int64)
+                after = index + len(part_ids) + len(chat.after)
+                # Without a progress token, a frame is all tokens between its outer marks (some families have several).
                 span = (after, after + 1) if self._tokens else (index + 1 - len(chat.before), after - 1)
                 frame_tokens.append(np.arange(*span))
             elif isinstance(part, Control):
-                own = np.array([self._ids[part]], dtype=np.int64)
+                part_ids = np.array([self._ids[part]], dtype=np.int64)
                 preference = index if part is PREFERENCE else preference
             else:
-                own = self.text_ids(part)
-            places, reach = self._family.positions(len(own), rows, columns, at)
-            ids.append(own)
-            positions.append(places)
-            index, at = index + len(own), at + reach
+                part_ids = self.text_ids(part)
+            part_positions, advance = self._family.positions(len(part_ids), rows, columns, at)
+            ids.append(part_ids)
+            positions.append(part_positions)
+            index, at = index + len(part_ids), at + advance
         return Prompted(np.concatenate(ids), np.concatenate(positions, 1), frame_tokens, preference)
 
     def _tokenize(self, text: str) -> np.ndarray:
-        # Without split_special_tokens a task that spells <|prog_token|> would become one.
+        # Without split_special_tokens, a task that spells <|prog_token|> would become that token.
         ids = self._tokenizer([text], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return np.array(cast(list[list[int]], ids)[0], dtype=np.int64)
 
 
 class RobometerProcessor:
-    """Frames and a task to model inputs.
+    """Turns frames and tasks into model inputs.
 
     Args:
-        tokenizer: of the base model; the reward model's tokens are added where they are missing.
+        tokenizer: tokenizer of the base model; missing tokens of the reward model are added.
         base: configuration of the base model.
         ask_progress: see `robometer.models.prompts.preference_prompt`.
         tokens: whether a progress token follows each frame, as in the public weights.
@@ -124,43 +124,43 @@ class RobometerProcessor:
         self.tokenizer, self.base, self.ask_progress, self.tokens = tokenizer, base, ask_progress, tokens
         self.family: Backbone = backbone_of(base)
         self.cutter: Cutter = self.family.cutter(base)
-        # One by one: their order is that of the embedding rows in every checkpoint.
+        # One by one, so that their order is that of the embedding rows in every checkpoint.
         for token in SPECIAL_TOKENS:
             tokenizer.add_tokens([str(token)], special_tokens=True)
         self.tokenise = PromptTokenizer(tokenizer, self.family, tokens).tokenise
 
     def prompt(self, task: str, num_frames_a: int, num_frames_b: int | None = None) -> list[str]:
-        """Parts of the prompt of a clip, or of a pair."""
+        """Parts of the prompt of a clip or a pair."""
         if num_frames_b is None:
             return progress_prompt(task, num_frames_a, self.family.chat, self.tokens)
         return preference_prompt(task, num_frames_a, num_frames_b, self.ask_progress, self.family.chat, self.tokens)
 
     def collate(self, samples: Sequence[Sample], frames: Mapping[Hashable, np.ndarray]) -> dict[str, Tensor]:
-        """Inputs of `Robometer.forward` (see there) from samples and the frames uint8 [H, W, 3] that they name."""
+        """Inputs of `Robometer.forward` for samples, from the frames uint8 [H, W, 3] that they name."""
         names = list(dict.fromkeys(name for sample in samples for name in sample.frames))
-        place = {name: i for i, name in enumerate(names)}
+        number = {name: i for i, name in enumerate(names)}
         patches, grid = self._cut([frames[name] for name in names])
         features = self.cutter.features(grid)  # [D, 2]
-        shown = [np.array([place[name] for name in sample.frames], dtype=np.int64) for sample in samples]
+        images = [np.array([number[name] for name in sample.frames], dtype=np.int64) for sample in samples]
         prompted = [
             self.tokenise(self.prompt(s.task, len(s.a), None if s.b is None else len(s.b)), features[at])
-            for s, at in zip(samples, shown, strict=True)
+            for s, at in zip(samples, images, strict=True)
         ]
         lengths = np.array([len(p.ids) for p in prompted], dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        first = np.cumsum([len(at) for at in shown]) - [len(at) for at in shown]
+        first = np.cumsum([len(at) for at in images]) - [len(at) for at in images]
         a = [np.arange(len(s.a)) + f for s, f in zip(samples, first, strict=True)]
         b = [np.arange(len(s.b or [])) + f + len(s.a) for s, f in zip(samples, first, strict=True)]
-        text = [np.arange(n) for n in lengths]
+        places = [np.arange(n) for n in lengths]
         packed = {
             "input_ids": np.concatenate([p.ids for p in prompted]),
             "position_ids": np.concatenate(
-                [np.concatenate([t[None], p.positions]) for t, p in zip(text, prompted, strict=True)], 1
+                [np.concatenate([at[None], p.positions]) for at, p in zip(places, prompted, strict=True)], 1
             ),
             "sequence_length": lengths,
             "patches": patches,
             "grid": grid,
-            "image": np.concatenate(shown),
+            "image": np.concatenate(images),
             "preference_token": np.array([p.preference for p in prompted]) + starts,
         }
         inputs = {name: torch.from_numpy(value) for name, value in packed.items()}
@@ -168,32 +168,32 @@ class RobometerProcessor:
         return inputs | {"frame_tokens": _padded(frame_tokens, -1), "frames_a": _padded(a), "frames_b": _padded(b)}
 
     def _cut(self, frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Patches and grids of frames of any sizes; neighbours of one size are cut together."""
-        cut, start = [], 0
+        """Patches and grids of frames of any sizes; adjacent frames of the same size are cut together."""
+        parts, start = [], 0
         for end in range(1, len(frames) + 1):
             if end == len(frames) or frames[end].shape != frames[start].shape:
-                cut.append(self.cutter.cut(np.stack(frames[start:end])))
+                parts.append(self.cutter.cut(np.stack(frames[start:end])))
                 start = end
-        patches, grid = (np.concatenate(parts) for parts in zip(*cut, strict=True))
+        patches, grid = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return patches, grid
 
     def collate_clips(self, clips: Sequence[Clip]) -> Batch:
-        """Batch of progress samples without targets."""
+        """A batch of progress samples without targets."""
         return self._collate_unlabelled([(clip, None) for clip in clips])
 
     def collate_pairs(self, pairs: Sequence[tuple[Clip, Clip]]) -> Batch:
-        """Batch of preference samples without targets, each under the task of its first clip."""
+        """A batch of preference samples without targets, each under the task of its first clip."""
         return self._collate_unlabelled(pairs)
 
     def _collate_unlabelled(self, pairs: Sequence[tuple[Clip, Clip | None]]) -> Batch:
         frames: dict[Hashable, np.ndarray] = {}
 
-        def named(clip: Clip) -> list[Hashable]:
+        def add_frames(clip: Clip) -> list[Hashable]:
             names: list[Hashable] = [(frame.shape, frame.tobytes()) for frame in clip.frames]
             frames.update(zip(names, clip.frames, strict=True))
             return names
 
-        samples = [Sample(a.task, named(a), None if b is None else named(b)) for a, b in pairs]
+        samples = [Sample(a.task, add_frames(a), None if b is None else add_frames(b)) for a, b in pairs]
         plans = [
             SamplePlan(
                 i,
@@ -210,7 +210,7 @@ class RobometerProcessor:
 
 
 class RobometerCollator:
-    """Plans to batches: frames from the corpus, patches and token ids by the processor (see `Collator`).
+    """Turns plans into batches: frames from the corpus, patches and token ids from the processor (see `Collator`).
 
     Each distinct frame of a batch is decoded, cut and later encoded once.
     """
@@ -228,14 +228,14 @@ class RobometerCollator:
         return [(clip.row, int(position)) for position in clip.positions]
 
     def _frames(self, samples: Sequence[Sample]) -> dict[Hashable, np.ndarray]:
-        """Every frame that the samples name, each trajectory fetched once."""
-        wanted: dict[int, dict[Any, int]] = {}
+        """Every frame that the samples name; each trajectory is read once."""
+        positions: dict[int, dict[Any, int]] = {}
         for name in cast(Any, [name for sample in samples for name in sample.frames]):
-            wanted.setdefault(name[0], {})[name] = name[1]
-        found: dict[Hashable, np.ndarray] = {}
-        for row, names in wanted.items():
-            found.update(zip(names, self.corpus.frames(row, np.array(list(names.values()))), strict=True))
-        return found
+            positions.setdefault(name[0], {})[name] = name[1]
+        frames: dict[Hashable, np.ndarray] = {}
+        for row, names in positions.items():
+            frames.update(zip(names, self.corpus.frames(row, np.array(list(names.values()))), strict=True))
+        return frames
 
 
 def _padded(positions: Sequence[np.ndarray], value: int = 0) -> Tensor:

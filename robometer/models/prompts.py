@@ -1,8 +1,8 @@
-"""The conversation that the vision-language model reads: public weights depend on every byte of it.
+"""The conversation that the vision-language model reads. The public weights depend on every byte of it.
 
-The text is upstream's (its collator, and the base model's chat template with `add_vision_id`): one user turn, no
-generation prompt, pictures numbered through the whole conversation where the family numbers them, pieces joined
-without separators. What differs from family to family of backbones is a `Chat`.
+The text is upstream's (its collator, and the base model's chat template with `add_vision_id`): one user turn without a
+generation prompt, pictures numbered through the whole conversation if the family numbers them, and pieces joined
+without separators. `Chat` holds what differs between families of backbones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 class Control(str):
-    """A token of its own in a prompt. A text is never one, not even where a task spells it, so none can be forged."""
+    """A control token in a prompt. Text is never one, even if a task spells it, so that no task can forge a token."""
 
     __slots__ = ()
 
@@ -20,7 +20,7 @@ class Control(str):
 SPLIT, PREFERENCE, PROGRESS = Control("<|split_token|>"), Control("<|pref_token|>"), Control("<|prog_token|>")
 
 SPECIAL_TOKENS = (SPLIT, Control("<|reward_token|>"), PREFERENCE, Control("<|sim_token|>"), PROGRESS)
-"""Added to the tokenizer in this order, which the embedding rows of checkpoints follow; reward and sim are unused."""
+"""Added to the tokenizer in this order, that of the embedding rows in checkpoints; reward and sim are unused."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Chat:
     """How one family of models writes a user turn with pictures.
 
     Attributes:
-        opening, closing: before and after the content of the turn.
-        before, image, after: what a picture is put between, and the token that each of its features replaces.
-        caption: text before each picture that Robometer shows, with `{number}`.
-        answer: what opens the model's own turn after it.
+        opening, closing: parts before and after the content of the turn.
+        before, image, after: tokens around a picture, and the token that each of its features replaces.
+        caption: text before each picture of a Robometer prompt, with `{number}`.
+        answer: parts that open the model's own turn.
         moment: text before each moment of a video, with `{seconds}`.
     """
 
@@ -46,7 +46,7 @@ class Chat:
 
     @property
     def controls(self) -> list[Control]:
-        """Every control token that a prompt of this family can hold."""
+        """Every control token that a prompt of this family can contain."""
         own = (*self.opening, *self.closing, *self.before, self.image, *self.after)
         return sorted({*SPECIAL_TOKENS, *(part for part in own if isinstance(part, Control))})
 
@@ -91,10 +91,10 @@ _QUESTION = "Now predict the preference between the two trajectories."
 
 
 def progress_prompt(task: str, num_frames: int, chat: Chat = QWEN3_CHAT, tokens: bool = True) -> list[str]:
-    """Parts of the prompt of one trajectory: control tokens (one `chat.image` per frame), and the text between them.
+    """Parts of the prompt of one trajectory: control tokens (one `chat.image` per frame) and the text between them.
 
     Args:
-        tokens: with a `PROGRESS` after each frame, where progress and success are read.
+        tokens: whether a `PROGRESS` token follows each frame, at which progress and success are read.
     """
     return _turn([_PROGRESS_TEXT.replace("{task}", task), *_frames(1, num_frames, chat, tokens)], chat)
 
@@ -110,8 +110,8 @@ def preference_prompt(
     """Parts of the prompt of a pair, as in `progress_prompt`.
 
     Args:
-        ask_progress: with the sentence that asks for the progress of the first trajectory
-            (upstream's `predict_pref_progress`, on in its public weights).
+        ask_progress: whether the prompt also asks for the progress of the first trajectory (upstream's
+            `predict_pref_progress`, which is on for its public weights).
     """
     opening = _PREFERENCE_TEXT.replace("{task}", task) + (_PAIR_PROGRESS_TEXT if ask_progress else "")
     content = [
@@ -127,7 +127,7 @@ def preference_prompt(
 
 
 def chat_prompt(content: Sequence[str], chat: Chat) -> list[str]:
-    """Parts of a user turn with any content, up to where the model's answer begins."""
+    """Parts of a user turn with any content, up to the start of the model's answer."""
     return _merged([*chat.opening, *content, *chat.closing, *chat.answer])
 
 
@@ -144,7 +144,7 @@ def _turn(content: Sequence[str], chat: Chat) -> list[str]:
 
 
 def _merged(parts: Sequence[str]) -> list[str]:
-    """The parts with neighbouring texts as one: a tokenizer may join bytes across their border."""
+    """The parts with adjacent texts joined: a tokenizer may merge bytes across their border."""
     merged: list[str] = []
     for part in parts:
         if not merged or isinstance(part, Control) or isinstance(merged[-1], Control):

@@ -1,4 +1,4 @@
-"""ReWiND: a small transformer on frozen image and text embeddings (arXiv 2505.10911, sizes and keys as upstream)."""
+"""ReWiND: a small transformer on frozen image and text embeddings (arXiv 2505.10911; sizes and keys as upstream)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 
 VALUE_OF_PROGRESS = 5.0
 VALUE_OF_SUCCESS = 0.25
-"""Shares of progress (0 to 1) and of the success logit in a frame's value under `attention=state`. In 450 steps on
-an earlier bundled corpus (one seed) they raised tau of new clips from 0.77 to 0.82, preference accuracy from 0.91 to
+"""Weights of progress (0 to 1) and of the success logit in a frame's value with `attention=state`. In 450 steps on an
+earlier bundled corpus (one seed) they raised tau of new clips from 0.77 to 0.82 and preference accuracy from 0.91 to
 0.92."""
 
 
 class Rewind(RewardHeads):
     """Progress, success and preference from embeddings of frames and task.
 
-    The sequence is [task, f1, p1, f2, p2, ..., (the same for trajectory B), preference token]; heads read the
-    progress tokens p, or the frames where `per_frame_progress_token` is off. `attention` says what a token sees:
+    The sequence is [task, f1, p1, f2, p2, ..., (the same for trajectory B), preference token]. The heads read the
+    progress tokens p, or the frames if `per_frame_progress_token` is off. `attention` says which tokens a token sees:
 
-    - `causal`: everything before it, as upstream; prediction t depends on frames 1..t.
-    - `full`: everything, also later frames and the other trajectory (upstream without its causal mask).
-    - `state`: the task, its own frame and (in each layer) the `window - 1` frames before it, with no position, so that
-      progress is judged from what the frames show, and not by counting them (only the first ones can be told apart,
-      whose window is cut short). A frame's value is what the preference head gives it plus its progress and success
-      (`VALUE_OF_PROGRESS`, `VALUE_OF_SUCCESS`), so that pairs teach all three heads and the heads agree; a trajectory
-      is worth the value of its last frame plus the mean of all, and the preference is the worth of A less that of B
+    - `causal`: all tokens before it, as upstream; prediction t depends on frames 1..t.
+    - `full`: all tokens, also later frames and the other trajectory (upstream without its causal mask).
+    - `state`: the task, its own frame and (in each layer) the `window - 1` frames before it. There are no positions, so
+      that progress is judged by what the frames show and not by counting them (only the first frames, whose window is
+      cut short, can be told apart). A frame's value is the output of the preference head plus its progress and success
+      (`VALUE_OF_PROGRESS`, `VALUE_OF_SUCCESS`), so that pairs train all three heads and the heads agree. The value of
+      a trajectory is that of its last frame plus the mean over frames. The preference is the value of A minus that of B
       (Bradley-Terry), so that swapping A and B swaps the answer exactly.
 
-    With `standardise`, embeddings are brought to zero mean and unit variance: of frames per dimension, by buffers that
-    travel with the weights; of a task over its dimensions.
+    With `standardise`, embeddings get zero mean and unit variance: those of frames per dimension, by buffers that are
+    stored with the weights, and those of a task over its dimensions.
 
     Batch inputs: `text` [B, E], `embeddings_a` [B, Ta, D], `embeddings_b` [B, Tb, D] (Tb = 0 without pairs).
     """
@@ -82,13 +82,13 @@ class Rewind(RewardHeads):
             self.prog_token_B = nn.Parameter(torch.randn(1, max_len, hidden_dim))
 
     def forward(self, batch: Batch) -> RewardOutput:
-        """Logits for every sample; clips are padded to the longest of the batch and masked.
+        """Logits of every sample; clips are padded to the longest in the batch and masked.
 
         Raises:
             ValueError: a clip has more than `max_len` frames.
         """
         text = batch.inputs["text"]
-        if self.standardise:  # sentence embeddings have unit length: beside the tokens they would not be heard
+        if self.standardise:  # sentence embeddings have unit length, which is tiny beside the other tokens
             text = nn.functional.layer_norm(text, text.shape[-1:])
         text = self.text_proj(text)[:, None]  # [B, 1, H]
         if self.tokens_per_frame == 2:
@@ -126,7 +126,7 @@ class Rewind(RewardHeads):
             frames = torch.cat([frames[:, :1] + first, frames[:, 1:]], 1)
         if self.tokens_per_frame == 1:
             return frames
-        # Without positions both sides share their tokens, so that A and B are judged alike.
+        # Without positions, both sides share their tokens, so that A and B are judged alike.
         progress = self.prog_token_A if self.attention == "state" else getattr(self, f"prog_token_{side}")
         progress = progress[:, :1].expand(batch, length, dim) if self.attention == "state" else progress[:, :length]
         return torch.stack([frames, progress.expand(batch, length, dim)], 2).reshape(batch, 2 * length, dim)
@@ -135,10 +135,10 @@ class Rewind(RewardHeads):
         return hidden[:, start + self.tokens_per_frame - 1 : start + length : self.tokens_per_frame]
 
     def _visible(self, frames_a: Tensor, frames_b: Tensor) -> Tensor:
-        """Which token [B, query, key] sees which; padding is seen by no one but itself."""
+        """Which tokens see which, bool [B, query, key]; a padding token is visible only to itself."""
         k, state = self.tokens_per_frame, self.attention == "state"
         ones = frames_a.new_ones(len(frames_a), 1)
-        pair = frames_b.any(1, keepdim=True)  # without a second trajectory there is no preference token to see
+        pair = frames_b.any(1, keepdim=True)  # without a second trajectory, the preference token is hidden
         valid = torch.cat([ones, frames_a.repeat_interleave(k, 1), frames_b.repeat_interleave(k, 1), pair], 1)
         length_a, length_b = k * frames_a.shape[1], k * frames_b.shape[1]
         position = torch.arange(valid.shape[1], device=valid.device)
@@ -151,7 +151,7 @@ class Rewind(RewardHeads):
         return (structure & valid[:, None]) | torch.eye(len(position), dtype=torch.bool, device=valid.device)
 
     def _state_structure(self, position: Tensor, length_a: int, length_b: int) -> Tensor:
-        """Tokens are [task, A, B, preference token]; the last one is not used."""
+        """`_visible` for `state`, of the tokens [task, A, B, preference token]; the last one is not used."""
         frame = (position - 1).div(self.tokens_per_frame, rounding_mode="floor")
         side = (position > length_a).long() + (position > length_a + length_b)
         ago = frame[:, None] - frame
@@ -159,12 +159,12 @@ class Rewind(RewardHeads):
 
 
 class RewindEnsemble(nn.Module):
-    """Several `Rewind` that differ in their first weights and in the samples that they learn from.
+    """Several `Rewind` models that differ in their initial weights and in the samples that they learn from.
 
-    In training each sample goes to one member, by its `sample_index` (so for any number of workers to the same one).
-    Otherwise all of them answer, and the answer is the mean of their logits. On the bundled corpus (400 steps, seeds 42
-    and 1) two members with 40 samples a step each put .965 and .957 of the pairs of seen tasks right, one with 96 .945
-    and .952; VOC of held-out tasks was .90 and .88 against .52 and .44.
+    In training, each sample goes to one member by its `sample_index`, so to the same one for any number of workers. In
+    evaluation, the answer is the mean of all members' logits. On the bundled corpus (400 steps, seeds 42 and 1), two
+    members with 40 samples a step each got 0.965 and 0.957 of the pairs of seen tasks right, one member with 96 samples
+    0.945 and 0.952; VOC of held-out tasks was 0.90 and 0.88 against 0.52 and 0.44.
     """
 
     def __init__(self, members: Sequence[Rewind]) -> None:
@@ -176,7 +176,7 @@ class RewindEnsemble(nn.Module):
         if not self.training:
             answers = [member(batch) for member in self.members]
             return RewardOutput(*(torch.stack(part).mean(0) for part in zip(*answers, strict=True)))
-        # Each member also answers for the first sample, which is dropped, so that its gradients are nowhere missing.
+        # Each member also answers the first sample, and that answer is dropped, so that no member lacks gradients.
         members, count = len(self.members), len(batch.sample_index)
         sample = torch.cat([torch.arange(count), torch.zeros(members, dtype=torch.int64)]).to(batch.sample_index.device)
         member = member_of(batch.sample_index[sample], members)
@@ -188,16 +188,16 @@ class RewindEnsemble(nn.Module):
 
 
 def member_of(sample_index: Tensor, members: int) -> Tensor:
-    """Which of `members` learns from a sample, int64 [B].
+    """Which of `members` learns from each sample, int64 [B].
 
-    Multiples of the golden ratio (here in units of 2^-32) share samples out evenly, whatever the period with which
-    their kinds repeat.
+    Multiples of the golden ratio (in units of 2^-32) spread samples evenly, whatever the period with which their kinds
+    repeat.
     """
     return (sample_index * 0x9E3779B1 % 2**32 * members) >> 32
 
 
 def _clip_value(values: Tensor, frame_mask: Tensor) -> Tensor:
-    """Value of the last frame plus the mean over frames [B], of values [B, T]; 0 where there is no frame."""
+    """The value of the last frame plus the mean over frames [B], from values [B, T]; 0 without frames."""
     if values.shape[1] == 0:
         return values.new_zeros(len(values))
     count = frame_mask.sum(1)

@@ -1,4 +1,4 @@
-"""How ReWiND is fed: its training collator and its Scorer."""
+"""ReWiND's training collator and its Scorer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from robometer.training.batch import Batch, progress_from_logits
 
 
 class RewindCollator:
-    """Plans to batches: embeddings from the corpus, task embeddings by text (see `Collator`)."""
+    """Turns plans into batches: frame and task embeddings from the corpus (see `Collator`)."""
 
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.corpus, self.encoder = corpus, config.embed.image_encoder
@@ -66,15 +66,15 @@ MIN_STD = 1e-3
 
 
 def feature_statistics(corpus: Corpus, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation float32 [D] of the image embeddings of the training split (512 even rows of it)."""
+    """Mean and standard deviation float32 [D] of the image embeddings in 512 evenly spread training rows."""
     rows = corpus.rows(config.sampling.split)
-    chosen = rows[thin_positions(len(rows), STATISTICS_ROWS)]
-    frames = np.concatenate([corpus.embeddings(config.embed.image_encoder, int(row)) for row in chosen])
+    sample = rows[thin_positions(len(rows), STATISTICS_ROWS)]
+    frames = np.concatenate([corpus.embeddings(config.embed.image_encoder, int(row)) for row in sample])
     return frames.mean(0), frames.std(0) + MIN_STD
 
 
 def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Model inputs from text [B, E] and per-sample embeddings [Ta, D] and [Tb, D], right-padded with zeros."""
+    """Model inputs from text [B, E] and per-sample embeddings [Ta, D] and [Tb, D], zero-padded on the right."""
     return {
         "text": text,
         "embeddings_a": pad_sequence(list(a), batch_first=True),
@@ -83,10 +83,11 @@ def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[
 
 
 class RewindScorer(OneAtATime):
-    """Scorer of a trained ReWiND. Clips longer than it was trained on are thinned, and predictions interpolated.
+    """Scorer of a trained ReWiND; longer clips than it was trained on are thinned and their predictions interpolated.
 
     Args:
-        texts: task embeddings that are known already (a corpus's); others are encoded when they are met.
+        texts: task embeddings of a corpus; other tasks are encoded when they are first scored.
+        info: its `image_encoder` is replaced by the one that the model was trained on.
     """
 
     def __init__(
@@ -148,11 +149,11 @@ class RewindScorer(OneAtATime):
         return text_encoder(self._text_name, self._device)
 
     def _features(self, clip: Clip, positions: np.ndarray) -> Tensor:
-        known = clip.features.get(self._image_encoder)
-        if known is None:
-            features = self._images.encode(clip.frames[positions]).astype(STORED)  # as a corpus would have them
+        stored = clip.features.get(self._image_encoder)
+        if stored is None:
+            features = self._images.encode(clip.frames[positions]).astype(STORED)  # as a corpus would store them
         else:
-            features = known[positions]
+            features = stored[positions]
         return torch.from_numpy(np.asarray(features, dtype=np.float32))
 
     def _text(self, tasks: Sequence[str]) -> Tensor:

@@ -24,21 +24,21 @@ class Robometer(RewardHeads):
     """Progress and success of each frame, and the preference between two trajectories.
 
     The heads read the backbone's last hidden states after its final norm: for the preference at `<|pref_token|>`, for
-    a frame at the `<|prog_token|>` behind it, or without those tokens the pooled states of the frame's own
-    tokens. The language model is causal, so that prediction t of a clip depends on the task and frames 1..t; in a pair
-    B sees A, and A does not see B.
+    a frame at the `<|prog_token|>` behind it or, without those tokens, the pooled states of the frame's own tokens. The
+    language model is causal, so that prediction t of a clip depends on the task and frames 1..t; in a pair, B sees A
+    but A does not see B.
 
-    Batch inputs, of B samples that show F frames in N tokens, D of the frames distinct:
+    Batch inputs, for B samples that show F frames in N tokens, D of the frames distinct:
         `input_ids` int64 [N], all samples one after another; `sequence_length` int64 [B];
         `position_ids` int64 [4, N]: place in the sample, then time, row and column for the rotary embedding;
-        `patches` uint8 and `grid` int64 [D, 3] of the distinct frames (see `Cutter`); `image` int64 [F], which of them
-        each shown frame is; `frame_tokens` int64 [F, M], the tokens that stand for a frame (padded with -1);
-        `frames_a` int64 [B, Ta] and `frames_b` [B, Tb], which of the F frames are A's and B's (padded with 0);
+        `patches` uint8 and `grid` int64 [D, 3] of the distinct frames (see `Cutter`); `image` int64 [F], the distinct
+        frame that each shown frame is; `frame_tokens` int64 [F, M], the tokens at which a frame is read (padded with
+        -1); `frames_a` int64 [B, Ta] and `frames_b` [B, Tb], the frames of A and B among the F (padded with 0);
         `preference_token` int64 [B].
 
     Args:
-        pooling: of a frame's tokens: `mean`, `boundary` (the last one) or `attention` (a learned softmax).
-        temperature: of that softmax.
+        pooling: how to pool a frame's tokens: `mean`, `boundary` (the last token) or `attention` (a learned softmax).
+        temperature: temperature of that softmax.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Robometer(RewardHeads):
         self.family = backbone_of(backbone.config)
         self.cutter = self.family.cutter(backbone.config)
         self.pooling, self.temperature = pooling, temperature
-        self.adapters: tuple[Any, ...] = ()  # peft's wrapper of the language model, in a tuple: it is not a part
-        # Part of the public layout; where it is not read it must not ask for a gradient, or data-parallel training
-        # would wait for it.
+        self.adapters: tuple[Any, ...] = ()  # peft's wrapper; in a tuple, so that it is not registered as a submodule
+        # Part of the public layout. If it is not used it must not require a gradient, or data-parallel training would
+        # wait for one.
         self.frame_pool_attn = nn.Linear(hidden_dim, 1, bias=False).requires_grad_(pooling == "attention")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Cast parameters only: the buffers are rotary frequencies, which stay float32 whatever the weights are."""
-        kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in kept.items():
+        for name, before in buffers.items():
             owner, leaf = self.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             device = getattr(owner, leaf).device
             setattr(owner, leaf, getattr(owner, leaf) if device.type == "meta" else before.to(device))
@@ -82,11 +82,11 @@ class Robometer(RewardHeads):
         return [self.model.get_submodule(name) for name in self.family.vision]
 
     def forward(self, batch: Batch) -> RewardOutput:
-        """Logits for every sample: B's are None without pairs; the preference of a progress sample means nothing."""
+        """Logits of every sample; B's are None without pairs; the preference of a progress sample is meaningless."""
         inputs = batch.inputs
         hidden = self.hidden_states(inputs)  # [N, H]
-        # Packed through the heads, and padded only then. The preference head always runs: under ZeRO 3 every rank
-        # must run the same modules, whether or not its batch has pairs.
+        # The heads run on packed states, which are padded afterwards. The preference head always runs: under ZeRO 3 all
+        # ranks must run the same modules, whether or not their batch has pairs.
         progress, success = self.frame_logits(self._frame_states(hidden, inputs["frame_tokens"]))  # [F, K], [F]
         preference = self.preference_head(hidden[inputs["preference_token"]]).flatten()
         a, b = inputs["frames_a"], inputs["frames_b"]
@@ -98,11 +98,11 @@ class Robometer(RewardHeads):
         """Last hidden states after the final norm [N, H] of the packed tokens."""
         pixels = self.cutter.pixels(inputs["patches"])
         features = self.family.features(self.model, pixels, inputs["grid"])
-        shown = inputs["image"].tolist()
-        # Each distinct frame went through the vision tower once; here it takes all the places where it is shown.
-        features.pooler_output = [features.pooler_output[i] for i in shown]
+        images = inputs["image"].tolist()
+        # Each distinct frame went through the vision tower once; here it is repeated for every place that shows it.
+        features.pooler_output = [features.pooler_output[i] for i in images]
         if getattr(features, "deepstack_features", None) is not None:
-            features.deepstack_features = [[level[i] for i in shown] for level in features.deepstack_features]
+            features.deepstack_features = [[level[i] for i in images] for level in features.deepstack_features]
         language = self.language_model.config
         positions = inputs["position_ids"] if self.family.spatial_positions else inputs["position_ids"][:1]
         output = self.model(
@@ -115,25 +115,25 @@ class Robometer(RewardHeads):
         return cast(Tensor, output.last_hidden_state[0])
 
     def _frame_states(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """States [F, H] of frames for which `tokens` [F, M] stand."""
-        there = tokens >= 0
+        """States [F, H] of frames that are read at `tokens` [F, M]."""
+        valid = tokens >= 0
         if tokens.shape[1] == 1:
             return hidden[tokens[:, 0]]
         if self.pooling == "boundary":
-            return hidden[tokens.gather(1, there.sum(1, keepdim=True) - 1)[:, 0]]
+            return hidden[tokens.gather(1, valid.sum(1, keepdim=True) - 1)[:, 0]]
         states = hidden[tokens.clamp(min=0)]  # [F, M, H]
-        weights = there[..., None].to(states.dtype) / there.sum(1)[:, None, None]
+        weights = valid[..., None].to(states.dtype) / valid.sum(1)[:, None, None]
         if self.pooling == "attention":
             scores = self.frame_pool_attn(states) / self.temperature
-            weights = scores.masked_fill(~there[..., None], float("-inf")).softmax(1)
+            weights = scores.masked_fill(~valid[..., None], float("-inf")).softmax(1)
         return (weights * states).sum(1)
 
 
 def load_processor(config: Config, folder: str | Path | None = None) -> RobometerProcessor:
-    """Processor with the tokenizer of a checkpoint folder, or without one of `model.base_model`.
+    """The processor with the tokenizer of a checkpoint folder or, without a folder, of `model.base_model`.
 
     Raises:
-        ConfigError: the tokenizer cannot be had, or the base model is of no family that there is.
+        ConfigError: the tokenizer cannot be loaded, or the base model's family is not supported.
     """
     source = str(folder or config.model.base_model)
     if source in TINY:
@@ -150,10 +150,10 @@ def load_processor(config: Config, folder: str | Path | None = None) -> Robomete
 
 
 def save_processor(config: Config, folder: str | Path, source: str | Path | None = None) -> None:
-    """Write into a checkpoint folder what rebuilds the model without its base: tokenizer and backbone `config.json`.
+    """Write the tokenizer and the backbone's `config.json` into a checkpoint folder, so that it needs no base model.
 
     Args:
-        source: as in `load_processor`.
+        source: the folder that `load_processor` reads.
     """
     processor = load_processor(config, source)
     processor.tokenizer.save_pretrained(folder)
@@ -164,15 +164,15 @@ def save_processor(config: Config, folder: str | Path, source: str | Path | None
 def build_robometer(
     config: Config, folder: str | Path | None = None, weights: bool = True
 ) -> tuple[Robometer, PreTrainedTokenizerBase]:
-    """Model and tokenizer for `model.base_model`: its weights, and random heads.
+    """Model and tokenizer for `model.base_model`, with random heads.
 
-    A tiny base model has random weights, as every one has without `weights`.
-
-    With the folder of a checkpoint the shapes and the tokenizer come from there, all weights are random, and the
-    caller loads the checkpoint's.
+    Args:
+        folder: a checkpoint's folder: shapes and tokenizer come from there, all weights are random, and the caller
+            loads the checkpoint's.
+        weights: whether to load the base model's weights; without, or for a tiny base model, they are random.
 
     Raises:
-        ConfigError: the base model cannot be had, or is of no family that there is.
+        ConfigError: the base model cannot be loaded, or its family is not supported.
     """
     processor, name = load_processor(config, folder), config.model.base_model
     attention = {"text_config": IMPLEMENTATIONS[config.model.attn_implementation], "vision_config": "sdpa"}
@@ -192,9 +192,9 @@ def build_robometer(
     except ImportError as error:
         raise ConfigError(
             "model.attn_implementation=flash_attention_2 needs the package flash-attn and a GPU: "
-            "install it, or take sdpa"
+            "install it, or use sdpa"
         ) from error
-    # Also where the table shrinks, as Qwen3-VL's does from 151936 to 151674 rows: public checkpoints have this size.
+    # Also if the table shrinks, as Qwen3-VL's does from 151936 to 151674 rows: public checkpoints have this size.
     backbone.resize_token_embeddings(len(processor.tokenizer))
     model = Robometer(
         backbone,
@@ -224,7 +224,7 @@ def _dtype(config: Config) -> torch.dtype:
 def _explained(source: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # what transformers raises for hubs, folders and files alike
+    except (OSError, ValueError) as error:  # transformers raises these for hubs, folders and files alike
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ConfigError(
             f"model.base_model={str(source)!r} cannot be loaded ({reason}): give a hub id that can be reached, "

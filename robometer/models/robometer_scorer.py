@@ -1,4 +1,4 @@
-"""How a trained Robometer is asked: its Scorer."""
+"""The Scorer of a trained Robometer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 class RobometerScorer(OneAtATime):
     """Scorer of a trained Robometer.
 
-    A clip that is longer than the model was trained on (`sampling.max_frames`) is thinned to that many frames, evenly
-    with first and last kept; predictions are interpolated linearly back to every frame of the clip.
+    A clip with more frames than the model was trained on (`sampling.max_frames`) is thinned evenly, with its first and
+    last frame; predictions are interpolated linearly back to every frame of the clip.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class RobometerScorer(OneAtATime):
     def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `robometer.scoring.score_prefixes`; equal to it, with less work.
 
-        A frame is read after those before it, and without those after it. So one forward gives all prefixes that are
-        not thinned; those that are show frames that others show, and each frame of a batch is encoded once.
+        The model is causal, so that one forward pass gives all prefixes that are not thinned. Thinned prefixes share
+        frames, and each distinct frame of a batch is encoded once.
         """
         return [self._prefixes(clip) for clip in clips]
 

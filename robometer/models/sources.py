@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder, a hub id `org/name[@revision]`, or an MLflow URI, always as a local folder."""
+"""Finds a checkpoint by folder, hub id `org/name[@revision]` or MLflow URI, and makes it a local folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<ali
 
 
 def locate(source: str | Path, tracking_uri: str = "") -> Path:
-    """The local folder of a checkpoint, fetched first where it is elsewhere.
+    """The local folder of a checkpoint, which is fetched first if it lies elsewhere.
 
-    `models:/NAME/VERSION`, `models:/NAME@ALIAS` and `runs:/ID/PATH` are artifacts of MLflow. Else what exists as a path
-    is that path. Else `org/name[@revision]` (one slash, no leading dot) is a repository of the Hugging Face hub, whose
-    cache is enough when the hub cannot be reached; without a revision it is the main branch.
+    `models:/NAME/VERSION`, `models:/NAME@ALIAS` and `runs:/ID/PATH` are MLflow artifacts. Otherwise an existing path is
+    that path. Otherwise `org/name[@revision]` (one slash, no leading dot) is a repository on the Hugging Face hub, or
+    in its local cache if the hub cannot be reached; the default revision is the main branch.
 
     Args:
-        tracking_uri: of MLflow; empty: MLFLOW_TRACKING_URI, or the default store of `robometer`.
+        tracking_uri: URI of MLflow; empty for MLFLOW_TRACKING_URI, or the default store of `robometer`.
 
     Raises:
-        CheckpointError: it is none of these, or cannot be fetched.
+        CheckpointError: `source` is none of these, or cannot be fetched.
     """
     name = str(source)
     if name.startswith(MLFLOW_SCHEMES):
@@ -39,18 +39,18 @@ def locate(source: str | Path, tracking_uri: str = "") -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{name} is a file: give the folder of the checkpoint that it belongs to")
+        raise CheckpointError(f"{name} is a file: give the folder of its checkpoint")
     hub_id = HUB_ID.fullmatch(name)
     if hub_id is None:
         raise CheckpointError(
-            f"{name} is no folder here, and no hub id either: give a checkpoint folder, org/name[@revision], "
+            f"{name} is neither a folder nor a hub id: give a checkpoint folder, org/name[@revision], "
             "models:/NAME/VERSION or runs:/ID/PATH"
         )
     return _from_hub(name, hub_id["repo"], hub_id["revision"])
 
 
 def for_workers(source: str, tracking_uri: str = "") -> str:
-    """A name of the checkpoint that means the same in a worker, whose working directory may be another."""
+    """The name of a checkpoint for a worker, whose working directory may differ."""
     if not source:
         return ""
     if source.startswith(MLFLOW_SCHEMES):
@@ -67,18 +67,22 @@ def _from_hub(name: str, repo: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(MODEL_FILES)))
-    except (OSError, ValueError, HTTPError) as error:  # what the hub's client raises: cache, offline, HTTP, the id
+    except (
+        OSError,
+        ValueError,
+        HTTPError,
+    ) as error:  # the hub's client raises these
         absent = isinstance(error, LocalEntryNotFoundError)
-        reason = "no hub can be reached, and the local cache does not hold it" if absent else _short(error)
+        reason = "the hub cannot be reached, and the local cache does not hold it" if absent else _short(error)
         raise CheckpointError(
-            f"{name} is no folder here, and as a hub id it cannot be had ({reason}): give a folder that exists, or "
-            "fetch it once while online (private repositories need HF_TOKEN), so that it is in the cache"
+            f"{name} is not a folder, and as a hub id it cannot be fetched ({reason}): give an existing folder, or "
+            "fetch it once while online (private repositories need HF_TOKEN), so that it is cached"
         ) from error
 
 
 def _from_mlflow(uri: str, tracking_uri: str) -> Path:
-    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or TrackingConfig().uri
-    store = absolute_path("tracking.uri", given)
+    uri_of_store = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "") or TrackingConfig().uri
+    store = absolute_path("tracking.uri", uri_of_store)
     if store == "none":
         raise CheckpointError(f"{uri} needs a tracking store: give tracking.uri=...")
     if store.startswith(SQLITE) and not Path(store.removeprefix(SQLITE)).is_file():
@@ -88,7 +92,7 @@ def _from_mlflow(uri: str, tracking_uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        client_of(store)  # says in seconds that nobody answers
+        client_of(store)  # fails within seconds if nothing answers
         artifacts = _registered(uri, store) if uri.startswith("models:/") else uri
         return Path(download_artifacts(artifact_uri=artifacts, tracking_uri=store))
     except (MlflowException, OSError) as error:
@@ -98,13 +102,13 @@ def _from_mlflow(uri: str, tracking_uri: str) -> Path:
 
 
 def _registered(uri: str, store: str) -> str:
-    """Where the artifacts of a registered model lie; `download_artifacts` would ask the process's registry instead."""
-    found = _REGISTERED.fullmatch(uri)
-    if found is None:
+    """Where the artifacts of a registered model lie; `download_artifacts` would ask the process's own registry."""
+    registered = _REGISTERED.fullmatch(uri)
+    if registered is None:
         raise CheckpointError(f"{uri} names no version: give models:/NAME/VERSION or models:/NAME@ALIAS")
-    client = client_of(store)
-    version = found["version"] or client.get_model_version_by_alias(found["name"], found["alias"]).version
-    return str(client.get_model_version_download_uri(found["name"], version))
+    client, name = client_of(store), registered["name"]
+    version = registered["version"] or client.get_model_version_by_alias(name, registered["alias"]).version
+    return str(client.get_model_version_download_uri(name, version))
 
 
 def _short(error: Exception, limit: int = 200) -> str:

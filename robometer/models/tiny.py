@@ -1,5 +1,5 @@
-"""Random vision-language models of some 300 thousand parameters, one per family, and a tokenizer to match: no download,
-seconds on a CPU."""
+"""Random vision-language models of about 300,000 parameters, one per family, with a tokenizer: for tests, without a
+download, in seconds on a CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from robometer.models.prompts import (
 )
 
 TINY = {"tiny": "qwen3_vl", "tiny_qwen2_5_vl": "qwen2_5_vl", "tiny_smolvlm": "smolvlm"}
-"""The values of `model.base_model` that name these models, and their families."""
+"""The families by the value of `model.base_model` that names such a model."""
 
 _END_OF_TEXT = "<|endoftext|>"
 _CHATS = (QWEN3_CHAT, QWEN2_5_CHAT, SMOLVLM_CHAT)
@@ -35,7 +35,7 @@ _VOCABULARY = 512
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level BPE with the families' control tokens and without the reward model's own, as a base model has it."""
+    """Byte-level BPE with the families' control tokens, but not the reward model's: a base model's tokenizer."""
     texts = [
         part
         for task in _TASKS
@@ -59,7 +59,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_config(name: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """Configuration of one of `TINY`, with every part of the real one and small sizes."""
+    """The configuration of one of `TINY`: small sizes, with every part of the real one."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -97,7 +97,7 @@ def _qwen3_vl(text: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pretr
         text_config=text | {"rope_parameters": rotary},
         vision_config=vision,
         image_token_id=image,
-        video_token_id=len(tokenizer),  # videos go in as images, so that no token may mean a video
+        video_token_id=len(tokenizer),  # videos go in as images, so no token may stand for a video
         vision_start_token_id=start,
         vision_end_token_id=end,
         tie_word_embeddings=True,

@@ -1,7 +1,7 @@
-"""Weights on disk: one safetensors file or several with an index, under the names of the public checkpoints.
+"""Weights on disk: one safetensors file, or several with an index, under the names of the public checkpoints.
 
 Everything here works tensor by tensor: names and shapes come from the files' headers, and a tensor is read when it is
-put in its place. So a model never exists twice, and one that is spread over workers can be filled piece by piece.
+put in its place. So a model is never in memory twice, and one that is spread over workers can be filled piece by piece.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
 MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
-"""All that a model and its tokenizer are read from, in our layout and in others."""
+"""The files of a model and its tokenizer, in our layout and in others."""
 
 EMBEDDING = re.compile(r"(^|\.)embed_tokens\.weight$")
 """The token embedding, wherever a backbone keeps it."""
@@ -38,12 +38,12 @@ _SHOWN = 6
 
 
 class CheckpointError(RobometerError):
-    """A checkpoint that cannot be found, loaded or saved; the message is one sentence that says why."""
+    """A checkpoint cannot be found, loaded or saved; the message says why."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor lies: `key` in `file`; its shape, and the number type as safetensors names it (BF16, F32)."""
+    """Where a tensor lies (`key` in `file`), its shape, and its data type in safetensors' words (BF16, F32)."""
 
     file: Path
     key: str
@@ -53,12 +53,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Match:
-    """How the tensors of a checkpoint fit a model; names are ours.
+    """How the tensors of a checkpoint fit a model, by our names.
 
     Attributes:
-        missing: asked for by the model, not there.
-        unexpected: there, not asked for.
-        misshaped: name, shape in the model and shape in the checkpoint.
+        missing: in the model, not in the checkpoint.
+        unexpected: in the checkpoint, not in the model.
+        misshaped: name, shape in the model, and shape in the checkpoint.
     """
 
     missing: tuple[str, ...]
@@ -67,17 +67,17 @@ class Match:
 
     @property
     def problems(self) -> str:
-        """What does not fit, in words; empty where all does."""
+        """What does not fit, in words; empty if everything fits."""
         shapes = [f"{name} (model {ours}, checkpoint {theirs})" for name, ours, theirs in self.misshaped]
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": shapes}
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "wrong shape": shapes}
         return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
 
 def our_name(key: str) -> str:
     """The name of a tensor in the public layout.
 
-    `lerobot/Robometer-4B` keeps the class with a language-model head inside, one `model.` deeper; some exports put
-    the heads there as well.
+    `lerobot/Robometer-4B` stores the class with a language-model head, one `model.` deeper; some exports put the heads
+    there as well.
     """
     while (shorter := _ONE_LEVEL_DEEPER.sub("", key)) != key:
         key = shorter
@@ -85,34 +85,34 @@ def our_name(key: str) -> str:
 
 
 def match(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
 ) -> Match:
-    """Compare shapes by name; heads that no model of ours has are passed over."""
-    unknown = tuple(name for name in found if name not in expected and not _IGNORED.match(name))
-    missing = tuple(name for name in expected if name not in found and name not in optional)
-    shapes = [(name, tuple(shape), tuple(found[name])) for name, shape in expected.items() if name in found]
-    return Match(missing, unknown, tuple(entry for entry in shapes if entry[1] != entry[2]))
+    """Compare shapes by name; heads that none of our models have are ignored."""
+    unexpected = tuple(name for name in stored if name not in expected and not _IGNORED.match(name))
+    missing = tuple(name for name in expected if name not in stored and name not in optional)
+    shapes = [(name, tuple(shape), tuple(stored[name])) for name, shape in expected.items() if name in stored]
+    return Match(missing, unexpected, tuple(entry for entry in shapes if entry[1] != entry[2]))
 
 
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, in order.
 
     Raises:
-        CheckpointError: there are none, the index cannot be read, or files that it names are not there.
+        CheckpointError: there are none, the index cannot be read, or files that it names are missing.
     """
     path = Path(folder)
     if not (path / INDEX).is_file():
         if not (path / WEIGHTS).is_file():
-            raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there")
+            raise CheckpointError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
         return [path / WEIGHTS]
     try:
         names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}/{INDEX} cannot be read: {error}") from error
-    if strangers := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{folder}/{INDEX} names files outside of its folder: {_some(strangers)}")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{folder}/{INDEX} names files outside its folder: {_some(outside)}")
     if absent := [name for name in names if not (path / name).is_file()]:
-        raise CheckpointError(f"{folder} is incomplete: {_some(absent)} of {len(names)} shards not there")
+        raise CheckpointError(f"{folder} is incomplete: of {len(names)} shards, these are missing: {_some(absent)}")
     return [path / name for name in names]
 
 
@@ -120,24 +120,24 @@ def slots(folder: str | Path) -> dict[str, Slot]:
     """Every tensor of a checkpoint folder by our name, from the headers alone.
 
     Raises:
-        CheckpointError: a file that is damaged, or two tensors of one name.
+        CheckpointError: a file is damaged, or two tensors have the same name.
     """
-    found: dict[str, Slot] = {}
+    slots: dict[str, Slot] = {}
     for file in weight_files(folder):
         for name, slot in _header(file):
-            if name in found:
-                raise CheckpointError(f"{folder} holds {name} twice: as {found[name].key} and as {slot.key}")
-            found[name] = slot
-    return found
+            if name in slots:
+                raise CheckpointError(f"{folder} holds {name} twice: as {slots[name].key} and as {slot.key}")
+            slots[name] = slot
+    return slots
 
 
 def _header(file: Path) -> list[tuple[str, Slot]]:
     try:
         with safe_open(file, framework="pt") as tensors:
-            # Tensors that shared memory were saved once; the header says under which name (a tied head and embedding).
+            # Tensors that share memory (a tied head and embedding) are stored once; the header names the stored key.
             keys = {key: key for key in tensors.keys()}  # noqa: SIM118 - not a mapping
-            keys |= {gone: kept for gone, kept in (tensors.metadata() or {}).items() if kept in keys}
-            views = {key: tensors.get_slice(kept) for key, kept in keys.items()}
+            keys |= {alias: key for alias, key in (tensors.metadata() or {}).items() if key in keys}
+            views = {alias: tensors.get_slice(key) for alias, key in keys.items()}
             return [
                 (our_name(key), Slot(file, keys[key], tuple(view.get_shape()), str(view.get_dtype())))
                 for key, view in views.items()
@@ -147,7 +147,7 @@ def _header(file: Path) -> list[tuple[str, Slot]]:
 
 
 def iter_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Stream (our name, tensor) of a checkpoint folder, file by file; what no model of ours has is passed over.
+    """Stream (our name, tensor) of a checkpoint folder, file by file; heads that none of our models have are ignored.
 
     Raises:
         CheckpointError: as `slots`.
@@ -163,45 +163,45 @@ def iter_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def shapes_of(model: nn.Module, names: Collection[str] | None = None) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of what a checkpoint of `model` holds: all of its tensors, or those of `names`."""
+    """Shapes by name of the tensors in a checkpoint of `model`: all of them, or those in `names`."""
     state = model.state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if names is None or name in names}
 
 
 def optional_of(model: nn.Module) -> set[str]:
-    """What a checkpoint of `model` may lack: the attention over a frame's tokens, where the model does not read it."""
+    """Tensors that a checkpoint of `model` may lack: the attention over a frame's tokens, if unused."""
     return {name for name, p in model.named_parameters() if name == _POOLING and not p.requires_grad}
 
 
-def check(model: nn.Module, folder: str | Path, names: Collection[str] | None = None) -> None:
-    """Compare the headers of a checkpoint folder with the model, or with those of its tensors that are in `names`.
+def check_fit(model: nn.Module, folder: str | Path, names: Collection[str] | None = None) -> None:
+    """Compare the headers of a checkpoint folder with the model, or with its tensors in `names`.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or misshaped; it names them.
+        CheckpointError: tensors are missing, unexpected or misshaped; the message names them.
     """
-    found = {name: slot.shape for name, slot in slots(folder).items()}
-    if problems := match(shapes_of(model, names), found, optional_of(model)).problems:
+    stored = {name: slot.shape for name, slot in slots(folder).items()}
+    if problems := match(shapes_of(model, names), stored, optional_of(model)).problems:
         raise CheckpointError(f"{folder} does not fit the model that its configuration describes: {problems}")
 
 
 @torch.no_grad()
 def fill(model: nn.Module, folder: str | Path, names: Collection[str] | None = None) -> None:
-    """Give a model, built on the meta device or anywhere else, the weights of a checkpoint folder, strictly.
+    """Fill a model, on the meta device or any other, with the weights of a checkpoint folder, strictly.
 
-    With `names` the folder must hold these tensors, and no others. Each tensor becomes the model's own (in the model's
-    number type) before the next one is read.
+    With `names`, the folder must hold exactly these tensors. Each tensor is put into the model (in the model's data
+    type) before the next one is read.
 
     Raises:
-        CheckpointError: as `check`; nothing was changed then.
+        CheckpointError: as `check_fit`; the model is then unchanged.
     """
-    check(model, folder, names)
+    check_fit(model, folder, names)
     ours, filled = model.state_dict(), set()
     for name, tensor in iter_weights(folder):
-        # Copied out of the mapped file, where it is not aligned as kernels like it (which also shows in the last bit).
+        # Copied out of the mapped file, where it is not aligned for kernels (which also changes the last bit).
         _assign(model, name, tensor.to(ours[name].dtype, copy=True))
         filled.add(name)
     for name, empty in ours.items():
-        if empty.is_meta and name not in filled:  # optional, as `check` says: nothing reads it
+        if empty.is_meta and name not in filled:  # optional: nothing reads it
             _assign(model, name, torch.zeros(empty.shape, dtype=empty.dtype))
     _restore_buffers(model)
 
@@ -213,25 +213,27 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _restore_buffers(model: nn.Module) -> None:
-    """Compute what no checkpoint holds: the rotary frequencies, in float32 whatever the weights are in."""
+    """Compute the buffers that no checkpoint holds: rotary frequencies, in float32 whatever the weights are."""
     for name, module in model.named_modules():
         buffers = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
         if not buffers:
             continue
         config: Any = getattr(module, "config", None)
         if config is None:
-            raise CheckpointError(f"{name} of the model has buffers that cannot be computed: {_some(list(buffers))}")
+            raise CheckpointError(
+                f"the buffers of {name} are in no checkpoint and cannot be computed: {_some(list(buffers))}"
+            )
         fresh = dict(type(module)(config).named_buffers(recurse=False))
         for key in buffers:
             setattr(module, key, fresh[key])
 
 
 def save_weights(folder: str | Path, state: Mapping[str, Tensor], max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
-    """Write `model.safetensors`, or above `max_shard_size` (bytes, or such as "5GB") shards with an index."""
+    """Write `model.safetensors` or, above `max_shard_size` (bytes, or text such as "5GB"), shards with an index."""
     save_torch_state_dict(
         {name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size=max_shard_size
     )
-    for file in weight_files(folder):  # safetensors lets nobody else read them, whatever the folder says
+    for file in weight_files(folder):  # safetensors makes them private, whatever the folder's mode
         file.chmod(Path(folder).stat().st_mode & 0o666)
 
 

@@ -30,7 +30,7 @@ from robometer.models.checkpoint import (
     frames_of,
     load_provenance,
 )
-from robometer.models.layouts import BACKBONE, CONFIG, Description, describe
+from robometer.models.layouts import BACKBONE, CONFIG, Checkpoint, open_checkpoint
 from robometer.models.sources import HUB_ID, locate
 from robometer.models.tiny import TINY
 from robometer.models.weights import INDEX, iter_weights, save_weights, weight_files
@@ -87,7 +87,7 @@ class Publication:
         merge: whether adapters are added to the weights that they adapt.
     """
 
-    found: Description
+    found: Checkpoint
     revision: str
     provenance: dict[str, Any]
     rows: list[MetricRow]
@@ -111,7 +111,7 @@ def prepare(
         PublishingError: an evaluation of another model, a base model whose licence is not known, or adapters whose
             base nobody else has.
     """
-    found = describe(locate(source, tracking_uri))
+    found = open_checkpoint(locate(source, tracking_uri))
     base = found.config.train.load_from_checkpoint
     if found.config.model.lora.rank and not merge and base and not HUB_ID.fullmatch(base):
         raise PublishingError(f"{source} holds adapters of {base}, which nobody else has: publish it with --merge")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from robometer.baselines import api
-from robometer.baselines.api import ApiClient, ApiError
+from robometer.baselines.api import ApiClient, ProviderError
 from robometer.baselines.providers import Answer, Question
 from robometer.configs import load
 from robometer.configs.schema import BaselineConfig, ConfigError
@@ -134,8 +134,8 @@ def test_a_wait_is_asked_for_as_a_date_or_in_the_body_too(tmp_path: Path, monkey
 def test_an_answer_that_never_gets_well_is_one_sentence_after_six_tries(tmp_path: Path) -> None:
     with ChatServer([failure(500, "Internal\nerror.")]) as server:
         error = one(server, tmp_path)
-    assert isinstance(error, ApiError) and len(server.seen) == api.ATTEMPTS == 6
-    assert str(error) == f"tiny at {server.url} failed 6 times, at last so: it answered 500: Internal error."
+    assert isinstance(error, ProviderError) and len(server.seen) == api.ATTEMPTS == 6
+    assert str(error) == f"tiny at {server.url} failed 6 times; the last time: it answered 500: Internal error."
 
 
 def test_a_refusal_is_told_at_once_and_the_others_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_refusal_is_told_at_once_and_the_others_are_answered(tmp_path: Path, m
         first, error, last = client(server, tmp_path).ask(questions(3))
     assert isinstance(first, Answer) and isinstance(last, Answer)
     assert (first.text, last.text) == ("to question 0", "to question 2")
-    assert isinstance(error, ApiError) and len(server.seen) == 3
+    assert isinstance(error, ProviderError) and len(server.seen) == 3
     assert str(error) == f"tiny at {server.url} answered 401: Incorrect API key provided: (key)."
 
 
@@ -160,7 +160,7 @@ def test_a_refusal_is_told_at_once_and_the_others_are_answered(tmp_path: Path, m
 def test_a_reply_that_is_none_says_what_to_check(body: object, tmp_path: Path) -> None:
     with ChatServer([Reply(body)]) as server:
         error = one(server, tmp_path)
-    assert isinstance(error, ApiError) and "no openai reply, check baseline.base_url" in str(error)
+    assert isinstance(error, ProviderError) and "in the format of openai; check baseline.base_url" in str(error)
     assert len(server.seen) == 1
 
 
@@ -197,7 +197,9 @@ def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
     with ChatServer(echo) as server:
         pass
     error = one(server, tmp_path)
-    assert isinstance(error, ApiError) and "failed 6 times, at last so: no connection (ConnectError" in str(error)
+    assert isinstance(error, ProviderError) and "failed 6 times; the last time: no connection (ConnectError" in str(
+        error
+    )
 
 
 @pytest.mark.parametrize("provider", SHAPES)
@@ -287,9 +289,9 @@ def test_a_question_asked_twice_at_once_is_sent_once(tmp_path: Path) -> None:
 def test_a_failure_is_not_waited_for_again_by_the_same_client(tmp_path: Path) -> None:
     with ChatServer([failure(500, "broken")]) as server:
         asked = client(server, tmp_path)
-        with pytest.raises(ApiError):
+        with pytest.raises(ProviderError):
             asked.texts(questions(1))
-        with pytest.raises(ApiError):
+        with pytest.raises(ProviderError):
             asked.texts(questions(1))
     assert len(server.seen) == 6
 
@@ -321,7 +323,7 @@ def test_settings_that_cannot_work_say_what_to_change(tmp_path: Path, monkeypatc
         with pytest.raises(ConfigError, match=message):
             load([f"baseline.{change}"])
     cache = str(tmp_path / "answers")
-    with pytest.raises(ConfigError, match="needs its key in GEMINI_API_KEY"):
+    with pytest.raises(ConfigError, match="needs its API key in GEMINI_API_KEY"):
         ApiClient(BaselineConfig(cache=cache), {"gemini": "tiny"})
     with pytest.raises(ConfigError, match="baseline.base_url needs baseline.model"):
         ApiClient(BaselineConfig(cache=cache, base_url="http://127.0.0.1:1/v1"), {"gemini": "tiny"})

@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from robometer.baselines.asking import Video
+from robometer.baselines.asking import PromptVideo
 from robometer.baselines.chat_model import ChatModel, load_chat_model
 from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.models.images import QwenCutter
@@ -28,7 +28,7 @@ def chat(request: pytest.FixtureRequest) -> ChatModel:
 
 def _prompts() -> list[list[object]]:
     """Two videos with a common start, one of them of an odd length, and a pair of pictures."""
-    videos = [[Video(FRAMES[:end], 2.0), " What happens? "] for end in (3, 6)]
+    videos = [[PromptVideo(FRAMES[:end], 2.0), " What happens? "] for end in (3, 6)]
     return [*videos, ["Compare ", FRAMES[0], " with ", FRAMES[-1], "."]]
 
 
@@ -62,7 +62,7 @@ def test_a_video_is_what_transformers_makes_of_it() -> None:
     even = np.concatenate([clip, clip[-1:]])
     scaled = torch.from_numpy((even / 255 - 0.5) / 0.5).float().permute(0, 3, 1, 2)[None]
     patches, *grid = Qwen3VLVideoProcessor.patchify(None, scaled, 16, 2, 2)  # type: ignore[arg-type]
-    (tokens,), features = chat.read([[Video(clip, 2.0), "Done?"]])
+    (tokens,), features = chat.read([[PromptVideo(clip, 2.0), "Done?"]])
     ids = torch.from_numpy(tokens.ids)[None]
     is_video = ids == config.image_token_id
     with torch.no_grad():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robometer.baselines import load_baseline
-from robometer.baselines.asking import Video, fill
+from robometer.baselines.asking import PromptVideo, fill
 from robometer.baselines.roboreward import TEMPLATE, RoboReward, parse_grade
 from robometer.configs.schema import BaselineConfig
 from robometer.scoring import MissingAnswer
@@ -35,7 +35,7 @@ def _taught(answers: list[str]) -> RoboReward:
     """Of the bundled clip of 8 frames, whose prefixes are 1, 2, 4, 6 and 8 frames long."""
     chat, clip = tiny_model(), bundled_clip(8)
     ends = (1, 2, 4, 6, 8)
-    teach(chat, [fill(TEMPLATE, clip.task, [Video(clip.frames[:end], 1.0)]) for end in ends], answers)
+    teach(chat, [fill(TEMPLATE, clip.task, [PromptVideo(clip.frames[:end], 1.0)]) for end in ends], answers)
     return RoboReward(chat.ask)
 
 
@@ -63,6 +63,6 @@ def test_the_published_sizes_of_frames_and_answers_are_kept() -> None:
     scorer = load_baseline("roboreward", BaselineConfig(model="tiny"))
     assert isinstance(scorer, RoboReward)
     chat = scorer._ask.__self__  # type: ignore[attr-defined]
-    tokens, _ = chat.read([[Video(bundled_clip(2).frames, 1.0)]])
+    tokens, _ = chat.read([[PromptVideo(bundled_clip(2).frames, 1.0)]])
     assert (tokens[0].identity < 0).sum() >= 128
     assert chat.model.generation_config.max_new_tokens == 128 and not chat.model.generation_config.do_sample

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robometer.baselines import load_baseline
-from robometer.baselines.asking import Video, fill
+from robometer.baselines.asking import PromptVideo, fill
 from robometer.baselines.topreward import TEMPLATE, TopReward, min_max
 from robometer.configs.schema import BaselineConfig
 from robometer.models.images import resize
@@ -23,7 +23,8 @@ def test_rewards_of_prefixes_are_log_probabilities_of_each_prefix_alone(scorer: 
     clip, chat = bundled_clip(5), tiny_model()
     frames = resize(clip.frames, 224, 224, 3)  # type: ignore[arg-type]
     alone = [
-        chat.log_prob([fill(TEMPLATE, clip.task, [Video(frames[:end], 2.0)])], "True")[0] for end in (1, 2, 3, 4, 5)
+        chat.log_prob([fill(TEMPLATE, clip.task, [PromptVideo(frames[:end], 2.0)])], "True")[0]
+        for end in (1, 2, 3, 4, 5)
     ]
     np.testing.assert_allclose(scorer.rewards(clip, np.arange(1, 6)), alone, rtol=1e-5)
 

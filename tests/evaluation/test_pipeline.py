@@ -230,5 +230,5 @@ def test_a_scorer_that_cannot_start_is_one_sentence(
 ) -> None:
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
-    with pytest.raises(EvaluationFailed, match="^a worker failed: .*needs its key in GEMINI_API_KEY; mend"):
+    with pytest.raises(EvaluationFailed, match="^a worker failed: .*needs its API key in GEMINI_API_KEY; mend"):
         run_evaluate(config_for(tmp_path, "evaluate.scorer=baseline:gvl", "tracking.uri=none"))

@@ -31,7 +31,7 @@ from robometer.models.checkpoint import (
     save_checkpoint,
 )
 from robometer.models.inventory import summary
-from robometer.models.layouts import describe
+from robometer.models.layouts import open_checkpoint
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 from robometer.models.sources import for_workers, locate
@@ -217,7 +217,7 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
     assert load_frames(str(folder)) == FrameSettings(32, 240, 0)
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": 9, "short_edge": 64}})
     assert load_frames(str(tmp_path / "ours")) == FrameSettings(9, 64, 90)
-    assert "at most 9 frames, short edge 64 px" in summary(describe(tmp_path / "ours"))
+    assert "at most 9 frames, short edge 64 px" in summary(open_checkpoint(tmp_path / "ours"))
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": -9}})
     with pytest.raises(CheckpointError, match="not valid frame settings"):
         load_frames(str(tmp_path / "ours"))
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_does_not_say_what_frames_it_saw_is_warned_about(
     assert overridden(load_scorer(ours).info.frames, {"max_frames": 16}) == FrameSettings(16, 240, 90)
     [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("robometer")]
     assert "does not record which frames it was trained on. It gets at most 16 frames, short edge 240 px" in warning
-    assert re.search("frames +not recorded", summary(describe(ours)))
+    assert re.search("frames +not recorded", summary(open_checkpoint(ours)))
 
 
 def test_upstreams_settings_may_lie_in_the_folder_above(tmp_path: Path, model: Robometer) -> None:
@@ -368,7 +368,7 @@ def test_an_incomplete_damaged_or_foreign_folder_is_one_sentence(tmp_path: Path,
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["progress_head.0.bias"] = "../../elsewhere.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="outside of its folder"):
+    with pytest.raises(CheckpointError, match="outside its folder"):
         load_model(folder)
     (tmp_path / "b").mkdir()
     with pytest.raises(CheckpointError, match="not a checkpoint folder"):
@@ -498,12 +498,12 @@ def hub_cache(tmp_path: Path, model: Robometer) -> Iterator[dict[str, str]]:
 ASK = """
 import sys
 from robometer.models.inventory import summary
-from robometer.models.layouts import describe
+from robometer.models.layouts import open_checkpoint
 from robometer.models.sources import locate
 from robometer.models.weights import CheckpointError
 for source in sys.argv[1:]:
     try:
-        print(describe(locate(source)).layout)
+        print(open_checkpoint(locate(source)).layout)
     except CheckpointError as error:
         print(error)
 """
@@ -526,7 +526,7 @@ def test_a_hub_id_in_the_cache_works_offline_and_others_say_so(tmp_path: Path, h
     )
     *found, other_revision, nothing = asked.stdout.splitlines()
     assert found == ["upstream"] * 3
-    assert "robometer/tiny@v2 is no folder here, and as a hub id it cannot be had" in other_revision
+    assert "robometer/tiny@v2 is not a folder, and as a hub id it cannot be fetched" in other_revision
     assert "nobody/nothing" in nothing and "no hub can be reached" in nothing and "give a folder that exists" in nothing
 
 
@@ -538,7 +538,7 @@ def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     assert for_workers("robometer/Robometer-4B@main") == "robometer/Robometer-4B@main"
     assert for_workers("http://host:8000") == "http://host:8000"
     for wrong in ("outputs/none/best", "./outputs/none", "/none", "none"):
-        with pytest.raises(CheckpointError, match="no folder here, and no hub id either"):
+        with pytest.raises(CheckpointError, match="is neither a folder nor a hub id"):
             locate(wrong)
     (tmp_path / "outputs" / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
@@ -546,7 +546,7 @@ def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_empty_model_holds_no_memory(tmp_path: Path, model: Robometer) -> None:
-    empty = empty_model(describe(_lerobot(tmp_path, model)))
+    empty = empty_model(open_checkpoint(_lerobot(tmp_path, model)))
     assert {tensor.device.type for tensor in [*empty.parameters(), *empty.buffers()]} == {"meta"}
 
 

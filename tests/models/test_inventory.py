@@ -10,7 +10,7 @@ import pytest
 from jobs import checkpoint as job
 from robometer.configs.schema import Config, ModelConfig
 from robometer.models.checkpoint import save_checkpoint
-from robometer.models.inventory import dry_descriptions, inventory
+from robometer.models.inventory import dry_checkpoints, inventory
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer
 from robometer.models.weights import save_weights
@@ -57,7 +57,7 @@ def test_the_command_names_what_does_not_load(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_both_public_layouts_of_a_base_model_fit(tiny: Path) -> None:
-    for found in dry_descriptions(tiny):
+    for found in dry_checkpoints(tiny):
         everything = inventory(found)[-1]
         assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0), found.layout
         slots = {name: slot for name, slot in found.slots.items() if "layers.1" not in name}
@@ -66,7 +66,7 @@ def test_both_public_layouts_of_a_base_model_fit(tiny: Path) -> None:
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/data is absent: the real configuration is not in the project")
 def test_the_published_size_fits_to_the_last_tensor() -> None:
-    upstream, lerobot = ({group.name: group for group in inventory(found)} for found in dry_descriptions(QWEN))
+    upstream, lerobot = ({group.name: group for group in inventory(found)} for found in dry_checkpoints(QWEN))
     for groups in (upstream, lerobot):
         everything = groups["all"]
         assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0)
