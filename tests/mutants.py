@@ -64,7 +64,7 @@ MUTANTS = (
     Mutant("class balance ignores a missing class", "robometer/training/losses.py",
            "classes = (n[1] > 0).float() + (n[2] > 0).float()", "classes = torch.tensor(2.0)", "tests/test_losses.py"),
     Mutant("success cut-off exclusive", "robometer/sampling/targets.py",
-           "ramp = np.where(path >= done, 1.0", "ramp = np.where(path > done, 1.0", "tests/sampling/test_targets.py"),
+           "ramp = np.where(path >= done_at, 1.0", "ramp = np.where(path > done_at, 1.0", "tests/sampling/test_targets.py"),
     Mutant("success mask includes min_success", "robometer/sampling/targets.py",
            "(progress < min_success) | (labels > 0.5)", "(progress <= min_success) | (labels > 0.5)",
            "tests/sampling/test_targets.py"),

@@ -282,11 +282,11 @@ def load_chat_model(
 
 def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
     folder = locate(source)
-    own = {"trust_remote_code": False}
+    safe = {"trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **own)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
         model, report = cast(Any, AutoModelForImageTextToText).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **own
+            folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **safe
         )
     except (OSError, ValueError) as error:  # transformers raises these for files and configurations alike
         reason = str(error).strip().split("\n")[0].rstrip(".")

@@ -136,8 +136,8 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     Raises:
         VideoError: the frame cannot be encoded.
     """
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not encoded:
         raise VideoError(f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels cannot be encoded as JPEG")
     return data.tobytes()
 

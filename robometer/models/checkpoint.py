@@ -1,4 +1,4 @@
-"""Build models from configuration, write checkpoint folders, load them strictly.
+"""Builds models from configuration, and writes and loads checkpoint folders, strictly.
 
 A checkpoint folder holds the weights in the public layout (`model.safetensors`, or shards and an index), `config.yaml`,
 `provenance.json` and, for the vision-language model, the backbone's `config.json` and its tokenizer. Upstream's and
@@ -37,16 +37,16 @@ PROVENANCE = "provenance.json"
 
 
 def build_model(config: Config, corpus: Corpus, weights: bool = True) -> nn.Module:
-    """The model that training starts from, whose input sizes fit the corpus.
+    """The model that training starts from, with input sizes that fit the corpus.
 
-    Its weights are those of `train.load_from_checkpoint`; without that they follow from `train.seed`, and a
-    vision-language model's backbone from `model.base_model`.
+    The weights are those of `train.load_from_checkpoint`. Without one they are random from `train.seed`, except for a
+    vision-language model's backbone, which is that of `model.base_model`.
 
     Args:
-        weights: read those that lie in files; without, they are random where the caller puts others in their place.
+        weights: whether to read weights from files; False where the caller replaces them anyway.
 
     Raises:
-        CheckpointError: the checkpoint cannot be had, or holds another model than the configuration describes.
+        CheckpointError: the checkpoint cannot be found, or holds another model than the configuration describes.
     """
     torch.manual_seed(config.train.seed)
     if config.model.kind == "robometer":
@@ -75,21 +75,23 @@ def _build_robometer(config: Config, weights: bool = True) -> nn.Module:
 
 @contextmanager
 def start_folder(config: Config) -> Iterator[Path | None]:
-    """The folder of backbone configuration and tokenizer that a run starts from; None: those of `model.base_model`.
+    """The folder with the backbone configuration and tokenizer that a run starts from; None for `model.base_model`.
 
     Raises:
-        CheckpointError: `train.load_from_checkpoint` cannot be had, or is one that nothing can be trained on.
+        CheckpointError: `train.load_from_checkpoint` cannot be found, or training cannot start from it.
     """
     if not config.train.load_from_checkpoint:
         yield None
         return
     start = open_checkpoint(locate(config.train.load_from_checkpoint))
     if start.config.model.kind != config.model.kind:
-        raise CheckpointError(f"{start.folder} holds a {start.config.model.kind} model, not a {config.model.kind}")
+        raise CheckpointError(
+            f"{start.folder} holds a {start.config.model.kind} model, not a {config.model.kind} model"
+        )
     if start.config.model.lora.rank:
         raise CheckpointError(
-            f"{start.folder} holds adapters: `robometer publish {start.folder} --merge --to=FOLDER` makes a model "
-            "of them that training can start from"
+            f"{start.folder} holds adapters, from which training cannot start: merge them into a model first, with "
+            f"`robometer publish {start.folder} --merge --to=FOLDER`"
         )
     with backbone_folder(start) as folder:
         yield folder
@@ -107,7 +109,7 @@ def _fresh_rewind(config: Config, corpus: Corpus) -> nn.Module:
 
 
 def build_collator(config: Config, corpus: Corpus) -> Collator:
-    """What turns plans into batches for `config.model.kind`."""
+    """The collator of `config.model.kind`, which turns plans into batches."""
     if config.model.kind == "robometer":
         from robometer.models.processing import RobometerCollator
         from robometer.models.robometer import load_processor
@@ -124,9 +126,10 @@ def save_checkpoint(
     provenance: Mapping[str, Any],
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a checkpoint folder: weights as they are in `state`, in shards of at most `max_shard_size`.
+    """Write a checkpoint folder with the weights in `state`, in shards of at most `max_shard_size`.
 
-    With adapters (`model.lora.rank`) `state` is what `trained_names` says; the rest is that of the base model.
+    With adapters (`model.lora.rank`), `state` holds only the tensors of `trained_names`; the others are the base
+    model's.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -151,17 +154,18 @@ def load_model(source: str | Path, tracking_uri: str = "") -> tuple[nn.Module, C
     The model is built without memory, and takes its tensors from the files one by one.
 
     Raises:
-        CheckpointError: it cannot be had, a file is unreadable, or tensors are missing, unexpected or misshaped.
+        CheckpointError: the checkpoint cannot be found, a file is unreadable, or tensors are missing, unexpected or
+            misshaped.
     """
     found = open_checkpoint(locate(source, tracking_uri))
     return filled_model(found), found.config
 
 
 def filled_model(found: Checkpoint) -> nn.Module:
-    """The model of a checkpoint with its weights; one with adapters has those of its base model, and then its own.
+    """The model of a checkpoint with its weights; a checkpoint of adapters is loaded on top of its base model.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or misshaped, or the base model is not the one it was.
+        CheckpointError: tensors are missing, unexpected or misshaped, or the base model has changed.
     """
     if not found.config.model.lora.rank:
         model = empty_model(found)
@@ -169,22 +173,22 @@ def filled_model(found: Checkpoint) -> nn.Module:
         return model
     from robometer.models.lora import trained_names
 
-    torch.manual_seed(found.config.train.seed)  # a base model of random weights has those of its run
+    torch.manual_seed(found.config.train.seed)  # a base model with random weights needs the seed of its run
     model = _build_robometer(found.config)
     base = load_provenance(found.folder).get("base", "")
     if base and base != checkpoint_hash(locate(found.config.train.load_from_checkpoint)):
         raise CheckpointError(
-            f"{found.folder} holds adapters of other weights than {found.config.train.load_from_checkpoint} has now"
+            f"{found.folder} holds adapters for other weights than {found.config.train.load_from_checkpoint} has now"
         )
     fill(model, found.folder, trained_names(model))
     return model
 
 
 def empty_model(found: Checkpoint) -> nn.Module:
-    """The model of a checkpoint on the meta device.
+    """The model of a checkpoint on the meta device, without weights.
 
     Raises:
-        CheckpointError: the tokenizer does not have as many tokens as the weights have embedding rows.
+        CheckpointError: the tokenizer and the token embedding differ in size.
     """
     if found.config.model.kind == "rewind":
         inputs = {name.split(".")[-2]: s.shape[-1] for name, s in found.slots.items() if name.endswith("_proj.weight")}
@@ -196,8 +200,8 @@ def empty_model(found: Checkpoint) -> nn.Module:
         tokens = len(load_processor(found.config, folder).tokenizer)
         if tokens != found.vocabulary:
             raise CheckpointError(
-                f"{found.folder} has {found.vocabulary} embedding rows, and its tokenizer {tokens} tokens: "
-                "they are not of one model"
+                f"{found.folder} has {found.vocabulary} embedding rows, but its tokenizer has {tokens} tokens: "
+                "they belong to different models"
             )
         with torch.device("meta"):
             return build_robometer(found.config, folder)[0]
@@ -207,8 +211,8 @@ def empty_model(found: Checkpoint) -> nn.Module:
 def backbone_folder(found: Checkpoint) -> Iterator[Path | None]:
     """The folder with `config.json` and tokenizer that `build_robometer` and `load_processor` read; None for ReWiND.
 
-    A public checkpoint's is made for the time of the block: its backbone's configuration may lie inside of another one,
-    and without tokenizer files it has the tokenizer of its base model, with the reward model's tokens added in order.
+    For a public checkpoint this is a temporary folder: its backbone's configuration may lie inside another one, and if
+    it has no tokenizer, that of its base model is used, with the reward model's tokens added in order.
     """
     if found.backbone is None or (found.layout == "robometer" and found.has_tokenizer):
         yield None if found.backbone is None else found.folder
@@ -229,19 +233,19 @@ def backbone_folder(found: Checkpoint) -> Iterator[Path | None]:
 
 
 def load_provenance(folder: str | Path) -> dict[str, Any]:
-    """What a checkpoint folder says about its training; empty where it says nothing."""
+    """What a checkpoint folder records about its training; empty if it records nothing."""
     path = Path(folder, PROVENANCE)
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def frames_of(found: Checkpoint) -> FrameSettings | None:
-    """How a recording becomes frames for this model: as its corpus did; upstream's for public weights.
+    """How a recording becomes frames for this model: as for its corpus, or upstream's way for public weights.
 
     Returns:
-        None where the checkpoint does not say: those of before November 2026 do not.
+        None if the checkpoint does not record it, as those before November 2026.
 
     Raises:
-        CheckpointError: settings that cannot be.
+        CheckpointError: the recorded settings are invalid.
     """
     ours, recorded = found.layout == "robometer", load_provenance(found.folder).get("frames")
     if ours and not recorded:
@@ -253,7 +257,7 @@ def frames_of(found: Checkpoint) -> FrameSettings | None:
 
 
 def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings | None:
-    """`frames_of` whatever `load_scorer` takes, without its weights; of a baseline without weights, the defaults."""
+    """`frames_of` for whatever `load_scorer` takes, without loading weights; the defaults for a baseline."""
     if checkpoint.startswith(("http://", "https://")):
         return load_scorer(checkpoint).info.frames
     if checkpoint.startswith(baselines.PREFIX):
@@ -280,7 +284,7 @@ def load_scorer(
 
 
 def scorer_identity(checkpoint: str, tracking_uri: str = "", baseline: BaselineConfig | None = None) -> str:
-    """What a scorer's answers follow from, found without its weights in memory: equal means the same answers."""
+    """Text that is equal for scorers with equal answers, made without loading weights."""
     if checkpoint.startswith(("http://", "https://")):
         remote = load_scorer(checkpoint)
         return f"{remote.name} {remote.info.revision}"
@@ -305,7 +309,7 @@ def make_scorer(
     corpus: Corpus | None = None,
     info: ScorerInfo = ScorerInfo(),  # noqa: B008 - frozen
 ) -> Scorer:
-    """Scorer around a model in memory; with the corpus it will score, what that corpus has embedded is used."""
+    """Scorer around a model in memory; with a corpus, the task embeddings of that corpus are used."""
     if isinstance(model, Rewind | RewindEnsemble):
         texts = corpus.text_embeddings(config.embed.text_encoder) if corpus else None
         return RewindScorer(model, config, name, device, texts, info)

@@ -33,29 +33,29 @@ class Group:
     misshaped: int
 
 
-def inventory(found: Checkpoint) -> list[Group]:
+def inventory(checkpoint: Checkpoint) -> list[Group]:
     """The groups of a checkpoint, compared with the model of its configuration; the last one is the total."""
-    shapes = {name: slot.shape for name, slot in found.slots.items()}
-    fit = _fit(found, shapes)
+    shapes = {name: slot.shape for name, slot in checkpoint.slots.items()}
+    fit = _fit(checkpoint, shapes)
     misfits = [set(fit.missing), set(fit.unexpected), {name for name, *_ in fit.misshaped}]
-    names = dict.fromkeys([*found.slots, *fit.missing])
+    names = dict.fromkeys([*checkpoint.slots, *fit.missing])
     groups = [
-        _group(group, [name for name in names if _group_of(name) == group], found.slots, misfits)
+        _group(group, [name for name in names if _group_of(name) == group], checkpoint.slots, misfits)
         for group in dict.fromkeys(map(_group_of, names))
     ]
-    return [*groups, _group("all", list(names), found.slots, misfits)]
+    return [*groups, _group("all", list(names), checkpoint.slots, misfits)]
 
 
-def _fit(found: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Match:
-    if not found.config.model.lora.rank:
-        model = empty_model(found)
+def _fit(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Match:
+    if not checkpoint.config.model.lora.rank:
+        model = empty_model(checkpoint)
         return match(shapes_of(model), shapes, optional_of(model))
     from robometer.models.lora import add_lora, trained_names
     from robometer.models.robometer import build_robometer
 
-    with backbone_folder(found) as folder, torch.device("meta"):
-        adapted, tokenizer = build_robometer(found.config, folder)
-        add_lora(adapted, found.config.model.lora, tokenizer)
+    with backbone_folder(checkpoint) as folder, torch.device("meta"):
+        adapted, tokenizer = build_robometer(checkpoint.config, folder)
+        add_lora(adapted, checkpoint.config.model.lora, tokenizer)
     return match(shapes_of(adapted, trained_names(adapted)), shapes)
 
 
@@ -83,25 +83,26 @@ def table(groups: list[Group]) -> str:
     return text.table(header, rows)
 
 
-def summary(found: Checkpoint, revision: str = "") -> str:
+def summary(checkpoint: Checkpoint, revision: str = "") -> str:
     """What a checkpoint records about itself, one fact per line."""
-    model, config = found.config.model, found.config
-    files = {slot.file.name for slot in found.slots.values() if slot.file.name}
+    model, config = checkpoint.config.model, checkpoint.config
+    files = {slot.file.name for slot in checkpoint.slots.values() if slot.file.name}
     progress = f"{config.sampling.progress_bins} bins" if model.progress_loss == "discrete" else model.progress_loss
+    tokenizer = "in the folder" if checkpoint.has_tokenizer else "from the base model"
     lines = {
-        "layout": found.layout,
+        "layout": checkpoint.layout,
         "model": f"{model.kind}{f'@{revision}' if revision else ''}, progress as {progress}",
         "base model": model.base_model if model.kind == "robometer" else "",
-        "vocabulary": str(found.vocabulary or ""),
-        "tokenizer": ("in the folder" if found.has_tokenizer else "from the base model") if found.vocabulary else "",
+        "vocabulary": str(checkpoint.vocabulary or ""),
+        "tokenizer": tokenizer if checkpoint.vocabulary else "",
         "embeddings": f"{config.embed.image_encoder}, {config.embed.text_encoder}" if model.kind == "rewind" else "",
-        "weights": f"{len(files) or 'no'} file(s), {', '.join(sorted({s.dtype for s in found.slots.values()}))}",
+        "weights": f"{len(files) or 'no'} file(s), {', '.join(sorted({s.dtype for s in checkpoint.slots.values()}))}",
     }
     if not files:
         return _lined(lines)
-    provenance = load_provenance(found.folder)
+    provenance = load_provenance(checkpoint.folder)
     lines |= {name: str(value) for name, value in provenance.items() if isinstance(value, str | int | float)}
-    lines["frames"] = str(frames_of(found) or "not recorded")
+    lines["frames"] = str(frames_of(checkpoint) or "not recorded")
     metrics = provenance.get("metrics") or {}
     lines["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "none recorded"
     return _lined(lines)

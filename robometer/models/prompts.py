@@ -47,8 +47,8 @@ class Chat:
     @property
     def controls(self) -> list[Control]:
         """Every control token that a prompt of this family can contain."""
-        own = (*self.opening, *self.closing, *self.before, self.image, *self.after)
-        return sorted({*SPECIAL_TOKENS, *(part for part in own if isinstance(part, Control))})
+        parts = (*self.opening, *self.closing, *self.before, self.image, *self.after)
+        return sorted({*SPECIAL_TOKENS, *(part for part in parts if isinstance(part, Control))})
 
 
 _TURN, _END = Control("<|im_start|>"), Control("<|im_end|>")

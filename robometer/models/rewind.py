@@ -182,7 +182,7 @@ class RewindEnsemble(nn.Module):
         member = member_of(batch.sample_index[sample], members)
         member[count:] = torch.arange(members)
         rows = [(member == k).nonzero().squeeze(1) for k in range(members)]
-        answers = [net(batch.map(itemgetter(sample[own]))) for net, own in zip(self.members, rows, strict=True)]
+        answers = [net(batch.map(itemgetter(sample[at]))) for net, at in zip(self.members, rows, strict=True)]
         place = torch.cat(rows).argsort()[:count]
         return RewardOutput(*(torch.cat(part)[place] for part in zip(*answers, strict=True)))
 

@@ -50,8 +50,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=_VOCABULARY, initial_alphabet=sorted(alphabet), show_progress=False)
     )
-    own = {str(token) for chat in _CHATS for token in chat.controls} - set(SPECIAL_TOKENS)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (_END_OF_TEXT, *sorted(own))])
+    controls = {str(token) for chat in _CHATS for token in chat.controls} - set(SPECIAL_TOKENS)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (_END_OF_TEXT, *sorted(controls))])
     fast = cast(Any, PreTrainedTokenizerFast)(
         tokenizer_object=tokenizer, pad_token=_END_OF_TEXT, eos_token=str(QWEN3_CHAT.closing[0])
     )

@@ -147,10 +147,10 @@ def _other_task_row(index: ManifestIndex, config: SamplingConfig, row: int, draw
 
 def _another(values: np.ndarray, value: int, draws: Draws) -> int | None:
     """Position in `values` (ascending) of a random one other than `value`; None if there is none."""
-    own = int(values.searchsorted(value))
-    present = own < len(values) and int(values[own]) == value
+    place = int(values.searchsorted(value))
+    present = place < len(values) and int(values[place]) == value
     count = len(values) - present
     if count == 0:
         return None
     pick = draws.below(count)
-    return pick + (present and pick >= own)
+    return pick + (present and pick >= place)

@@ -77,11 +77,11 @@ def reached(
     if len(path) == 0:
         return np.zeros(0)
     partial = is_partial(partial_success)
-    done = max(1, int(cutoff * num_frames)) if cutoff and not partial else num_frames
+    done_at = max(1, int(cutoff * num_frames)) if cutoff and not partial else num_frames
     if kind == "absolute_wrt_total_frames":
-        ramp = np.where(path >= done, 1.0, (path + 1) / num_frames)
+        ramp = np.where(path >= done_at, 1.0, (path + 1) / num_frames)
     else:
-        start, goal = min(path.tolist()), done - 1
+        start, goal = min(path.tolist()), done_at - 1
         ramp = np.minimum(1.0, (path - start) / (goal - start)) if start < goal else np.ones(len(path))
     return ramp if partial_success is None or not partial else ramp * partial_success
 

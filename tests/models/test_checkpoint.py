@@ -351,7 +351,7 @@ def test_embedding_rows_and_tokenizer_must_be_of_one_model(tmp_path: Path, model
     rows = len(state[name])
     state[name] = state[name][:-1].clone()
     save_weights(_upstream(tmp_path, model), state)
-    with pytest.raises(CheckpointError, match=f"{rows - 1} embedding rows, and its tokenizer {rows} tokens"):
+    with pytest.raises(CheckpointError, match=f"{rows - 1} embedding rows, but its tokenizer has {rows} tokens"):
         load_model(tmp_path)
 
 

@@ -129,7 +129,7 @@ def test_adapters_of_other_weights_or_without_a_tensor_are_refused(base: Path, t
         build_model(load(["model=tiny", f"train.load_from_checkpoint={tmp_path / 'lora'}"]), None)  # type: ignore[arg-type]
     other = load(["model=tiny"])
     save_checkpoint(base, build_robometer(other)[0].state_dict(), other, {})
-    with pytest.raises(CheckpointError, match="adapters of other weights"):
+    with pytest.raises(CheckpointError, match="adapters for other weights"):
         load_model(tmp_path / "lora")
 
 
