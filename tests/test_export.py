@@ -16,7 +16,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.export import ExportError, export_lerobot
 from robometer.frames import FrameSettings, read_frames
 from tests.corpus.formats.raw import ingest, refusals, roll_out, row_of, rows
-from tests.test_video import moving_square, video_bytes
+from tests.frames.test_video import moving_square, video_bytes
 
 LABELS = ("source", "task", "quality_label", "partial_success", "is_robot", "split", "num_frames")
 

@@ -18,7 +18,7 @@ from robometer.corpus.formats import FormatError, Refused, Unit, list_units, rea
 from robometer.frames.recording import VideoFile
 from robometer.frames.video import thin_positions
 from robometer.trajectory import Episode, trajectory_id
-from tests.test_video import corruptions, moving_square, video_bytes
+from tests.frames.test_video import corruptions, moving_square, video_bytes
 
 FRAMES = 12
 MAX_FRAMES = 8

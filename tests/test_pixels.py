@@ -27,9 +27,9 @@ from robometer.runs.provenance import provenance_of
 from robometer.runs.publishing import prepare, to_folder
 from robometer.scoring import Clip, Scorer
 from tests.conftest import TINY
+from tests.frames.odd_files import joined, shown_as, trimmed, written
+from tests.frames.test_video import moving_square
 from tests.local_endpoint import endpoint
-from tests.odd_files import joined, shown_as, trimmed, written
-from tests.test_video import moving_square
 
 SETTINGS = FrameSettings(max_frames=6, short_edge=40, jpeg_quality=10)
 TASK = "push the square to the right"

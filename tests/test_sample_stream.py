@@ -20,7 +20,7 @@ from robometer.configs import load
 from robometer.configs.loading import to_dict
 from robometer.corpus.corpus import Corpus
 from tests.conftest import TINY
-from tests.test_losses import by_hand
+from tests.training.test_losses import by_hand
 
 
 class Peek(Collate):

@@ -1,4 +1,4 @@
-"""Which frames of a long clip are shown, and what becomes of the answers."""
+"""Scores of clips and their prefixes, and a scorer as a user writes one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from robometer.frames.video import thin_positions
 from robometer.scoring import (
     Clip,
     ClipScore,
@@ -20,23 +19,6 @@ from robometer.scoring import (
     score_prefixes,
     spread,
 )
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "max_frames", "positions"),
-    [
-        (3, 5, [0, 1, 2]),
-        (5, 5, [0, 1, 2, 3, 4]),
-        (5, 3, [0, 2, 4]),
-        (8, 4, [0, 2, 5, 7]),  # 0, 2 1/3, 4 2/3, 7
-        (6, 4, [0, 2, 3, 5]),  # 0, 1 2/3, 3 1/3, 5
-        (32, 8, [0, 4, 9, 13, 18, 22, 27, 31]),
-        (9, 2, [0, 8]),
-        (9, 1, [8]),
-    ],
-)
-def test_frames_are_spread_evenly_with_first_and_last(num_frames: int, max_frames: int, positions: list[int]) -> None:
-    assert thin_positions(num_frames, max_frames).tolist() == positions
 
 
 def test_answers_are_interpolated_between_the_frames_shown() -> None:

@@ -31,7 +31,7 @@ from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
 from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo
-from tests.test_scorers import ensemble
+from tests.test_scoring_threads import ensemble
 
 TOKEN = "a token of this test"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

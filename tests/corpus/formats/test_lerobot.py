@@ -20,7 +20,7 @@ from robometer.corpus.writer import Accepted, Quarantined
 from robometer.frames.video import decode_jpeg, encode_jpeg
 from tests.conftest import SHARED
 from tests.corpus.formats.raw import ingest, read, refusals, roll_out, row_of, rows, shows
-from tests.test_video import numbered_video, numbers
+from tests.frames.test_video import numbered_video, numbers
 
 V21 = {
     "codebase_version": "v2.1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +16,10 @@ import pytest
 from robometer.frames import FrameSettings, encode_frames, read_frames
 from robometer.frames.recording import ImageSequence, VideoFile
 from robometer.frames.timeline import timeline_of
-from robometer.frames.video import VideoError, VideoLimits, VideoTooLargeError, decode_jpeg
+from robometer.frames.video import VideoError, VideoLimits, VideoTooLargeError, decode_jpeg, encode_jpeg, thin_positions
 from tests.conftest import SHARED
-from tests.odd_files import joined, packet_of, repacked, shown_as, timed, trimmed, with_hidden, written
-from tests.test_video import every, moving_square, video_bytes
+from tests.frames.odd_files import joined, packet_of, repacked, shown_as, timed, trimmed, with_hidden, written
+from tests.frames.test_video import every, moving_square, video_bytes
 
 SIZE = (48, 64)
 
@@ -463,3 +464,42 @@ def test_a_model_sees_the_jpegs_that_a_corpus_stores() -> None:
     plain = read_frames(data, FrameSettings(0, 0, 0))
     assert np.array_equal(plain.frames, raw.frames)
     assert not np.array_equal(read_frames(data, FrameSettings(0, 0, 50)).frames, raw.frames)
+
+
+def test_limits_hold_before_memory_is_spent() -> None:
+    """A PNG of 400 megapixels (a kilobyte) and a video of 8K are refused by their headers."""
+    header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x4e\x20\x00\x00\x4e\x20\x08\x02\x00\x00\x00"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(VideoError):
+        ImageSequence(1, lambda i: header + bytes(1000)).read(lambda n, fps: np.arange(n))
+    big = video_bytes(np.zeros((1, 4320, 7680, 3), np.uint8), "mpeg4")
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(VideoError, match="7680x4320 pixels"):
+        VideoFile(big).read(lambda n, fps: np.arange(n), limits=VideoLimits(max_pixels=4096 * 4096))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - used < 50_000 and used - before < 1_000_000  # KB
+    assert VideoFile(big).read(lambda n, fps: np.arange(n), short_edge=240).frames.shape == (1, 240, 426, 3)
+
+
+def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> None:
+    frames = moving_square(50)
+    asked: list[int] = []
+
+    def get(i: int) -> bytes:
+        asked.append(i)
+        return encode_jpeg(frames[i], 95)
+
+    video = ImageSequence(50, get, 5.0).read(lambda n, fps: thin_positions(n, 4), short_edge=48)
+    assert asked == video.frame_index.tolist() == [0, 16, 33, 49]
+    assert (video.num_source_frames, video.fps) == (50, 5.0)
+    flipped = ImageSequence(50, get, change=lambda frame: frame[::-1]).read(lambda n, fps: np.array([3]))
+    assert np.abs(flipped.frames[0].astype(int) - frames[3][::-1]).mean() < 12
+    for bad, reason in (
+        (lambda i: b"no image", "as an image"),
+        (lambda i: {}[i], "frame 0 of 3 cannot be read .KeyError: 0"),
+        (lambda i: np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\], not uint8 \[H, W, 3\]"),
+        (lambda i: np.zeros((4 + i, 4, 3), np.uint8), "frames differ in size"),
+        (lambda i: "/nowhere/0.png", "cannot be read"),
+    ):
+        with pytest.raises(VideoError, match=reason):
+            ImageSequence(3, bad).read(lambda n, fps: np.arange(n))

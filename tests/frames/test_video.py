@@ -65,6 +65,23 @@ def corruptions(good: bytes) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "max_frames", "positions"),
+    [
+        (3, 5, [0, 1, 2]),
+        (5, 5, [0, 1, 2, 3, 4]),
+        (5, 3, [0, 2, 4]),
+        (8, 4, [0, 2, 5, 7]),  # 0, 2 1/3, 4 2/3, 7
+        (6, 4, [0, 2, 3, 5]),  # 0, 1 2/3, 3 1/3, 5
+        (32, 8, [0, 4, 9, 13, 18, 22, 27, 31]),
+        (9, 2, [0, 8]),
+        (9, 1, [8]),
+    ],
+)
+def test_frames_are_spread_evenly_with_first_and_last(num_frames: int, max_frames: int, positions: list[int]) -> None:
+    assert thin_positions(num_frames, max_frames).tolist() == positions
+
+
 @pytest.mark.parametrize(("num_frames", "max_frames"), [(33, 32), (100, 32), (1000, 7), (3, 2)])
 def test_thinning_keeps_first_and_last_and_order(num_frames: int, max_frames: int) -> None:
     index = thin_positions(num_frames, max_frames)
