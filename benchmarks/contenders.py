@@ -1,4 +1,4 @@
-"""What `benchmarks.training` compares the project with: the same work done the way it is usually done."""
+"""The usual ways to do the same work, which `benchmarks.training` compares the project with."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from robometer.training.batch import Batch
 from robometer.training.losses import compute_losses
 
 Frames = Callable[[ClipPlan], Sequence[np.ndarray]]
-"""The frames uint8 [H, W, 3] that a clip shows, in its order."""
+"""From a clip to its frames uint8 [H, W, 3], in display order."""
 
 _IMAGE = Control("<|image_pad|>")
-_CONTENT = Chat((), (), (), _IMAGE, ())  # no turn around the content, no marks around pictures: the template has them
+_CONTENT = Chat((), (), (), _IMAGE, ())  # the template adds the turn and the marks around pictures
 
 CHAT_TEMPLATE = """{%- set pictures = namespace(count=0) -%}
 {%- for message in messages -%}
@@ -46,15 +46,15 @@ CHAT_TEMPLATE = """{%- set pictures = namespace(count=0) -%}
 {%- endfor -%}
 {{- '<|im_end|>\\n' -}}
 {%- endfor -%}"""
-"""What Qwen3-VL's template does of a conversation with pictures, for where the real one is not at hand."""
+"""The part of Qwen3-VL's template for a conversation with pictures, for machines without the real one."""
 
 
 class HuggingFaceCollator:
-    """Plans to padded tensors as upstream makes them: transformers' image processor, chat template and tokenizer.
+    """Turns plans into padded tensors as upstream does, by transformers' image processor, chat template and tokenizer.
 
-    Each shown frame becomes a PIL image, is resized as `qwen_vl_utils` does, and goes through the image processor; each
-    conversation is rendered, each image token repeated as `Qwen3VLProcessor` does it, and all texts tokenised and
-    padded at once. (That processor itself, and the faster image processor that upstream takes, need torchvision.)
+    Each shown frame becomes a PIL image, is resized as in `qwen_vl_utils`, and goes through the image processor. Each
+    conversation is rendered, with image tokens repeated as in `Qwen3VLProcessor`, and all texts are tokenised and
+    padded together. (That processor, and the faster image processor that upstream uses, need torchvision.)
     """
 
     def __init__(self, processor: RobometerProcessor, frames: Frames, template: str) -> None:
@@ -74,7 +74,7 @@ class HuggingFaceCollator:
         images = [self._resized(Image.fromarray(frame)) for clip in clips for frame in self.frames(clip)]
         inputs = dict(self.images(images=images, do_resize=False, return_tensors="pt"))
         sizes = iter((inputs["image_grid_thw"].prod(1) // self.cutter.merge**2).tolist())
-        texts = [re.sub(re.escape(_IMAGE), lambda found: found[0] * next(sizes), self._render(p)) for p in plans]
+        texts = [re.sub(re.escape(_IMAGE), lambda match: match[0] * next(sizes), self._render(p)) for p in plans]
         inputs |= dict(self.tokenizer(texts, padding=True, return_tensors="pt"))
         return collate_targets(plans, inputs)
 
@@ -96,20 +96,20 @@ class HuggingFaceCollator:
 
 
 def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], cutter: QwenCutter) -> float:
-    """The largest between token ids, lengths, grids, and what the vision tower takes, of two forms of one batch."""
-    shown = ours["image"]
+    """The largest difference in token ids, lengths, grids and vision-tower inputs between two forms of a batch."""
+    images = ours["image"]
     pixels = cutter.pixels(ours["patches"]).split(ours["grid"].prod(1).tolist())
     pairs = [
         (ours["input_ids"], theirs["input_ids"][theirs["attention_mask"].bool()]),
         (ours["sequence_length"], theirs["attention_mask"].sum(1)),
-        (ours["grid"][shown], theirs["image_grid_thw"]),
-        (torch.cat([pixels[i] for i in shown.tolist()]), theirs["pixel_values"]),
+        (ours["grid"][images], theirs["image_grid_thw"]),
+        (torch.cat([pixels[i] for i in images.tolist()]), theirs["pixel_values"]),
     ]
     return max(float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in pairs)
 
 
 class NaiveCollator(RobometerCollator):
-    """Every shown frame is one of its own, and goes through the vision tower, however often it is shown."""
+    """Sends every shown frame through the vision tower, even if it is shown several times."""
 
     _number = count()
 
@@ -118,11 +118,11 @@ class NaiveCollator(RobometerCollator):
 
 
 class PaddedRobometer(Robometer):
-    """The language model as transformers runs it: rows of one length, and a mask."""
+    """Runs the language model as transformers does: on padded rows with a mask."""
 
     @classmethod
     def of(cls, model: Robometer) -> PaddedRobometer:
-        """The same weights."""
+        """A copy of `model` with the same weights."""
         padded = copy.deepcopy(model)
         padded.__class__ = cls
         padded.model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
@@ -132,9 +132,9 @@ class PaddedRobometer(Robometer):
         """See `Robometer.hidden_states`."""
         lengths = inputs["sequence_length"].tolist()
         features = self.family.features(self.model, self.cutter.pixels(inputs["patches"]), inputs["grid"])
-        shown = inputs["image"].tolist()
-        features.pooler_output = [features.pooler_output[i] for i in shown]
-        features.deepstack_features = [[level[i] for i in shown] for level in features.deepstack_features]
+        images = inputs["image"].tolist()
+        features.pooler_output = [features.pooler_output[i] for i in images]
+        features.deepstack_features = [[level[i] for i in images] for level in features.deepstack_features]
         ids = pad_sequence(list(inputs["input_ids"].split(lengths)), batch_first=True)  # [B, L]
         places = pad_sequence(list(inputs["position_ids"][1:].T.split(lengths)), batch_first=True)  # [B, L, 3]
         mask = pad_sequence([torch.ones(n, dtype=torch.int64) for n in lengths], batch_first=True)
@@ -149,10 +149,10 @@ class PaddedRobometer(Robometer):
 
 
 def plain_loop(values: dict[str, Any], rates: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Losses and seconds of as many steps as there are learning rates, by PyTorch alone; its batches lie ready.
+    """Losses and seconds of one step per learning rate, by PyTorch alone, on batches that were made beforehand.
 
     Args:
-        values: a `Config`, as a process of its own takes it.
+        values: a `Config` as a dictionary, which another process can receive.
     """
     torch.set_num_threads(1)
     config = from_dict(values)

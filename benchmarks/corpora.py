@@ -27,11 +27,11 @@ BUNDLED = Path(__file__).resolve().parents[1] / "robometer/data/metaworld"
 
 
 def manifest(count: int, seed: int = 0) -> pa.Table:
-    """A manifest of `count` rows with the habits of robot corpora.
+    """A manifest of `count` rows with the proportions of robot corpora.
 
-    50 sources of sizes 1, 1/2, 1/3, ...; tasks of their own, some far more frequent; one row in three unsuccessful;
-    every tenth source graded in fifths; one row in ten a human's, at the same tasks; 6 to 32 frames, 32
-    in three rows of four, since ingest thins longer ones to that.
+    There are 50 sources with relative sizes 1, 1/2, 1/3, ..., each with its own tasks, some far more frequent than
+    others. One row in three is unsuccessful; every tenth source has partial success in quarters. One row in ten is a
+    human's, at the same tasks. Rows have 6 to 32 frames; three in four have 32, the limit of ingest.
     """
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, NUM_SOURCES + 1)
@@ -62,7 +62,7 @@ def manifest(count: int, seed: int = 0) -> pa.Table:
 
 
 def corpus(folder: Path, count: int, seed: int = 0) -> Corpus:
-    """Write `count` trajectories of 32 frames, 240 x 320 px, as JPEG of the default quality; shards of 64."""
+    """Write `count` trajectories of 32 frames of 240 x 320 px as JPEG of the default quality, in shards of 64."""
     storage, rows = Storage(str(folder)), manifest(count, seed).to_pylist()
     for number, start in enumerate(range(0, count, 64)):
         commit_shard(storage, f"part-{number:03d}", map(Accepted, _records(rows[start : start + 64], seed)))
@@ -70,7 +70,7 @@ def corpus(folder: Path, count: int, seed: int = 0) -> Corpus:
 
 
 def bundled(folder: Path, count: int) -> Corpus:
-    """About `count` of the bundled clips, of all tasks and labels, at their own 160 x 160 px; 6 to 16 frames each."""
+    """About `count` of the bundled clips, of all tasks and labels, at their own 160 x 160 px, with 6 to 16 frames."""
     units = [unit for unit in list_units("mp4_jsonl", str(BUNDLED)) if isinstance(unit, Unit)]
     storage = Storage(str(folder))
     stored = entries(units[:: max(1, len(units) // count)], IngestConfig(short_edge=160))
@@ -86,14 +86,14 @@ def _complete(storage: Storage) -> Corpus:
 def _records(rows: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     for row in rows:
         frames = [encode_jpeg(frame, IngestConfig().jpeg_quality) for frame in _frames(int(row["id"], 16), seed)]
-        known = {"num_frames": NUM_FRAMES, "height": HEIGHT, "width": WIDTH, "frames": frames}
+        video = {"num_frames": NUM_FRAMES, "height": HEIGHT, "width": WIDTH, "frames": frames}
         labels = {name: value for name, value in row.items() if name in SHARD_SCHEMA.names}
         place = {"frame_index": list(range(NUM_FRAMES)), "size_bytes": sum(map(len, frames))}
-        yield dict.fromkeys(SHARD_SCHEMA.names) | labels | known | place
+        yield dict.fromkeys(SHARD_SCHEMA.names) | labels | video | place
 
 
 def _frames(number: int, seed: int) -> Iterator[np.ndarray]:
-    """A textured scene, across which a square moves, uint8 [240, 320, 3] each; as JPEG the size of real ones."""
+    """A square that moves across a textured scene, uint8 [240, 320, 3] per frame; JPEGs have a realistic size."""
     rng = np.random.default_rng([seed, number])
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     scene = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)

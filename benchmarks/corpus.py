@@ -1,11 +1,11 @@
 """Speed and memory of the corpus, as ratios within one run: `python -m benchmarks.corpus [--clips N] [--gb G]`.
 
-Ingest     the real job on copies of the bundled clips, against the same decode, resize and JPEG in as many plain
-           processes without Ray, and against a pipeline like upstream's (npz with deflate); memory at 1x and 10x
-Manifest   opening one of a million rows
-Read       random trajectories of a corpus larger than caches, against plain reads of as many bytes at as many places
+Ingest     the real job on copies of the bundled clips, against plain processes that decode, resize and encode without
+           Ray, and against a pipeline like upstream's (npz with deflate); memory at 1x and 10x
+Manifest   opening a manifest of a million rows
+Read       random trajectories of a corpus larger than caches, against plain reads of the same number of bytes
 
-Machines are noisy: what is compared runs by turns, and medians are printed.
+Machines are noisy, so contenders take turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ ROUNDS = 3
 
 
 def main() -> None:
-    """Run all three and print their tables."""
+    """Run the parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=4000, help="clips of the larger ingest")
     parser.add_argument("--gb", type=float, default=10.0, help="size of the corpus that is read at random")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest that is opened")
-    parser.add_argument("--only", choices=("ingest", "manifest", "read"), help="one of the three")
+    parser.add_argument("--only", choices=("ingest", "manifest", "read"), help="run only this part")
     options = parser.parse_args()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="robometer-benchmark-") as folder:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def ingest(folder: Path, clips: int) -> None:
-    """Throughput and memory of the job and of what it is compared with."""
+    """Throughput of the job and its contenders, and the job's memory."""
     raw = write_raw(folder / "raw", clips)
     small = write_raw(folder / "small", clips // 10)
     units = [unit for unit in list_units("mp4_jsonl", str(raw)) if isinstance(unit, Unit)]
@@ -78,7 +78,7 @@ def ingest(folder: Path, clips: int) -> None:
     peaks = []
     with connected(load()):
         run_job(small, folder / "warm")  # starts the workers
-        for name, data in (("small", small), ("large", raw)):  # apart from the timed runs: watching costs a core
+        for name, data in (("small", small), ("large", raw)):  # not in the timed runs: measuring memory takes a core
             with peak_memory() as peak:
                 run_job(data, folder / f"{name}-watched", "ingest.shard_size=64")  # so that both have all workers
             peaks.append(peak[0] / 2**20)
@@ -113,7 +113,7 @@ def ingest(folder: Path, clips: int) -> None:
 
 
 def write_raw(folder: Path, clips: int) -> Path:
-    """`clips` lines over the bundled videos, each line a trajectory of its own."""
+    """A raw folder of `clips` trajectories over the bundled videos."""
     bundled = Path(__file__).resolve().parents[1] / "robometer/data/metaworld"
     lines = [json.loads(line) for line in (bundled / "trajectories.jsonl").read_text().splitlines()]
     folder.mkdir()
@@ -125,26 +125,26 @@ def write_raw(folder: Path, clips: int) -> Path:
 
 
 def run_job(raw: Path, corpus: Path, *settings: str) -> float:
-    """Seconds of the real job, in a Ray that is up."""
+    """Seconds of the real job, on a running Ray."""
     started = time.perf_counter()
     run_ingest(load([f"ingest.input={raw}", f"corpus.path={corpus}", *settings]))
     return time.perf_counter() - started
 
 
 def in_processes(work: Callable[[list[Unit]], int], units: list[Unit]) -> float:
-    """Seconds that as many plain processes as there are cores need for all units, without their start."""
+    """Seconds that one plain process per core needs for all units, without the start-up."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(CORES) as pool:
         pool.map(work, [units[:1]] * CORES, chunksize=1)  # imports
         started = time.perf_counter()
         parts = [units[i : i + 64] for i in range(0, len(units), 64)]
-        done = sum(pool.map(work, parts, chunksize=1))
-        assert done == len(units)
+        num_processed = sum(pool.map(work, parts, chunksize=1))
+        assert num_processed == len(units)
         return time.perf_counter() - started
 
 
 def bare(units: list[Unit]) -> int:
-    """Decode, thin, resize and compress to JPEG, and drop the result."""
+    """Decode, thin, resize and encode as JPEG, and drop the result."""
     return sum(isinstance(entry, Accepted) for entry in entries(units, load().ingest))
 
 
@@ -163,11 +163,11 @@ def deflate(units: list[Unit]) -> int:
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """The largest sum of the proportional set sizes of this process and all below it, in bytes, once the block ends."""
-    peak, done = [0.0], threading.Event()
+    """After the block, the peak memory in bytes of this process and its descendants (sum of proportional set sizes)."""
+    peak, stopped = [0.0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.2):
+        while not stopped.wait(0.2):
             total = 0
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
@@ -181,7 +181,7 @@ def peak_memory() -> Iterator[list[float]]:
     try:
         yield peak
     finally:
-        done.set()
+        stopped.set()
         thread.join()
 
 
@@ -189,7 +189,7 @@ def peak_memory() -> Iterator[list[float]]:
 
 
 def manifest(folder: Path, rows: int) -> None:
-    """Time and memory of opening a large manifest, in a process of its own."""
+    """Time and memory of opening a large manifest, in a separate process."""
     path = folder / "million"
     storage = corpus_folder(path)
     per_shard = 2048
@@ -226,7 +226,7 @@ def corpus_folder(path: Path) -> Storage:
 
 
 def manifest_table(start: int, count: int) -> pa.Table:
-    """Rows as a corpus of 50 sources and 20,000 tasks has them."""
+    """Rows like those of a corpus with 50 sources and 20,000 tasks."""
     rng = np.random.default_rng(start)
     numbers = range(start, start + count)
     words: dict[str, Any] = dict.fromkeys(MANIFEST_SCHEMA.names)
@@ -263,7 +263,7 @@ def manifest_table(start: int, count: int) -> pa.Table:
 
 
 def read(folder: Path, gigabytes: float, reads: int = 2000) -> None:
-    """Random trajectories through `Corpus`, and plain reads of as many bytes from the same files, by turns."""
+    """Random trajectories through `Corpus`, and plain reads of the same size from the same files, in turn."""
     path = folder / "large"
     storage = corpus_folder(path)
     rng = np.random.default_rng(0)
@@ -300,7 +300,7 @@ def read(folder: Path, gigabytes: float, reads: int = 2000) -> None:
 
 
 def record_of(row: dict[str, Any], pool: bytes, rng: np.random.Generator, num_frames: int, size: int) -> dict[str, Any]:
-    """A shard row whose frames are noise of the size of a JPEG."""
+    """A shard row whose frames are noise of a JPEG's size."""
     starts = rng.integers(0, len(pool) - size, num_frames)
     blank = dict.fromkeys(SHARD_SCHEMA.names)
     return blank | row | {"frame_index": list(range(num_frames)), "frames": [pool[s : s + size] for s in starts]}

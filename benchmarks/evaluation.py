@@ -1,12 +1,13 @@
 """Speed of evaluating, as ratios within one run: `python -m benchmarks.evaluation [--quick]`.
 
 metrics    all evaluations with their intervals, on stored predictions
-tau        policy ranking's tau in closed form, against the definition over all triples and over all pairs
+tau        policy ranking's tau in closed form, against its definition over all triples and over all pairs
 prefix     a Robometer's scores of all prefixes of a clip, against one clip per prefix
-actors     `pipelines.evaluate` with two actors against one, once they run, and plain processes without Ray: the limit
+actors     `pipelines.evaluate` with two actors against one, after their start, and against plain processes: the limit
 
-The last three compare results too: they must be equal. One torch thread per process; contenders take turns; tables hold
-the median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, but in `actors`.
+The last three also check that results are equal. Each process has one torch thread, and contenders take turns. Tables
+hold the median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, except in
+`actors`.
 """
 
 from __future__ import annotations
@@ -52,23 +53,23 @@ _ready: Barrier  # of the processes of `plain_rate`
 def main() -> None:
     """Run the parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny models, few clips and rounds: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny models, few clips and rounds, to check that it runs")
     parts: dict[str, Callable[[Path, bool], None]] = {
         "metrics": metrics,
         "tau": tau,
         "prefix": prefix,
         "actors": actors,
     }
-    parser.add_argument("--only", choices=parts, help="one of the parts")
+    parser.add_argument("--only", choices=parts, help="run only this part")
     options = parser.parse_args()
     run_parts(parts, options)
 
 
 def must_agree(apart: float, limit: float) -> str:
-    """The difference in print.
+    """The difference as text.
 
     Raises:
-        SystemExit: it is more than the limit, so that the times compare different things.
+        SystemExit: it exceeds the limit, so that the times compare different things.
     """
     if not apart <= limit:
         raise SystemExit(f"results differ by {apart:.1e}, more than {limit:.0e}")
@@ -79,29 +80,29 @@ def must_agree(apart: float, limit: float) -> str:
 
 
 def metrics(folder: Path, quick: bool) -> None:
-    """Seconds of each evaluation, by how many predictions there are."""
+    """Seconds of each evaluation by number of predictions."""
     settings, rounds = EvaluateConfig(), 1 if quick else 3
     resampling = Resampling(20 if quick else settings.bootstrap, settings.confidence, settings.seed)
     sizes = (170,) if quick else (3400, 10_200)
-    made = [predictions(size).split(SPLIT) for size in sizes]
-    rows = {name: [_seconds(partial(run, p, SPLIT, resampling), rounds) for p in made]
+    sets = [predictions(size).split(SPLIT) for size in sizes]
+    rows = {name: [_seconds(partial(run, p, SPLIT, resampling), rounds) for p in sets]
             for name, run in EVALUATIONS.items()}  # fmt: skip
     print(f"\nmetrics: seconds of each evaluation, {resampling.resamples} resamples, 50 tasks of three qualities")
-    print(f"{'predictions of clips':<25}" + "".join(f"{len(p.clips):>26,}" for p in made))
+    print(f"{'predictions of clips':<25}" + "".join(f"{len(p.clips):>26,}" for p in sets))
     print(
-        f"{'of instructions, pairs':<25}" + "".join(f"{f'{len(p.instructions):,}, {len(p.pairs):,}':>26}" for p in made)
+        f"{'of instructions, pairs':<25}" + "".join(f"{f'{len(p.instructions):,}, {len(p.pairs):,}':>26}" for p in sets)
     )
     for name, times in rows.items():
         print(f"{name:<25}" + "".join(f"{spread(seconds):>26}" for seconds in times))
-    totals = [sum(statistics.median(times[i]) for times in rows.values()) for i in range(len(made))]
+    totals = [sum(statistics.median(times[i]) for times in rows.values()) for i in range(len(sets))]
     print(f"{'all':<25}" + "".join(f"{total:>26.2f}" for total in totals) + f"  (target {TARGET_S} s of 10,000)")
-    peaks = [_peak_mb(partial(_all, p, resampling)) for p in made]
+    peaks = [_peak_mb(partial(_all, p, resampling)) for p in sets]
     print(f"{'memory they take, MB':<25}" + "".join(f"{peak:>26.0f}" for peak in peaks))
 
 
-def _all(made: Predictions, resampling: Resampling) -> None:
+def _all(predictions: Predictions, resampling: Resampling) -> None:
     for run in EVALUATIONS.values():
-        run(made, SPLIT, resampling)
+        run(predictions, SPLIT, resampling)
 
 
 def _seconds(run: Callable[[], object], rounds: int) -> list[float]:
@@ -110,7 +111,7 @@ def _seconds(run: Callable[[], object], rounds: int) -> list[float]:
 
 
 def _peak_mb(run: Callable[[], object]) -> float:
-    """Most memory that is held at a time beside what was there before."""
+    """Peak memory that `run` allocates."""
     tracemalloc.start()
     try:
         run()
@@ -123,7 +124,7 @@ def _peak_mb(run: Callable[[], object]) -> float:
 
 
 def tau(folder: Path, quick: bool) -> None:
-    """Times and memory of a task's tau, by trajectories per quality, and how far the ways are apart."""
+    """Time and memory of a task's tau by trajectories per quality, and how far the three results differ."""
     rounds, most_triples = (1, 6) if quick else (3, 40)
     sizes = (6, 60) if quick else (10, 40, 200, 1000, 10_000, 100_000)
     print("\ntau: a task of three qualities with n trajectories each, by one number per trajectory; ms and peak MB")
@@ -138,11 +139,11 @@ def tau(folder: Path, quick: bool) -> None:
         if n <= 1000:
             ways["pairs"] = partial(tau_of_pairs, *task)
         times, values = by_turns(dict(ways), rounds), [way() for way in ways.values()]
-        shown = {name: spread([1e3 * s for s in times[name]]) if name in times else "" for name in COLUMNS}
+        cells = {name: spread([1e3 * s for s in times[name]]) if name in times else "" for name in COLUMNS}
         memory = {name: f"{_peak_mb(ways[name]):.2f}" if name in ways else "" for name in ("closed", "pairs")}
         apart = must_agree(max(values) - min(values), 1e-12) if len(values) > 1 else ""
         print(
-            f"{n:>8,}{shown['triples']:>24}{shown['pairs']:>24}{shown['closed']:>24}"
+            f"{n:>8,}{cells['triples']:>24}{cells['pairs']:>24}{cells['closed']:>24}"
             f"{memory['closed']:>7}{memory['pairs']:>13}  {apart}"
         )
 
@@ -162,12 +163,12 @@ def _cells(labels: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
 
 
 def tau_in_closed_form(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Ours."""
+    """Our implementation."""
     return ranking(labels, scores).tau
 
 
 def tau_of_triples(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The definition: the mean of tau-a over every choice of one trajectory per quality. n^3 of them."""
+    """The definition: the mean of tau-a over all n^3 choices of one trajectory per quality."""
     total, count = 0, 0
     for a, b, c in product(*(cell.tolist() for cell in _cells(labels, scores))):
         total += (b > a) - (b < a) + (c > a) - (c < a) + (c > b) - (c < b)
@@ -185,7 +186,7 @@ def tau_of_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def prefix(folder: Path, quick: bool) -> None:
-    """Times of a clip's prefixes by the longest clip that the model was trained on."""
+    """Times of a clip's prefixes by the most frames that the model was trained on."""
     base, frames, rounds, count = ("tiny", 12, 1, 1) if quick else (str(mid_size(folder / "model")), 32, 3, 2)
     config = model_config(base)
     torch.manual_seed(0)
@@ -211,7 +212,7 @@ def prefix(folder: Path, quick: bool) -> None:
 
 
 def _ways(scorer: RobometerScorer, clips: Sequence[Clip]) -> dict[str, Callable[[], list[ClipScore]]]:
-    """Ours, each prefix as a clip of its own, and the same without any batch, as a session sees them."""
+    """Our way, each prefix as its own clip, and the same without batches, as in a session."""
 
     def single() -> list[ClipScore]:
         return [last_of_each([scorer.score([part])[0] for part in _prefixes(clip)]) for clip in clips]
@@ -224,7 +225,7 @@ def _ways(scorer: RobometerScorer, clips: Sequence[Clip]) -> dict[str, Callable[
 
 
 def _clip(frames: int, seed: int, edge: int) -> Clip:
-    """Frames of noise: no two are alike, so that none is saved by chance."""
+    """Frames of noise, all different, so that no frame is shared by chance."""
     shape = (frames, edge, edge, 3)
     return Clip(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), "open the drawer")
 
@@ -241,10 +242,9 @@ def _values(scores: Sequence[ClipScore]) -> np.ndarray:
 
 
 def actors(folder: Path, quick: bool) -> None:
-    """Clips per second of one and of two actors while all work, by when their files were written.
+    """Clips per second of one and of two actors while all of them work, from the times at which files were written.
 
-    Beside them as many processes that do nothing but predict: what this machine can give. What Ray's own processes take
-    of the cores, actors on as many cores cannot have.
+    Plain processes that only predict show this machine's limit: actors share the cores with Ray's own processes.
     """
     from pipelines.cluster import connected
     from pipelines.evaluate import UNITS_PER_PART
@@ -275,7 +275,7 @@ def actors(folder: Path, quick: bool) -> None:
 
 
 def plain_rate(folder: Path, split: str, count: int, seconds: float) -> float:
-    """Clips per second that `count` processes predict together, without Ray, from when all of them are ready."""
+    """Clips per second of `count` processes together, without Ray, after all of them are ready."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(count)
     with ProcessPoolExecutor(count, context, initializer=_hold, initargs=(ready,)) as pool:
@@ -302,7 +302,7 @@ def _predict_for(folder: str, split: str, seconds: float) -> float:
 
 
 def _checkpoint(folder: Path, base: str) -> Path:
-    """A Robometer of random weights."""
+    """A Robometer with random weights."""
     config = model_config(base)
     config.sampling.max_frames = 8
     torch.manual_seed(0)
@@ -320,17 +320,17 @@ def _evaluate(settings: Sequence[str], output: Path, count: int) -> float:
 
 
 def _written_s(output: Path) -> list[float]:
-    """When each part of an evaluation was written."""
+    """The times at which the parts of an evaluation were written, in seconds."""
     from pipelines.evaluate import PARTS
 
     return [file.stat().st_mtime_ns / 1e9 for file in (output / PARTS).glob("*.parquet")]
 
 
 def steady_rate(written_s: Sequence[float], count: int) -> float:
-    """Parts per second of `count` actors while all of them work, from when each part was written.
+    """Parts per second of `count` actors while all of them work, from the times at which parts were written.
 
-    The first parts wait for Ray and for the model; while the last ones are made, some actors have nothing to do, and
-    the very last one holds fewer clips. So it counts from the `count`-th part, and leaves out the last `count`.
+    The first parts wait for Ray and the model. At the end some actors are idle, and the last part holds fewer clips. So
+    counting starts at the `count`-th part and leaves out the last `count`.
     """
     times = sorted(written_s)
     if len(times) < 2 * count + 1:
@@ -340,7 +340,7 @@ def steady_rate(written_s: Sequence[float], count: int) -> float:
 
 
 def _difference(one: Predictions, two: Predictions) -> float:
-    """Largest difference of any progress or success; both hold the same clips in the same order."""
+    """Largest difference in progress or success; both sets must hold the same clips in the same order."""
     if [(c.id, c.view) for c in one.clips] != [(c.id, c.view) for c in two.clips]:
         raise SystemExit("one and two actors did not predict the same clips")
     pairs = zip(one.clips, two.clips, strict=True)

@@ -1,7 +1,7 @@
-"""Uploads that were damaged at random, against a real endpoint: `python -m benchmarks.fuzz_uploads --minutes 20`.
+"""Randomly damaged uploads against a real endpoint: `python -m benchmarks.fuzz_uploads --minutes 20`.
 
-Small valid files of every container and codec are mutated and posted by several clients, while another one asks for
-/health. An answer is 200, or a 4xx with one sentence; uploads that got another one are kept in `--output`.
+Several clients mutate small valid files of every container and codec and post them, while another client polls /health.
+Every answer must be 200 or a 4xx with one sentence; uploads with any other answer are kept in `--output`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def small_video(container: str, encoder: str, num_frames: int = 10) -> bytes:
 
 
 def small_videos() -> dict[str, bytes]:
-    """By container and encoder, all that this machine's PyAV writes."""
+    """A video for each container and encoder that this machine's PyAV can write."""
     videos = {}
     for container, encoders in FORMATS.items():
         for encoder in encoders:
@@ -83,7 +83,7 @@ def small_videos() -> dict[str, bytes]:
 
 
 def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """`data` with one to four changes; `other` gives parts to splice in."""
+    """`data` with one to four mutations; `other` provides parts to splice in."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         rng.choice(_MUTATIONS)(changed, other, rng)
@@ -99,7 +99,7 @@ def _flip_bits(data: bytearray, other: bytes, rng: random.Random) -> None:
 
 def _set_numbers(data: bytearray, other: bytes, rng: random.Random) -> None:
     width, order = rng.choice((1, 2, 4, 8)), rng.choice(("big", "little"))
-    at = min(rng.randrange(len(data)), rng.choice((len(data), 256)))  # headers, as often as not
+    at = min(rng.randrange(len(data)), rng.choice((len(data), 256)))  # half of the time in the header
     number = rng.choice(_NUMBERS) & (256**width - 1)
     data[at : at + width] = number.to_bytes(width, order)
 
@@ -140,7 +140,7 @@ _MUTATIONS: tuple[Callable[[bytearray, bytes, random.Random], None], ...] = (
 
 
 class Fuzzer:
-    """What the clients share: the cases they take their turns with, and what was answered."""
+    """What the clients share: the cases, and the answers."""
 
     def __init__(self, url: str, output: Path, seed: int) -> None:
         self.url, self.output, self.seed = url, output, seed
@@ -165,7 +165,7 @@ class Fuzzer:
             thread.join()
 
     def case(self, number: int) -> tuple[str, bytes]:
-        """(name, content) of a case; the same for the same seed."""
+        """(name, content) of a case, which the seed determines."""
         rng = random.Random(f"{self.seed} {number}")
         kind = rng.random()
         if kind < 0.05:
@@ -255,7 +255,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=None, help="where odd cases are kept (a temporary folder)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        help="folder for uploads with unexpected answers",
+    )
     arguments = parser.parse_args()
     output = arguments.output or Path(tempfile.mkdtemp(prefix="fuzz_uploads_"))
     output.mkdir(parents=True, exist_ok=True)
@@ -267,7 +272,7 @@ def main() -> None:
                 answer = _send(http, name, content)
                 if answer.status_code != 200:
                     print(f"valid {name}: {answer.status_code} {answer.text[:200]}", flush=True)
-        fuzzer.run(min(1.0, arguments.minutes / 10), arguments.clients)  # all that starts with use has started
+        fuzzer.run(min(1.0, arguments.minutes / 10), arguments.clients)  # warm-up
         before, began = _memory(), time.monotonic()
         fuzzer.run(arguments.minutes, arguments.clients)
         seconds, after = time.monotonic() - began, _memory()

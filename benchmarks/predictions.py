@@ -1,4 +1,4 @@
-"""Synthetic predictions of any number of trajectories, for benchmarks of what is computed from them."""
+"""Synthetic predictions for any number of trajectories, for benchmarks of metrics."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from robometer.evaluation.views import (
 from robometer.trajectory import FAILURE, QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
 SPLIT, PAIRS_PER_TASK = "seen", 50
-SHOWN = (FORWARD, REVERSED, REWOUND, RETRY, CYCLE, HESITATION, MEMORY)
-"""The views of a successful clip; others are shown forwards alone."""
+SUCCESSFUL_VIEWS = (FORWARD, REVERSED, REWOUND, RETRY, CYCLE, HESITATION, MEMORY)
+"""The views of a successful clip; other clips only play forward."""
 
 _REACH = {FAILURE: 0.2, SUBOPTIMAL: 0.6, SUCCESSFUL: 1.0}
 
@@ -45,59 +45,63 @@ class _Trajectory:
 
 
 def predictions(count: int, tasks: int = 50, seed: int = 0) -> Predictions:
-    """What a fair, noisy model says of `count` trajectories, with all records that `plan_split` asks for by default.
+    """Predictions of a fair, noisy model for `count` trajectories, with all records of a default `plan_split`.
 
-    The three qualities are equally frequent in every task; clips have 8 to 32 frames and a simulator's truth at each.
+    The three qualities are equally frequent in every task. Clips have 8 to 32 frames, each with the simulator's truth.
     """
     rng = np.random.default_rng(seed)
     names = [f"open drawer {number:02d}" for number in range(tasks)]
     frames = rng.integers(8, 33, count)
-    there = [
+    trajectories = [
         _Trajectory(f"{i:032x}", i, names[i % tasks], QUALITY_LABELS[i // tasks % len(QUALITY_LABELS)], int(frames[i]))
         for i in range(count)
     ]
-    return Predictions.of(record for part in (_clips, _instructions, _pairs) for record in part(there, names, rng))
+    return Predictions.of(
+        record for part in (_clips, _instructions, _pairs) for record in part(trajectories, names, rng)
+    )
 
 
-def _clips(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
-    for one in there:
-        for view in SHOWN if one.quality == SUCCESSFUL else (FORWARD,):
+def _clips(trajectories: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
+    for one in trajectories:
+        for view in SUCCESSFUL_VIEWS if one.quality == SUCCESSFUL else (FORWARD,):
             yield _clip(one, view, rng)
 
 
 def _clip(one: _Trajectory, view: str, rng: np.random.Generator) -> ClipPrediction:
-    shown = VIEWS[view](one.frames) if view in VIEWS else np.arange(2 * one.frames)
-    state = _REACH[one.quality] * shown / (len(shown) - 1 if view == MEMORY else one.frames - 1)
-    progress, chance = np.clip(state + rng.normal(0, 0.15, (2, len(shown))), 0, 1).astype(np.float32)
-    known = view != MEMORY
+    positions = VIEWS[view](one.frames) if view in VIEWS else np.arange(2 * one.frames)
+    state = _REACH[one.quality] * positions / (len(positions) - 1 if view == MEMORY else one.frames - 1)
+    progress, chance = np.clip(state + rng.normal(0, 0.15, (2, len(positions))), 0, 1).astype(np.float32)
+    has_truth = view != MEMORY
     return ClipPrediction(
         SPLIT, one.id, one.row, "lab", one.task, one.quality, view, progress, chance,
-        env_reward=(10 * state * known)[: len(shown) * known].astype(np.float32),
-        env_success=(state > 0.9)[: len(shown) * known].astype(np.float32),
+        env_reward=(10 * state * has_truth)[: len(positions) * has_truth].astype(np.float32),
+        env_success=(state > 0.9)[: len(positions) * has_truth].astype(np.float32),
         partial_success=float(rng.integers(0, 5)) / 4,
         num_frames=one.frames,
     )  # fmt: skip
 
 
-def _instructions(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
-    for one in there:
+def _instructions(trajectories: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
+    for one in trajectories:
         if one.quality != SUCCESSFUL:
             continue
         turned = counterfactual(one.task)
-        said = [(one.task, "own"), *((name, "other") for name in names if name != one.task)]
-        said += [(turned, "counterfactual")] if turned else []
-        said += [(text, "paraphrase") for text in paraphrases(one.task)]
-        final = np.clip([0.8 if kind in ("own", "paraphrase") else 0.4 for _, kind in said], 0, 1)
-        final = np.clip(final + rng.normal(0, 0.2, len(said)), 0, 1)
-        for (text, kind), value in zip(said, final.tolist(), strict=True):
+        instructions = [(one.task, "own"), *((name, "other") for name in names if name != one.task)]
+        instructions += [(turned, "counterfactual")] if turned else []
+        instructions += [(text, "paraphrase") for text in paraphrases(one.task)]
+        final = np.clip([0.8 if kind in ("own", "paraphrase") else 0.4 for _, kind in instructions], 0, 1)
+        final = np.clip(final + rng.normal(0, 0.2, len(instructions)), 0, 1)
+        for (text, kind), value in zip(instructions, final.tolist(), strict=True):
             yield InstructionPrediction(SPLIT, one.id, one.row, one.task, text, value, kind)
 
 
-def _pairs(there: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
+def _pairs(trajectories: list[_Trajectory], names: list[str], rng: np.random.Generator) -> Iterator[Prediction]:
     """Up to 50 pairs of each kind per task."""
     for task in names:
-        ranked = [[one for one in there if (one.task, one.quality) == (task, quality)] for quality in QUALITY_LABELS]
-        foreign = [one for one in there if one.task != task and one.quality == SUCCESSFUL]
+        ranked = [
+            [one for one in trajectories if (one.task, one.quality) == (task, quality)] for quality in QUALITY_LABELS
+        ]
+        foreign = [one for one in trajectories if one.task != task and one.quality == SUCCESSFUL]
         lesser = [(high, low) for i, low in enumerate(ranked) for high in ranked[i + 1 :] if low and high]
         candidates = {"quality": lesser, "task": [(ranked[-1], foreign)], "reversed": [(ranked[-1], ranked[-1])]}
         for kind, sides in candidates.items():

@@ -1,8 +1,8 @@
-"""What a training sample costs: `python -m benchmarks.sampling` prints two tables in about a minute.
+"""The cost of a training sample: `python -m benchmarks.sampling` prints two tables in about a minute.
 
-The first: building an index and drawing plans, by size of the manifest; rounds of the sizes take turns, so that a busy
-machine slows all alike. The second: from plan to batch, on a corpus with frames. All rates are per second of CPU time
-of this process, which has one busy thread.
+The first shows building an index and drawing plans, by size of the manifest; the sizes take turns, so that a busy
+machine slows all of them alike. The second shows the way from plan to batch, on a corpus with frames. All rates are per
+second of CPU time of this process, which has one busy thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAJECTORIES, BATCHES, BATCH_SIZE = 200, 5, 16
 
 @dataclass(frozen=True)
 class Memory:
-    """Of an index: time to build it, its size as it travels to the object store, and what the process grew by."""
+    """An index's build time, its size in the object store, and the growth of the process."""
 
     build_s: float
     size_mb: float
@@ -44,14 +44,14 @@ class Memory:
 
 
 def settings(mode: str, max_frames: int = 8) -> SamplingConfig:
-    """Both kinds of sample, all strategies."""
+    """Settings with both kinds of sample and all strategies."""
     config = SamplingConfig(mode=mode, max_frames=max_frames)
     config.preference_strategies.paired = 1.0
     return config
 
 
 def memory(mode: str, size: int) -> Memory:
-    """Build one index in this process, which does nothing else."""
+    """Build one index in this process, which must do nothing else."""
     table = corpora.manifest(size)
     ManifestIndex.from_table(table.slice(0, 1000), settings(mode))  # imports and caches
     gc.collect()
@@ -68,7 +68,7 @@ def _rss_mb() -> float:
 
 
 def plan_rates(mode: str) -> dict[int, list[float]]:
-    """Samples per CPU second of every round, by size."""
+    """Samples per CPU second in each round, by size of the manifest."""
     indices = {size: ManifestIndex.from_table(corpora.manifest(size), settings(mode)) for size in SIZES}
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
     for index in indices.values():
@@ -86,13 +86,13 @@ def _draw(index: ManifestIndex, first: int, count: int) -> list[SamplePlan]:
 
 
 def print_plans() -> None:
-    """The first table."""
+    """Print the first table."""
     print("Sampling: plans of 8 frames, all strategies; median (least, most) of 7 rounds of 4,000")
     print(f"{'mode':<17}{'rows':>9}{'build s':>9}{'index MB':>10}{'RSS MB':>8}{'plans/s/core':>28}")
     for mode in MODES:
         rates = plan_rates(mode)
         for size in SIZES:
-            with get_context("spawn").Pool(1) as pool:  # a process of its own: RSS is of this index alone
+            with get_context("spawn").Pool(1) as pool:  # a separate process, so that RSS covers only this index
                 cost = pool.apply(memory, (mode, size))
             spread = f"{statistics.median(rates[size]):,.0f} ({min(rates[size]):,.0f}, {max(rates[size]):,.0f})"
             print(f"{mode:<17}{size:>9}{cost.build_s:>9.2f}{cost.size_mb:>10.1f}{cost.rss_mb:>8.1f}{spread:>28}")
@@ -101,7 +101,7 @@ def print_plans() -> None:
 
 
 def print_input() -> None:
-    """The second table."""
+    """Print the second table."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = corpora.corpus(Path(folder), TRAJECTORIES)
         config = Config(sampling=settings("trajectory_first"), model=ModelConfig(kind="robometer", base_model="tiny"))

@@ -1,11 +1,11 @@
-"""Eight clients while replicas of the endpoint are killed and it is told to end: what is lost, how long it takes.
+"""What eight clients lose, and for how long, while replicas of the endpoint are killed and the endpoint is stopped.
 
     python -m benchmarks.serving
 
-Each client sends one try of a request after the other, as curl would, and compares the answer with the same scorer in
-this process. A request is lost where its connection breaks or the answer is wrong or none of 200 and 503; one that was
-sent after the endpoint had said that it ends, and whose connection broke then, was never accepted. The endpoint is
-`run_serve` in a process of its own with a scorer that takes 50 ms a batch; the kills are `kill -9`.
+Each client sends one request after the other without retries, as curl would, and compares the answer with the same
+scorer in this process. A request is lost if its connection breaks, its answer is wrong, or its status is neither 200
+nor 503. It does not count if it was sent after the endpoint had announced its end and its connection broke. The
+endpoint is `run_serve` in its own process, with a scorer that takes 50 ms a batch; kills are `kill -9`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from robometer.scoring import Clip, ClipScore, Scorer
 CLIENTS = 8
 PHASE_S = 10.0
 _MARK = "ROBOMETER_BENCHMARK"
-"""Set in the environment of the endpoint, so that its processes are known by it."""
+"""Environment variable that identifies the endpoint's processes."""
 
 
 class Slow(FrameDifference):
-    """50 ms a batch."""
+    """A scorer that takes 50 ms a batch."""
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         """See `Scorer.score`."""
@@ -52,7 +52,7 @@ def load_slow(checkpoint: str, device: str = "cpu") -> Scorer:
 
 
 class Load:
-    """Clients that ask until they are stopped; `take` gives what happened since it was last called."""
+    """Clients that send requests until they are stopped; `take` returns the outcomes since its last call."""
 
     def __init__(self, url: str) -> None:
         self._url, self._lock, self._stopped = url, threading.Lock(), threading.Event()
@@ -66,9 +66,9 @@ class Load:
     def take(self) -> tuple[Counter[str], float]:
         """Outcomes by name, and the seconds of the slowest request."""
         with self._lock:
-            taken = self._outcomes, self._slowest_s
+            outcomes = self._outcomes, self._slowest_s
             self._outcomes, self._slowest_s = Counter(), 0.0
-        return taken
+        return outcomes
 
     def stop(self) -> None:
         """Wait until every client has its last answer."""
@@ -112,20 +112,20 @@ class Load:
 
 
 def processes(mark: str, title: str = "") -> list[int]:
-    """The processes of the endpoint, or those of them whose command line begins with `title`."""
-    found = []
+    """The processes of the endpoint, or only those whose command line begins with `title`."""
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             if f"{_MARK}={mark}".encode() in (entry / "environ").read_bytes():
                 if (entry / "cmdline").read_bytes().startswith(title.encode()):
-                    found.append(int(entry.name))
+                    pids.append(int(entry.name))
         except (OSError, ValueError):
             continue
-    return found
+    return pids
 
 
 def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
-    """Outcomes and the slowest request of each phase; raises if a process is left."""
+    """Outcomes and slowest request of each phase; raises if a process of the endpoint survives."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -153,9 +153,9 @@ def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
         name = f"SIGTERM (ended in {time.monotonic() - started_s:.1f} s)"
         phases["SIGTERM"] = clients.take()
         print(*_line(name, *phases["SIGTERM"]), sep="\n", flush=True)
-        time.sleep(2)  # Ray's last processes see that their parent is gone
+        time.sleep(2)  # Ray's last processes notice that their parent is gone
         if left := processes(mark):
-            raise RuntimeError(f"{len(left)} processes are left: {[_command(pid) for pid in left]}")
+            raise RuntimeError(f"{len(left)} processes are still running: {[_command(pid) for pid in left]}")
         return phases
     finally:
         for pid in processes(mark):
@@ -186,7 +186,7 @@ def _line(name: str, outcomes: Counter[str], slowest_s: float) -> list[str]:
 def main() -> None:
     """Entry point; see the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, help="only serve, at this port")
+    parser.add_argument("--port", type=int, help="only serve, on this port")
     arguments = parser.parse_args()
     if arguments.port is None:
         measure()

@@ -1,13 +1,13 @@
 """Speed of training the vision-language model, as ratios within one run: `python -m benchmarks.training [--quick]`.
 
-collator   plans to batches, against the Hugging Face processor path that upstream takes, on the same plans
+collator   plans to batches, against the Hugging Face processors that upstream uses, on the same plans
 shared     the vision tower once per distinct frame, against once per shown frame
 packing    the language model on packed sequences, against padded ones
-step       a step of the real training job, against a plain PyTorch loop on batches that lie ready
+step       a step of the real training job, against a plain PyTorch loop on batches that were made beforehand
 gpu        what is left to measure on GPUs, and with which command
 
-Each compares results too: they must be equal. One torch thread per process; contenders take turns; a table holds the
-median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, but in `step`.
+Each part also checks that results are equal. Each process has one torch thread, and contenders take turns. Tables hold
+the median (least, most) over rounds, and ratios of medians. Times are CPU time of this process, except in `step`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     """Run the parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="tiny models, small batches, few rounds: to see that it runs"
+        "--quick", action="store_true", help="tiny models, small batches, few rounds, to check that it runs"
     )
     parts: dict[str, Callable[[Path, bool], None]] = {
         "collator": collator,
@@ -80,14 +80,14 @@ def main() -> None:
         "step": lambda folder, quick: step(folder, quick, options.settings),
         "gpu": gpu,
     }
-    parser.add_argument("--only", choices=parts, help="one of the parts")
-    parser.add_argument("settings", nargs="*", help="of `step`, as in train.use_gpu=true")
+    parser.add_argument("--only", choices=parts, help="run only this part")
+    parser.add_argument("settings", nargs="*", help="settings of `step`, such as train.use_gpu=true")
     options = parser.parse_args()
     run_parts(parts, options)
 
 
 def run_parts(parts: Mapping[str, Callable[[Path, bool], None]], options: argparse.Namespace) -> None:
-    """Run one part, or all of them, on one thread, each in a folder of its own that is gone afterwards."""
+    """Run one part or all of them on one thread, each in its own temporary folder."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def run_parts(parts: Mapping[str, Callable[[Path, bool], None]], options: argpar
 
 
 def by_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every round of each, after one that does not count; the order turns around every round."""
+    """CPU seconds of each contender in each round, after a warm-up round; the order is reversed every round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-1, rounds):
         for name in sorted(contenders, reverse=bool(number % 2)):
@@ -120,18 +120,18 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times as long the first takes."""
+    """How many times as long the first one takes."""
     return statistics.median(slow) / statistics.median(fast)
 
 
 def draw(corpus: Corpus, sampling: SamplingConfig, count: int, seed: int = 1) -> list[SamplePlan]:
-    """The first plans of a stream."""
+    """The first `count` plans of a stream."""
     index = ManifestIndex.from_table(corpus.manifest, sampling)
     return [plan(index, sampling, seed, i) for i in range(count)]
 
 
 def mid_size(folder: Path) -> Path:
-    """A folder with a random Qwen3-VL of 5 million parameters, as `model.base_model` takes it.
+    """A folder with a random Qwen3-VL of 5 million parameters, for `model.base_model`.
 
     Per token of a frame, its tower does 0.4 times the work of its language model, as in Qwen3-VL-4B.
     """
@@ -149,7 +149,7 @@ def mid_size(folder: Path) -> Path:
 
 
 def model_config(base: str, **model: Any) -> Config:
-    """Settings of a Robometer without dropout on that base."""
+    """Settings of a Robometer without dropout on this base model."""
     return Config(model=ModelConfig(kind="robometer", base_model=base, dropout=0.0, **model))
 
 
@@ -157,7 +157,7 @@ def model_config(base: str, **model: Any) -> Config:
 
 
 def collator(folder: Path, quick: bool) -> None:
-    """Samples/s per core of both paths, with and without the decoding of JPEGs."""
+    """Samples/s per core of both collators, with and without decoding of JPEGs."""
     base, template = "tiny", CHAT_TEMPLATE
     if QWEN.is_dir():
         base, template = str(QWEN), json.loads((QWEN / "chat_template.json").read_text())["chat_template"]
@@ -171,14 +171,14 @@ def collator(folder: Path, quick: bool) -> None:
         plans = draw(corpus, replace(sampling, max_frames=MAX_FRAMES), size)
         stored = Decoded(corpus, plans)
         compare(mix, plans, corpus, HuggingFaceCollator(processor, partial(decoded, corpus), template), rounds)
-        compare(f"{mix}, decoded", plans, stored, HuggingFaceCollator(processor, stored.shown, template), rounds)
+        compare(f"{mix}, decoded", plans, stored, HuggingFaceCollator(processor, stored.frames_of, template), rounds)
     print("target: 3 times as fast")
 
 
 def compare(
     name: str, plans: Sequence[SamplePlan], source: Corpus | Decoded, theirs: HuggingFaceCollator, rounds: int
 ) -> None:
-    """One row: rates of both, after a look at whether their tensors are equal."""
+    """Print a row with the rates of both, after a check that their tensors are equal."""
     ours = RobometerCollator(cast(Corpus, source), theirs.processor)
     inputs = ours(plans).inputs
     apart = difference(inputs, theirs(plans).inputs, theirs.cutter)
@@ -192,13 +192,13 @@ def compare(
 
 
 def decoded(corpus: Corpus, clip: ClipPlan) -> list[np.ndarray]:
-    """Frames of a clip, each decoded as often as it is shown."""
+    """Frames of a clip; a frame that is shown twice is decoded twice."""
     encoded = corpus.encoded_frames(clip.row)
     return [decode_jpeg(encoded[position]) for position in clip.positions.tolist()]
 
 
 class Decoded:
-    """The frames of some plans, decoded: what a collator costs beside decoding."""
+    """The decoded frames of some plans, to measure a collator without decoding."""
 
     def __init__(self, corpus: Corpus, plans: Sequence[SamplePlan]) -> None:
         rows = {clip.row for sample in plans for clip in (sample.a, sample.b) if clip is not None}
@@ -208,8 +208,8 @@ class Decoded:
         """See `Corpus.frames`."""
         return self._frames[row].take(positions, axis=0)
 
-    def shown(self, clip: ClipPlan) -> list[np.ndarray]:
-        """The frames that a clip shows."""
+    def frames_of(self, clip: ClipPlan) -> list[np.ndarray]:
+        """The frames of a clip, in display order."""
         return list(self._frames[clip.row][clip.positions])
 
 
@@ -217,7 +217,7 @@ class Decoded:
 
 
 def shared(folder: Path, quick: bool) -> None:
-    """Time of the tower and of a step, by strategy mix."""
+    """Times of the tower and of a step, by mix of strategies."""
     corpus, base = corpora.bundled(folder / "corpus", 200), "tiny" if quick else str(mid_size(folder / "model"))
     frozen, trained = (build_robometer(model_config(base, train_vision_encoder=on))[0] for on in (False, True))
     processor = load_processor(model_config(base))
@@ -254,21 +254,21 @@ def encode(model: Robometer, batch: Batch) -> None:
 
 
 def train_step(model: Robometer, batch: Batch) -> None:
-    """Forward and backward of the loss."""
+    """Forward and backward pass with the loss."""
     config = Config()
     model.zero_grad()
     compute_losses(model(batch), batch, config.loss, config.model.progress_loss).total.backward()
 
 
 def logit_difference(a: RewardOutput, b: RewardOutput) -> float:
-    """Largest difference of any logit."""
+    """Largest difference between logits."""
     return max(
         float((x - y).detach().abs().max()) for x, y in zip(a, b, strict=True) if x is not None and y is not None
     )
 
 
 def packing(folder: Path, quick: bool) -> None:
-    """Time of a step, by how ragged the batch is."""
+    """Time of a step, by how much sequence lengths differ."""
     corpus, base = corpora.bundled(folder / "corpus", 200), "tiny" if quick else str(mid_size(folder / "model"))
     config = model_config(base)
     packed = build_robometer(config)[0]
@@ -295,7 +295,7 @@ def packing(folder: Path, quick: bool) -> None:
 # Step
 
 
-def step(folder: Path, quick: bool, given: Sequence[str]) -> None:
+def step(folder: Path, quick: bool, overrides: Sequence[str]) -> None:
     """Seconds of a step of both, and the share of it that the job waits for data."""
     from pipelines.cluster import connected
     from pipelines.train import run_train
@@ -306,7 +306,7 @@ def step(folder: Path, quick: bool, given: Sequence[str]) -> None:
     settings = ["model=tiny", f"model.base_model={base}", "model.dropout=0", f"corpus.path={folder / 'corpus'}"]
     settings += [f"train.steps={steps}", f"train.batch_size={size}", f"train.checkpoint_every={steps}"]
     settings += ["train.zero_stage=1", "train.weight_decay=0", "train.log_every=1", "train.validate=false"]
-    settings += [f"sampling.max_frames={MAX_FRAMES}", f"tracking.uri=sqlite:///{folder}/mlflow.db", *given]
+    settings += [f"sampling.max_frames={MAX_FRAMES}", f"tracking.uri=sqlite:///{folder}/mlflow.db", *overrides]
     job, plain, waits, apart = list[float](), list[float](), list[float](), list[float]()
     with connected(load(settings)):
         for number in range(rounds):
@@ -318,7 +318,9 @@ def step(folder: Path, quick: bool, given: Sequence[str]) -> None:
             waits += [entry["data_wait_share"] for entry in history[left_out:]]
             plain += seconds[left_out:]
             apart += [abs(a - entry["loss"]) / abs(a) for a, entry in zip(losses, history, strict=True)]
-    print(f"\nstep: batches of {size}, up to {MAX_FRAMES} frames; {rounds} runs of {steps} steps; {' '.join(given)}")
+    print(
+        f"\nstep: batches of {size}, up to {MAX_FRAMES} frames; {rounds} runs of {steps} steps; {' '.join(overrides)}"
+    )
     print(f"plain PyTorch loop, batches ready    {spread(plain)} s")
     print(
         f"training job, 1 worker               {spread(job)} s; speed {ratio(plain, job):.2f} of the loop (target 0.95)"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from benchmarks import evaluation
-from benchmarks.predictions import SHOWN, predictions
+from benchmarks.predictions import SUCCESSFUL_VIEWS, predictions
 from robometer.trajectory import SUCCESSFUL
 
 
 def test_synthetic_predictions_hold_what_an_evaluation_asks_for() -> None:
     made = predictions(90, tasks=5)
     good = [clip for clip in made.clips if clip.view == "forward" and clip.quality_label == SUCCESSFUL]
-    assert len(made.clips) == 90 + len(good) * (len(SHOWN) - 1) and len(good) == 30
+    assert len(made.clips) == 90 + len(good) * (len(SUCCESSFUL_VIEWS) - 1) and len(good) == 30
     assert {record.kind for record in made.instructions} == {"own", "other", "counterfactual", "paraphrase"}
     assert {(pair.kind, pair.chosen_quality) for pair in made.pairs} == {
         ("quality", SUCCESSFUL), ("quality", "suboptimal"), ("task", SUCCESSFUL), ("reversed", SUCCESSFUL),
