@@ -1,4 +1,4 @@
-"""Every Scorer under several threads: each caller gets the answer to its own clip, whatever others ask meanwhile."""
+"""Every Scorer under several threads: each caller gets the answer for its own clip, whatever others ask meanwhile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LENGTHS = (1, 6, 2, 9, 4, 3)
 
 
 def clips() -> list[Clip]:
-    """Clips of unequal lengths and sizes, each under a task of its own."""
+    """Clips of different lengths and sizes, each with its own task."""
     rng = np.random.default_rng(0)
     sizes = [(40 + 8 * i, 64) for i in range(len(LENGTHS))]
     return [
@@ -51,7 +51,7 @@ def clips() -> list[Clip]:
 
 
 def ensemble(*_: Any) -> Scorer:
-    """The quickstart's kind of model with random weights, which encodes frames and tasks by itself."""
+    """The quickstart's kind of model with random weights, which encodes frames and tasks itself."""
     torch.manual_seed(0)
     config = load(["embed.image_encoder=efficientnet_lite0_grid", "sampling.max_frames=8"])
     members = [Rewind(4080, 384, 32, 1, 2, 8, 10, attention="state", dropout=0.0) for _ in range(2)]
@@ -59,7 +59,7 @@ def ensemble(*_: Any) -> Scorer:
 
 
 def rewind(*_: Any) -> Scorer:
-    """One ReWiND of upstream's kind."""
+    """A single ReWiND, as upstream's."""
     torch.manual_seed(0)
     config = load(["embed.image_encoder=random_image", "sampling.max_frames=8"])
     return make_scorer(Rewind(64, 384, 32, 1, 2, 8, 10, dropout=0.0), config, "rewind")
@@ -73,7 +73,7 @@ def robometer(*_: Any) -> Scorer:
 
 
 def chat(**settings: int) -> Any:
-    """A tiny chat model. What it says cannot be read, so its words come back in the sentence of `MissingAnswer`."""
+    """A tiny chat model. Its answers are unreadable, so `MissingAnswer` quotes them."""
     return load_chat_model(BaselineConfig(model="tiny", batch_size=4), "", **settings)
 
 
@@ -82,7 +82,7 @@ def remote(stack: ExitStack) -> Scorer:
 
 
 def asked(make: Callable[[BaselineConfig], Scorer], answer: Callable[[Seen], str]) -> Callable[[ExitStack], Scorer]:
-    """A scorer that asks a provider, whose answer follows from the question."""
+    """A scorer that asks a provider, whose answer depends on the question."""
 
     def connected(stack: ExitStack) -> Scorer:
         server = stack.enter_context(ChatServer(lambda seen: Reply(openai(answer(seen)).body)))
@@ -99,7 +99,7 @@ def asked(make: Callable[[BaselineConfig], Scorer], answer: Callable[[Seen], str
 
 
 def spoken(seen: Seen) -> int:
-    """A number that follows from the pictures of a question."""
+    """A number that depends on the pictures of a question."""
     return zlib.crc32(b"".join(picture.tobytes() for picture in seen.pictures))
 
 
@@ -133,7 +133,7 @@ def scorer(request: pytest.FixtureRequest) -> Iterator[Scorer]:
 
 
 def answer(scorer: Scorer, batch: list[Clip]) -> list[np.ndarray | str]:
-    """What is said of clips, as numbers or as the sentence why there are none."""
+    """A scorer's answers for clips: numbers, or the error message."""
     try:
         said: list[np.ndarray | str] = []
         if not scorer.info.compares_only:
@@ -144,7 +144,7 @@ def answer(scorer: Scorer, batch: list[Clip]) -> list[np.ndarray | str]:
 
 
 def same(one: list[np.ndarray | str], other: list[np.ndarray | str]) -> bool:
-    """Equal sentences; equal numbers up to the rounding of another batch."""
+    """Whether messages are equal, and numbers equal up to the rounding of another batch."""
     return len(one) == len(other) and all(
         a == b if isinstance(a, str) or isinstance(b, str) else a.shape == b.shape and np.allclose(a, b, atol=1e-5)
         for a, b in zip(one, other, strict=True)
@@ -152,7 +152,7 @@ def same(one: list[np.ndarray | str], other: list[np.ndarray | str]) -> bool:
 
 
 def wrong_answers(scorer: Scorer, seconds: float) -> tuple[int, int]:
-    """How many answers to several threads differ from those to one, and how many were asked for."""
+    """How many answers to several threads differ from those to one thread, and the number of answers."""
     shown = clips()
     batches = [[clip] for clip in shown[:4]] + [shown[4:]]
     end, gate = time.monotonic() + seconds, threading.Barrier(THREADS)
@@ -164,7 +164,7 @@ def wrong_answers(scorer: Scorer, seconds: float) -> tuple[int, int]:
             said += [(int(i), answer(scorer, batches[i])) for i in order.permutation(len(batches))[:2]]
         return said
 
-    with ThreadPoolExecutor(THREADS) as pool:  # first, so that what is loaded on first use is loaded by several
+    with ThreadPoolExecutor(THREADS) as pool:  # first, so that several threads load what loads on first use
         answers = [found for said in pool.map(ask, range(THREADS)) for found in said]
     expected = [answer(scorer, batch) for batch in batches]
     assert not same(expected[0], expected[1]) or isinstance(scorer, Constant)
@@ -200,7 +200,7 @@ MODELS: dict[str, tuple[Callable[..., Any], list[str]]] = {
 
 
 class Watched:
-    """In place of a model's lock: counts who takes it."""
+    """Replaces a model's lock and counts how often it is taken."""
 
     taken = 0
 

@@ -1,4 +1,4 @@
-"""A server on a real socket that answers as the providers of chat models do, and remembers what it was asked."""
+"""A server on a real socket that answers like the providers of chat models and records its requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robometer.frames.video import decode_jpeg
 
 @dataclass
 class Seen:
-    """One request, and when it came."""
+    """One request and its time."""
 
     path: str
     headers: dict[str, str]
@@ -29,7 +29,7 @@ class Seen:
 
     @property
     def parts(self) -> list[str | np.ndarray]:
-        """Its texts and its pictures as RGB, in their order, from either provider's form."""
+        """Its texts and its RGB pictures in order, from either provider's format."""
         if "contents" in self.body:
             parts = self.body["contents"][0]["parts"]
             return [part["text"] if "text" in part else _picture(part["inlineData"]["data"]) for part in parts]
@@ -49,7 +49,7 @@ def _picture(data: str) -> np.ndarray:
 
 @dataclass
 class Reply:
-    """One answer; a body that is no bytes is written as JSON."""
+    """One answer; a body other than bytes is sent as JSON."""
 
     body: Any
     status: int = 200
@@ -58,7 +58,7 @@ class Reply:
 
 
 def gemini(text: str) -> Reply:
-    """A successful reply of Gemini, its thoughts among the parts."""
+    """A successful reply from Gemini, with its thoughts among the parts."""
     parts = [{"text": "Let me look at the pictures.", "thought": True}, {"text": text}]
     candidate = {"content": {"parts": parts, "role": "model"}, "finishReason": "STOP", "index": 0}
     usage = {
@@ -72,7 +72,7 @@ def gemini(text: str) -> Reply:
 
 
 def openai(text: str | None, **message: Any) -> Reply:
-    """A successful reply of chat completions."""
+    """A successful reply from chat completions."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None} | message}
     choice |= {"logprobs": None, "finish_reason": "stop"}
     usage = {"prompt_tokens": 300, "completion_tokens": 25, "total_tokens": 325, "prompt_tokens_details": None}
@@ -80,7 +80,7 @@ def openai(text: str | None, **message: Any) -> Reply:
 
 
 def failure(status: int, message: str, **headers: str) -> Reply:
-    """A reply that says what went wrong, in the form that both providers share."""
+    """An error reply, in the format that both providers share."""
     error = {"code": status, "message": message, "status": "SOME_STATUS"}
     return Reply({"error": error}, status, {name.replace("_", "-"): value for name, value in headers.items()})
 
@@ -112,7 +112,7 @@ class ChatServer:
         self._thread.join()
 
     def answer(self, seen: Seen) -> Reply:
-        """Remember the request and make its answer."""
+        """Record the request and return its answer."""
         with self._lock:
             self.seen.append(seen)
             number = len(self.seen)
@@ -141,7 +141,7 @@ class ChatServer:
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(data)
-                except ConnectionError:  # the client was told to give up, or was killed
+                except ConnectionError:  # the client gave up or was killed
                     self.close_connection = True
 
             def log_message(self, *_: object) -> None:
@@ -151,6 +151,6 @@ class ChatServer:
 
 
 def settings(server: ChatServer, cache: Path, **changes: Any) -> BaselineConfig:
-    """A configuration that asks the server, as fast as it can."""
+    """A configuration that asks the server without waiting between requests."""
     values = {"provider": "openai", "model": "tiny", "base_url": server.url, "requests_per_minute": 1e6}
     return BaselineConfig(**values | {"cache": str(cache)} | changes)

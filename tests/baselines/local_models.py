@@ -1,4 +1,4 @@
-"""Small models with real weights for the tests of this folder, and what they are asked about."""
+"""Small models and clips for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def bundled_clip(max_frames: int = 8) -> Clip:
 
 
 def tiny_model(name: str = "tiny", **settings: int) -> ChatModel:
-    """A random model of one of the families; small pictures stay small."""
+    """A random model of one of the families, which does not enlarge small pictures."""
     return load_chat_model(BaselineConfig(model=name, batch_size=4), "", **settings)
 
 
 def teach(chat: ChatModel, prompts: Sequence[Prompt], answers: Sequence[str]) -> None:
-    """Fit the last layer to these answers, so that a real model says something that can be read."""
+    """Fit the last layer to these answers, so that a real model gives readable ones."""
     end = str(chat.family.chat.closing[0])
     said = [np.array(chat.tokenizer.encode(answer + end, add_special_tokens=False)) for answer in answers]
     tokens, features = chat.read(prompts)

@@ -1,4 +1,4 @@
-"""The client of chat models against real sockets: patient, in bounds, and never asking twice."""
+"""The client of chat models against real sockets: it retries, keeps its limits, and never asks twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS = {"gemini": "GEMINI_API_KEY", "openai": "OPENAI_API_KEY"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No keys of whoever runs this, and short pauses."""
+    """No real API keys, and short pauses."""
     for name in KEYS.values():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(api, "BACKOFF_S", 0.01)
@@ -122,7 +122,7 @@ def test_429_is_tried_again_no_sooner_than_it_asks(tmp_path: Path) -> None:
 
 
 def test_a_wait_is_asked_for_as_a_date_or_in_the_body_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "MAX_WAIT_S", 0.3)  # both ask for more, and a pause of the back-off is shorter
+    monkeypatch.setattr(api, "MAX_WAIT_S", 0.3)  # both replies ask for more, and the back-off would pause for less
     date = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     in_body = failure(429, "quota")
     in_body.body["error"]["details"] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37.5s"}]

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of a baseline from one run to the next, and what its workers are told."""
+"""The identity of a baseline from one run to the next, and the settings that its workers get."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robometer.configs.schema import BaselineConfig, ConfigError
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a model's folder, which is not of our layout, and a prompt."""
+    """A working directory with a model's folder, in another layout than ours, and a prompt."""
     (tmp_path / "weights").mkdir()
     for name in ("model-00001-of-00001.safetensors", "config.json", "tokenizer.model", "notes.bin"):
         (tmp_path / "weights" / name).write_text("first")
@@ -31,7 +31,7 @@ CONFIG = BaselineConfig(model="weights", prompt="prompt.txt")
 def test_other_contents_are_another_scorer(here: Path, file: str) -> None:
     before = identity("topreward", CONFIG)
     assert identity("topreward", CONFIG) == before
-    (here / file).write_text("other")  # as long as before
+    (here / file).write_text("other")  # the same length as before
     assert identity("topreward", CONFIG) != before
 
 

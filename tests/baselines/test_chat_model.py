@@ -27,7 +27,7 @@ def chat(request: pytest.FixtureRequest) -> ChatModel:
 
 
 def _prompts() -> list[list[object]]:
-    """Two videos with a common start, one of them of an odd length, and a pair of pictures."""
+    """Two videos with the same beginning, one of odd length, and a pair of pictures."""
     videos = [[PromptVideo(FRAMES[:end], 2.0), " What happens? "] for end in (3, 6)]
     return [*videos, ["Compare ", FRAMES[0], " with ", FRAMES[-1], "."]]
 
@@ -58,7 +58,7 @@ def test_answers_do_not_depend_on_what_else_is_asked(chat: ChatModel) -> None:
 def test_a_video_is_what_transformers_makes_of_it() -> None:
     chat = tiny_model()
     config, clip = chat.model.config, FRAMES[:5]
-    config.video_token_id = chat.tokenizer.convert_tokens_to_ids("<image>")  # a token that nothing else here needs
+    config.video_token_id = chat.tokenizer.convert_tokens_to_ids("<image>")  # a token that is unused here
     even = np.concatenate([clip, clip[-1:]])
     scaled = torch.from_numpy((even / 255 - 0.5) / 0.5).float().permute(0, 3, 1, 2)[None]
     patches, *grid = Qwen3VLVideoProcessor.patchify(None, scaled, 16, 2, 2)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""GVL: what the model is shown, every way in which it may answer, and a real clip from end to end."""
+"""GVL: the model's input, all forms of its answers, and a real clip from end to end."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def entry(number: object, percentage: object) -> dict[str, object]:
 
 
 def ladder(num_frames: int, task: str = "open the drawer") -> Clip:
-    """Frames of one grey each, brighter by a step that JPEG keeps."""
+    """Uniform grey frames, each brighter by a step that survives JPEG."""
     levels = np.linspace(0, 255, num_frames).astype(np.uint8)
     return Clip(np.broadcast_to(levels[:, None, None, None], (num_frames, 32, 32, 3)).copy(), task)
 
 
 def by_brightness(seen: Seen) -> Reply:
-    """A model that takes a bright frame for a late one."""
+    """A model that thinks bright frames come late."""
     shown = seen.pictures[1:]
     return openai(json.dumps([entry(i, round(f.mean() / 255 * 100, 2)) for i, f in enumerate(shown, start=1)]))
 
@@ -139,7 +139,7 @@ def test_an_answer_in_prose_is_missing_and_the_other_clips_are_kept(tmp_path: Pa
 
 
 def test_a_bundled_clip_is_scored_from_end_to_end(tmp_path: Path) -> None:
-    """The server's model measures how far a frame is from the first, which can also be done without any server."""
+    """The server's model measures the distance to the first frame, which the test also computes itself."""
     rows = [json.loads(line) for line in (BUNDLED / "trajectories.jsonl").read_text().splitlines()]
     row = next(r for r in rows if re.match("drawer-open.*success", r["episode_key"]))
     clip = Clip(read_frames(BUNDLED / row["video"], FrameSettings()).frames, row["task"])

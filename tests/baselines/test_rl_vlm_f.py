@@ -1,4 +1,4 @@
-"""RL-VLM-F: last frames in the order given, one number back, and no progress."""
+"""RL-VLM-F sends both last frames in order, reads one number, and has no progress."""
 
 from __future__ import annotations
 

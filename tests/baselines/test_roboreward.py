@@ -32,7 +32,7 @@ def test_an_answer_without_a_grade_is_missing_and_not_a_one(answer: str) -> None
 
 
 def _taught(answers: list[str]) -> RoboReward:
-    """Of the bundled clip of 8 frames, whose prefixes are 1, 2, 4, 6 and 8 frames long."""
+    """On the bundled clip of 8 frames, whose prefixes are 1, 2, 4, 6 and 8 frames long."""
     chat, clip = tiny_model(), bundled_clip(8)
     ends = (1, 2, 4, 6, 8)
     teach(chat, [fill(TEMPLATE, clip.task, [PromptVideo(clip.frames[:end], 1.0)]) for end in ends], answers)

@@ -63,7 +63,7 @@ def test_the_published_weights_ask_for_their_package(tmp_path: Path) -> None:
 
 
 def test_the_authors_path_needs_no_new_transformers() -> None:
-    """Their package runs in an environment with an old one, which lacks the classes that our models need."""
+    """The authors' package needs an old transformers, which lacks the classes that our models need."""
     code = (
         "import sys; sys.modules['transformers'] = None\n"
         "from robometer.baselines import load_baseline\n"

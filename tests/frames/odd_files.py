@@ -1,4 +1,4 @@
-"""Video files of the kinds that trip readers: turned, trimmed by an edit list, of several streams, cut short."""
+"""Video files that readers get wrong: turned, trimmed by an edit list, with several streams, or cut off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from av.stream import Disposition
 
 
 def written(frames: np.ndarray, codec: str = "libx264", container: str = "mp4", fps: int = 10, **options: str) -> bytes:
-    """The frames uint8 [T, H, W, 3] as an encoded file; an MP4 has an edit list that shows all of it.
+    """The frames uint8 [T, H, W, 3] as an encoded file; an MP4 gets an edit list that shows all frames.
 
     Args:
         options: of the encoder; `moov_size` leaves so many bytes for an MP4's index at its beginning.
@@ -24,7 +24,7 @@ def written(frames: np.ndarray, codec: str = "libx264", container: str = "mp4", 
 def joined(
     streams: list[tuple[np.ndarray, int, bool]], codec: str = "libx264", container: str = "matroska", **options: str
 ) -> bytes:
-    """A file of several video streams, each (frames, frames per second, whether it is the default)."""
+    """A file with several video streams, each given as (frames, frames per second, whether it is the default)."""
     buffer = io.BytesIO()
     index = {"moov_size": options.pop("moov_size")} if "moov_size" in options else {}
     with av.open(buffer, "w", format=container, options=index) as output:
@@ -44,7 +44,7 @@ def joined(
 
 
 def timed(frames: np.ndarray, at: list[int], codec: str = "libx264", container: str = "mp4", **options: str) -> bytes:
-    """The frames, each shown from its own tenth of a second on."""
+    """The frames, each with its own start time in tenths of a second."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=10, options=options)
@@ -59,7 +59,7 @@ def timed(frames: np.ndarray, at: list[int], codec: str = "libx264", container: 
 
 
 def repacked(data: bytes, change: Callable[[int, av.Packet], Iterable[av.Packet]]) -> bytes:
-    """A Matroska copy of a video whose packet i is replaced by what `change(i, packet)` gives."""
+    """A Matroska copy of a video whose packet i is replaced by the packets of `change(i, packet)`."""
     buffer = io.BytesIO()
     with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format="matroska") as output:
         stream = output.add_stream_from_template(source.streams.video[0])
@@ -71,7 +71,7 @@ def repacked(data: bytes, change: Callable[[int, av.Packet], Iterable[av.Packet]
 
 
 def packet_of(data: bytes, like: av.Packet, later_s: float = 0.0) -> av.Packet:
-    """A packet of these bytes at the time of another one, or some seconds later; a key frame."""
+    """A key-frame packet with these bytes at the time of another packet, or some seconds later."""
     packet = av.Packet(data)
     later = round(later_s / like.time_base)
     packet.time_base, packet.pts, packet.dts = like.time_base, like.pts + later, like.dts + later
@@ -80,7 +80,7 @@ def packet_of(data: bytes, like: av.Packet, later_s: float = 0.0) -> av.Packet:
 
 
 def with_hidden(data: bytes, added: Callable[[bytes], bytes], hidden: Callable[[bytes], bytes]) -> bytes:
-    """A Matroska copy of a video with one more packet behind its first, which shows nothing.
+    """A Matroska copy of a video with one more packet after the first one, which shows nothing.
 
     Args:
         added: from the first packet to the one that is added.
@@ -108,7 +108,7 @@ def shown_as(mp4: bytes, a: float, b: float, c: float, d: float) -> bytes:
 
 
 def trimmed(mp4: bytes, frames: int, fps: int = 10) -> bytes:
-    """An MP4 whose edit list leaves out so many frames at its start, which stay in the file."""
+    """An MP4 whose edit list hides this many frames at its start, which stay in the file."""
     at, track, movie = mp4.index(b"elst") + 12, mp4.index(b"mdhd") + 16, mp4.index(b"mvhd") + 16
     duration, first = struct.unpack(">Ii", mp4[at : at + 8])
     per_track, per_movie = (struct.unpack(">I", mp4[i : i + 4])[0] // fps for i in (track, movie))

@@ -1,4 +1,4 @@
-"""What a player shows of a video is what is read of it: stream, turn, edit list, and frames counted as decoded."""
+"""We read what a player shows: its stream, rotation and edit list, and the frames that are really decoded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def numbered(count: int) -> np.ndarray:
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """What `numbered` frames show."""
+    """The numbers that `numbered` frames show."""
     bars = frames[..., 0].mean(axis=1).reshape(len(frames), 8, -1)[:, :, 2:-2].mean(axis=2) > 128
     return [int(np.sum(bar << np.arange(8))) for bar in bars]
 
@@ -58,14 +58,14 @@ def quarters(frame: np.ndarray) -> str:
     ("matrix", "expected"),
     [
         ((1, 0, 0, 1), "RGBW"),
-        ((0, 1, -1, 0), "BRWG"),  # a quarter clockwise, as of a phone that is held upright
+        ((0, 1, -1, 0), "BRWG"),  # a quarter clockwise, as from a phone held upright
         ((-1, 0, 0, -1), "WBGR"),
         ((0, -1, 1, 0), "GWRB"),
         ((-1, 0, 0, 1), "GRWB"),  # mirrored
         ((1, 0, 0, -1), "BWRG"),
         ((0, 1, 1, 0), "RBGW"),
         ((0, -1, -1, 0), "WGBR"),
-        ((0, 2, -2, 0), "BRWG"),  # a scale is for the player's window
+        ((0, 2, -2, 0), "BRWG"),  # scaling only concerns the player's window
     ],
 )
 def test_a_video_is_turned_as_its_matrix_says(matrix: tuple[float, float, float, float], expected: str) -> None:
@@ -107,14 +107,14 @@ def test_of_several_streams_the_default_is_shown_at_its_own_rate() -> None:
     for streams, shape, fps in (
         ([(large, 20, False), (small, 10, True)], (20, 48, 64, 3), 10),
         ([(small, 10, False), (large, 20, True)], (30, 96, 128, 3), 20),
-        ([(small, 10, True), (large, 20, True)], (20, 48, 64, 3), 10),  # both: the first
+        ([(small, 10, True), (large, 20, True)], (20, 48, 64, 3), 10),  # both are default: the first one
     ):
         video = VideoFile(joined(streams)).read(every)
         assert (video.frames.shape, video.fps) == (shape, fps)
 
 
 def test_of_several_streams_without_a_default_the_best_is_shown() -> None:
-    """MPEG-TS knows no default."""
+    """MPEG-TS has no default stream."""
     small, large = moving_square(20, 48, 64), moving_square(30, 96, 128)
     for streams in ([(small, 10, False), (large, 20, False)], [(large, 20, False), (small, 10, False)]):
         video = VideoFile(joined(streams, container="mpegts")).read(every)
@@ -221,7 +221,7 @@ def test_a_packet_that_shows_nothing_is_no_frame(
     ],
 )
 def test_a_packet_without_a_picture_moves_no_frame(codec: str, params: str, said: bytes) -> None:
-    """ffmpeg cannot decode the message by itself, and passes over the delimiter."""
+    """ffmpeg cannot decode the message alone, and skips the delimiter."""
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
     whole = written(numbered(24), codec, **{f"{codec[3:]}-params": params})
@@ -236,7 +236,7 @@ def test_a_packet_without_a_picture_moves_no_frame(codec: str, params: str, said
 
 
 def test_a_frame_that_only_says_that_decoding_may_begin_at_it_is_none_to_begin_at() -> None:
-    """H.264 from a P frame with a recovery point: ffmpeg takes whatever else it has for what that looks at."""
+    """H.264 that starts at a P frame with a recovery point: ffmpeg decodes it against any frame that it has."""
     recovery = b"\0\0\0\5\x06\x06\x01\xc4\x80"  # in no frames, exactly
 
     def change(i: int, packet: av.Packet) -> list[av.Packet]:
@@ -258,7 +258,7 @@ def test_a_frame_that_only_says_that_decoding_may_begin_at_it_is_none_to_begin_a
     ],
 )
 def test_what_needs_frames_that_a_cut_file_lacks_is_not_shown(codec: str, options: dict[str, str], start: int) -> None:
-    """From the middle of a group of pictures on, or from an open one: nothing before its key frame is shown."""
+    """A file that starts within a group of pictures or at an open one shows nothing before its key frame."""
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
     whole = written(numbered(36), codec, "matroska", **options)
@@ -277,13 +277,13 @@ def test_what_needs_frames_that_a_cut_file_lacks_is_not_shown(codec: str, option
             {"x265-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=0:radl=2:log-level=none"},
         ),
     ],
-    ids=["closed", "open", "leading"],  # leading: coded after a key frame, shown before it, and needing none but it
+    ids=["closed", "open", "leading"],  # leading: coded after a key frame, shown before it, and depending on it alone
 )
 def test_a_cut_is_decoded_from_a_key_frame_near_to_it(codec: str, options: dict[str, str]) -> None:
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
     data = written(numbered(120), codec, **options)
-    # Frames 96 to 104, since 96 is the last key frame before; all of them would be 120.
+    # Frames 96 to 104, because 96 is the last key frame before the cut; the whole video has 120.
     limits = VideoLimits(max_total_pixels=9 * SIZE[0] * SIZE[1])
     assert numbers(VideoFile(data, 101, 4).read(every, limits=limits).frames) == [101, 102, 103, 104]
     with pytest.raises(VideoTooLargeError, match="pixels in all its frames"):
@@ -310,7 +310,7 @@ def test_cuts_of_a_file_on_disk_follow_the_file(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_is_not_the_videos_is_told() -> None:
-    """Ten frames at 10 per second, of which the data know six at 20 per second, or as many at another rate."""
+    """Ten frames at 10 per second, where the data set names six at 20 per second, or ten at another rate."""
     data = written(numbered(10))
     with pytest.raises(VideoError, match="10 frames at 10 per second, but the data set names 6 at 20 per second"):
         VideoFile(data, 0, 6, 20.0).read(every)
@@ -371,7 +371,7 @@ def test_a_file_that_breaks_off_is_refused(codec: str, container: str, flags: st
 
 @pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("mpeg4", "avi")])
 def test_a_file_that_ends_between_two_frames_is_refused(codec: str, container: str) -> None:
-    """Where nothing but the number of frames in its header says so: an MP4's data may reach to wherever it ends."""
+    """Only the number of frames in the header shows it: an MP4's data may run to the end of the file."""
     data = written(numbered(20), codec, container, **({"moov_size": "9000"} if container == "mp4" else {}))
     if container == "mp4":
         at = data.index(b"mdat") - 4
@@ -385,7 +385,7 @@ def test_a_file_that_ends_between_two_frames_is_refused(codec: str, container: s
 
 
 def two_sizes(codec: str = "mjpeg") -> bytes:
-    """An AVI that says 64 x 48, whose frames are 256 x 256 from the sixth on."""
+    """An AVI whose header says 64 x 48 and whose frames are 256 x 256 from the sixth on."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="avi") as output:
         small = output.add_stream(codec, rate=10)
@@ -441,7 +441,7 @@ def test_a_name_is_a_file_and_no_address(path: bool, tmp_path: Path) -> None:
 
 
 def test_decords_pixels_are_ours() -> None:
-    """An independent decoder (a wheel for x86_64 only) sees the same pixels of an ordinary file."""
+    """An independent decoder (its wheel is for x86_64 only) reads the same pixels from an ordinary file."""
     decord = pytest.importorskip("decord")
     for codec in ("libx264", "libx265", "mpeg4"):
         data = video_bytes(moving_square(12, 96, 128), codec)
@@ -450,7 +450,7 @@ def test_decords_pixels_are_ours() -> None:
 
 
 def test_a_model_sees_the_jpegs_that_a_corpus_stores() -> None:
-    """Thinned, resized, compressed and decoded again; without a step where its setting is 0."""
+    """Thinned, resized, compressed and decoded again; a setting of 0 skips its step."""
     data, settings = video_bytes(moving_square(9)), FrameSettings(4, 24, 50)
     stored, seen, raw = (
         encode_frames(VideoFile(data), settings),
@@ -467,7 +467,7 @@ def test_a_model_sees_the_jpegs_that_a_corpus_stores() -> None:
 
 
 def test_limits_hold_before_memory_is_spent() -> None:
-    """A PNG of 400 megapixels (a kilobyte) and a video of 8K are refused by their headers."""
+    """The headers alone refuse a PNG of 400 megapixels (in a kilobyte) and an 8K video."""
     header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x4e\x20\x00\x00\x4e\x20\x08\x02\x00\x00\x00"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(VideoError):

@@ -51,7 +51,7 @@ def video_bytes(frames: np.ndarray, codec: str = "libx264", container: str = "mp
 
 
 def corruptions(good: bytes) -> dict[str, bytes]:
-    """Five ways in which a video file is bad."""
+    """Five kinds of broken video file."""
     rng = np.random.default_rng(0)
     middle = bytearray(good)
     start = good.index(b"mdat") + 4 + len(good[good.index(b"mdat") :]) // 3
@@ -150,7 +150,7 @@ def test_every_codec_gives_the_frames_that_went_in(codec: str, container: str, t
 
 
 def numbered_video(codec: str, options: dict[str, str], container: str = "mp4", longer_frame: int = -1) -> bytes:
-    """120 frames at 30 per second that show their own number, bit by bit; one of them may last a second longer."""
+    """120 frames at 30 per second that show their own number, bit by bit; one may last a second longer."""
     buffer = io.BytesIO()
     mux = {"use_editlist": "0"} if container == "mp4" else {}
     with av.open(buffer, "w", format=container, options=mux) as output:
@@ -168,7 +168,7 @@ def numbered_video(codec: str, options: dict[str, str], container: str = "mp4", 
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """What the frames of a `numbered_video` show."""
+    """The numbers that the frames of a `numbered_video` show."""
     return [sum(int(frame[:, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in range(8)) for frame in frames]
 
 
@@ -201,7 +201,7 @@ def test_frames_of_an_uneven_video_are_counted_as_they_are_decoded() -> None:
     assert probe(data).fps != 30
     cut = VideoFile(data, 5, 20, 30.0).read(every)
     assert (numbers(cut.frames), cut.fps) == (list(range(5, 25)), 30.0)
-    # Of a clock 2.5 s are 75 frames, of which the pause after frame 9 took 30.
+    # By the clock, 2.5 s are 75 frames, and the pause after frame 9 took 30 of them.
     assert frames_at(data, [0.0, 0.19, 0.31, 2.5, 99.0], 30.0) == [0, 6, 9, 45, 119]
 
 

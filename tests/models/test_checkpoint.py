@@ -1,4 +1,4 @@
-"""Checkpoints: sharded, of the public layouts, from a hub's cache; and what must not load."""
+"""Checkpoints: sharded, in the public layouts, or from a hub's cache; and what must not load."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _progress(source: str | Path) -> list[float]:
 
 
 def _backbone(model: Robometer) -> dict[str, Any]:
-    """The backbone's configuration after the embedding was resized, as a public checkpoint has it."""
+    """The backbone's configuration after the embedding was resized, as in a public checkpoint."""
     values: dict[str, Any] = json.loads(model.model.config.to_json_string(use_diff=False))
     return values
 
@@ -107,7 +107,7 @@ def _upstream(folder: Path, model: Robometer, /, **changes: dict[str, Any]) -> P
 
 
 class _LeRobot(nn.Module):
-    """What LeRobot exports: the class with a language-model head, whose weight is the embedding's, and the heads."""
+    """LeRobot's export: the class with a language-model head, which shares the embedding's weight, and our heads."""
 
     def __init__(self, model: Robometer) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_weights_come_back_equal_whole_or_in_shards(tmp_path: Path, model: Robom
 
 @pytest.mark.parametrize("base", TINY)
 def test_a_loaded_model_answers_as_the_built_one(tmp_path: Path, base: str) -> None:
-    """Also what no checkpoint holds (rotary frequencies) must be there after a build without memory."""
+    """A model built without memory also has the rotary frequencies, which no checkpoint holds."""
     config = Config(model=ModelConfig(kind="robometer", base_model=base, dropout=0.0))
     built = build_robometer(config)[0].eval()
     save_checkpoint(tmp_path, built.state_dict(), config, {})
@@ -213,7 +213,7 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
     assert config.sampling.progress_bins == BINS
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {})
     assert _progress(folder) == _progress(tmp_path / "ours")
-    # Upstream shows its weights frames that went through no JPEG, and says so nowhere.
+    # Upstream trains on frames without JPEG, and does not record it.
     assert load_frames(str(folder)) == FrameSettings(32, 240, 0)
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": 9, "short_edge": 64}})
     assert load_frames(str(tmp_path / "ours")) == FrameSettings(9, 64, 90)
@@ -226,7 +226,7 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
 def test_a_checkpoint_that_does_not_say_what_frames_it_saw_is_warned_about(
     tmp_path: Path, model: Robometer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As before November 2026; upstream's own weights are known to have seen upstream's frames."""
+    """As before November 2026; upstream's own weights are known to be trained on upstream's frames."""
     ours, public = tmp_path / "ours", _upstream(tmp_path / "up", model)
     save_checkpoint(ours, model.state_dict(), _config(), {"corpus": "c0ffee"})
     assert overridden(load_frames(str(public)), {}) == load_scorer(public).info.frames == FrameSettings(32, 240, 0)
@@ -248,7 +248,7 @@ def test_upstreams_settings_may_lie_in_the_folder_above(tmp_path: Path, model: R
 def test_lerobots_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> None:
     folder = _lerobot(tmp_path / "le", model)
     keys = set(load_file(folder / WEIGHTS))
-    # A tied pair is written once, and it is the head's name that stays.
+    # A tied pair is written once, under the head's name.
     assert "model.lm_head.weight" in keys and "model.model.language_model.embed_tokens.weight" not in keys
     assert "model.model.visual.pos_embed.weight" in keys and "progress_head.4.weight" in keys
     again, config = load_model(folder)
@@ -397,7 +397,7 @@ def test_a_checkpoint_outlives_settings_of_its_training_but_not_of_its_model(tmp
     save_checkpoint(tmp_path, model.state_dict(), _config(), {})
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     settings["train"]["of_an_earlier_version"] = settings["a_section_of_one"] = {"x": 1}
-    sampling = settings["sampling"]  # what an earlier version wrote into every checkpoint:
+    sampling = settings["sampling"]  # an earlier version wrote this into every checkpoint:
     sampling |= {"compat": "fixed", "mode": "rbm", "max_success": sampling.pop("default_cutoff")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     assert load_model(tmp_path)[1] == _config()
@@ -485,7 +485,7 @@ def test_recorded_robometer_weights_load(golden: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, model: Robometer) -> Iterator[dict[str, str]]:
-    """A hub's cache that holds one public checkpoint under `main` and a tag; the environment that uses it, offline."""
+    """The environment for an offline hub cache that holds one public checkpoint under `main` and a tag."""
     repo = tmp_path / "hub" / "models--robometer--tiny"
     commit = "b" * 40
     _upstream(repo / "snapshots" / commit, model)
@@ -517,7 +517,7 @@ def test_a_hub_id_in_the_cache_works_offline_and_others_say_so(tmp_path: Path, h
         "robometer/tiny@v2",
         "nobody/nothing",
     ]
-    asked = subprocess.run(  # the hub's client reads its environment when it is imported
+    asked = subprocess.run(  # the hub's client reads its environment on import
         [sys.executable, "-c", ASK, *sources],
         env=os.environ | hub_cache,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Both collators on a corpus whose frames and embeddings are known: two samples of three frames, by hand."""
+"""Both collators on a corpus with known frames and embeddings: two samples of three frames, by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.test_corpus import stored
 
 FRAMES = 5
 KEYS = ("0", "1", "4")
-"""Episodes; 4 is held out. Frame i of episode n is of grey level 20 i + n, and its embedding is [n, i]."""
+"""Episodes; 4 is held out. Frame i of episode n has grey level 20 i + n and embedding [n, i]."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def _row(corpus: Corpus, key: str) -> int:
 
 
 def _plans(corpus: Corpus) -> list[SamplePlan]:
-    """A pair of three frames and two, A rejected; and one clip of two frames."""
+    """A pair with three frames and two, where A is rejected; and one clip of two frames."""
 
     def clip(key: str, positions: list[int], progress: list[float], supervised: bool, success: list[float]) -> ClipPlan:
         count = len(positions)

@@ -1,4 +1,4 @@
-"""Cutting frames equals the families' own image processors."""
+"""Our cutters equal the families' own image processors."""
 
 from __future__ import annotations
 

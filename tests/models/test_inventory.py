@@ -1,4 +1,4 @@
-"""What `robometer checkpoint` prints, and the dry load of the public layouts."""
+"""The output of `robometer checkpoint`, and its check of the public layouts without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA: what it trains, that it starts as the base model, and that merging it changes nothing."""
+"""LoRA trains only its part, starts as the base model, and gives the same numbers after merging."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config() -> Config:
 
 
 def _trained(config: Config) -> Robometer:
-    """A tiny model whose adapters took some steps."""
+    """A tiny model whose adapters were trained for some steps."""
     torch.manual_seed(0)
     model, tokenizer = build_robometer(config)
     add_lora(model, config.model.lora, tokenizer)
@@ -91,8 +91,8 @@ def base(tmp_path: Path) -> Path:
 
 
 def _saved(config: Config, base: Path, folder: Path) -> torch.nn.Module:
-    """A model on `base` whose adapters are not what they began as, saved in `folder`."""
-    model = build_model(config, None)  # type: ignore[arg-type]  # a vision-language model needs nothing of a corpus
+    """A model on `base` with changed adapters, saved in `folder`."""
+    model = build_model(config, None)  # type: ignore[arg-type]  # a vision-language model needs no corpus
     generator = torch.Generator().manual_seed(1)
     names = trained_names(model)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_published_adapters_are_a_model_in_the_public_layout(base: Path, tmp_pat
     model = _saved(config, base, tmp_path / "lora")
     to_folder(prepare(str(tmp_path / "lora"), merge=True), str(tmp_path / "published"))
     assert set(load_file(tmp_path / "published/model.safetensors")) == set(load_file(base / "model.safetensors"))
-    shutil.rmtree(base)  # it needs neither the base nor the adapters any more
+    shutil.rmtree(base)  # neither the base nor the adapters are needed any more
     batch = load_processor(config, tmp_path / "published").collate_clips([noise_clip(0, 3)])
     with torch.no_grad():
         ours, published = model(batch), load_model(tmp_path / "published")[0].eval()(batch)

@@ -1,4 +1,4 @@
-"""Our model at the true size has the tensors of the public weights, by name and shape."""
+"""Our full-size model has the tensors of the public weights, by name and shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ReWiND: sizes, what each attention sees, ragged batches, ensembles."""
+"""ReWiND: sizes, what each kind of attention sees, ragged batches and ensembles."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_each_sample_teaches_the_member_that_its_index_names(samples: int) -> No
         torch.testing.assert_close(part, want, atol=1e-5, rtol=1e-5)
     sum(part.sum() for part in got).backward()
     assert all(parameter.grad is not None for net in ensemble.members for parameter in net.success_head.parameters())
-    shifted = batch.map(lambda tensor: tensor.flip(0))  # in another place of the batch, the same member
+    shifted = batch.map(lambda tensor: tensor.flip(0))  # the same member, at another place in the batch
     again = ensemble(shifted).preference_logits.flip(0)
     torch.testing.assert_close(again, got.preference_logits, atol=1e-5, rtol=1e-5)
     assert samples == 1 or set(member) == {0, 1}
@@ -162,7 +162,7 @@ def test_members_share_samples_evenly_though_kinds_repeat(period: int) -> None:
 
 
 def test_a_scorer_reads_known_features_at_the_frames_that_it_shows() -> None:
-    """Of five frames a model of three is shown the first, third and last; between them it is a straight line."""
+    """A model of three frames sees the first, third and last of five; between them, scores are a straight line."""
     config = load(["sampling.max_frames=3", "embed.image_encoder=known"])
     scorer = RewindScorer(_model("causal"), config, texts={"t": np.ones(5, dtype=np.float32)})
     features = {"known": _random(5, 6).numpy()}

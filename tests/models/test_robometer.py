@@ -54,7 +54,7 @@ def processor() -> RobometerProcessor:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Three trajectories of 6 frames, of two sizes, in one shard."""
+    """Three trajectories of 6 frames in one shard, in two sizes."""
     path = str(tmp_path_factory.mktemp("corpus"))
     storage, rng = Storage(path), np.random.default_rng(0)
     sizes = [(64, 64), (64, 96), (64, 64)]
@@ -83,7 +83,7 @@ def _clip_plan(row: int, positions: list[int], success: bool) -> ClipPlan:
 
 
 def _plans() -> list[SamplePlan]:
-    """Two pairs with clips of different lengths, one single frame among them, and one progress sample with a rewind."""
+    """Two pairs with clips of different lengths, one of them a single frame, and a progress sample with a rewind."""
     good, bad = _clip_plan(0, [0, 2, 5], True), _clip_plan(1, [0, 3], False)
     return [
         SamplePlan(0, "preference", "suboptimal", "open the drawer", good, bad, 1.0),
@@ -182,7 +182,7 @@ def test_a_mixed_ragged_batch_equals_its_samples_one_by_one(model: Robometer, co
 
 
 def _padded(model: Robometer, batch: Batch) -> torch.Tensor:
-    """States [N, H] by the backbone's own forward: samples padded and masked, every shown frame encoded anew."""
+    """States [N, H] by the backbone's own forward: samples are padded and masked, and every shown frame is encoded."""
     inputs, lengths = batch.inputs, batch.inputs["sequence_length"].tolist()
     patches, grid = inputs["patches"], inputs["grid"]
     pixels = model.cutter.pixels(patches).split([len(patches) * g // grid.prod(1).sum() for g in grid.prod(1)])

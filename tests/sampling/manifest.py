@@ -13,7 +13,7 @@ DEFAULTS = {"source": "lab", "task": "open the drawer", "quality_label": "succes
 
 
 def manifest(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Manifest of rows that say only what matters; the rest is default or null."""
+    """A manifest of rows that name only the columns that matter; the others are defaults or null."""
     full = [{"id": f"{i:032x}", "num_frames": 32, "is_robot": True} | DEFAULTS | row for i, row in enumerate(rows)]
     return pa.Table.from_pylist(full, schema=MANIFEST_SCHEMA)
 

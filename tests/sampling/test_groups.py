@@ -1,4 +1,4 @@
-"""Groups of sources: their members are those of upstream's lists, and what is missing is named."""
+"""Groups of sources have the members of upstream's lists, and missing sources are named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_group_resolves_where_the_corpus_has_all_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", group_names())
 def test_a_missing_member_fails_by_its_name(name: str) -> None:
-    """The run fails, and says which."""
+    """The run fails and names the missing source."""
     first, last, *rest = [member.replace("*", "bridge") for member in members(name)]
     with pytest.raises(SamplingError) as failure:
         resolve([name], rest)
@@ -51,7 +51,7 @@ def test_all_that_is_missing_is_named_at_once() -> None:
 
 
 def test_names_that_converters_write_are_members() -> None:
-    """B6, B7: the other name counts where the corpus has none of the first."""
+    """The other name counts if the corpus has no source of the first."""
     others = [m for m in members("suboptimal_fail") if not m.startswith(("racer", "auto_eval"))]
     assert set(resolve(["suboptimal_fail"], [*others, "racer", "autoeval"])) == {*others, "racer", "autoeval"}
     assert resolve(["auto_eval_rfm"], ["autoeval", "auto_eval_rfm"]) == ["auto_eval_rfm"]
@@ -66,7 +66,7 @@ def test_every_member_of_the_published_groups_has_a_cache() -> None:
     named = {member for group in group_names() if group.startswith("rbm") for member in members(group)}
     assert set(caches()) == named
     directories = [directory for names in caches().values() for directory in names]
-    assert len(directories) == len(set(directories)) == len(named) + 2  # two have two names (B7)
+    assert len(directories) == len(set(directories)) == len(named) + 2  # two members have two names
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in directories)
 
 

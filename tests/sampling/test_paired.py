@@ -1,4 +1,4 @@
-"""Strategy `paired`: a success before a rewind of the other embodiment's at the same task (upstream never draws it)."""
+"""Strategy `paired`: a success beats a rewind of the other embodiment's at the same task (upstream never draws it)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS: list[dict[str, Any]] = [
     {"task": "fold", "is_robot": False, "source": "epic"},
     {"task": "fold", "is_robot": True},
 ]
-"""`pour` and `fold` have successes of both; `wipe` has not, and `epic` trains preferences only."""
+"""`pour` and `fold` have successes of both embodiments, `wipe` does not, and `epic` trains preferences only."""
 
 
 def samples(rows: list[dict[str, Any]], config: SamplingConfig, count: int = 2000) -> list[SamplePlan]:

@@ -1,4 +1,4 @@
-"""What every plan must hold, on a synthetic manifest."""
+"""Properties of every plan, on a synthetic manifest."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_forward_segments_are_spread_as_three_points_are() -> None:
 
 
 def test_segments_of_a_hundred_thousand_draws() -> None:
-    """Of the draw itself."""
+    """Checked on the draw itself."""
     triples = [draw_triple(Draws(1, i), 32, "forward", 8) for i in range(100_000)]
     starts, ends = (np.array([triple[side] for triple in triples if triple]) for side in (0, 2))
     assert len(starts) == 100_000 and (ends - starts >= 2).all() and starts.min() == 0 and ends.max() == 31
@@ -137,7 +137,7 @@ def test_segments_of_a_hundred_thousand_draws() -> None:
 
 
 def test_strategies_share_equally_among_those_possible() -> None:
-    """A third each without unsuccessful rows of the task, a quarter each with them."""
+    """A third each if the task has no unsuccessful rows, else a quarter each."""
     config = SamplingConfig(progress=0.0)
     plain = manifest([{"task": "one"}, {"task": "two"}])
     index = ManifestIndex.from_table(plain, config)
@@ -152,7 +152,7 @@ def test_strategies_share_equally_among_those_possible() -> None:
 
 
 def index_item(sample: SamplePlan) -> int:
-    """The item of a pair: the chosen one, or the rejected where both clips run from the first frame to the last."""
+    """The row that was drawn for a pair: the chosen one, or the rejected one if both clips are shown whole."""
     assert sample.rejected is not None
     ends = [clip.positions[[0, -1]].tolist() for clip in (sample.chosen, sample.rejected)]
     return sample.rejected.row if ends == [[0, 31], [0, 31]] else sample.chosen.row
@@ -173,13 +173,13 @@ def test_ungraded_unsuccessful_rows_are_rejected_and_shown_whole(samples: list[S
     index = ManifestIndex.from_table(rows, only)
     shown = [(s.chosen.positions.tolist(), s.rejected) for s in (plan(index, only, 0, i) for i in range(40))]
     whole = [rejected for chosen, rejected in shown if chosen == list(range(9))]
-    assert len(whole) >= 20  # the failure is the item of every second sample
+    assert len(whole) >= 20  # the failure is drawn for every second sample
     spread = np.rint(np.linspace(0, 31, 16)).tolist()
     assert sum(rejected is not None and rejected.positions.tolist() == spread for rejected in whole) >= 20
 
 
 def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one() -> None:
-    """There is no success to reject it against; of two ungraded failures nobody says which is worse."""
+    """There is no success to beat it, and of two ungraded failures neither is known to be worse."""
     tasks = ["hopeless", "hopeless", "hopeless", "alone", "done", "done"]
     quality = ["failure", "suboptimal", "failure", "failure", "successful", "failure"]
     table = manifest([{"task": t, "quality_label": q} for t, q in zip(tasks, quality, strict=True)])
@@ -189,7 +189,7 @@ def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one() -> No
     for sample in (plan(index, config, 5, i) for i in range(600)):
         assert sample.rejected is not None and sample.kind == "preference"
         chosen, rejected = sample.chosen, sample.rejected
-        if chosen.row > 3:  # of the task with a success, whose failure loses
+        if chosen.row > 3:  # of the task with a success, to which the failure loses
             assert chosen.row == 4 and (sample.strategy != "suboptimal" or rejected.row == 5)
             continue
         found.setdefault(chosen.row, set()).add(sample.strategy)
@@ -216,7 +216,7 @@ def test_partial_success_pairs_are_far_enough_apart(samples: list[SamplePlan]) -
 
 
 def test_different_task_shows_another_task_without_progress(samples: list[SamplePlan]) -> None:
-    """Another spelling is the same task."""
+    """A task with another spelling is the same task."""
     for sample in pairs(samples, "different_task"):
         assert sample.rejected is not None
         assert QUALITY[sample.rejected.row] == "successful"

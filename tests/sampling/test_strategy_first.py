@@ -62,7 +62,7 @@ def test_trajectories_of_a_source_are_drawn_uniformly() -> None:
 
 
 def test_strategies_come_in_their_ratio_whatever_the_sources_hold() -> None:
-    """Not so in mode trajectory_first, where failures are pairs of quality and few successes have one."""
+    """Mode trajectory_first differs: failures make quality pairs, and few successes have a failure to beat."""
     rows = lab("a", 100) + lab("b", 2, quality_label="failure")
     weights = PreferenceStrategies(rewind=4.0, suboptimal=2.0, different_task=1.0, reverse=1.0)
     counts = Counter(s.strategy for s in plans(rows, settings(preference_strategies=weights, sources=["a", "b"])))
@@ -77,7 +77,7 @@ def test_suboptimal_pairs_are_drawn_of_every_source_that_has_them() -> None:
 
 
 def item_of_quality_pairs(rows: list[dict[str, Any]], config: SamplingConfig) -> dict[str, float]:
-    """Share of sources among items: shown whole it is the rejected clip, else the chosen one."""
+    """Share of sources among drawn rows: a row that is shown whole is the rejected clip, any other the chosen one."""
     counts: Counter[str] = Counter()
     for sample in plans(rows, config):
         assert sample.strategy == "suboptimal" and sample.rejected is not None
@@ -87,7 +87,7 @@ def item_of_quality_pairs(rows: list[dict[str, Any]], config: SamplingConfig) ->
 
 
 def test_rows_that_cannot_serve_take_nothing_from_their_source() -> None:
-    """Of `roboreward_x`, one row in two has another grade of its task to be paired with."""
+    """Every second row of `roboreward_x` has another grade of its task as a partner."""
     graded = {"source": "roboreward_x", "quality_label": "failure"}
     rows = lab("many", 6) + lab("many", 6, quality_label="failure")
     rows += [graded | {"task": f"lone {i}", "partial_success": 0.5} for i in range(6)]

@@ -49,7 +49,7 @@ def test_targets_of_five_frames_by_hand(kind: str, cutoff: float, progress: list
 
 
 def test_the_success_mask_leaves_out_what_is_half_done_and_not_done() -> None:
-    """Of progress 0, 1/4, 1/2, 3/4, 1 with `min_success` 1/2: below it, and where it succeeded."""
+    """Of progress 0, 1/4, 1/2, 3/4, 1 with `not_done_below_progress` 1/2: below it, and where the task is done."""
     progress, labels = np.array([0, 0.25, 0.5, 0.75, 1]), np.array([0, 0, 0, 0, 1.0])
     assert targets.success_mask(progress, labels, "successful", 0.5).tolist() == [True, True, False, False, True]
     assert targets.success_mask(progress, labels, "failure", 0.5).all()

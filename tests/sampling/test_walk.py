@@ -1,4 +1,4 @@
-"""The walk through the rows of mode trajectory_first: every row once before any again, and sources by their weights."""
+"""The walk of mode trajectory_first visits every row once before any row twice, and sources by their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses: what the corrected ones promise; those of upstream are in tests/parity."""
+"""Losses; those of upstream are tested in tests/parity."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _rows(batch: Batch, output: RewardOutput, rows: slice) -> tuple[Batch, Rewar
 # --- two samples of three frames, by hand ---
 #
 # Sample 0 is a pair: A has three frames, B two. Sample 1 is one clip of two frames. Probabilities are powers of 1/2, so
-# that every error is a multiple of ln 2. What is padding, or not supervised, has absurd logits.
+# that every error is a multiple of ln 2. Padding and unsupervised frames have absurd logits.
 
 LN2 = math.log(2)
 ABSURD = 7.0
@@ -162,7 +162,7 @@ def test_logits_are_clamped_at_fifty(logit: float, error: float) -> None:
 
 
 def test_the_loss_falls_in_the_direction_of_the_labels() -> None:
-    """One small step against each gradient: A preferred, success where it is, progress up where the target is above."""
+    """A small step against each gradient prefers A, raises success where it is, and moves progress to its target."""
     batch, output = by_hand()
     leaves = RewardOutput(*(part.clone().requires_grad_() for part in output))
     compute_losses(leaves, batch, LossConfig(), "discrete").total.backward()

@@ -1,4 +1,4 @@
-"""The learning rate of each step, and which parameters decay at which rate."""
+"""The learning rate of each step, and the rate and decay of each parameter."""
 
 from __future__ import annotations
 

@@ -47,7 +47,10 @@ def _rewind() -> tuple[nn.Module, Batch]:
 
 
 def _forward_flops(model: nn.Module, batch: Batch) -> float:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it counts no fused attention
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):  # it counts no fused attention
         model(batch)
     return float(counter.get_total_flops())
 
