@@ -25,7 +25,7 @@ class Rules(NamedTuple):
 
     max_frames: int
     progress_target: str
-    min_success: float
+    not_done_below: float
     pad_frames: bool
 
     @classmethod
@@ -103,7 +103,7 @@ def _clip_arrays(
         target.astype(np.float32),
         np.full(length, subject.supervised),
         labels.astype(np.float32),
-        targets.success_mask(reached, labels, subject.quality_label, rules.min_success),
+        targets.success_mask(reached, labels, subject.quality_label, rules.not_done_below),
     )
     for array in arrays:
         array.flags.writeable = False

@@ -38,17 +38,17 @@ def source_lists() -> dict[str, Any]:
     return lists
 
 
-def source_facts(source: str, max_success: float) -> SourceFacts:
+def source_facts(source: str, default_cutoff: float) -> SourceFacts:
     """Facts about a source, by the name that its converter writes or the name in `cutoffs.yaml`.
 
     Args:
-        max_success: the cut-off of a source that has none of its own.
+        default_cutoff: the cut-off of a source that has none of its own.
     """
     lists = source_lists()
     names = {source, lists["aliases"].get(source, source)}
     cutoffs = [lists["success_cutoff"][name] for name in sorted(names) if name in lists["success_cutoff"]]
     preference_only = not names.isdisjoint(lists["preference_only"])
-    return SourceFacts(float(cutoffs[0]) if cutoffs else max_success, preference_only)
+    return SourceFacts(float(cutoffs[0]) if cutoffs else default_cutoff, preference_only)
 
 
 def is_partial(partial_success: float | None) -> bool:
@@ -98,11 +98,13 @@ def success_labels(progress: np.ndarray, quality_label: str | None) -> np.ndarra
     return np.asarray(progress >= 1.0, dtype=np.float64)
 
 
-def success_mask(progress: np.ndarray, labels: np.ndarray, quality_label: str | None, min_success: float) -> np.ndarray:
+def success_mask(
+    progress: np.ndarray, labels: np.ndarray, quality_label: str | None, not_done_below: float
+) -> np.ndarray:
     """Frames that train the success head, bool [T]: clearly not done, done, or any of an unsuccessful trajectory."""
     if (quality_label or "").lower() in NON_SUCCESSFUL:
         return np.ones(len(progress), dtype=bool)
-    return np.asarray((progress < min_success) | (labels > 0.5))
+    return np.asarray((progress < not_done_below) | (labels > 0.5))
 
 
 def supervises_progress(
