@@ -25,7 +25,7 @@ class Rules(NamedTuple):
 
     max_frames: int
     progress_target: str
-    not_done_below: float
+    not_done_below_progress: float
     pad_frames: bool
 
     @classmethod
@@ -103,7 +103,7 @@ def _clip_arrays(
         target.astype(np.float32),
         np.full(length, subject.supervised),
         labels.astype(np.float32),
-        targets.success_mask(reached, labels, subject.quality_label, rules.not_done_below),
+        targets.success_mask(reached, labels, subject.quality_label, rules.not_done_below_progress),
     )
     for array in arrays:
         array.flags.writeable = False

@@ -99,12 +99,12 @@ def success_labels(progress: np.ndarray, quality_label: str | None) -> np.ndarra
 
 
 def success_mask(
-    progress: np.ndarray, labels: np.ndarray, quality_label: str | None, not_done_below: float
+    progress: np.ndarray, labels: np.ndarray, quality_label: str | None, not_done_below_progress: float
 ) -> np.ndarray:
     """Frames that train the success head, bool [T]: clearly not done, done, or any of an unsuccessful trajectory."""
     if (quality_label or "").lower() in NON_SUCCESSFUL:
         return np.ones(len(progress), dtype=bool)
-    return np.asarray((progress < not_done_below) | (labels > 0.5))
+    return np.asarray((progress < not_done_below_progress) | (labels > 0.5))
 
 
 def supervises_progress(

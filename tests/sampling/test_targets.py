@@ -11,7 +11,7 @@ from robometer.sampling.segments import keep_position
 from robometer.sampling.strategies import Rules, Subject, clip_plan
 
 KIND = "absolute_first_frame"
-RULES = Rules(max_frames=64, progress_target=KIND, not_done_below=0.5, pad_frames=False)
+RULES = Rules(max_frames=64, progress_target=KIND, not_done_below_progress=0.5, pad_frames=False)
 
 
 def subject(quality: str = "successful", cutoff: float = 1.0, partial: float | None = None) -> Subject:
