@@ -16,10 +16,10 @@ def report(comparison: Comparison, show: str) -> str:
     parts = []
     if show == "summary":
         parts.append(_table(("group", "what", "cases", "max error", "tolerance", "", "worst"), _summary(compared)))
-    shown = compared if show == "all" else comparison.failed
-    if shown:
+    rows = compared if show == "all" else comparison.failed
+    if rows:
         title = "" if show == "all" else "failed rows\n"
-        parts.append(title + _table(("case", "what", "max error", "tolerance", ""), map(_line, shown)))
+        parts.append(title + _table(("case", "what", "max error", "tolerance", ""), map(_line, rows)))
     if wrong and show != "failed":
         parts.append("where upstream is wrong\n" + _table(("case", "what", "reason", "values"), _wrong(wrong, show)))
     parts += [f"{group}: not compared, {reason}" for group, reason in comparison.left_out.items()]

@@ -44,17 +44,17 @@ def _judged(record: Record, order: list[str]) -> list[Judged]:
         results[result["id"]].append(result)
     trajectories = []
     for name in order:
-        shown = results[name]
-        if len(shown) > 1:
-            shown = sorted(shown, key=lambda result: result["metadata"].get("frame_step", 0))
+        of_clip = results[name]
+        if len(of_clip) > 1:
+            of_clip = sorted(of_clip, key=lambda result: result["metadata"].get("frame_step", 0))
         trajectories.append(
             Judged(
                 name,
-                shown[0]["task"],
-                shown[0]["quality_label"],
-                [_decoded(record, result["progress_pred"]) for result in shown],
-                [_target(result["target_progress"]) for result in shown if "target_progress" in result],
-                _partial_success(shown[0]["partial_success"]),
+                of_clip[0]["task"],
+                of_clip[0]["quality_label"],
+                [_decoded(record, result["progress_pred"]) for result in of_clip],
+                [_target(result["target_progress"]) for result in of_clip if "target_progress" in result],
+                _partial_success(of_clip[0]["partial_success"]),
             )
         )
     return trajectories
@@ -213,9 +213,9 @@ def _discrete_loss(record: Record, our_own: bool = False) -> float:
         if result["quality_label"] == "successful":
             results[result["id"]].append(result)
     losses = []
-    for shown in results.values():
+    for of_clip in results.values():
         logits, target = (
-            np.array([r[name] for r in shown], dtype=np.float32) for name in ("progress_pred", "target_progress")
+            np.array([r[name] for r in of_clip], dtype=np.float32) for name in ("progress_pred", "target_progress")
         )
         if our_own:
             truth = torch.from_numpy(decoded(target)).float()

@@ -126,13 +126,13 @@ def _batch(targets: ClipTargets, label: Tensor, is_pair: Tensor) -> Batch:
 def _success(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
     step = _frames_of(recorded)
     logits = arrays["logits"].clone().requires_grad_()
-    shown, label = logits[:, ::step], arrays["success_labels"][:, ::step]
+    frame_logits, label = logits[:, ::step], arrays["success_labels"][:, ::step]
     progress = continuous(arrays["target_progress"])[:, ::step]
     mask = success_frames(progress, label, recorded["quality_labels"] or [None] * len(label), recorded["min_success"])
     none = torch.zeros_like(mask)
     single = torch.zeros(len(label), dtype=torch.bool)
     batch = _batch(ClipTargets(~none, progress, none, label, mask), single.float(), single)
-    output = RewardOutput(torch.zeros(*label.shape, 1), shown)
+    output = RewardOutput(torch.zeros(*label.shape, 1), frame_logits)
     loss = upstream_losses(output, batch, LossConfig(), "l2").success
     loss.backward()
     what = "success loss"
@@ -141,7 +141,7 @@ def _success(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Ro
     else:
         yield wrong_upstream(case, what, "it is NaN where no frame is supervised", arrays["loss"], loss)
     yield close(case, "gradient of the success loss", logits.grad, arrays["grad_logits"], **_GRADIENT)
-    yield from _success_metrics(case, shown.detach(), label, mask, arrays)
+    yield from _success_metrics(case, frame_logits.detach(), label, mask, arrays)
     if arrays["m_success_loss_weight"] != 1:
         ours = compute_losses(output, batch, LossConfig(), "l2").success
         yield wrong_upstream(case, what, "its class weights cancel out of the loss", arrays["loss"], ours)
@@ -152,8 +152,8 @@ def _success_metrics(case: str, logits: Tensor, label: Tensor, mask: Tensor, arr
     yield exact(case, "success is right", right * mask, arrays["m_masked_correct"])
     yield close(case, "success loss by frame", binary_error(logits, label) * mask, arrays["m_masked_loss"], **_LOSS)
     for name, own in {"positive": mask & (label > 0.5), "negative": mask & (label <= 0.5)}.items():
-        shown = torch.where(own, right, math.nan)
-        yield close(case, f"success is right, {name}", shown, arrays[f"m_{name}_accuracy"])
+        values = torch.where(own, right, math.nan)
+        yield close(case, f"success is right, {name}", values, arrays[f"m_{name}_accuracy"])
         if right[own].any() and own.sum() == mask.sum():
             theirs, ours = arrays[f"m_{name}_accuracy_scalar"], right[own].mean()
             reason = "it is 0 where all frames are of that class"
@@ -165,8 +165,8 @@ def _success_metrics(case: str, logits: Tensor, label: Tensor, mask: Tensor, arr
 
 def _total(case: str, recorded: dict[str, Any], arrays: Arrays) -> Iterator[Row]:
     """A preference and a progress batch of upstream are one mixed batch of ours."""
-    given = {"pin_": recorded["num_preferences"], "gin_": recorded["num_progress"]}
-    arrays = {name: value for name, value in arrays.items() if given.get(name[:4], 1)}
+    counts = {"pin_": recorded["num_preferences"], "gin_": recorded["num_progress"]}
+    arrays = {name: value for name, value in arrays.items() if counts.get(name[:4], 1)}
     batch = mixed_targets(arrays, recorded["pref_inputs"], recorded["progress_inputs"], recorded["min_success"])
     output, leaves = _mixed_output(arrays, batch)
     config = LossConfig(
@@ -196,15 +196,15 @@ def mixed_targets(arrays: Arrays, pairs: dict[str, Any], singles: dict[str, Any]
         if f"{prefix}target_progress{suffix}" in arrays:
             progress = continuous(arrays[f"{prefix}target_progress{suffix}"])
             label = arrays[f"{prefix}success_labels{suffix}"]
-            shown = arrays[f"{prefix}target_progress{suffix}_mask"].reshape(-1, 1)
-            mask = shown * arrays[f"{prefix}predict_last_frame_mask{suffix}"]
+            valid = arrays[f"{prefix}target_progress{suffix}_mask"].reshape(-1, 1)
+            mask = valid * arrays[f"{prefix}predict_last_frame_mask{suffix}"]
             frames = success_frames(progress, label, facts[quality], min_success)
             sides.append((torch.ones_like(frames), progress, mask > 0, label, frames))
     targets = ClipTargets(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
     label = torch.zeros(len(targets.frame_mask))
-    given = arrays.get("pin_preference_labels", label[:0])
-    label[: len(given)] = given
-    return _batch(targets, label, torch.arange(len(label)) < len(given))
+    labels = arrays.get("pin_preference_labels", label[:0])
+    label[: len(labels)] = labels
+    return _batch(targets, label, torch.arange(len(label)) < len(labels))
 
 
 def supervised_samples(arrays: Arrays) -> Tensor:

@@ -114,7 +114,7 @@ def _draws(case: str, block: Block) -> Iterator[Row]:
     )
     index = ManifestIndex.from_table(_manifest(block), config)
     ids = [row["id"] for row in block["rows"]]
-    wanted: dict[str, Pair] = {}
+    drawn_pairs: dict[str, Pair] = {}
     for i, recorded in enumerate(block["train_samples"]):
         if recorded["sampler"] != "preference" or not recorded["ok"]:
             continue
@@ -124,17 +124,17 @@ def _draws(case: str, block: Block) -> Iterator[Row]:
                 reason = "of two ungraded failures of a task it takes the one that it drew first for the better"
                 yield wrong_upstream(f"{case}/train[{i}]", "pair", reason, " > ".join(pair[1:]), "no such pair")
             else:
-                wanted[f"{case}/train[{i}]"] = pair
+                drawn_pairs[f"{case}/train[{i}]"] = pair
         else:
             possible = _can_pair(index, ids.index(recorded["item"]), recorded["preferred_strategy"])
             yield exact(f"{case}/train[{i}]", "no pair can be made", possible, False)
-    missing, number = set(wanted.values()), 0
+    missing, number = set(drawn_pairs.values()), 0
     while missing and number < _MOST_DRAWS:
         sample = plan(index, config, 0, number)
         assert sample.rejected is not None
         missing.discard((sample.strategy, ids[sample.chosen.row], ids[sample.rejected.row]))
         number += 1
-    for at, pair in wanted.items():
+    for at, pair in drawn_pairs.items():
         yield exact(at, "pair that our plan draws too", pair not in missing, True)
 
 
@@ -166,11 +166,11 @@ def _drawn_pair(sample: dict[str, Any]) -> Pair:
 def _manifest(block: Block) -> pa.Table:
     columns = ("id", "task", "quality_label", "partial_success", "num_frames", "is_robot")
     listed = [{name: row[name] for name in columns} for row in block["rows"]]
-    given = [
+    records = [
         entry | {"source": row["data_source"], "split": "train"}
         for entry, row in zip(listed, block["rows"], strict=True)
     ]
-    return pa.Table.from_pylist(given, schema=MANIFEST_SCHEMA)
+    return pa.Table.from_pylist(records, schema=MANIFEST_SCHEMA)
 
 
 def _evaluation_samples(case: str, block: Block, recorded: dict[str, Any]) -> Iterator[Row]:

@@ -218,9 +218,9 @@ def _masks(recorded: dict[str, Any]) -> Iterator[Row]:
     yield exact(case, "padding mask", np.pad(mask, ((0, 0), (0, wider.shape[1] - mask.shape[1]))).astype(float), wider)
     target = _collated([np.array(values) for values in recorded["lists"]])[1]
     yield close(case, "padded targets", target, np.array(recorded["pad_continuous"]), atol=_BINS)
-    given = [np.array(values) for values in recorded["two_hot_lists"]]
-    valid, target = _collated([clips.decoded(values) for values in given])
-    padded = two_hot(target, given[0].shape[-1]) * valid[..., None]
+    two_hots = [np.array(values) for values in recorded["two_hot_lists"]]
+    valid, target = _collated([clips.decoded(values) for values in two_hots])
+    padded = two_hot(target, two_hots[0].shape[-1]) * valid[..., None]
     yield close(case, "padded two-hot targets", padded, np.array(recorded["pad_two_hot"]), atol=_BINS)
 
 
@@ -257,9 +257,9 @@ def _from_bins(case: str, recorded: dict[str, np.ndarray]) -> Iterator[Row]:
     yield close(case, "decoded most likely bin", hard, recorded["logits_decoded_hard"], atol=_DECODED)
     index = clips.decoded(onehot[recorded["index_target"].astype(int)])
     yield close(case, "decoded bin indices", index, recorded["index_target_decoded"], atol=_DECODED)
-    for name, given in (("two_hot", "two_hot"), ("onehot", "onehot"), ("two_hot_target", "two_hot")):
-        decoded, theirs = clips.decoded(recorded[given]), recorded[f"{name}_decoded"]
-        sums = torch.from_numpy(recorded[given]).sum(-1)
+    for name, column in (("two_hot", "two_hot"), ("onehot", "onehot"), ("two_hot_target", "two_hot")):
+        decoded, theirs = clips.decoded(recorded[column]), recorded[f"{name}_decoded"]
+        sums = torch.from_numpy(recorded[column]).sum(-1)
         if bool((sums == 1).all()):
             yield close(case, f"decoded {name}", decoded, theirs, atol=_DECODED)
         else:

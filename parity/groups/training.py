@@ -89,8 +89,8 @@ def _batch(arrays: dict[str, Tensor], number: int, non_tensor: dict[str, Any]) -
     single = singles["video_embeddings"]
     text = torch.cat([pairs["text_embeddings"], singles["text_embeddings"]])
     inputs = clip_inputs(text, [*a, *single], [*b, *single[:, :0]])
-    shown = batch.preference_mask[:, None].expand(-1, b.shape[1])
-    batch = replace(batch, inputs=inputs, b=replace(batch.b, frame_mask=shown))
+    frame_mask = batch.preference_mask[:, None].expand(-1, b.shape[1])
+    batch = replace(batch, inputs=inputs, b=replace(batch.b, frame_mask=frame_mask))
     return _Recorded(batch, supervised_samples(targets), facts)
 
 
@@ -144,10 +144,10 @@ def _step_rows(case: str, facts: dict[str, Any], number: int, step: _Step) -> It
     mean = sum(loss for *_, loss in step.micro) / len(step.micro)
     yield close(at, "loss of a step", mean, recorded["hf_loss"], atol=_MEAN_OF_STEP)
     first = number * len(step.micro)
-    for i, (given, output, loss) in enumerate(step.micro):
+    for i, (arguments, output, loss) in enumerate(step.micro):
         logged, micro = facts["micro_steps"][first + i], f"{at}.{i + 1}"
         yield close(micro, "loss of a micro-batch", loss, logged["total"], **_STEP)
-        yield from logged_rows(micro, output, *given, LossConfig(), facts["loss"], logged)
+        yield from logged_rows(micro, output, *arguments, LossConfig(), facts["loss"], logged)
 
 
 def _final(case: str, name: str, ours: Tensor, theirs: Tensor) -> Iterator[Row]:

@@ -82,9 +82,9 @@ def _frames(
 def _index(row: dict[str, Any]) -> dict[str, Any]:
     """Upstream's index maps of a corpus of one row, from our index."""
     columns = ("id", "task", "quality_label", "is_robot", "num_frames")
-    given = {name: row[name] for name in columns} | {"source": row["data_source"], "split": "train"}
+    record = {name: row[name] for name in columns} | {"source": row["data_source"], "split": "train"}
     config = SamplingConfig(min_frames_per_trajectory=1, progress=1, preference=0)
-    index = ManifestIndex.from_table(pa.Table.from_pylist([given], schema=MANIFEST_SCHEMA), config)
+    index = ManifestIndex.from_table(pa.Table.from_pylist([record], schema=MANIFEST_SCHEMA), config)
     successes, others = index.partners.successes.group(0).tolist(), index.partners.others.group(0).tolist()
     humans, robots = (index.partners.embodied.group(kind).tolist() for kind in (0, 1))
     quality = QUALITY_LABELS[index.columns.quality[0]]

@@ -59,7 +59,7 @@ class Judged:
 
     def last_predictions(self) -> np.ndarray:
         """The last frame's prediction of each array of `progress`, float32 [K]."""
-        return np.array([shown[-1] for shown in self.progress], dtype=np.float32)
+        return np.array([values[-1] for values in self.progress], dtype=np.float32)
 
 
 def is_graded(source: str) -> bool:
@@ -95,8 +95,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
 
 def frame_spearman(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Spearman correlation per row of [B, T], float64 [B]; an undefined one is 0. Upstream logs their mean."""
-    shown = np.ones(prediction.shape, dtype=bool) if mask is None else mask > 0
-    values = [metrics.spearman(p[m], t[m]) for p, t, m in zip(prediction, target, shown, strict=True)]
+    masks = np.ones(prediction.shape, dtype=bool) if mask is None else mask > 0
+    values = [metrics.spearman(p[m], t[m]) for p, t, m in zip(prediction, target, masks, strict=True)]
     return np.asarray(np.nan_to_num(values))
 
 
@@ -264,8 +264,8 @@ def scored_frames(
     """
     pairs = list(zip(trajectory.progress, trajectory.target, strict=True))
     if prefixes:
-        at = [-1 if last_only else min(k, len(shown) - 1) for k, (shown, _) in enumerate(pairs)]
-        chosen = [(shown[i], target[i]) for i, (shown, target) in zip(at, pairs, strict=True)]
+        at = [-1 if last_only else min(k, len(values) - 1) for k, (values, _) in enumerate(pairs)]
+        chosen = [(values[i], target[i]) for i, (values, target) in zip(at, pairs, strict=True)]
         prediction, target = (np.array(side, dtype=np.float32) for side in zip(*chosen, strict=True))
     else:
         prediction, target = (side[-1:] if last_only else side for side in pairs[0])

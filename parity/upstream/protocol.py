@@ -87,15 +87,15 @@ def client_frames(frames: np.ndarray, max_frames: int = CLIENT_FRAMES) -> np.nda
         raise ProtocolError(f"frames have the shape {list(frames.shape)}: send [T, H, W, 3] with at least one frame")
     if frames.shape[1] == 3:
         frames = frames.transpose(0, 2, 3, 1)
-    kept = thin_positions(len(frames), max_frames)
-    return frames.take(np.pad(kept, (0, max_frames - len(kept)), mode="edge"), axis=0)
+    positions = thin_positions(len(frames), max_frames)
+    return frames.take(np.pad(positions, (0, max_frames - len(positions)), mode="edge"), axis=0)
 
 
 def frames_at_rate(num_frames: int, native_fps: float, fps: float) -> np.ndarray:
     """Indices int64 of the frames that the example client takes of a video at `fps`; 0 or less keeps all."""
     rate = fps if fps > 0 else native_fps
-    wanted = num_frames if native_fps <= 0 else round(num_frames * rate / native_fps)
-    return np.linspace(0, num_frames - 1, min(max(wanted, 1), num_frames)).astype(np.int64)
+    count = num_frames if native_fps <= 0 else round(num_frames * rate / native_fps)
+    return np.linspace(0, num_frames - 1, min(max(count, 1), num_frames)).astype(np.int64)
 
 
 def prefixes(clip: Clip) -> list[Clip]:
@@ -169,7 +169,7 @@ def repeated_answer(judge: Judge, asked: Asked) -> dict[str, Any]:
 def _by_prefix(judge: Judge, clips: Sequence[Clip]) -> list[ClipScore]:
     scores = iter(judge.score([prefix for clip in clips for prefix in prefixes(clip)]))
     by_clip = [[next(scores) for _ in range(len(clip))] for clip in clips]
-    return [ClipScore(_lasts(s.progress for s in shown), _lasts(s.success for s in shown)) for shown in by_clip]
+    return [ClipScore(_lasts(s.progress for s in of_clip), _lasts(s.success for s in of_clip)) for of_clip in by_clip]
 
 
 def _lasts(values: Iterable[np.ndarray]) -> np.ndarray:
