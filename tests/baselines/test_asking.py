@@ -29,7 +29,7 @@ def test_the_prompt_of_a_file_replaces_ours_if_it_has_the_same_marks(tmp_path: P
     file.write_text("{task}? <image> <image>")
     assert read_template(BaselineConfig(prompt=str(file)), "<image>{task}<image>") == "{task}? <image> <image>"
     assert read_template(BaselineConfig(), "ours") == "ours"
-    with pytest.raises(ConfigError, match="has the marks <image> <image>, where <video>"):
+    with pytest.raises(ConfigError, match="has the marks <image> <image>, but it needs <video>"):
         read_template(BaselineConfig(prompt=str(file)), "<video>{task}")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_template(BaselineConfig(prompt=str(tmp_path / "none.txt")), "")

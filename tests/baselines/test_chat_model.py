@@ -136,7 +136,7 @@ def test_a_folder_gives_the_model_that_was_saved_there(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_absent_incomplete_or_pickled_end_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no folder here"):
+    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         load_chat_model(BaselineConfig(model=str(tmp_path / "none")), "")
     chat = tiny_model()
     chat.tokenizer.save_pretrained(tmp_path)

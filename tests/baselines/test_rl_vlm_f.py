@@ -64,7 +64,7 @@ def test_the_last_line_decides(answer: str, expected: float) -> None:
 
 @pytest.mark.parametrize("answer", ["0\nI am not sure.", "2", "10", "0.1", "neither", "3-1", "1 of them", "..."])
 def test_any_other_last_line_is_a_missing_answer(answer: str) -> None:
-    with pytest.raises(MissingAnswer, match="neither 0, 1 nor -1"):
+    with pytest.raises(MissingAnswer, match="not 0, 1 or -1"):
         read_preference(answer)
 
 

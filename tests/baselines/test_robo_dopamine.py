@@ -81,7 +81,7 @@ def test_the_models_hops_become_progress_in_any_batch(name: str) -> None:
 
 
 def test_without_any_hop_the_clip_is_an_error() -> None:
-    with pytest.raises(MissingAnswer, match="none of 4 answers could be read, the last one is"):
+    with pytest.raises(MissingAnswer, match="none of 4 answers could be read; the last one is"):
         RoboDopamine(tiny_model(max_new_tokens=4).ask).score([CLIP])
 
 

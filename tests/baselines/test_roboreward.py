@@ -55,7 +55,7 @@ def test_a_grade_that_is_missing_is_interpolated_and_counted() -> None:
 
 
 def test_without_any_grade_the_clip_is_an_error() -> None:
-    with pytest.raises(MissingAnswer, match="none of 5 answers could be read, the last one is"):
+    with pytest.raises(MissingAnswer, match="none of 5 answers could be read; the last one is"):
         RoboReward(tiny_model(max_new_tokens=4).ask).score([bundled_clip(8)])
 
 

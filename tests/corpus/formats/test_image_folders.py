@@ -92,7 +92,7 @@ def test_images_of_other_kinds_are_converted_and_bad_ones_refused(ray_local: Non
         "caf\\xe9", "c\\xf4te", "raw", "rate",
     }  # fmt: skip
     assert "as an image" in why["truncated truncated main"]
-    assert "one size" in why["mixed mixed main"]
+    assert "differ in size" in why["mixed mixed main"]
     assert "UTF-8" in why["text"] and "UTF-8" in why["caf\\xe9"] and "UTF-8" in why["c\\xf4te"]
     assert "beside folders" in why["raw"] and "fps" in why["rate"]
     assert "qualty_label" in why["unknown"] and "no task text" in why["blank"]
