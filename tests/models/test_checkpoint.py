@@ -530,7 +530,7 @@ def test_a_hub_id_in_the_cache_works_offline_and_others_say_so(tmp_path: Path, h
     assert (
         "nobody/nothing" in nothing
         and "the hub cannot be reached" in nothing
-        and "give a folder that exists" in nothing
+        and "give an existing folder" in nothing
     )
 
 
