@@ -528,9 +528,7 @@ def test_a_hub_id_in_the_cache_works_offline_and_others_say_so(tmp_path: Path, h
     assert found == ["upstream"] * 3
     assert "robometer/tiny@v2 is not a folder, and as a hub id it cannot be fetched" in other_revision
     assert (
-        "nobody/nothing" in nothing
-        and "the hub cannot be reached" in nothing
-        and "give an existing folder" in nothing
+        "nobody/nothing" in nothing and "the hub cannot be reached" in nothing and "give an existing folder" in nothing
     )
 
 
