@@ -40,9 +40,10 @@ from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict_each
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.suite import EVALUATIONS
-from robometer.models.checkpoint import load_scorer, save_checkpoint
+from robometer.models.checkpoint import save_checkpoint
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.robometer_scorer import RobometerScorer
+from robometer.scorers import load_scorer
 from robometer.scoring import Clip, ClipScore, last_of_each
 
 TARGET_S, TARGET_PREFIX, TARGET_ACTORS = 5, 4, 1.8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,11 +58,9 @@ def parser_for(prog: str, text: str) -> argparse.ArgumentParser:
 
 def scorer_of(arguments: argparse.Namespace) -> Scorer:
     """The scorer that `--url` or `--checkpoint` names."""
-    from robometer.models.checkpoint import load_scorer
+    from robometer.scorers import load_scorer  # takes seconds
 
-    if arguments.url:
-        return RemoteScorer(arguments.url, os.environ.get("ROBOMETER_TOKEN"))
-    return load_scorer(arguments.checkpoint)
+    return load_scorer(arguments.url or arguments.checkpoint)
 
 
 def settings_for(scorer: Scorer, arguments: argparse.Namespace) -> FrameSettings:

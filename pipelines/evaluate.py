@@ -29,7 +29,6 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from pipelines.cluster import RETRIES, Needs, cause_of, check_room, connected, interactive, progress_bar, watched
-from robometer import baselines
 from robometer.configs.loading import override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
@@ -41,14 +40,13 @@ from robometer.evaluation.predict import ClipSource, failed, predict_each
 from robometer.evaluation.predictions import Prediction, Predictions, from_table, to_table
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.views import FORWARD
-from robometer.models.checkpoint import load_frames, load_scorer, scorer_identity
-from robometer.models.sources import for_workers
 from robometer.report import page as report
 from robometer.report.runs import METRICS_JSON, load_runs
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import trained_by
 from robometer.runs.redaction import redacted, without_secrets
+from robometer.scorers import BaselineReference, ScorerReference, resolve
 from robometer.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -83,16 +81,14 @@ class Predictor:
 
     def __init__(
         self,
-        load: ScorerLoader,
-        checkpoint: str,
-        device: str,
+        load: Callable[[], Scorer],
         corpus: str,
         output: str,
         batch_size: int,
         mode: str,
         run: str,
     ) -> None:
-        self._scorer = load(checkpoint, device)
+        self._scorer = load()
         self._source = ClipSource.for_scorer(Corpus(corpus), self._scorer)
         self._storage, self._run = Storage(output), run
         self._records = partial(predict_each, self._scorer, self._source, batch_size=batch_size, mode=mode)
@@ -169,8 +165,9 @@ def run_evaluate(config: Config, load: ScorerLoader | None = None) -> dict[str, 
         EvaluationFailed: every single clip failed.
     """
     suite.check_evaluations(config.evaluate.evaluations)
-    asks = config.evaluate.scorer.removeprefix(baselines.PREFIX) in baselines.ASK_APIS
-    cache = ["baseline.cache"] if asks else []
+    reference = _reference(config)
+    asks_api = isinstance(reference, BaselineReference) and reference.asks_api
+    cache = ["baseline.cache"] if asks_api else []
     config = with_absolute_paths(config, "evaluate.output", "corpus.path", "tracking.uri", *cache)
     with exclusive_folder("evaluate.output", config.evaluate.output):
         return _run(config, load)
@@ -204,13 +201,17 @@ def _run(config: Config, load: ScorerLoader | None) -> dict[str, Any]:
 
 
 def _warn_of_other_frames(config: Config, corpus: Corpus) -> None:
-    checkpoint = config.evaluate.scorer
-    if checkpoint.startswith(baselines.PREFIX):
+    reference = _reference(config)
+    if isinstance(reference, BaselineReference):
         return
-    trained, stored = load_frames(checkpoint, config.tracking.uri), corpus.frame_settings
+    trained, stored = reference.frames(), corpus.frame_settings
     if trained != stored:
-        frames = trained or "frames that it does not name"
-        logger.warning("%s was trained on %s, and is shown %s: other frames, other numbers", checkpoint, frames, stored)
+        logger.warning(
+            "%s was trained on %s, and is shown %s: other frames, other numbers",
+            redacted(config.evaluate.scorer),
+            trained or "frames that it does not name",
+            stored,
+        )
 
 
 def recompute(config: Config) -> dict[str, Any]:
@@ -319,7 +320,11 @@ def _parts(units: Sequence[Query], identity: str) -> dict[str, Sequence[Query]]:
 def _identity(config: Config, load: ScorerLoader | None) -> str:
     if load is not None:
         return f"{load.__module__}.{load.__qualname__} {config.evaluate.scorer}"
-    return scorer_identity(config.evaluate.scorer, config.tracking.uri, config.baseline)
+    return _reference(config).identity()
+
+
+def _reference(config: Config) -> ScorerReference:
+    return resolve(config.evaluate.scorer, config.tracking.uri, config.baseline)
 
 
 def _file(part: str) -> str:
@@ -330,10 +335,10 @@ def _predict_parts(
     config: Config, corpus: Corpus, parts: Mapping[str, Sequence[Query]], load: ScorerLoader | None
 ) -> None:
     settings = config.evaluate
+    reference = _reference(config).for_workers()
+    device = "cuda" if settings.num_gpus > 0 else "cpu"
     arguments = {
-        "load": load or partial(load_scorer, baseline=baselines.for_workers(config.baseline)),
-        "checkpoint": for_workers(settings.scorer, config.tracking.uri),
-        "device": "cuda" if settings.num_gpus > 0 else "cpu",
+        "load": partial(load, settings.scorer, device) if load else partial(reference.load, device),
         "corpus": corpus.storage.path,
         "output": Storage(settings.output).path,
         "batch_size": settings.batch_size,
@@ -353,7 +358,7 @@ def _predict_parts(
         num_gpus=settings.num_gpus,
         max_restarts=DEATHS,
         max_task_retries=RETRIES,
-        runtime_env=baselines.runtime_env(settings.scorer.removeprefix(baselines.PREFIX)),
+        runtime_env=reference.runtime_env if isinstance(reference, BaselineReference) else {},
     )
     needs, total, done = Needs(gpus=settings.num_gpus), sum(map(len, parts.values())), 0
     check_room("evaluate", needs, "set evaluate.num_gpus lower")

@@ -32,8 +32,7 @@ from pipelines.serving.jobs import Limits
 from pipelines.serving.model import Model, ScorerLoader
 from robometer.configs.schema import Config, ConfigError
 from robometer.frames import FrameSettings, overridden
-from robometer.models.checkpoint import load_config, load_frames, load_scorer
-from robometer.models.sources import for_workers
+from robometer.scorers import CheckpointReference, load_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,8 @@ def build_app(
         given: settings of frames (see `FrameSettings`) in the place of those that the model was trained with.
     """
     # A replica's working directory may be another.
-    c = replace(config.serve, checkpoint=for_workers(config.serve.checkpoint, config.tracking.uri), token="")
+    reference = _reference(config).for_workers()
+    c = replace(config.serve, checkpoint=reference.source, token="")
     patience: dict[str, Any] = {
         "health_check_period_s": _HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": c.drain_timeout_s,
@@ -94,8 +94,12 @@ def build_app(
         max_ongoing_requests=2 * capacity + 100,
         logging_config=_QUIET,
     )(Ingress)
-    trained = load_frames(c.checkpoint) if loader is load_scorer else FrameSettings()
+    trained = reference.frames() if loader is load_scorer else FrameSettings()
     return ingress.bind(model.bind(loader, c), Limits.from_config(config, overridden(trained, given)), guard)
+
+
+def _reference(config: Config) -> CheckpointReference:
+    return CheckpointReference(config.serve.checkpoint, config.tracking.uri)
 
 
 def token_of(config: Config) -> str:
@@ -202,7 +206,7 @@ def run_serve(
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
     if loader is load_scorer:
-        load_config(for_workers(config.serve.checkpoint, config.tracking.uri))
+        _reference(config).frames()
     if not (token_of(config) or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
         logger.warning("serve.host=%s lets others in, and no serve.token keeps them out", config.serve.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -21,10 +21,11 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import Predictions
 from robometer.frames import FrameSettings, read_frames
-from robometer.models.checkpoint import build_model, load_scorer, save_checkpoint
+from robometer.models.checkpoint import build_model, save_checkpoint
 from robometer.models.rewind_scorer import RewindScorer
 from robometer.runs.provenance import provenance_of
 from robometer.runs.publishing import prepare, to_folder
+from robometer.scorers import load_scorer
 from robometer.scoring import Clip, Scorer
 from tests.conftest import TINY
 from tests.frames.odd_files import joined, shown_as, trimmed, written

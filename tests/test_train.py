@@ -25,12 +25,12 @@ from robometer.models.checkpoint import (
     build_model,
     load_config,
     load_model,
-    load_scorer,
 )
 from robometer.runs import tracking
 from robometer.runs.outputs import InUseError, exclusive_folder
 from robometer.runs.paths import make_folder
 from robometer.sampling import ManifestIndex, plan
+from robometer.scorers import load_scorer
 from robometer.training.losses import compute_losses
 from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
 from tests.conftest import TINY, taken

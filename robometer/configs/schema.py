@@ -502,9 +502,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         paths.check_storage("evaluate.output", self.output)
-        paths.check_checkpoint("evaluate.scorer", self.scorer, asked=True)
+        paths.check_scorer("evaluate.scorer", self.scorer)
         for checkpoint in self.against:
-            paths.check_checkpoint("evaluate.against", checkpoint, asked=True)
+            paths.check_scorer("evaluate.against", checkpoint)
         _one_of("evaluate.mode", self.mode, ("whole", "prefix"))
         for name in ("max_clips", "batch_size", "actors"):
             _check(getattr(self, name) >= 1, f"evaluate.{name} must be at least 1")

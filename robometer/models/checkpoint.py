@@ -8,7 +8,6 @@ LeRobot's public checkpoints load as they are: see `robometer.models.layouts`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robometer import baselines
 from robometer.configs.loading import save
-from robometer.configs.schema import BaselineConfig, Config
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
 from robometer.frames import UPSTREAM, FrameSettings
@@ -256,44 +254,18 @@ def frames_of(found: Checkpoint) -> FrameSettings | None:
         raise CheckpointError(f"{found.folder / PROVENANCE}: {error}") from error
 
 
-def load_frames(checkpoint: str, tracking_uri: str = "") -> FrameSettings | None:
-    """`frames_of` for whatever `load_scorer` takes, without loading weights; the defaults for a baseline."""
-    if checkpoint.startswith(("http://", "https://")):
-        return load_scorer(checkpoint).info.frames
-    if checkpoint.startswith(baselines.PREFIX):
-        return FrameSettings()
-    return frames_of(open_checkpoint(locate(checkpoint, tracking_uri)))
-
-
-def load_scorer(
-    checkpoint: str | Path, device: str = "cpu", tracking_uri: str = "", baseline: BaselineConfig | None = None
-) -> Scorer:
-    """Scorer of a checkpoint (see `locate`), of the endpoint at an http(s) URL, or of a baseline (`baseline:NAME`)."""
-    name = str(checkpoint)
-    if name.startswith(("http://", "https://")):
-        from robometer.client import RemoteScorer
-
-        return RemoteScorer(name, os.environ.get("ROBOMETER_TOKEN"))
-    if name.startswith(baselines.PREFIX):
-        return baselines.load_baseline(name.removeprefix(baselines.PREFIX), baseline or BaselineConfig(), device)
-    found = open_checkpoint(locate(checkpoint, tracking_uri))
+def checkpoint_scorer(found: Checkpoint, device: str = "cpu") -> Scorer:
+    """The scorer of a checkpoint, with its weights."""
     model, revision = filled_model(found), checkpoint_hash(found.folder)
     info = ScorerInfo(frames_of(found), revision=revision, provenance=load_provenance(found.folder))
     with backbone_folder(found) as folder:
         return make_scorer(model, found.config, _scorer_name(found, revision), device, folder=folder, info=info)
 
 
-def scorer_identity(checkpoint: str, tracking_uri: str = "", baseline: BaselineConfig | None = None) -> str:
-    """Text that is equal for scorers with equal answers, made without loading weights."""
-    if checkpoint.startswith(("http://", "https://")):
-        remote = load_scorer(checkpoint)
-        return f"{remote.name} {remote.info.revision}"
-    if checkpoint.startswith(baselines.PREFIX):
-        return baselines.identity(checkpoint.removeprefix(baselines.PREFIX), baseline or BaselineConfig())
-    found = open_checkpoint(locate(checkpoint, tracking_uri))
-    return (
-        f"{_scorer_name(found, checkpoint_hash(found.folder))} {found.config.model} {found.config.sampling.max_frames}"
-    )
+def checkpoint_identity(found: Checkpoint) -> str:
+    """Text that is equal for checkpoints whose scorers give equal answers, made without loading weights."""
+    name = _scorer_name(found, checkpoint_hash(found.folder))
+    return f"{name} {found.config.model} {found.config.sampling.max_frames}"
 
 
 def _scorer_name(found: Checkpoint, revision: str) -> str:

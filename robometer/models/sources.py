@@ -6,10 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from robometer.baselines import PREFIX
 from robometer.configs.schema import TrackingConfig
 from robometer.models.weights import MODEL_FILES, CheckpointError
-from robometer.runs.paths import SQLITE, absolute_path
+from robometer.runs.paths import CHECKPOINT_FORMS, SQLITE, absolute_path
 from robometer.runs.redaction import redacted
 from robometer.runs.tracking import client_of
 
@@ -42,11 +41,13 @@ def locate(source: str | Path, tracking_uri: str = "") -> Path:
         raise CheckpointError(f"{name} is a file: give the folder of its checkpoint")
     hub_id = HUB_ID.fullmatch(name)
     if hub_id is None:
-        raise CheckpointError(
-            f"{name} is neither a folder nor a hub id: give a checkpoint folder, org/name[@revision], "
-            "models:/NAME/VERSION or runs:/ID/PATH"
-        )
+        raise CheckpointError(f"{name} is neither a folder nor a hub id: give {CHECKPOINT_FORMS}")
     return _from_hub(name, hub_id["repo"], hub_id["revision"])
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether `locate` would look for this: something that exists, a hub id, or an MLflow URI."""
+    return bool(name.startswith(MLFLOW_SCHEMES) or Path(name).expanduser().exists() or HUB_ID.fullmatch(name))
 
 
 def for_workers(source: str, tracking_uri: str = "") -> str:
@@ -55,10 +56,8 @@ def for_workers(source: str, tracking_uri: str = "") -> str:
         return ""
     if source.startswith(MLFLOW_SCHEMES):
         return str(locate(source, tracking_uri).absolute())
-    is_elsewhere = (
-        "://" in source or source.startswith(PREFIX) or (HUB_ID.fullmatch(source) and not Path(source).exists())
-    )
-    return source if is_elsewhere else os.path.abspath(source)
+    is_on_hub = HUB_ID.fullmatch(source) and not Path(source).exists()
+    return source if is_on_hub else os.path.abspath(source)
 
 
 def _from_hub(name: str, repo: str, revision: str | None) -> Path:

@@ -18,6 +18,10 @@ STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 
 SQLITE = "sqlite:///"
 
+CHECKPOINT_FORMS = "a checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or runs:/ID/PATH"
+SCORER_FORMS = f"{CHECKPOINT_FORMS}, the URL of an endpoint, or baseline:NAME"
+"""What names a checkpoint, and a scorer, for messages."""
+
 _SERVERS = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _MLFLOW = ("models", "runs")
@@ -69,23 +73,32 @@ def check_storage(name: str, value: str) -> str:
     return value
 
 
-def check_checkpoint(name: str, value: str, asked: bool = False, empty: bool = False) -> str:
+def check_checkpoint(name: str, value: str, empty: bool = False) -> str:
     """The name of a checkpoint, as it was given: a folder, org/name of the hub, an MLflow URI.
 
     Args:
-        asked: whether an endpoint (a URL) or a baseline will do too.
         empty: whether it may be left out.
 
     Raises:
         PathError: it is none of these.
     """
     scheme = _checked(name, value, empty)
-    if not scheme or scheme in _MLFLOW or (asked and scheme == _BASELINE):
+    if not scheme or scheme in _MLFLOW:
         return value
-    if asked and scheme in _SERVERS and re.match(r"(?i)https?://[^/?#\s]", value):
+    raise _refusal(name, value, f"is no checkpoint: {_what_instead(value, scheme, f'give {CHECKPOINT_FORMS}')}")
+
+
+def check_scorer(name: str, value: str) -> str:
+    """The name of a scorer (`robometer.scorers`), as it was given: a checkpoint, a URL, or `baseline:NAME`.
+
+    Raises:
+        PathError: it is none of these.
+    """
+    scheme = _checked(name, value)
+    is_url = scheme in _SERVERS and re.match(r"(?i)https?://[^/?#\s]", value)
+    if not scheme or scheme in (*_MLFLOW, _BASELINE) or is_url:
         return value
-    wanted = "give a folder, org/name of the hub, models:/NAME/VERSION or runs:/ID/PATH"
-    raise _refusal(name, value, f"is no checkpoint: {_what_instead(value, scheme, wanted)}")
+    raise _refusal(name, value, f"is no scorer: {_what_instead(value, scheme, f'give {SCORER_FORMS}')}")
 
 
 def check_tracking(name: str, value: str) -> str:

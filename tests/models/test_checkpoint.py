@@ -25,9 +25,7 @@ from robometer.models.checkpoint import (
     checkpoint_hash,
     empty_model,
     load_config,
-    load_frames,
     load_model,
-    load_scorer,
     save_checkpoint,
 )
 from robometer.models.inventory import summary
@@ -37,6 +35,7 @@ from robometer.models.robometer import Robometer, build_robometer, load_processo
 from robometer.models.sources import for_workers, locate
 from robometer.models.tiny import TINY
 from robometer.models.weights import INDEX, WEIGHTS, iter_weights, match, our_name, save_weights
+from robometer.scorers import load_scorer, resolve
 from tests.models.images import noise_clip
 
 BINS = 7  # not the default, so that it must come from the weights
@@ -214,13 +213,13 @@ def test_upstreams_layout_loads_as_it_is(tmp_path: Path, model: Robometer) -> No
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {})
     assert _progress(folder) == _progress(tmp_path / "ours")
     # Upstream trains on frames without JPEG, and does not record it.
-    assert load_frames(str(folder)) == FrameSettings(32, 240, 0)
+    assert resolve(folder).frames() == FrameSettings(32, 240, 0)
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": 9, "short_edge": 64}})
-    assert load_frames(str(tmp_path / "ours")) == FrameSettings(9, 64, 90)
+    assert resolve(tmp_path / "ours").frames() == FrameSettings(9, 64, 90)
     assert "at most 9 frames, short edge 64 px" in summary(open_checkpoint(tmp_path / "ours"))
     save_checkpoint(tmp_path / "ours", model.state_dict(), config, {"frames": {"max_frames": -9}})
     with pytest.raises(CheckpointError, match="not valid frame settings"):
-        load_frames(str(tmp_path / "ours"))
+        resolve(tmp_path / "ours").frames()
 
 
 def test_a_checkpoint_that_does_not_say_what_frames_it_saw_is_warned_about(
@@ -229,9 +228,9 @@ def test_a_checkpoint_that_does_not_say_what_frames_it_saw_is_warned_about(
     """As before November 2026; upstream's own weights are known to be trained on upstream's frames."""
     ours, public = tmp_path / "ours", _upstream(tmp_path / "up", model)
     save_checkpoint(ours, model.state_dict(), _config(), {"corpus": "c0ffee"})
-    assert overridden(load_frames(str(public)), {}) == load_scorer(public).info.frames == FrameSettings(32, 240, 0)
+    assert overridden(resolve(public).frames(), {}) == load_scorer(public).info.frames == FrameSettings(32, 240, 0)
     whole = {"max_frames": 16, "short_edge": 160, "jpeg_quality": 90}
-    assert overridden(load_frames(str(ours)), whole) == FrameSettings(16, 160, 90)
+    assert overridden(resolve(ours).frames(), whole) == FrameSettings(16, 160, 90)
     assert not [record for record in caplog.records if record.name.startswith("robometer")]
     assert overridden(load_scorer(ours).info.frames, {"max_frames": 16}) == FrameSettings(16, 240, 90)
     [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("robometer")]
@@ -538,7 +537,6 @@ def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     assert locate("outputs/best") == Path("outputs/best")
     assert for_workers("outputs/best") == str(tmp_path / "outputs" / "best")
     assert for_workers("robometer/Robometer-4B@main") == "robometer/Robometer-4B@main"
-    assert for_workers("http://host:8000") == "http://host:8000"
     for wrong in ("outputs/none/best", "./outputs/none", "/none", "none"):
         with pytest.raises(CheckpointError, match="is neither a folder nor a hub id"):
             locate(wrong)

@@ -15,12 +15,12 @@ from robometer.models.checkpoint import (
     build_model,
     checkpoint_hash,
     load_model,
-    load_scorer,
     save_checkpoint,
 )
 from robometer.models.lora import add_lora, merge, trained_names
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 from robometer.runs.publishing import prepare, to_folder
+from robometer.scorers import load_scorer
 from robometer.training.losses import compute_losses
 from tests.models.images import noise_clip
 

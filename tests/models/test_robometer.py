@@ -14,12 +14,13 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, commit_shard
 from robometer.models.attention import packed_attention
-from robometer.models.checkpoint import CheckpointError, load_model, load_scorer, save_checkpoint
+from robometer.models.checkpoint import CheckpointError, load_model, save_checkpoint
 from robometer.models.processing import RobometerCollator, RobometerProcessor
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 from robometer.models.robometer_scorer import RobometerScorer
 from robometer.models.tiny import TINY
 from robometer.sampling.types import ClipPlan, SamplePlan
+from robometer.scorers import load_scorer
 from robometer.scoring import Clip, Scorer, score_prefixes
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 from robometer.training.losses import compute_losses
