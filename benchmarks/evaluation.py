@@ -248,7 +248,7 @@ def actors(folder: Path, quick: bool) -> None:
     Plain processes that only predict show this machine's limit: actors share the cores with Ray's own processes.
     """
     from pipelines.cluster import connected
-    from pipelines.evaluate import UNITS_PER_PART
+    from pipelines.predict import QUERIES_PER_PART
 
     corpus = corpora.bundled(folder / "corpus", 160 if quick else 800)
     base, rounds = ("tiny", 1) if quick else (str(mid_size(folder / "model")), 3)
@@ -265,9 +265,11 @@ def actors(folder: Path, quick: bool) -> None:
             with connected(load(settings)):
                 output = folder / f"{count}-{number}"
                 walls[count].append(_evaluate(settings, output, count))
-            rates[count].append(UNITS_PER_PART * steady_rate(_written_s(output), count))
+            rates[count].append(QUERIES_PER_PART * steady_rate(_written_s(output), count))
     one, two = (Predictions.load(Storage(str(folder / f"{count}-0"))) for count in counts)
-    print(f"\nactors: {len(one.clips)} clips forwards, parts of {UNITS_PER_PART}; {rounds} fresh runs of each, in turn")
+    print(
+        f"\nactors: {len(one.clips)} clips forwards, parts of {QUERIES_PER_PART}; {rounds} fresh runs of each, in turn"
+    )
     print(f"{'':>6}{'actors, clips/s':>26}{'ratio':>7}{'plain processes, clips/s':>26}{'ratio':>7}{'whole job s':>26}")
     for count in counts:
         columns = "".join(f"{spread(r[count]):>26}{ratio(r[count], r[1]):>7.2f}" for r in (rates, limits))
@@ -322,7 +324,7 @@ def _evaluate(settings: Sequence[str], output: Path, count: int) -> float:
 
 def _written_s(output: Path) -> list[float]:
     """The times at which the parts of an evaluation were written, in seconds."""
-    from pipelines.evaluate import PARTS
+    from pipelines.predict import PARTS
 
     return [file.stat().st_mtime_ns / 1e9 for file in (output / PARTS).glob("*.parquet")]
 

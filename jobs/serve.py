@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.info("starting an endpoint at %s for %s", where, config.serve.checkpoint)
         from pipelines.serve import run_serve  # takes seconds
 
-        run_serve(config, given=common.given_frames(arguments, config))
+        run_serve(config, frame_overrides=common.given_frames(arguments, config))
 
     return common.main(HELP, ("serve",), serve, arguments)
 

@@ -1,4 +1,4 @@
-"""Frozen encoders over a corpus: image embeddings shard by shard on a pool of actors, task embeddings once per task."""
+"""Embed a corpus with frozen encoders: images shard by shard on a pool of actors, and each task text once."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
 
-from pipelines.cluster import RETRIES, Needs, cause_of, check_room, connected, interactive, progress_bar, watched
+from pipelines.cluster import connected
+from pipelines.stage import Actors, run_actors, run_task
 from robometer.configs.schema import Config, EmbedConfig
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
@@ -31,22 +29,18 @@ from robometer.runs.outputs import with_absolute_paths
 logger = logging.getLogger(__name__)
 
 IMAGE_SCHEMA = pa.schema([("id", pa.string()), ("num_frames", pa.int32()), ("embedding", pa.list_(pa.float16()))])
-"""One record batch per trajectory, in the order of its shard; `embedding` is [num_frames, D], flat."""
+"""One record batch for each trajectory, in the order of its shard; `embedding` is [num_frames, D], flattened."""
 
 TEXT_SCHEMA = pa.schema([("task", pa.string()), ("embedding", pa.list_(pa.float32()))])
 
 
-DEATHS = 16
-"""Of an actor, after which a shard and not its node is to blame; Ray Data's own default would go on for ever."""
-
-
 class EmbedError(RobometerError):
-    """An embedding run that failed; the message says what to do."""
+    """The embedding run failed; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What a run embedded; shards and tasks that were embedded before are not counted."""
+    """What a run embedded, without the shards and tasks that were embedded before."""
 
     shards: int
     frames: int
@@ -55,11 +49,11 @@ class EmbedReport:
 
 
 def run_embed(config: Config) -> EmbedReport:
-    """Embed all frames and tasks of the corpus at `config.corpus.path` that are not embedded yet.
+    """Embed all frames and tasks of the corpus at `corpus.path` that are not embedded yet.
 
     Raises:
         CorpusError: there is no corpus.
-        EncoderError: an encoder cannot be had.
+        EncoderError: an encoder is not available.
         EmbedError: a worker failed.
     """
     started = time.monotonic()
@@ -70,20 +64,17 @@ def run_embed(config: Config) -> EmbedReport:
     tasks = _missing_tasks(corpus, config.embed.text_encoder)
     shards = _missing_shards(corpus, config.embed.image_encoder)
     frames = 0
-    # Loaded here first: a missing package is one sentence here, and a traceback in a worker.
+    # Load them here first: a missing package is one sentence here, and a traceback in a worker.
     if tasks:
         text_encoder(config.embed.text_encoder)
     if shards:
         image_encoder(config.embed.image_encoder)
     if tasks or shards:
         with connected(config):
-            check_room("embed", _needs(config.embed), "set embed.num_gpus lower")
             try:
                 _embed_tasks(corpus.storage, tasks, config.embed.text_encoder)
-                frames = _run_shards(corpus.storage, shards, config.embed)
-            except RayError as error:
-                raise EmbedError(f"a worker failed ({cause_of(error)}); mend it and run the same again") from error
-            finally:  # of workers that were killed
+                frames = _embed_shards(corpus.storage, shards, config.embed)
+            finally:  # remove the files of workers that were killed
                 for encoder in (config.embed.image_encoder, config.embed.text_encoder):
                     corpus.storage.remove_stale(f"embeddings/{encoder}")
     report = EmbedReport(len(shards), frames, len(tasks), time.monotonic() - started)
@@ -91,27 +82,29 @@ def run_embed(config: Config) -> EmbedReport:
     return report
 
 
-def _needs(config: EmbedConfig) -> Needs:
-    return Needs(gpus=config.num_gpus)
+@dataclass(frozen=True)
+class Shard:
+    """A shard without vectors, and how many frames it has."""
+
+    name: str
+    num_frames: int
 
 
 class EmbedShards:
-    """Actor: an encoder that turns shards of frames into shards of vectors."""
+    """Holds an encoder in an actor; turns shards of frames into shards of vectors."""
 
     def __init__(self, path: str, config: EmbedConfig) -> None:
-        torch.set_num_threads(1)  # the pool has an actor per core; more threads than cores collapse
+        torch.set_num_threads(1)  # the pool has an actor for each core; more threads than cores are very slow
         self._storage, self._batch_size = Storage(path), config.batch_size
         self._encoder = image_encoder(config.image_encoder, "cuda" if config.num_gpus > 0 else "cpu")
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"frames": np.array([self._embed(str(shard)) for shard in batch["shard"]])}
-
-    def _embed(self, shard: str) -> int:
-        reader = self._storage.open_arrow(f"shards/{shard}.arrow")
+    def __call__(self, shard: Shard) -> int:
+        """Write the vectors of one shard; returns how many."""
+        reader = self._storage.open_arrow(f"shards/{shard.name}.arrow")
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         frames = 0
         with (
-            self._storage.write(f"embeddings/{self._encoder.name}/{shard}.arrow") as stream,
+            self._storage.write(f"embeddings/{self._encoder.name}/{shard.name}.arrow") as stream,
             pa.ipc.new_file(stream, IMAGE_SCHEMA) as writer,
         ):
             for id, vectors in encode_trajectories(self._encoder, _decoded(batches), self._batch_size):
@@ -149,37 +142,21 @@ def _decoded(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, np.ndarra
         yield batch.column("id")[0].as_py(), np.stack(frames)
 
 
-def _run_shards(storage: Storage, shards: list[dict[str, Any]], config: EmbedConfig) -> int:
+def _embed_shards(storage: Storage, shards: list[Shard], config: EmbedConfig) -> int:
     """Embed shards on the cluster; returns how many frames."""
     if not shards:
         return 0
-    show = progress_bar("embed", sum(shard["frames"] for shard in shards), interactive())
-    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        EmbedShards,
-        batch_size=1,
-        num_cpus=1,
-        num_gpus=config.num_gpus or None,
-        compute=ActorPoolStrategy(size=min(config.actors, len(shards))),
-        fn_constructor_kwargs={"path": storage.path, "config": config},
-        max_restarts=DEATHS,
-        max_task_retries=RETRIES,
-    )
-    frames = 0
-    for result in watched(dataset.iter_rows(), "embed", _needs(config)):
-        frames += int(result["frames"])
-        show(frames, {})
-    return frames
+    start = partial(EmbedShards, storage.path, config)
+    actors = Actors(config.actors, config.num_gpus)
+    return sum(run_actors("embed", shards, start, EmbedError, actors, size=lambda shard: shard.num_frames))
 
 
-def _missing_shards(corpus: Corpus, encoder: str) -> list[dict[str, Any]]:
-    """Shards without vectors of this encoder, as {shard, frames}."""
-    done = set(corpus.storage.list(f"embeddings/{encoder}", ".arrow"))
+def _missing_shards(corpus: Corpus, encoder: str) -> list[Shard]:
+    """Shards without vectors of this encoder."""
+    embedded = set(corpus.storage.list(f"embeddings/{encoder}", ".arrow"))
     counts = corpus.manifest.group_by("shard").aggregate([("num_frames", "sum")]).sort_by("shard")
-    return [
-        {"shard": row["shard"], "frames": row["num_frames_sum"]}
-        for row in counts.to_pylist()
-        if f"embeddings/{encoder}/{row['shard']}.arrow" not in done
-    ]
+    shards = [Shard(row["shard"], row["num_frames_sum"]) for row in counts.to_pylist()]
+    return [shard for shard in shards if f"embeddings/{encoder}/{shard.name}.arrow" not in embedded]
 
 
 def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
@@ -189,19 +166,18 @@ def _encode_texts(encoder: str, texts: list[str]) -> np.ndarray:
 
 def _missing_tasks(corpus: Corpus, encoder: str) -> list[str]:
     """Tasks without a vector of this encoder."""
-    known: set[str] = set()
+    embedded: set[str] = set()
     for name in corpus.storage.list(f"embeddings/{encoder}", ".arrow"):
-        known.update(corpus.storage.open_arrow(name).read_all()["task"].to_pylist())
-    return sorted(set(corpus.manifest["task"].to_pylist()) - known)
+        embedded.update(corpus.storage.open_arrow(name).read_all()["task"].to_pylist())
+    return sorted(set(corpus.manifest["task"].to_pylist()) - embedded)
 
 
 def _embed_tasks(storage: Storage, tasks: list[str], encoder: str) -> None:
-    """Embed tasks into one more file of the encoder's folder."""
+    """Embed tasks into another file of the encoder's folder."""
     if not tasks:
         return
-    # In a worker of one core: a driver with a thread per core collapses where the cores are shared.
-    task = ray.remote(num_cpus=1)(_encode_texts).remote(encoder, tasks)
-    (vectors,) = watched(map(ray.get, [task]), "embed")
+    # In a worker of one core: a driver with a thread for each core is very slow where it shares the cores.
+    vectors = run_task("embed", EmbedError, _encode_texts, encoder, tasks)
     table = pa.table({"task": tasks, "embedding": list(vectors)}, schema=TEXT_SCHEMA)
     name = f"embeddings/{encoder}/tasks-{hashlib.sha256(chr(10).join(tasks).encode()).hexdigest()[:16]}.arrow"
     with storage.write(name) as stream, pa.ipc.new_file(stream, TEXT_SCHEMA) as writer:

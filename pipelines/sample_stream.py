@@ -1,14 +1,14 @@
-"""The stream of training batches: Ray Data plans, fetches and collates; order is a pure function of the seed.
+"""The stream of training batches: Ray Data plans, fetches and collates; the order is a pure function of the seed.
 
-The stream starts as one row per micro-batch, its number; each row is a block of its own, which an actor pool turns into
-a batch. With `preserve_order`, Ray Data deals block k to worker k mod W, and looks at no locality. A step takes the
-next n micro-batches of the run, whoever gets them, so that the stream is the same for any number of workers W, and each
-worker knows which of a step's micro-batches are its own (`MicroBatches`).
+The stream begins as the numbers of micro-batches, each a block of its own, which an actor pool turns into batches. With
+`preserve_order`, Ray Data gives block k to worker k mod W, whatever its place. A step takes the next n micro-batches of
+the run. So the stream is the same for any number of workers W, and each worker knows which of a step's micro-batches
+are its own (`MicroBatches`).
 
 The manifest and its index are made once and lie in the object store: all actors of a node read the same memory.
 
-Nothing here asks for a CPU: the workers reserve what they and their stream need, as one, and the stream runs on their
-nodes (`BesideWorkers`). What waited for a CPU of its own would wait for ever where workers hold them all.
+No stage here asks for a CPU: the workers reserve what they and their stream need together, and the stream runs on their
+nodes (`BesideWorkers`). A stage with a CPU of its own would wait for ever where the workers hold them all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from robometer.training.batch import Batch
 
 
 class MicroBatchNumbers(Datasource):
-    """The numbers 0 to `count`, a block each, from one task that makes them as they are asked for."""
+    """The numbers from 0 up to `count`, a block each, from one task that makes them on demand."""
 
     def __init__(self, count: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,20 +54,19 @@ class MicroBatchNumbers(Datasource):
 
 
 DEATHS = 4
-"""Of a data actor, after which its workers are told: Ray Data's own default would start it anew for ever."""
+"""Deaths of one data actor after which the run fails; Ray Data's own default would restart it for ever."""
 
 Shared = tuple[pa.Table, ManifestIndex]
 """A manifest and its index."""
 
 
-def share(config: Config) -> ray.ObjectRef[Shared]:
-    """Read the manifest, index it, and put both into the object store, whose readers copy neither."""
-    manifest = Corpus(config.corpus.path).manifest
-    return ray.put((manifest, ManifestIndex.from_table(manifest, config.sampling)))
+def share(corpus: Corpus, index: ManifestIndex) -> ray.ObjectRef[Shared]:
+    """Put the manifest and its index into the object store, whose readers copy neither."""
+    return ray.put((corpus.manifest, index))
 
 
 class Collate:
-    """Data stage: the number of a micro-batch in, one row out that holds the batch's tensors."""
+    """Data stage: turns the number of a micro-batch into a row with the batch's tensors."""
 
     def __init__(self, values: dict[str, Any], first: int, shared: ray.ObjectRef[Shared]) -> None:
         import torch
@@ -88,11 +87,14 @@ class Collate:
         return {name: array[None] for name, array in self.collate(plans).to_arrays().items()}
 
 
-def stream(config: Config, start_step: int) -> Dataset:
+def stream(config: Config, start_step: int, shared: ray.ObjectRef[Shared]) -> Dataset:
     """Micro-batches of all workers from optimizer step `start_step` to the end of the run, and a few more.
 
-    `streaming_split` gives every worker the same number of blocks and drops what is left, at most one for each of the
-    other workers; that many follow the last step.
+    `streaming_split` gives every worker the same number of blocks and drops the rest, at most one for each of the other
+    workers; so many extra blocks follow the last step.
+
+    Args:
+        shared: what `share` returned.
     """
     train = config.train
     source = MicroBatchNumbers((train.steps - start_step) * train.micro_batches + train.num_workers - 1)
@@ -100,7 +102,7 @@ def stream(config: Config, start_step: int) -> Dataset:
     numbers.context.target_max_block_size = 1  # byte: every row is a block
     batches: Dataset = numbers.map_batches(
         Collate,
-        fn_constructor_args=(to_dict(config), start_step * train.micro_batches, share(config)),
+        fn_constructor_args=(to_dict(config), start_step * train.micro_batches, shared),
         batch_size=None,
         num_cpus=0,
         compute=ActorPoolStrategy(size=train.data_actors),
@@ -111,7 +113,7 @@ def stream(config: Config, start_step: int) -> Dataset:
 
 
 class BesideWorkers(DataConfig):
-    """Deals a stream to the workers in the order of its blocks, and runs it on their nodes."""
+    """Splits a stream among the workers in the order of its blocks, and runs it on their nodes."""
 
     def configure(
         self,
@@ -124,12 +126,12 @@ class BesideWorkers(DataConfig):
         """As in Ray Train."""
         nodes = ",".join(sorted(set(worker_node_ids or ())))
         options = ExecutionOptions(preserve_order=True, label_selector={"ray.io/node-id": f"in({nodes})"})
-        dealt = DataConfig(execution_options=options)
-        return dealt.configure(datasets, world_size, worker_handles, worker_node_ids, **kwargs)
+        split = DataConfig(execution_options=options)
+        return split.configure(datasets, world_size, worker_handles, worker_node_ids, **kwargs)
 
 
 class StreamError(RobometerError):
-    """Micro-batches that are not those that the plan says; the message says which."""
+    """The stream does not have the micro-batches of the plan; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class MicroBatch:
 
     Attributes:
         number: counted over the whole run; dropout follows from it.
-        weight: 1, or 0 for a copy that is there so that every worker runs the same modules equally often.
+        weight: 1, or 0 for a copy that makes every worker run the same modules equally often.
     """
 
     number: int
@@ -147,14 +149,14 @@ class MicroBatch:
 
 
 class MicroBatches:
-    """What one worker gets of a stream that was begun at `start_step`.
+    """One worker's share of a stream that begins at `start_step`.
 
-    A step has n micro-batches for W workers, so that some may get one less than others: they repeat one without weight,
-    since under ZeRO 3 every worker must take part in every forward pass.
+    A step has n micro-batches for W workers, so that some workers may get one less than others. These repeat one with
+    weight 0, since under ZeRO 3 every worker must take part in every forward pass.
     """
 
     def __init__(self, shard: DataIterator, config: Config, start_step: int, rank: int, world_size: int) -> None:
-        whole: Any = None  # a block as it is, which Ray's annotation of `batch_size` leaves out
+        whole: Any = None  # a batch is a block; Ray's annotation of `batch_size` leaves this value out
         blocks = shard.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=2)
         self._batches = (Batch.from_arrays({name: value[0] for name, value in block.items()}) for block in blocks)
         self._per_step, self._size = config.train.micro_batches, config.train.samples_per_micro_batch
@@ -169,16 +171,16 @@ class MicroBatches:
         """
         first = step * self._per_step
         own = [k for k in range(first, first + self._per_step) if (k - self._start) % self._world_size == self._rank]
-        taken = [self._next(k) for k in own]
-        return taken + [replace(taken[-1], weight=0.0)] * (self.rounds - len(taken))
+        micro_batches = [self._next(k) for k in own]
+        return micro_batches + [replace(micro_batches[-1], weight=0.0)] * (self.rounds - len(micro_batches))
 
     def close(self) -> None:
-        """Let go of the stream: Ray Data gives its share of the cluster back now, not when a request expires."""
+        """End the stream, so that Ray Data frees its share of the cluster now, not when a request expires."""
         self._batches.close()
 
     def _next(self, number: int) -> MicroBatch:
         batch = next(self._batches)
-        found, expected = int(batch.sample_index[0]), number * self._size
-        if found != expected:
-            raise StreamError(f"the sample stream is out of order: got {found}, not {expected}")
+        sample, expected = int(batch.sample_index[0]), number * self._size
+        if sample != expected:
+            raise StreamError(f"the sample stream is out of order: got sample {sample} instead of {expected}")
         return MicroBatch(number, 1.0, batch)

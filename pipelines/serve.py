@@ -1,7 +1,7 @@
-"""Serve one Scorer over HTTP with Ray Serve: `Ingress` replicas in front of `Model` replicas.
+"""Serve one scorer over HTTP with Ray Serve: `Ingress` replicas in front of `Model` replicas.
 
-Later parts have their place: upstream's routes and a page are routers of `pipelines.serving.api`; a session is a
-third kind of job beside `ScoreJob` and `CompareJob`.
+New routes are routers of `pipelines.serving.api`; a session would be a third kind of job beside `ScoreJob` and
+`CompareJob`.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ logger = logging.getLogger(__name__)
 APP_NAME = "robometer"
 
 _INGRESS_CPUS = 0.1
-_NOTHING: Mapping[str, int] = {}
+_NO_OVERRIDES: Mapping[str, int] = {}
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # /metrics counts requests
 _REQUEST_TIMEOUT_S = 120.0
-_HEALTH_PERIOD_S = 1.0  # a dead replica is noticed, and replaced, after at most this long
-_DRAIN_KEY = secrets.token_hex(16)  # with it this process tells the HTTP proxy to take no more requests
+_HEALTH_PERIOD_S = 1.0  # a dead replica is replaced after at most this long
+_DRAIN_KEY = secrets.token_hex(16)  # lets this process tell the HTTP proxy to take no more requests
 _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 
 
 def build_app(
-    config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str, int] = _NOTHING
+    config: Config, loader: ScorerLoader = load_scorer, frame_overrides: Mapping[str, int] = _NO_OVERRIDES
 ) -> serve.Application:
-    """The Ray Serve application; `loader` makes the Scorer in each model replica.
+    """Build the Ray Serve application.
 
     Args:
-        given: settings of frames (see `FrameSettings`) in the place of those that the model was trained with.
+        loader: loads the scorer in each model replica.
+        frame_overrides: settings of frames (see `FrameSettings`) that replace those of the model.
     """
-    # A replica's working directory may be another.
+    # A replica may have another working directory.
     reference = _reference(config).for_workers()
-    c = replace(config.serve, checkpoint=reference.source, token="")
+    c = replace(config.serve, checkpoint=reference.name, token="")
     patience: dict[str, Any] = {
         "health_check_period_s": _HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": c.drain_timeout_s,
@@ -70,11 +71,11 @@ def build_app(
         # One batch computes while the next one fills.
         max_ongoing_requests=2 * c.max_batch_size,
         max_queued_requests=c.max_queued_requests,
-        # A checkpoint that cannot be loaded fails again; replicas that ran once are restarted whatever this says.
+        # A checkpoint that cannot be loaded fails again. Replicas that ran once are restarted in any case.
         max_constructor_retry_count=1,
         logging_config=_QUIET,
     )(Model)
-    # All that a model can hold or queue; what comes on top is refused before its body is read.
+    # What the models can hold or queue; the guard refuses more before it reads a body.
     capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
     guard = GuardSettings(
         token=token_of(config),
@@ -90,12 +91,12 @@ def build_app(
         **patience,
         num_replicas=c.replicas,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
-        # Above the guard's own bound, so that it is the guard who answers, and probes pass when it is reached.
+        # Above the guard's limit, so that the guard answers, and probes still pass.
         max_ongoing_requests=2 * capacity + 100,
         logging_config=_QUIET,
     )(Ingress)
     trained = reference.frames() if loader is load_scorer else FrameSettings()
-    return ingress.bind(model.bind(loader, c), Limits.from_config(config, overridden(trained, given)), guard)
+    return ingress.bind(model.bind(loader, c), Limits.from_config(config, overridden(trained, frame_overrides)), guard)
 
 
 def _reference(config: Config) -> CheckpointReference:
@@ -103,25 +104,27 @@ def _reference(config: Config) -> CheckpointReference:
 
 
 def token_of(config: Config) -> str:
-    """The bearer token: `serve.token`, else the environment's ROBOMETER_TOKEN; empty: none.
+    """The bearer token: `serve.token`, else ROBOMETER_TOKEN of the environment; empty: none.
 
     Raises:
-        ConfigError: no header could carry it.
+        ConfigError: it holds characters that a header cannot carry.
     """
     token = (config.serve.token or os.environ.get("ROBOMETER_TOKEN", "")).strip()  # files end with a line break
     if not token.isprintable():
-        raise ConfigError("the token (serve.token or ROBOMETER_TOKEN) holds control characters: choose another")
+        raise ConfigError("the token (serve.token or ROBOMETER_TOKEN) holds control characters: choose another one")
     return token
 
 
-def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str, int] = _NOTHING) -> str:
-    """Start the endpoint on the Ray that is connected, wait until it is ready, and return its URL.
+def start(
+    config: Config, loader: ScorerLoader = load_scorer, frame_overrides: Mapping[str, int] = _NO_OVERRIDES
+) -> str:
+    """Start the endpoint on the connected Ray, wait until it is ready, and return its URL.
 
     Raises:
-        ConfigError: the port is taken, the model cannot be loaded, or the cluster's Ray Serve is not one for us.
+        ConfigError: the port is in use, the model cannot be loaded, or the cluster's Ray Serve cannot be used.
     """
     ran_before = bool(serve.status().proxies)
-    if not ran_before:  # else it holds the port itself
+    if not ran_before:  # else Serve itself uses the port
         _check_port(config)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
@@ -135,7 +138,7 @@ def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str
             serve.shutdown()
         raise
     try:
-        serve.run(build_app(config, loader, given), name=APP_NAME, route_prefix="/")
+        serve.run(build_app(config, loader, frame_overrides), name=APP_NAME, route_prefix="/")
     except (RuntimeError, RayServeException) as error:
         cause = _cause_of_failure() or cause_of(error).splitlines()[0]
         stop()
@@ -147,42 +150,42 @@ def start(config: Config, loader: ScorerLoader = load_scorer, given: Mapping[str
 
 
 def end(config: Config) -> None:
-    """Drain and stop the endpoint, unless another start on this cluster has taken its place."""
+    """Drain and stop the endpoint, unless a later start on this cluster has replaced it."""
     is_ours = True
     try:
         is_ours = drain(config)
-    finally:  # a second Ctrl-C ends the wait
+    finally:  # also after a second Ctrl-C, which ends the wait
         if is_ours:
             stop()
 
 
 def drain(config: Config) -> bool:
-    """Take no more requests, and wait until those that were accepted are answered, for `serve.drain_timeout_s`.
+    """Refuse new requests, and wait at most `serve.drain_timeout_s` until the accepted ones are answered.
 
     Returns:
-        Whether the endpoint is the one that this process started.
+        Whether this process started the endpoint that runs now.
     """
     deadline_s = time.monotonic() + config.serve.drain_timeout_s
     headers = {"Authorization": f"Bearer {_DRAIN_KEY}"}
     while True:
         try:
             answer = httpx.post(f"{_url(config)}{DRAIN}", headers=headers, trust_env=False, timeout=5)
-            if answer.status_code == 404:  # another start does not know our key
+            if answer.status_code == 404:  # an endpoint of another start, which does not have our key
                 return False
             if answer.is_success and answer.json()["in_flight"] == 0:
                 return True
-        except httpx.ConnectError:  # nothing listens any more
+        except httpx.ConnectError:  # it does not listen any more
             return True
-        except httpx.TransportError:  # busy: nobody knows yet how many there are
+        except httpx.TransportError:  # too busy to answer
             pass
         if time.monotonic() > deadline_s:
-            logger.warning("accepted requests are given up after %g s", config.serve.drain_timeout_s)
+            logger.warning("Gave up accepted requests after %g s.", config.serve.drain_timeout_s)
             return True
         time.sleep(0.1)
 
 
 def stop() -> None:
-    """Stop the endpoint, and Ray Serve where it runs nothing else; the Ray session stays."""
+    """Stop the endpoint, and Ray Serve if it runs nothing else. The Ray session stays."""
     if set(serve.status().applications) - {APP_NAME}:
         serve.delete(APP_NAME)
     else:
@@ -193,38 +196,38 @@ def run_serve(
     config: Config,
     blocking: bool = True,
     loader: ScorerLoader = load_scorer,
-    given: Mapping[str, int] = _NOTHING,
+    frame_overrides: Mapping[str, int] = _NO_OVERRIDES,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM, answer what was accepted, and leave no process.
+    """Serve until Ctrl-C or SIGTERM, then answer the accepted requests and leave no process.
 
     With `blocking=False`, see `start`.
     """
     if not blocking:
-        start(config, loader, given)
+        start(config, loader, frame_overrides)
         return
-    # What cannot work is one sentence before Ray starts, which takes a while.
+    # Mistakes end here, before Ray starts, which takes a while.
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
     if loader is load_scorer:
         _reference(config).frames()
     if not (token_of(config) or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
-        logger.warning("serve.host=%s lets others in, and no serve.token keeps them out", config.serve.host)
+        logger.warning("serve.host=%s is open to others. Set serve.token to keep them out.", config.serve.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logger.info("starting Ray")
+    logger.info("Starting Ray.")
     try:
         with connected(config, ENVIRONMENT):
-            # Ray's own SIGTERM handler, which it has set meanwhile, exits before Serve could end its replicas.
+            # Ray has set a SIGTERM handler, which would exit before Serve could end its replicas.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            logger.info("loading %s", config.serve.checkpoint)
-            url = start(config, loader, given)
+            logger.info("Loading %s.", config.serve.checkpoint)
+            url = start(config, loader, frame_overrides)
             try:
-                logger.info("serving %s at %s", config.serve.checkpoint, url)
+                logger.info("Serving %s at %s", config.serve.checkpoint, url)
                 signal.pause()
             finally:
-                logger.info("ending: accepted requests are answered, new ones refused")
+                logger.info("Shutting down: answering accepted requests, refusing new ones.")
                 end(config)
     except KeyboardInterrupt:
-        logger.info("ended")
+        logger.info("Stopped.")
 
 
 def _check_port(config: Config) -> None:
@@ -238,19 +241,19 @@ def _check_port(config: Config) -> None:
 
 
 def _check_front(config: Config) -> None:
-    """Raise `ConfigError` unless a `Front` answers at our address, before anything can be asked there."""
+    """Raise `ConfigError` unless a `Front` answers at our address, before any client can send a request."""
     try:
-        answer = httpx.get(f"{_url(config)}/-/routes", trust_env=False)  # Ray's own route, which `Front` hides
+        answer = httpx.get(f"{_url(config)}/-/routes", trust_env=False)  # a route of Ray, which `Front` hides
     except httpx.TransportError as error:
         raise ConfigError(
-            f"Ray Serve of this cluster does not answer at {_url(config)}: run this on its head node, and where Serve "
-            "runs already set serve.host and serve.port to its own, or end it with `serve shutdown`"
+            f"Ray Serve of this cluster does not answer at {_url(config)}. Run this on the head node. If Serve runs "
+            "already, set serve.host and serve.port to its own, or end it with `serve shutdown`."
         ) from error
     if answer.status_code != 404:
         [(name, value)] = ENVIRONMENT.items()
         raise ConfigError(
-            "Ray Serve of this cluster lacks what keeps uploads from harming it: end it with `serve shutdown`, "
-            f"and start Ray with {name}={value} in its environment"
+            "Ray Serve of this cluster runs without the protection against harmful uploads. End it with "
+            f"`serve shutdown`, and start Ray with {name}={value} in its environment."
         )
 
 
@@ -260,7 +263,7 @@ def _url(config: Config) -> str:
 
 
 def _cause_of_failure() -> str:
-    """What the model's constructor raised; Ray Serve reports it as a message with a whole traceback."""
+    """What the model's constructor raised, from the traceback that Ray Serve reports."""
     application = serve.status().applications.get(APP_NAME)
     deployments = application.deployments.values() if application else ()
     lines = [line.strip() for deployment in deployments for line in deployment.message.splitlines()]

@@ -1,7 +1,7 @@
-"""Simulate a corpus of Meta-World clips on a Ray cluster (`robometer.simulation` says what is in it).
+"""Simulate Meta-World clips on a Ray cluster (see `robometer.simulation`).
 
-Workers act out, film and encode episodes; the driver alone writes, so the output folder need not be shared. A clip is
-there once its mp4 has its final name and its row is in `trajectories.jsonl`; a second run makes only what is missing.
+Workers roll out, film and encode episodes. Only the driver writes, so that the output folder need not be shared. A clip
+exists once its mp4 has its final name and its row is in `trajectories.jsonl`; a second run makes only what is missing.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayTaskError
-
-from pipelines.cluster import interactive, progress_bar, watched
+from pipelines.stage import run_stage
 from robometer import simulation
 from robometer.files import write_atomically
 from robometer.simulation import EpisodeSpec, SimulationError, SimulationSettings
@@ -28,39 +24,41 @@ logger = logging.getLogger(__name__)
 
 ROWS_FILE = "trajectories.jsonl"
 SETTINGS_FILE = "simulation.json"
-# Settings that say which clips are made, not what one looks like: these may change between runs into one folder.
+# Settings that say which clips are made and not what one looks like. They may change between runs into one folder.
 EXTENT_SETTINGS = frozenset(
     {"tasks", "qualities", "clips_per_quality", "held_out_clips_per_quality", "seen_clips_per_quality"}
 )
-EPISODES_PER_RAY_TASK = 9  # of one Meta-World task: long enough to pay for its GL context, short enough to lose
+EPISODES_PER_RAY_TASK = 9  # of one Meta-World task: enough to pay for a GL context, few enough to repeat
 WRITE_EVERY_S = 10.0
-# One core each: software GL would otherwise start a thread per core in every worker.
+# One core for each worker: software GL would otherwise start a thread for each core in every worker.
 WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
-Clip = tuple[EpisodeSpec, bytes | None, dict[str, Any] | None]  # spec, mp4 and row; None where no label could be had
+SimulatedClip = tuple[EpisodeSpec, bytes | None, dict[str, Any] | None]
+"""Spec, mp4 and row; None where the episode did not come out as its label says."""
 
 
 @dataclass(frozen=True)
 class SimulationSummary:
-    """What a run made, and what lies in its folder now."""
+    """What a run made, and what its folder holds now."""
 
     made: int
-    skipped: int  # were there before
+    skipped: int  # existed before
     counts: dict[str, dict[str, int]]  # task -> quality -> clips in the folder
     splits: dict[str, int]
     size_bytes: int  # mp4 and rows
     wall_s: float
-    unlabelled: list[str] = field(default_factory=list)  # episode keys where simulator and label never agreed
+    unlabelled: list[str] = field(default_factory=list)  # keys of episodes that never came out as their label says
 
 
-def simulate(settings: SimulationSettings, out: Path, max_in_flight: int | None = None) -> SimulationSummary:
-    """Make every missing clip of `settings` under `out`, at most `max_in_flight` Ray tasks at a time (default: all).
+def simulate(settings: SimulationSettings, out: Path) -> SimulationSummary:
+    """Make every missing clip of `settings` in `out`, on the connected Ray.
 
-    Raises SimulationError if `out` holds clips of other settings, or the workers cannot simulate.
+    Raises:
+        SimulationError: `out` holds clips of other settings, or a worker failed.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, settings)
+    _check_settings(out, settings)
     specs = simulation.episodes(settings)
     rows = {key: row for key, row in _read_rows(out).items() if (out / row["video"]).is_file()}
     missing = [spec for spec in specs if spec.key not in rows]
@@ -68,43 +66,34 @@ def simulate(settings: SimulationSettings, out: Path, max_in_flight: int | None 
         if spec.key in rows:
             rows[spec.key]["split"] = spec.split
     unlabelled: list[str] = []
-    written_at = time.monotonic()
-    show = progress_bar("simulate", len(missing), interactive())
-    for done, (spec, mp4, row) in enumerate(watched(_clips(missing, max_in_flight), "simulate"), 1):
-        if mp4 is None or row is None:
-            unlabelled.append(spec.key)
-        else:
-            write_atomically(out / spec.video, mp4)
-            rows[spec.key] = row
-        if time.monotonic() - written_at > WRITE_EVERY_S:
+    written_s = time.monotonic()
+    groups = _groups(missing)
+    environment = {"env_vars": WORKER_ENVIRONMENT | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}}
+    for clips in run_stage(
+        "simulate",
+        groups,
+        roll_out_all,
+        SimulationError,
+        max_tasks=len(groups),
+        size=len,
+        runtime_env=environment,
+    ):
+        for spec, mp4, row in clips:
+            if mp4 is None or row is None:
+                unlabelled.append(spec.key)
+            else:
+                write_atomically(out / spec.video, mp4)
+                rows[spec.key] = row
+        if time.monotonic() - written_s > WRITE_EVERY_S:
             _write_rows(out, rows)
-            written_at = time.monotonic()
-        show(done, {})
+            written_s = time.monotonic()
     _write_rows(out, rows)
     return _summary(out, rows, len(missing) - len(unlabelled), len(specs) - len(missing), sorted(unlabelled), started)
 
 
-def _clips(specs: list[EpisodeSpec], max_in_flight: int | None) -> Iterator[Clip]:
-    """Clips as they come, in no order; a Ray task hands back its few episodes (some 100 KB) at once."""
-    waiting = _chunks(specs)
-    worker_environment = WORKER_ENVIRONMENT | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
-    act_out = ray.remote(num_cpus=1, runtime_env={"env_vars": worker_environment})(_act_out)
-    running: list[ray.ObjectRef[Any]] = []
-    while waiting or running:
-        while waiting and len(running) < (max_in_flight or len(specs)):
-            running.append(act_out.remote(waiting.pop(0)))
-        done, running = ray.wait(running, num_returns=1)
-        try:
-            yield from ray.get(done[0])
-        except RayTaskError as error:
-            for ref in running:
-                ray.cancel(ref)
-            raise SimulationError(f"a simulation worker failed: {error.cause}") from error
-
-
-def _act_out(specs: list[EpisodeSpec]) -> list[Clip]:
-    """One Ray task: roll out, film and encode some episodes. Pure, so Ray may run it again after a crash."""
-    clips: list[Clip] = []
+def roll_out_all(specs: list[EpisodeSpec]) -> list[SimulatedClip]:
+    """One Ray task: roll out, film and encode some episodes. It has no side effects, so that Ray may repeat it."""
+    clips: list[SimulatedClip] = []
     for spec in specs:
         rollout = simulation.roll_out(spec)
         if rollout is None:
@@ -115,10 +104,10 @@ def _act_out(specs: list[EpisodeSpec]) -> list[Clip]:
     return clips
 
 
-def _chunks(specs: list[EpisodeSpec]) -> list[list[EpisodeSpec]]:
-    """A handful of one Meta-World task's episodes each; the first clips of every task come before the later ones.
+def _groups(specs: list[EpisodeSpec]) -> list[list[EpisodeSpec]]:
+    """Groups of a few episodes of one Meta-World task, the first clips of every task first.
 
-    So a run that is stopped half-way leaves fewer clips of every task and quality, not fewer tasks.
+    So a run that is stopped leaves fewer clips of every task and quality, and not fewer tasks.
     """
     by_task: dict[str, list[EpisodeSpec]] = {}
     for spec in sorted(specs, key=lambda spec: spec.index):
@@ -128,21 +117,21 @@ def _chunks(specs: list[EpisodeSpec]) -> list[list[EpisodeSpec]]:
     return [group[i : i + size] for i in range(0, longest, size) for group in by_task.values() if group[i : i + size]]
 
 
-def _claim(out: Path, settings: SimulationSettings) -> None:
-    """Write down the settings the folder is made with; refuse a folder that was made with others."""
-    wanted = {name: value for name, value in asdict(settings).items() if name not in EXTENT_SETTINGS}
+def _check_settings(out: Path, settings: SimulationSettings) -> None:
+    """Refuse a folder that was made with other settings; write these into a new one."""
+    look = {name: value for name, value in asdict(settings).items() if name not in EXTENT_SETTINGS}
     path = out / SETTINGS_FILE
     if path.exists():
-        found = json.loads(path.read_text())
-        if found != wanted:
-            changed = ", ".join(sorted(name for name in wanted | found if wanted.get(name) != found.get(name)))
-            raise SimulationError(f"{out} holds clips made with another {changed}; choose another folder or delete it")
+        stored = json.loads(path.read_text())
+        if stored != look:
+            changed = ", ".join(sorted(name for name in look | stored if look.get(name) != stored.get(name)))
+            raise SimulationError(f"{out} holds clips made with another {changed}: choose another folder or delete it")
     else:
-        write_atomically(path, json.dumps(wanted, indent=2) + "\n")
+        write_atomically(path, json.dumps(look, indent=2) + "\n")
 
 
 def _read_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """Rows by episode key; none if there is no file yet."""
+    """Rows by episode key; empty where there is no file yet."""
     path = out / ROWS_FILE
     if not path.exists():
         return {}
@@ -151,7 +140,7 @@ def _read_rows(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_rows(out: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """All rows, sorted by key, so that the file does not depend on which worker was first."""
+    """Write all rows sorted by key, so that the file does not depend on the order of the workers."""
     lines = "".join(json.dumps(rows[key], separators=(",", ":")) + "\n" for key in sorted(rows))
     write_atomically(out / ROWS_FILE, lines)
 
@@ -159,7 +148,7 @@ def _write_rows(out: Path, rows: dict[str, dict[str, Any]]) -> None:
 def _summary(
     out: Path, rows: dict[str, dict[str, Any]], made: int, skipped: int, unlabelled: list[str], started: float
 ) -> SimulationSummary:
-    """Count what lies in the folder."""
+    """Count what the folder holds."""
     counts: dict[str, dict[str, int]] = {}
     for key in sorted(rows):
         task, quality, _ = key.split("/")

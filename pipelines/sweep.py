@@ -25,11 +25,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
 from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
-from pipelines.training.checkpointing import MODEL, TrainingError, known
+from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of, is_measured
 from robometer.configs.loading import RENAMED, current, from_dict, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
-from robometer.files import write_atomically
+from robometer.files import atomic_folder, write_atomically
 from robometer.report import plots
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
@@ -38,6 +38,7 @@ from robometer.runs.provenance import HOW_IT_RUNS
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "tune"
+TABLE, PLOT, TRIALS = "trials.csv", "sweep.png", "trials"
 TRIAL_BYTES = 256 * 1024 * 1024
 _DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "choice": tune.choice,
@@ -49,11 +50,11 @@ _DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        best: checkpoint folder of the winner.
-        table: one row per trial: the swept keys, the metric at its best validation, the step it reached.
+        best: checkpoint folder of the best trial.
+        table: one row for each trial: the swept keys, the metric at its best validation, the step it reached.
         plot: the metric over each swept key.
     """
 
@@ -66,7 +67,7 @@ def parse_space(entries: list[str]) -> dict[str, Any]:
     """Ray Tune's search space from entries such as `loss.progress_weight=loguniform(0.1,3)`.
 
     Raises:
-        ConfigError: an entry that is not KEY=DISTRIBUTION(ARGUMENTS), or arguments that the distribution refuses.
+        ConfigError: an entry is not KEY=DISTRIBUTION(ARGUMENTS), or the distribution refuses the arguments.
     """
     space = {}
     for entry in entries:
@@ -87,7 +88,8 @@ def run_sweep(config: Config) -> SweepReport:
     """Run or resume the sweep in `sweep.output`.
 
     Raises:
-        ConfigError: a search space that names unknown keys, or an output folder of another sweep.
+        ConfigError: the search space has unknown keys, or the output folder belongs to another sweep.
+        InUseError: another job writes into the output folder.
         TrainingError: no trial reached a validation.
     """
     config = with_absolute_paths(config, "sweep.output", "corpus.path", "tracking.uri")
@@ -100,46 +102,45 @@ def run_sweep(config: Config) -> SweepReport:
 
 def _run(config: Config, settings: dict[str, Any]) -> SweepReport:
     output = Path(config.sweep.output)
-    before = _earlier(output, settings)
-    known = str(before.get("run_id", ""))
-    # Tune holds a sweep to the keys that it began with, whatever they are called now.
-    settings = before.get("settings", settings)
+    stored = _stored_sweep(output, settings)
+    stored_run_id = str(stored.get("run_id", ""))
+    # Tune ties a sweep to the keys that it began with, even if they have other names now.
+    settings = stored.get("settings", settings)
     space = parse_space(settings["sweep"]["space"])
-    run_id = tracking.continued(config, known)
+    run_id = tracking.continued(config, stored_run_id)
     with connected(config), tracking.start(config, "sweep", run_id=run_id) as run:
         check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
-        kept = {"run_id": run.run_id or known, "settings": settings}
-        write_atomically(output / "sweep.json", json.dumps(kept, indent=1))
+        sweep = {"run_id": run.run_id or stored_run_id, "settings": settings}
+        write_atomically(output / "sweep.json", json.dumps(sweep, indent=1))
         tuner = _tuner(config, output, space, run.run_id)
-        ends = (tuner.fit() for _ in range(1))
-        # Of its trials, some may wait while others go on: here is where all of them are seen.
-        (results,) = watched(ends, "the sweep", needs(config), lambda: _pulses(output))
-        report = _finish(config, output, results, list(space))
-        run.artifact(report.plot)
-        run.artifact(output / "trials.csv")
-        run.artifact(report.best)
+        results = (tuner.fit() for _ in range(1))
+        # Some trials may wait while others go on, so that the pulse of all of them counts.
+        (grid,) = watched(results, "the sweep", needs(config), lambda: _pulses(output))
+        report = _finish(config, output, grid, list(space))
+        for artifact in (report.plot, output / TABLE, report.best):
+            run.artifact(artifact)
     return report
 
 
 def _pulses(output: Path) -> str:
-    return ", ".join(f"trial {folder.name} at {last_pulse(folder)}" for folder in sorted(output.glob("trials/*")))
+    return ", ".join(f"trial {folder.name} at {last_pulse(folder)}" for folder in sorted(output.glob(f"{TRIALS}/*")))
 
 
 _FREE = HOW_IT_RUNS | {"best_metric", "best_mode"}
-"""Keys of `train` that may differ when a sweep is resumed, or that its own stand for; the rest decides what a trial
-computes, and its number of steps what trials are compared at."""
+"""Keys of `train` that may differ when a sweep is resumed, or that the sweep sets itself. The others decide what a
+trial computes, and the number of steps after which trials are compared."""
 
 
 def _settings(config: Config, corpus: Corpus) -> dict[str, Any]:
-    """What a sweep is tied to."""
+    """The settings that a sweep is tied to."""
     values = to_dict(config)
-    kept = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "sweep", "embed")}
-    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE}
-    del kept["sweep"]["output"]
-    return kept | {"corpus": {"content_hash": corpus.content_hash}}
+    settings = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "sweep", "embed")}
+    settings["train"] = {key: value for key, value in settings["train"].items() if key not in _FREE}
+    del settings["sweep"]["output"]
+    return settings | {"corpus": {"content_hash": corpus.content_hash}}
 
 
-def _earlier(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _stored_sweep(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Tracked run and settings of the sweep in a folder, as they were written; empty for a new one.
 
     Raises:
@@ -148,21 +149,21 @@ def _earlier(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     path = output / "sweep.json"
     if not path.is_file():
         return {}
-    written: dict[str, Any] = json.loads(path.read_text())
-    stored = current(written["settings"])
+    sweep: dict[str, Any] = json.loads(path.read_text())
+    stored = current(sweep["settings"])
     for section, values in settings.items():
         for key, value in values.items():
-            before = stored.get(section, {}).get(key)
-            if before != value:
+            stored_value = stored.get(section, {}).get(key)
+            if stored_value != value:
                 raise ConfigError(
-                    f"{output} holds a sweep with {section}.{key}={before!r}, not {value!r}: give what it had, choose "
-                    "another sweep.output, or delete that folder"
+                    f"{output} holds a sweep with {section}.{key}={stored_value!r}, not {value!r}: set it as before, "
+                    "choose another sweep.output, or delete that folder"
                 )
-    return written
+    return sweep
 
 
 class ReportValidations(TuneReportCallback):
-    """Tells Tune of every validated checkpoint; one that a node's notice called for was not validated."""
+    """Reports every validated checkpoint to Tune; one that was saved because of a node's notice is not validated."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if _validated(metrics[0]):
@@ -170,24 +171,24 @@ class ReportValidations(TuneReportCallback):
 
 
 def _validated(metrics: Mapping[str, float]) -> bool:
-    return all(map(known, metrics.values()))
+    return all(map(is_measured, metrics.values()))
 
 
 class ShowTrials(tune.Callback):
-    """Shows how many of the trials have ended."""
+    """Shows how many trials have ended."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._show: Progress | None = None
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """See `tune.Callback`; of a sweep that is resumed, some have ended before."""
+        """See `tune.Callback`; in a resumed sweep, some trials have ended before."""
         if self._show is None:
             self._show = progress_bar("sweep", self._total, interactive=False)
             self._show(_ended(trials), {})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """See `tune.Callback`; trials that Tune stops early are complete too."""
+        """See `tune.Callback`; trials that Tune stopped early are complete too."""
         if self._show is not None:
             self._show(_ended(trials), {})
 
@@ -200,29 +201,29 @@ def _ended(trials: list[Trial]) -> int:
 
 
 def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
-    """One trial: a training run under the drawn values, in a folder named after the trial.
+    """One trial: a training run with the drawn values, in a folder named after the trial.
 
-    A trial that Tune starts again goes on, or has ended: Tune is told anew what it forgot.
+    A trial that Tune starts again resumes, or has ended; either way it reports again what Tune forgot.
     """
     trial = tune.get_context().get_trial_id()
-    folder = Path(base["sweep"]["output"], "trials", trial)
+    folder = Path(base["sweep"]["output"], TRIALS, trial)
     values = {RENAMED.get(key, key): value for key, value in values.items()}
-    here = {
+    own = {
         "train.output": str(folder),
         "tracking.run_name": f"trial {trial}",
-        # Tune hears of a checkpoint when it is reported, and stops trials by what it hears.
+        # Tune stops trials by the metrics that come with a reported checkpoint.
         "train.validate_async": False,
         "train.validation_gpus": 0.0,
-        # The checkpoint that a trial is judged by must be among those that are kept.
+        # The checkpoint that decides about a trial must be among those that the trial keeps.
         "train.best_metric": base["sweep"]["metric"],
         "train.best_mode": base["sweep"]["mode"],
-        "ray.stall_timeout_s": 0.0,  # one may wait for another; the sweep sees whether none goes on
+        "ray.stall_timeout_s": 0.0,  # a trial may wait for another; the sweep watches all of them
     }
     for metrics, checkpoint in kept_checkpoints(folder):
         if _validated(metrics):
             tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
     callbacks: list[UserCallback] = [ReportValidations()]  # type: ignore[no-untyped-call]  # Ray's own __init__
-    run_train(override(from_dict(base), values | here), callbacks, parent_run_id)
+    run_train(override(from_dict(base), values | own), callbacks, parent_run_id)
 
 
 def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:
@@ -236,14 +237,14 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
         search = ConcurrencyLimiter(OptunaSearch(seed=train.seed), max_concurrent=sweep.max_concurrent)
     else:
         search = BasicVariantGenerator(max_concurrent=sweep.max_concurrent, random_state=train.seed)
-    # The trial itself only waits for its training workers, which ask for their own CPUs and GPUs. Tune wants it to ask
-    # for something; were it a small part of a CPU, no stage of the trainings would fit into what is left of that CPU.
+    # The trial itself only waits for its training workers, which reserve their own CPUs and GPUs. Tune requires some
+    # resource: a small part of a CPU would keep stages of the trainings from using the rest of that CPU.
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"memory": TRIAL_BYTES}
     )
     storage = output / RUN_NAME
     if Tuner.can_restore(str(storage)):
-        logger.info("resuming the sweep in %s", output)
+        logger.info("Resuming the sweep in %s.", output)
         return Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space)
     return Tuner(
         trainable,
@@ -262,6 +263,22 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
 
 
 def _finish(config: Config, output: Path, results: ResultGrid, keys: list[str]) -> SweepReport:
+    table = _trial_table(config, output, results, keys)
+    table.to_csv(output / TABLE, index=False)
+    plots.plot_sweep(table, keys, config.sweep.metric, output / PLOT)
+    _publish_best(config, output, str(table["trial"][0]))
+    for trial in table["trial"]:  # trials that Tune stopped have left theirs open
+        run = json.loads((output / TRIALS / trial / "run.json").read_text())
+        tracking.close_open_run(config, run["run_id"])
+    return SweepReport(output / BEST, table, output / PLOT)
+
+
+def _trial_table(config: Config, output: Path, results: ResultGrid, keys: list[str]) -> pd.DataFrame:
+    """The table of `SweepReport`, the best trial first.
+
+    Raises:
+        TrainingError: no trial reported the metric.
+    """
     metric, mode = config.sweep.metric, config.sweep.mode
     frame = results.get_dataframe(filter_metric=metric, filter_mode=mode)
     if metric not in frame or frame[metric].notna().sum() == 0:
@@ -273,23 +290,22 @@ def _finish(config: Config, output: Path, results: ResultGrid, keys: list[str]) 
     for name in (metric, *others):
         table[name] = frame[name]
     table["step"] = frame["trial_id"].map(steps)
-    table = table.reset_index(drop=True)
-    table.to_csv(output / "trials.csv", index=False)
-    plot = output / "sweep.png"
-    plots.plot_sweep(table, keys, metric, plot)
-    best = output / "best"
-    shutil.rmtree(best, ignore_errors=True)
-    shutil.copytree(_kept_best(output / "trials" / str(table["trial"][0]), metric, mode) / MODEL, best)
-    for trial in table["trial"]:
-        run = json.loads((output / "trials" / trial / "run.json").read_text())
-        tracking.close_open_run(config, run["run_id"])
-    return SweepReport(best, table, plot)
+    return table.reset_index(drop=True)
 
 
-def _kept_best(trial: Path, metric: str, mode: str) -> Path:
-    """The best checkpoint that a trial kept: of several as good, Ray Train does not keep the one that Tune names."""
-    kept = [(metrics[metric], Path(path)) for metrics, path in kept_checkpoints(trial) if _validated(metrics)]
-    return (min if mode == "min" else max)(kept)[1]
+def _publish_best(config: Config, output: Path, trial: str) -> None:
+    """Copy the model of the best checkpoint of a trial to `best/`."""
+    checkpoint = best_checkpoint(output / TRIALS / trial, config.sweep.metric, config.sweep.mode)
+    with atomic_folder(output / BEST) as staging:
+        shutil.copytree(checkpoint / MODEL, staging)
+
+
+def best_checkpoint(trial: Path, metric: str, mode: str) -> Path:
+    """The best checkpoint that a trial kept; of several equal ones, Ray Train does not keep the one that Tune names."""
+    best = best_of([(metrics, path) for metrics, path in kept_checkpoints(trial) if _validated(metrics)], metric, mode)
+    if best is None:
+        raise TrainingError(f"{trial} has kept no checkpoint with {metric}")
+    return best[1]
 
 
 def _first_error(results: ResultGrid) -> str:

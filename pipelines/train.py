@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,37 +26,51 @@ from ray.train.v2.api.result import Result
 from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
 from pipelines.cluster import Needs, check_room, connected, interactive, watched
-from pipelines.sample_stream import BesideWorkers, stream
-from pipelines.training.checkpointing import HISTORY, MODEL, PULSE, TrainingError, known
+from pipelines.sample_stream import BesideWorkers, share, stream
+from pipelines.training.checkpointing import (
+    BEST,
+    HISTORY,
+    MODEL,
+    PULSE,
+    TrainingError,
+    best_of,
+    history_text,
+    is_measured,
+    read_history,
+)
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
 from robometer.configs.loading import current, override, to_dict
 from robometer.configs.schema import Config, ConfigError
 from robometer.corpus.corpus import Corpus
-from robometer.files import write_atomically
-from robometer.models.checkpoint import build_collator, checkpoint_hash
+from robometer.files import atomic_folder, write_atomically
+from robometer.models.checkpoint import PROVENANCE, build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
 from robometer.report import plots
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
-from robometer.sampling import Histograms, ManifestIndex, effective_mix, in_words
+from robometer.sampling import ManifestIndex, effective_mix, in_words
 
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "run"
 MIX = "sampling.json"
+PLOT = "training.png"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+Checkpoints = list[tuple[dict[str, float], Path]]
+"""Metrics and folder of some checkpoints."""
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run left behind.
+    """The result of a training run.
 
     Attributes:
-        best: checkpoint folder of the best validation (of the last step where there was none).
-        metrics: the validation metrics of that checkpoint.
-        history: everything recorded by step.
+        best: checkpoint folder of the best validation (of the last step if there was none).
+        metrics: validation metrics of that checkpoint.
+        history: everything that was recorded, by step.
     """
 
     best: Path
@@ -68,61 +81,55 @@ class TrainReport:
 def run_train(config: Config, callbacks: list[UserCallback] | None = None, parent_run_id: str = "") -> TrainReport:
     """Train `config.model` on the corpus; resumes from the latest checkpoint in `train.output`.
 
+    Args:
+        callbacks: of Ray Train.
+        parent_run_id: the tracked run, such as a sweep's, that this one is part of.
+
     Raises:
-        ConfigError: the output folder belongs to a run with other settings, or corpus and model do not fit.
+        ConfigError: the output folder belongs to a run with other settings, or the corpus does not fit the model.
         InUseError: another job writes into the output folder.
         TrackingError: the tracking store cannot be used.
-        TrainingError: the loss stopped being a number, or workers failed more often than `train.max_failures`.
+        TrainingError: the loss was not finite, or workers failed more often than `train.max_failures`.
     """
     config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
-    corpus = Corpus(config.corpus.path)
-    mix = _mix(config, _check_inputs(config, corpus))
+    output, corpus = Path(config.train.output), Corpus(config.corpus.path)
+    index = _checked_index(config, corpus)
     start = for_workers(config.train.load_from_checkpoint, config.tracking.uri)
     config = override(config, {"train.load_from_checkpoint": start})
-    with exclusive_folder("train.output", config.train.output):
-        return _run(config, corpus, mix, callbacks or [], parent_run_id)
-
-
-def _run(
-    config: Config, corpus: Corpus, mix: Histograms, callbacks: list[UserCallback], parent_run_id: str
-) -> TrainReport:
-    output = Path(config.train.output)
-    run_id = _open_run(config, output, corpus, mix, parent_run_id)
-    if finished := _finished(config, output):
-        return finished
-    with connected(config):
-        check_room("training", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
-        trainer = _trainer(config, corpus, output, run_id, callbacks)
-        ends = (cast(Result, trainer.fit()) for _ in range(1))
-        try:
-            (result,) = watched(ends, "training", needs(config), lambda: last_pulse(output))
-        except TrainingFailedError as error:
-            logger.error("%s", error)
-            reason = str(error).strip().splitlines()[-1]
-            raise TrainingError(
-                f"workers failed more than {config.train.max_failures} times; at last: {reason}"
-            ) from error
-    if result.return_value:
-        raise TrainingError(result.return_value)
-    return _finish(config, output, result, run_id)
+    with exclusive_folder("train.output", output):
+        run_id = _open_run(config, output, corpus, index, parent_run_id)
+        if report := _finished(config, output):
+            return report
+        result = _fit(config, output, corpus, index, run_id, callbacks or [])
+        return _finish(config, output, result, run_id)
 
 
 def needs(config: Config) -> Needs:
-    """What a run must have to make any step: its least number of workers, who pay for all that runs beside them."""
+    """What a run needs to make any step: its smallest number of workers, which reserve for what runs beside them."""
     train = config.train
     return Needs(train.min_workers or train.num_workers, train.cpus_per_worker, float(train.use_gpu))
 
 
 def last_pulse(output: Path) -> str:
-    """How far the run in a folder says that it is."""
+    """The progress that the run in a folder has last written; empty where there is none."""
     try:
         return (output / PULSE).read_text()
     except OSError:
         return ""
 
 
-def _check_inputs(config: Config, corpus: Corpus) -> ManifestIndex:
-    """Fail in the driver, in one sentence, where every worker would fail in a hundred lines; returns the index."""
+def kept_checkpoints(output: Path) -> Checkpoints:
+    """The committed checkpoints that the run in `output` has kept, by step."""
+    run = output / RUN_NAME
+    records = sorted(_committed(run).get("checkpoint_results", []), key=lambda record: record["metrics"]["step"])
+    return [(record["metrics"], run / record["checkpoint_dir_name"]) for record in records]
+
+
+# --- before training ------------------------------------------------------------------------------------------------
+
+
+def _checked_index(config: Config, corpus: Corpus) -> ManifestIndex:
+    """The index of the manifest; what every worker would report in a hundred lines ends here in one sentence."""
     index = ManifestIndex.from_table(corpus.manifest, config.sampling)
     build_collator(config, corpus)
     if config.model.kind == "rewind":
@@ -130,59 +137,104 @@ def _check_inputs(config: Config, corpus: Corpus) -> ManifestIndex:
     return index
 
 
-def _mix(config: Config, index: ManifestIndex) -> Histograms:
-    """What the first samples are, logged: ratios say what is asked for, the corpus decides what comes of them."""
-    mix = effective_mix(index, config.train.seed)
-    logger.info("the first samples: %s", in_words(mix))
-    return mix
-
-
 _FREE = HOW_IT_RUNS | {"steps"}
-"""Keys of `train` that may differ when a run is resumed: the rest decides what is computed."""
+"""Keys of `train` that may differ when a run is resumed; the others decide what is computed."""
 
 _CONVERTIBLE = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}
-"""ZeRO stages among which a training state can be converted (DeepSpeed's universal checkpoints know no other way)."""
+"""Groups of ZeRO stages between which DeepSpeed's universal checkpoints can convert a training state."""
 
 
 def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """The settings that a run is tied to."""
     values = to_dict(config)
-    kept = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "embed")}
-    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE}
-    kept["train"]["zero_stage"] = _CONVERTIBLE[config.train.zero_stage]
-    return kept | {"corpus": {"content_hash": corpus.content_hash}}
+    fingerprint = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "embed")}
+    fingerprint["train"] = {key: value for key, value in fingerprint["train"].items() if key not in _FREE}
+    fingerprint["train"]["zero_stage"] = _CONVERTIBLE[config.train.zero_stage]
+    return fingerprint | {"corpus": {"content_hash": corpus.content_hash}}
 
 
-def _open_run(config: Config, output: Path, corpus: Corpus, mix: Histograms, parent_run_id: str) -> str:
-    """Create or check `run.json`, which ties the folder to its settings and to its tracked run: a new one, where the
-    store has lost it.
+def _open_run(config: Config, output: Path, corpus: Corpus, index: ManifestIndex, parent_run_id: str) -> str:
+    """The id of the tracked run of `output`. The folder's `run.json` ties it to its settings and to that run.
 
-    A new run keeps its `mix` as `sampling.json`, in the folder and in the tracker.
+    A run that the tracking store has lost is tracked as a new one. A new run writes the mix of its first samples as
+    `sampling.json` into the folder and the tracker: settings ask for ratios, and the corpus decides about the outcome.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
     """
     fingerprint, path = _fingerprint(config, corpus), output / "run.json"
+    mix = effective_mix(index, config.train.seed)
+    logger.info("The first samples: %s", in_words(mix))
     if path.is_file():
-        known = json.loads(path.read_text())
-        before = current(known["fingerprint"])
-        for section, values in fingerprint.items():
-            for key, value in values.items():
-                if before[section].get(key) != value:
-                    raise ConfigError(
-                        f"{output} holds a run with {section}.{key}={before[section].get(key)!r}, "
-                        f"not {value!r}: choose another train.output, or delete that folder"
-                    )
-        run_id = str(known["run_id"])
+        run = json.loads(path.read_text())
+        _check_settings(output, current(run["fingerprint"]), fingerprint)
+        run_id = str(run["run_id"])
         if tracking.is_off(config) or tracking.continued(config, run_id):
             return run_id
     (output / MIX).write_text(json.dumps(mix, indent=1))
-    with tracking.start(config, "train", parent_run_id=parent_run_id) as run:
-        run.artifact(output / MIX)
-        write_atomically(path, json.dumps({"fingerprint": fingerprint, "run_id": run.run_id}, indent=1))
-        return run.run_id
+    with tracking.start(config, "train", parent_run_id=parent_run_id) as tracked:
+        tracked.artifact(output / MIX)
+        write_atomically(path, json.dumps({"fingerprint": fingerprint, "run_id": tracked.run_id}, indent=1))
+        return tracked.run_id
 
 
-def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callbacks: list[UserCallback]) -> TorchTrainer:
-    train = config.train
-    # Batches are small and many: without this Ray Data would weigh each block of the stream against its own heuristics.
+def _check_settings(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for section, values in now.items():
+        for key, value in values.items():
+            if before[section].get(key) != value:
+                raise ConfigError(
+                    f"{output} holds a run with {section}.{key}={before[section].get(key)!r}, not {value!r}: choose "
+                    "another train.output, or delete that folder"
+                )
+
+
+def _finished(config: Config, output: Path) -> TrainReport | None:
+    """The report of a run that is complete; None where it has steps to do."""
+    if not (output / HISTORY).is_file():
+        return None
+    history = read_history(output)
+    if history[-1]["step"] < config.train.steps:
+        return None
+    logger.info("%s is finished.", output)
+    metrics = json.loads((output / BEST / PROVENANCE).read_text())["metrics"]
+    return TrainReport(output / BEST, {name: float(value) for name, value in metrics.items()}, history)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    config: Config, output: Path, corpus: Corpus, index: ManifestIndex, run_id: str, callbacks: list[UserCallback]
+) -> Result:
+    """Train to the last step on the cluster.
+
+    Raises:
+        TrainingError: see `run_train`.
+    """
+    with connected(config):
+        check_room("training", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
+        trainer = _trainer(config, corpus, index, run_id, callbacks)
+        results = (cast(Result, trainer.fit()) for _ in range(1))
+        try:
+            (result,) = watched(results, "training", needs(config), lambda: last_pulse(output))
+        except TrainingFailedError as error:
+            logger.error("%s", error)
+            reason = str(error).strip().splitlines()[-1]
+            raise TrainingError(
+                f"workers failed more than {config.train.max_failures} times; the last time: {reason}"
+            ) from error
+    if result.return_value:
+        raise TrainingError(result.return_value)
+    return result
+
+
+def _trainer(
+    config: Config, corpus: Corpus, index: ManifestIndex, run_id: str, callbacks: list[UserCallback]
+) -> TorchTrainer:
+    # There are many small batches, and Ray Data would update its progress bars for each.
     DataContext.get_current().enable_progress_bars = False
+    train, run = config.train, Path(config.train.output, RUN_NAME)
+    shared = share(corpus, index)
     spec = {
         "config": to_dict(config),
         "provenance": _provenance(config, corpus) | {"run_id": run_id},
@@ -190,36 +242,47 @@ def _trainer(config: Config, corpus: Corpus, output: Path, run_id: str, callback
         "interactive": interactive(),
     }
 
-    def run_worker() -> str:  # Ray's dashboard shows what is given as `train_loop_config`, passwords of URIs too
+    def run_worker() -> str:  # Ray's dashboard would show a `train_loop_config`, with passwords in URIs
         return train_worker(spec)
 
-    scaling = ScalingConfig(  # type: ignore[call-arg]  # the annotations are those of Ray Train V1's class
-        num_workers=cast(Any, (train.min_workers, train.num_workers) if train.min_workers else train.num_workers),
-        elastic_resize_monitor_interval_s=train.resize_every_s,
-        use_gpu=train.use_gpu,
-        resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
-    )
-    best = train.best_metric if train.validate else "step"
-    checkpoints = CheckpointConfig(
-        num_to_keep=train.keep_checkpoints,
-        checkpoint_score_attribute=best,
-        checkpoint_score_order=train.best_mode if train.validate else "max",
-    )
     return TorchTrainer(
         cast(Callable[[], None], run_worker),  # Ray's annotation has no room for the return value
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
-        scaling_config=scaling,
-        datasets={"train": lambda: stream(config, _next_step(output / RUN_NAME))},
+        scaling_config=_scaling(config),
+        datasets={"train": lambda: stream(config, _next_step(run), shared)},
         dataset_config=BesideWorkers(),
         validation_config=_validation(spec, train.validation_gpus) if train.validate_async else None,
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotation is that of Ray Train V1's class
             name=RUN_NAME,
-            storage_path=str(output),
-            checkpoint_config=checkpoints,
+            storage_path=str(run.parent),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=train.keep_checkpoints,
+                checkpoint_score_attribute=_best_metric(config),
+                checkpoint_score_order=_best_mode(config),
+            ),
             failure_config=FailureConfig(max_failures=train.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=cast(Any, callbacks),
         ),
+    )
+
+
+def _best_metric(config: Config) -> str:
+    """The metric that decides about the best checkpoint; without validation, the last one is the best."""
+    return config.train.best_metric if config.train.validate else "step"
+
+
+def _best_mode(config: Config) -> str:
+    return config.train.best_mode if config.train.validate else "max"
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    train = config.train
+    return ScalingConfig(  # type: ignore[call-arg]  # the annotations are those of Ray Train V1's class
+        num_workers=cast(Any, (train.min_workers, train.num_workers) if train.min_workers else train.num_workers),
+        elastic_resize_monitor_interval_s=train.resize_every_s,
+        use_gpu=train.use_gpu,
+        resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
     )
 
 
@@ -228,7 +291,7 @@ def _validation(spec: dict[str, Any], num_gpus: float) -> ValidationConfig:
     return ValidationConfig(
         cast(Any, validate_checkpoint),  # Ray's annotation has no room for named arguments
         ValidationTaskConfig({"config": spec["config"], "run_id": spec["run_id"]}),
-        # The workers reserve CPUs for it too. A node without CPUs, as some heads are, is there to run nothing.
+        # The workers reserve its CPUs. Nothing should run on a node without CPUs, as some heads are.
         {"num_cpus": 0, "num_gpus": num_gpus, "max_retries": 3, "label_selector": _not_on(bare)},
     )
 
@@ -243,70 +306,60 @@ def _provenance(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def _next_step(run: Path) -> int:
-    """The step after Ray Train's latest committed checkpoint; asked again whenever workers are started anew."""
-    result = _committed(run).get("latest_checkpoint_result")
-    return int(result["checkpoint_dir_name"].removeprefix("step-")) if result else 0
-
-
-def kept_checkpoints(output: Path) -> list[tuple[dict[str, float], Path]]:
-    """Metrics and folder of each checkpoint that the run in `output` has committed and kept, by step."""
-    run = output / RUN_NAME
-    found = _committed(run).get("checkpoint_results", [])
-    return [
-        (one["metrics"], run / one["checkpoint_dir_name"]) for one in sorted(found, key=lambda r: r["metrics"]["step"])
-    ]
+    """The step after Ray Train's latest committed checkpoint; read again at each restart of the workers."""
+    record = _committed(run).get("latest_checkpoint_result")
+    return int(record["checkpoint_dir_name"].removeprefix("step-")) if record else 0
 
 
 def _committed(run: Path) -> dict[str, Any]:
-    """Ray Train's own record of a run; empty before its first checkpoint."""
+    """Ray Train's own record of a run; empty before the first checkpoint."""
     if not (run / SNAPSHOT).is_file():
         return {}
     record = json.loads((run / SNAPSHOT).read_text())
     return dict(json.loads(record) if isinstance(record, str) else record)
 
 
-def _finished(config: Config, output: Path) -> TrainReport | None:
-    """The report of a run that came to its end before."""
-    if not (output / HISTORY).is_file():
-        return None
-    history = [json.loads(line) for line in (output / HISTORY).read_text().splitlines()]
-    if history[-1]["step"] < config.train.steps:
-        return None
-    logger.info("%s is finished", output)
-    metrics = json.loads((output / "best/provenance.json").read_text())["metrics"]
-    return TrainReport(output / "best", {name: float(value) for name, value in metrics.items()}, history)
+# --- after training -------------------------------------------------------------------------------------------------
 
 
 def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainReport:
-    """Copy the best checkpoint (of equals, the last) to `best/`, draw the plots, register the model."""
-    ranked = result.best_checkpoints or []
-    if not ranked:
-        raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
-    key = config.train.best_metric if config.train.validate else "step"
-    given = {name for _, metrics in ranked for name, value in metrics.items() if known(value)} - {"step"}
-    ranked = [(checkpoint, metrics) for checkpoint, metrics in ranked if known(metrics.get(key, math.nan))]
-    if not ranked:
-        what = ", ".join(sorted(given)) or "nothing, for the reason that the log gives"
-        raise ConfigError(f"train.best_metric={key} is not among what the validations of {output} gave: {what}")
-    sign = -1.0 if config.train.validate and config.train.best_mode == "min" else 1.0
-    checkpoint, metrics = max(ranked, key=lambda item: (sign * item[1][key], item[1]["step"]))
-    best = output / "best"
-    staging = output / ".best.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(Path(checkpoint.path, MODEL), staging)
-    provenance = json.loads((staging / "provenance.json").read_text()) | {"metrics": metrics}
-    (staging / "provenance.json").write_text(json.dumps(provenance, indent=2))
-    shutil.rmtree(best, ignore_errors=True)
-    staging.rename(best)
+    """Publish the best checkpoint and the history once all steps are done; a run that is killed here does it again."""
+    metrics, checkpoint = _best_checkpoint(config, output, result)
+    _publish_best(checkpoint, metrics, output)
     assert result.checkpoint is not None
-    history = [json.loads(line) for line in Path(result.checkpoint.path, HISTORY).read_text().splitlines()]
-    history = with_validations(history, output)
-    plots.plot_history(history, output / "training.png")
+    history = with_validations(read_history(Path(result.checkpoint.path)), output)
+    plots.plot_history(history, output / PLOT)
+    _track_outcome(config, output, metrics, run_id)
+    write_atomically(output / HISTORY, history_text(history))  # last, since it marks the run as finished
+    return TrainReport(output / BEST, {name: float(value) for name, value in metrics.items()}, history)
+
+
+def _best_checkpoint(config: Config, output: Path, result: Result) -> tuple[dict[str, float], Path]:
+    """Metrics and folder of the best checkpoint that was kept; of equal ones, the last."""
+    checkpoints = [(metrics, Path(checkpoint.path)) for checkpoint, metrics in result.best_checkpoints or []]
+    if not checkpoints:
+        raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
+    metric = _best_metric(config)
+    best = best_of(checkpoints, metric, _best_mode(config))
+    if best is None:
+        names = {name for metrics, _ in checkpoints for name, value in metrics.items() if is_measured(value)} - {"step"}
+        measured = ", ".join(sorted(names)) or "none (see the log)"
+        raise ConfigError(f"train.best_metric={metric} is not a metric of the validations in {output}: {measured}")
+    return best
+
+
+def _publish_best(checkpoint: Path, metrics: dict[str, float], output: Path) -> None:
+    """Copy the model of a checkpoint to `best/`, with its metrics in its provenance."""
+    for stale in output.glob(f".{BEST}.*"):  # of a run that was killed here; no other job writes into this folder
+        shutil.rmtree(stale)
+    with atomic_folder(output / BEST) as staging:
+        shutil.copytree(checkpoint / MODEL, staging)
+        provenance = json.loads((staging / PROVENANCE).read_text()) | {"metrics": metrics}
+        (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))
+
+
+def _track_outcome(config: Config, output: Path, metrics: dict[str, float], run_id: str) -> None:
     with tracking.start(config, "train", run_id=run_id) as run:
-        run.artifact(output / "training.png")
-        run.artifact(best)
-        run.register_model("best", {name: value for name, value in metrics.items() if name != "step"})
-    write_atomically(
-        output / HISTORY, "".join(json.dumps(entry) + "\n" for entry in history)
-    )  # the mark of a finished run
-    return TrainReport(best, {k: float(v) for k, v in metrics.items()}, history)
+        run.artifact(output / PLOT)
+        run.artifact(output / BEST)
+        run.register_model(BEST, {name: value for name, value in metrics.items() if name != "step"})

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from robometer import baselines
 from robometer.client import RemoteScorer
@@ -26,28 +28,44 @@ from robometer.scoring import Scorer
 _URL = re.compile(r"(?i)https?://")
 
 
-class ScorerReference(Protocol):
-    """A scorer that is named and not loaded."""
+class ScorerReference(ABC):
+    """A scorer that is named and not loaded.
 
+    Attributes:
+        takes_any_frames: it was not trained on frames of a corpus, so that no others can be wrong.
+    """
+
+    takes_any_frames = False
+
+    @property
+    def asks_api(self) -> bool:
+        """Whether it can ask an API, whose answers `baseline.cache` keeps."""
+        return False
+
+    @property
+    def runtime_env(self) -> Mapping[str, Any]:
+        """Ray's, of the workers that load it; empty where ours will do."""
+        return {}
+
+    @abstractmethod
     def load(self, device: str = "cpu") -> Scorer:
         """Load it; `device` is where a model of this process computes."""
-        ...
 
+    @abstractmethod
     def identity(self) -> str:
         """What its answers follow from, found without its weights in memory: equal means the same answers."""
-        ...
 
     def frames(self) -> FrameSettings | None:
         """How a recording becomes the frames that it was trained on; None where it does not say."""
-        ...
+        return FrameSettings()
 
     def for_workers(self) -> ScorerReference:
         """The same scorer by a name that means the same in a worker, whose working directory may be another."""
-        ...
+        return self
 
 
 @dataclass(frozen=True)
-class CheckpointReference:
+class CheckpointReference(ScorerReference):
     """A checkpoint: a folder, `org/name[@revision]` of the hub, or an MLflow URI.
 
     Attributes:
@@ -57,28 +75,28 @@ class CheckpointReference:
         CheckpointError: by all methods, where it cannot be had or is damaged.
     """
 
-    source: str
+    name: str
     tracking_uri: str = ""
 
     def load(self, device: str = "cpu") -> Scorer:
         """See `ScorerReference.load`."""
-        return checkpoint_scorer(open_checkpoint(locate(self.source, self.tracking_uri)), device)
+        return checkpoint_scorer(open_checkpoint(locate(self.name, self.tracking_uri)), device)
 
     def identity(self) -> str:
         """See `ScorerReference.identity`; it reads the weights once, to hash them."""
-        return checkpoint_identity(open_checkpoint(locate(self.source, self.tracking_uri)))
+        return checkpoint_identity(open_checkpoint(locate(self.name, self.tracking_uri)))
 
     def frames(self) -> FrameSettings | None:
         """See `ScorerReference.frames`."""
-        return frames_of(open_checkpoint(locate(self.source, self.tracking_uri)))
+        return frames_of(open_checkpoint(locate(self.name, self.tracking_uri)))
 
     def for_workers(self) -> CheckpointReference:
         """See `ScorerReference.for_workers`; what lies in MLflow is fetched once, here."""
-        return replace(self, source=for_workers(self.source, self.tracking_uri))
+        return replace(self, name=for_workers(self.name, self.tracking_uri))
 
 
 @dataclass(frozen=True)
-class EndpointReference:
+class EndpointReference(ScorerReference):
     """An endpoint of `robometer serve` by its URL; its bearer token is ROBOMETER_TOKEN of the environment.
 
     Raises:
@@ -101,13 +119,9 @@ class EndpointReference:
         with self.load() as remote:
             return remote.info.frames
 
-    def for_workers(self) -> EndpointReference:
-        """See `ScorerReference.for_workers`."""
-        return self
-
 
 @dataclass(frozen=True)
-class BaselineReference:
+class BaselineReference(ScorerReference):
     """A published baseline by its name, with its settings.
 
     Raises:
@@ -117,6 +131,8 @@ class BaselineReference:
     name: str
     settings: BaselineConfig
 
+    takes_any_frames = True
+
     def load(self, device: str = "cpu") -> Scorer:
         """See `ScorerReference.load`."""
         return baselines.load_baseline(self.name, self.settings, device)
@@ -125,22 +141,18 @@ class BaselineReference:
         """See `ScorerReference.identity`."""
         return baselines.identity(self.name, self.settings)
 
-    def frames(self) -> FrameSettings | None:
-        """The defaults: baselines were not trained on a corpus of ours."""
-        return FrameSettings()
-
     def for_workers(self) -> BaselineReference:
         """See `ScorerReference.for_workers`."""
         return replace(self, settings=baselines.for_workers(self.settings))
 
     @property
     def asks_api(self) -> bool:
-        """Whether it can ask an API, whose answers `baseline.cache` keeps."""
+        """See `ScorerReference`."""
         return self.name in baselines.ASK_APIS
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
-        """The Ray `runtime_env` of its workers; empty where ours will do."""
+    def runtime_env(self) -> Mapping[str, Any]:
+        """See `ScorerReference`."""
         return baselines.runtime_env(self.name)
 
 

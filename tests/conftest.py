@@ -22,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 HERE = Path(__file__).parent
-WITH_RAY = {HERE, HERE / "evaluation/test_pipeline.py"}
+WITH_RAY = {HERE, HERE / "pipelines"}
 """Test files, or the folders right above them, of which one at a time runs, since they start Ray."""
 
 

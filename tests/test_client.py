@@ -52,7 +52,7 @@ def test_burst_beyond_capacity_comes_through(clips: list[Clip]) -> None:
 
 def test_answer_that_takes_too_long_is_503(clips: list[Clip]) -> None:
     with endpoint(Slow(), timeout_s=0.2) as url, RemoteScorer(url, patience_s=0) as remote:
-        with pytest.raises(ScoringError, match="answered 503: no answer within 0.2 s.*tried once"):
+        with pytest.raises(ScoringError, match="answered 503: No answer within 0.2 s.*tried once"):
             remote.score(clips[:1])
 
 

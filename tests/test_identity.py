@@ -147,7 +147,7 @@ def test_what_was_corrected_is_counted_and_taken_on_demand(
     corrected(data)
     with caplog.at_level(logging.WARNING):
         assert counts(ingest(corpus, data)) == (2, 0, 1, 2)
-    assert "2 of" in caplog.text and "ingest.update=true" in caplog.text
+    assert "2 trajectories of" in caplog.text and "ingest.update=true" in caplog.text
     assert "0.mp4: other frames" in caplog.text and "1.mp4: other labels" in caplog.text
     assert labels(corpus) == {f"{i}.mp4": "successful" for i in range(5)}
     assert counts(ingest(corpus, data)) == (0, 0, 3, 2)  # it is said again until it is settled
@@ -238,20 +238,20 @@ def test_more_clips_from_elsewhere_under_one_name_are_told(
     write_rows(bob, [{"video": "bob.mp4", "task": TASK}])
     with caplog.at_level(logging.WARNING):
         assert counts(ingest(corpus, bob)) == (1, 0, 0, 0)
-    assert "'videos' from elsewhere" in caplog.text and str(tmp_path / "alice/videos") in caplog.text
+    assert "'videos' from another place" in caplog.text and str(tmp_path / "alice/videos") in caplog.text
     caplog.clear()
     near = write_clips(tmp_path / "alice/vid", 4)  # its path begins as theirs does
     (near / "0.mp4").rename(near / "near.mp4")
     write_rows(near, [{"video": "near.mp4", "task": TASK, "source": "videos"}])
     with caplog.at_level(logging.WARNING):
         assert counts(ingest(corpus, near)) == (1, 0, 0, 0)
-    assert "'videos' from elsewhere" in caplog.text
+    assert "'videos' from another place" in caplog.text
     caplog.clear()
     (tmp_path / "alice/videos/more.jsonl").write_text(json.dumps({"video": "2.mp4", "task": TASK}) + "\n")
     shutil.copy(near / "near.mp4", tmp_path / "alice/videos/2.mp4")
     with caplog.at_level(logging.WARNING):
         assert counts(ingest(corpus, tmp_path / "alice/videos/more.jsonl")) == (1, 0, 0, 0)
-    assert "elsewhere" not in caplog.text
+    assert "another place" not in caplog.text
 
 
 def test_two_ingests_at_once_under_one_name_are_told(tmp_path: Path) -> None:

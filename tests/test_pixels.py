@@ -162,12 +162,12 @@ def test_what_is_published_keeps_its_frames(folder: Path, checkpoint: Path, tmp_
 def test_an_evaluation_on_other_frames_is_warned_about(
     folder: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pipelines.evaluate import _warn_of_other_frames
+    from pipelines.evaluate import scorer_of, warn_of_other_frames
 
     corpus = Corpus(f"{folder}/corpus")
     config = config_of(folder, f"evaluate.scorer={checkpoint}")
-    _warn_of_other_frames(config, corpus)
+    warn_of_other_frames(scorer_of(config), corpus, "the model")
     assert not caplog.records
     corpus.info["settings"]["short_edge"] = 64
-    _warn_of_other_frames(config, corpus)
+    warn_of_other_frames(scorer_of(config), corpus, "the model")
     assert "short edge 64 px" in caplog.text

@@ -230,7 +230,7 @@ def test_a_finished_folder_is_left_as_it_is(ray_local: None, tmp_path: Path) -> 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     shutil.copy(CORPUS / SETTINGS_FILE, tmp_path)
-    with pytest.raises(SimulationError, match="another seed; choose another folder"):
+    with pytest.raises(SimulationError, match="another seed: choose another folder"):
         simulate(SimulationSettings(seed=99), tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""The endpoint's parts: request parsing, the HTTP interface, and the two Ray Serve deployments."""
+"""The parts of the endpoint: request parsing, the HTTP interface, and the two Ray Serve deployments."""

@@ -14,9 +14,9 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from pipelines.serving.bodies import read_inputs
+from pipelines.serving.bodies import read_clips
 from pipelines.serving.decoding import Decoders
-from pipelines.serving.errors import ApiError, error_response
+from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
 from pipelines.serving.guard import Guard, GuardSettings
 from pipelines.serving.jobs import Backend, CompareJob, Limits, Outcome, ScoreJob, revision
 from pipelines.serving.metrics import Metrics
@@ -38,7 +38,7 @@ _POST_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 500, 503)
 
 
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: str) -> FastAPI:
-    """The application; `replica` labels its metrics."""
+    """Build the application; `replica` is the label of its metrics."""
     metrics = Metrics(replica)
     decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes)
 
@@ -60,7 +60,7 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: s
     api.add_exception_handler(ApiError, _on_api_error)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.include_router(_open_routes())
-    # The guard checks the token; this tells the page at /docs to ask for it.
+    # The guard checks the token. This makes the page at /docs ask for it.
     bearer = [Depends(HTTPBearer(auto_error=False))] if guard.token else []
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
     api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
@@ -133,18 +133,18 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
     @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",)))
     async def score(request: Request) -> ScoreAnswer:
         """Upload a video or frames and the task; the reward is the progress at the last frame."""
-        with ExitStack() as held:
-            [given] = await read_inputs(request, ("",), decoders, held)
-            outcome = _checked(await backend.run(ScoreJob(given.clip)), metrics)
+        with ExitStack() as frames_in_memory:
+            [upload] = await read_clips(request, ("",), decoders, frames_in_memory)
+            outcome = _checked(await backend.run(ScoreJob(upload.clip)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()
         return ScoreAnswer(
             request_id=request.state.request_id,
             model=_ref(outcome.model),
-            task=given.clip.task,
+            task=upload.clip.task,
             num_frames=len(progress),
-            frame_index=given.frame_index,
-            fps=given.fps,
+            frame_index=upload.frame_index,
+            fps=upload.fps,
             progress=progress,
             success=value.success.tolist(),
             reward=progress[-1],
@@ -153,8 +153,8 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
     @router.post("/v1/compare", summary="Which of two videos did better", openapi_extra=_body(("_a", "_b")))
     async def compare(request: Request) -> CompareAnswer:
         """Upload two videos (or frames) of one task."""
-        with ExitStack() as held:
-            a, b = await read_inputs(request, ("_a", "_b"), decoders, held)
+        with ExitStack() as frames_in_memory:
+            a, b = await read_clips(request, ("_a", "_b"), decoders, frames_in_memory)
             outcome = _checked(await backend.run(CompareJob(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(
@@ -180,7 +180,7 @@ def _checked(outcome: Outcome, metrics: Metrics) -> Outcome:
     if outcome.first:
         metrics.observe_batch(outcome.batch_size)
     if outcome.error:
-        raise ApiError(422 if outcome.rejected else 500, outcome.error)
+        raise ApiError(422 if outcome.rejected else 500, as_sentence(outcome.error))
     return outcome
 
 
@@ -191,6 +191,10 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = {404: "there is no such route; /docs lists them", 405: f"this route does not answer {request.method}"}
-    refusal = ApiError(error.status_code, known.get(error.status_code, str(error.detail)), error.headers)
+    if error.status_code == 404:
+        refusal = no_such_route()
+    elif error.status_code == 405:
+        refusal = ApiError(405, f"This route does not accept {request.method}.", error.headers)
+    else:
+        refusal = ApiError(error.status_code, as_sentence(str(error.detail)), error.headers)
     return error_response(refusal, request.state.request_id)

@@ -1,4 +1,4 @@
-"""A child process that decodes uploads, seen from its parent; what runs in it is `pipelines.serving.decoder`."""
+"""The parent's side of a child process that decodes uploads; the child runs `pipelines.serving.decoder`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,37 @@ from typing import Any
 import numpy as np
 
 from pipelines.serving import decoder
-from pipelines.serving.decoder import LENGTH, STATUS, Job
+from pipelines.serving.decoder import LENGTH, STATUS, DecodeJob
 
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 60.0
 _MAX_ANSWER_BYTES = 2**20
 _MAX_ERROR_CHARS = 300
-_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")  # others may hold secrets
+_INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")  # others may hold secrets
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class DeathError(Exception):
-    """A process ended over an upload; `cause` is the name of a signal, or what `Child.end` was told, or `ended`."""
+    """A process ended over an upload; `cause` is a signal's name, the cause given to `Child.end`, or `ended`."""
 
     def __init__(self, cause: str) -> None:
-        super().__init__(f"the process that decoded an upload ended: {cause}")
+        super().__init__(f"the decoder process ended over an upload: {cause}")
         self.cause = cause
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Frames uint8 [T, H, W, 3] with their positions and rate; or None, a status and a sentence, and words to log."""
+    """What the child answered.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3] RGB; None where the upload is refused.
+        frame_index: [T], position of each frame in the source.
+        fps: frames per second of the source; 0 where it is not known.
+        status: HTTP status of a refusal.
+        error: why, for the client.
+        log: why, for the endpoint's log.
+    """
 
     frames: np.ndarray | None
     frame_index: list[int] = field(default_factory=list)
@@ -50,23 +59,26 @@ class Answer:
 
 
 class Child:
-    """Decodes one upload at a time. It dies with the thread that makes it, and then its work does."""
+    """Decodes one upload at a time. It dies with the thread that starts it, and its fork dies with it."""
 
     def __init__(self, memory_bytes: int) -> None:
-        """Start it; it may take `memory_bytes` more than it takes without an upload.
+        """Start it.
+
+        Args:
+            memory_bytes: limit of the memory that an upload may take.
 
         Raises:
             RuntimeError: it does not start.
         """
-        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", decoder.__name__, str(os.getpid()), str(memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=kept | _ONE_THREAD | {"PYTHONPATH": path},
+            env=inherited | _ONE_THREAD | {"PYTHONPATH": path},
             cwd="/",
-            start_new_session=True,  # a group of its own; and Ctrl-C is for the endpoint, which ends this
+            start_new_session=True,  # a group of its own, which Ctrl-C does not reach: the endpoint ends it
         )
         self._cause = ""
         timer = threading.Timer(_START_TIMEOUT_S, self.end, ("does not start",))
@@ -76,13 +88,13 @@ class Child:
         finally:
             timer.cancel()
         if not missing:
-            raise RuntimeError("the process that decodes uploads does not start; its errors are in the log")
+            raise RuntimeError("the decoder process does not start; its errors are in the log")
         if json.loads(missing):
-            logger.warning("uploads are decoded with less protection: %s", json.loads(missing))
+            logger.warning("Uploads are decoded with less protection: %s.", json.loads(missing))
 
     @property
     def pid(self) -> int:
-        """Of the process; a fork of it decodes."""
+        """The process id; a fork of this process decodes."""
         return self._process.pid
 
     @property
@@ -90,17 +102,17 @@ class Child:
         return self._process.stdout
 
     def alive(self) -> bool:
-        """Whether it can take an upload."""
+        """Whether it can decode another upload."""
         return not self._cause and self._process.poll() is None
 
     def end(self, cause: str) -> None:
-        """Kill it, from any thread; whoever waits for it gets a `DeathError` of this cause."""
+        """Kill it, from any thread; `decode` then raises a `DeathError` with this cause."""
         self._cause = self._cause or cause
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # it and its fork
 
-    def decode(self, job: Job, parts: Iterable[bytes]) -> Answer:
+    def decode(self, job: DecodeJob, parts: Iterable[bytes]) -> Answer:
         """Send an upload and wait for its frames.
 
         Raises:
@@ -117,16 +129,16 @@ class Child:
             self.end("ended")
             self._process.wait()
             raise DeathError(self._cause) from error
-        except Exception as error:  # what was in the upload has taken over its process, and may write anything
+        except Exception as error:  # what was in the upload may have taken over the process, and write anything
             self.end("garbled")
             raise DeathError("garbled") from error
         if os.WIFSIGNALED(status):
             raise DeathError(signal.Signals(os.WTERMSIG(status)).name)
         if answer is None or status:
-            raise RuntimeError(f"the process that decodes uploads failed with status {status}")
+            raise RuntimeError(f"the decoder process failed with status {status}")
         return answer
 
-    def _send(self, job: Job, parts: Iterable[bytes]) -> None:
+    def _send(self, job: DecodeJob, parts: Iterable[bytes]) -> None:
         stdin = self._process.stdin
         assert stdin is not None
         stdin.write(job.to_line())
@@ -146,8 +158,8 @@ class Child:
             raise _GarbledError
         return int(length)
 
-    def _answer(self, length: int, job: Job) -> Answer:
-        """Nothing in an answer is taken on trust: an upload may have taken over the process that wrote it."""
+    def _answer(self, length: int, job: DecodeJob) -> Answer:
+        """Check everything in an answer: an upload may have taken over the process that wrote it."""
         value = json.loads(self._read(length))
         if "error" in value:
             error, log = (str(value.get(key, ""))[:_MAX_ERROR_CHARS] for key in ("error", "log"))
@@ -165,27 +177,27 @@ class Child:
 
 
 class _GarbledError(Exception):
-    """The process wrote what none of ours writes."""
+    """The process wrote something that the decoder never writes."""
 
 
 class Call:
-    """One upload: connects whoever gives it up with the process that holds it, while it does."""
+    """One upload, which can be given up from another thread while a process decodes it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._over = ""
+        self._end_cause = ""
 
     @contextmanager
-    def held_by(self, child: Child, timeout_s: float) -> Iterator[None]:
-        """In the block `child` works for this upload, at most `timeout_s` long.
+    def running_in(self, child: Child, timeout_s: float) -> Iterator[None]:
+        """Let `child` decode this upload in the block, for at most `timeout_s`.
 
         Raises:
-            DeathError: the upload was given up already.
+            DeathError: the upload was given up before.
         """
         with self._lock:
-            if self._over:
-                raise DeathError(self._over)
+            if self._end_cause:
+                raise DeathError(self._end_cause)
             self._child = child
         timer = threading.Timer(timeout_s, self.end, ("timeout",))
         timer.start()
@@ -197,8 +209,8 @@ class Call:
                 self._child = None
 
     def end(self, cause: str) -> None:
-        """Give the upload up; its process is killed."""
+        """Give up the upload and kill its process."""
         with self._lock:
-            self._over = self._over or cause
+            self._end_cause = self._end_cause or cause
             if self._child is not None:
                 self._child.end(cause)

@@ -1,8 +1,8 @@
-"""The process that decodes uploads: it never looks into one itself, but forks for each, so that none meets another.
+"""The process that decodes uploads. It forks for each upload, so that no upload can affect another.
 
-`pipelines.serving.decoding` starts it, with no environment, no open file but its pipes, and few imports. In: a line
-of JSON, which is a `Job`, and the bytes of the upload. Out, from the fork: the length of an answer, the answer as JSON,
-and the bytes of its frames; then from this process, when the fork has ended: 0, and how it ended.
+`pipelines.serving.child` starts it with almost no environment and no open file but its pipes. It reads a line of JSON,
+which is a `DecodeJob`, and the bytes of the upload. The fork writes the length of an answer, the answer as JSON, and
+the bytes of the frames. When the fork has ended, this process writes 0 and the exit status of the fork.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ LENGTH = struct.Struct("<I")
 STATUS = struct.Struct("<i")
 
 _OUR_FAULT = (ImportError, PermissionError, AssertionError)
-"""What a sealed process raises where it lacks what every upload needs."""
+"""What a sealed process raises where it lacks something that every upload needs."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to decode, and within which bounds; sent as JSON.
+class DecodeJob:
+    """What to decode and its limits; sent as JSON.
 
     Attributes:
         sizes: bytes of each part of the upload.
-        images: the parts are base64 images; otherwise there is one, a video.
+        images: whether the parts are base64 images; otherwise there is one part, a video.
         settings: `FrameSettings` of a video.
         limits: `VideoLimits`; those of frames and pixels hold for images too.
-        max_bytes: of the decoded frames.
-        cpu_s: seconds of computing.
+        max_bytes: limit of the decoded frames.
+        cpu_s: limit of CPU time in seconds.
     """
 
     sizes: list[int]
@@ -66,7 +66,7 @@ class Job:
 
 
 def main(parent: int, memory_bytes: int) -> None:
-    """Decode until the pipe from the parent ends; the first line out says what could not be sealed."""
+    """Decode until the parent closes the pipe. The first line written says what could not be sealed."""
     end_with_parent(parent)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     _warm_up()
@@ -77,7 +77,7 @@ def main(parent: int, memory_bytes: int) -> None:
     sink.write(json.dumps(missing).encode() + b"\n")
     sink.flush()
     while line := source.readline():
-        job = Job(**json.loads(line))
+        job = DecodeJob(**json.loads(line))
         upload = source.read(sum(job.sizes))
         status = _in_fork(job, upload, sink)
         sink.write(LENGTH.pack(0) + STATUS.pack(status))
@@ -85,11 +85,11 @@ def main(parent: int, memory_bytes: int) -> None:
 
 
 def _warm_up() -> None:
-    """Import all that decoding may use, and use it once: nothing can be imported when files are out of reach."""
+    """Import and use once all that decoding may need: a sealed process cannot import."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    cv2.setNumThreads(1)  # a fork has but the thread that forked
+    cv2.setNumThreads(1)  # a fork has only the thread that forked
     video, images = io.BytesIO(), [io.BytesIO(), io.BytesIO()]
     with av.open(video, "w", format="avi") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -102,21 +102,21 @@ def _warm_up() -> None:
         Image.new("RGB", (16, 16)).save(image, kind)
     limits = asdict(VideoLimits())
     for parts in ([video.getvalue()], [base64.b64encode(image.getvalue()) for image in images]):
-        job = Job([len(part) for part in parts], len(parts) > 1, asdict(FrameSettings()), limits, 2**30, 0)
+        job = DecodeJob([len(part) for part in parts], len(parts) > 1, asdict(FrameSettings()), limits, 2**30, 0)
         _frames(job, b"".join(parts))
     gc.collect()
-    gc.freeze()  # what is there stays, and is not copied into each fork by the collector
+    gc.freeze()  # else the collector would copy all of this into each fork
 
 
-def _in_fork(job: Job, upload: bytes, sink: BinaryIO) -> int:
-    """Answer in a fork of this process; returns what `os.waitpid` says of it."""
+def _in_fork(job: DecodeJob, upload: bytes, sink: BinaryIO) -> int:
+    """Decode in a fork of this process; returns the fork's status from `os.waitpid`."""
     this = os.getpid()
     fork = os.fork()
     if fork:
         return os.waitpid(fork, 0)[1]
     try:
         end_with_parent(this)
-        forbid_children()  # what has taken it over must not live on beside the next upload
+        forbid_children()  # code that takes over the fork must not outlive it
         resource.setrlimit(resource.RLIMIT_CPU, (job.cpu_s, job.cpu_s + 1))
         answer, pixels = _answer(job, upload)
         text = json.dumps(answer).encode()
@@ -124,12 +124,12 @@ def _in_fork(job: Job, upload: bytes, sink: BinaryIO) -> int:
         sink.write(pixels)
         sink.flush()
         os._exit(0)
-    finally:  # whatever happens, a fork never goes on as its parent does
+    finally:  # a fork must never run the parent's loop
         os._exit(1)
 
 
-def _answer(job: Job, upload: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
-    """Either {status, error} and nothing, or what `pipelines.serving.decoding.Decoded` wants, and the pixels."""
+def _answer(job: DecodeJob, upload: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
+    """The answer and the pixels; a refusal is {status, error} and no pixels."""
     try:
         video = _frames(job, upload)
     except VideoTooLargeError as error:
@@ -140,7 +140,7 @@ def _answer(job: Job, upload: bytes) -> tuple[dict[str, Any], bytes | memoryview
         return {"status": 422 if job.images else 415, "error": str(error)}, b""
     except _OUR_FAULT:
         return {"status": 500, "error": traceback.format_exc()}, b""
-    except Exception as error:  # what libraries raise on bytes that nobody foresaw
+    except Exception as error:  # libraries may raise anything on bytes that nobody foresaw
         if _lacks_memory(error):
             return _NO_MEMORY, b""
         return {"status": 415, "error": "it is damaged", "log": f"{type(error).__name__}: {first_line(error)}"}, b""
@@ -155,7 +155,7 @@ def _lacks_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == -4)  # Error::StsNoMem
 
 
-def _frames(job: Job, upload: bytes) -> Video:
+def _frames(job: DecodeJob, upload: bytes) -> Video:
     limits = VideoLimits(**job.limits)
     if job.images:
         parts = [upload[start:end] for start, end in pairwise(accumulate(job.sizes, initial=0))]
@@ -171,7 +171,7 @@ def _frames(job: Job, upload: bytes) -> Video:
 
 
 def _check(info: VideoInfo, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:
-    """Refuse what the header says already; what it hides is found while frames are decoded."""
+    """Refuse by what the header says; what it hides shows while frames are decoded."""
     total = info.num_frames * info.height * info.width
     if total > limits.max_total_pixels:
         raise VideoTooLargeError(f"its frames have {total} pixels together, more than {limits.max_total_pixels}")

@@ -1,8 +1,7 @@
-"""Decode what was uploaded: a video, images, or an npy array.
+"""Decode an upload: a video, images, or an npy array.
 
-What a client sends is decoded in a child process of few rights (`pipelines.serving.decoder`), within a deadline: what
-crashes it, or never ends, or asks for all memory, is the end of that upload and of nothing else. An npy array needs
-no decoder.
+A child process with few rights decodes it within a deadline (`pipelines.serving.decoder`). An upload that crashes the
+child, never ends or takes too much memory fails alone. An npy array needs no decoder.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.serving.child import Answer, Call, Child, DeathError
-from pipelines.serving.decoder import Job
+from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.jobs import Limits
 from pipelines.serving.npy import HEAD_BYTES, read_npy_header
@@ -29,12 +28,18 @@ from robometer.frames.video import VideoLimits
 logger = logging.getLogger(__name__)
 
 DECODERS = 4
-"""Uploads that are decoded at a time in one ingress replica; more wait."""
+"""Uploads that one ingress replica decodes at a time; more wait."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """frames uint8 [T, H, W, 3], the source frame that each one is, and the source's frames per second if known."""
+    """A decoded upload.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3] RGB.
+        frame_index: [T], position of each frame in the source.
+        fps: frames per second of the source, where it is known.
+    """
 
     frames: np.ndarray
     frame_index: list[int]
@@ -42,14 +47,16 @@ class Decoded:
 
 
 class Decoders:
-    """Child processes that decode, one for each of a few threads; they start with the first upload."""
+    """Child processes that decode, one for each of a few threads. They start with the first upload."""
 
     def __init__(
         self, limits: Limits, observe_death: Callable[[str], None] = lambda cause: None, max_held_bytes: int = 2**29
     ) -> None:
-        """`observe_death` is told each time that an upload ends its process: the signal's name, or `timeout`.
+        """Start no process yet.
 
-        `max_held_bytes` bounds the decoded frames of all requests together, which wait for the model.
+        Args:
+            observe_death: called when an upload ends its process, with the cause: a signal's name, or `timeout`.
+            max_held_bytes: limit of the decoded frames of all requests together, while they wait for the model.
         """
         self.limits, self._observe_death = limits, observe_death
         self._max_held_bytes, self._held_bytes = max_held_bytes, 0
@@ -60,11 +67,11 @@ class Decoders:
         """Frames of an uploaded video, as a model sees them.
 
         Raises:
-            ApiError: 415 for what is no video that can be decoded, 413 for what is beyond the limits or takes too
-                long, 422 for an empty part, 503 where the machine ended the decoder.
+            ApiError: 415 where it cannot be decoded, 413 where it exceeds the limits or takes too long, 422 where it
+                is empty, 503 where the machine killed the decoder.
         """
         if not data:
-            raise ApiError(422, f"field '{field}' is empty")
+            raise ApiError(422, f"Field '{field}' is empty.")
         return await self._run(field, self._job([len(data)], images=False), [data])
 
     async def images(self, items: Any, field: str) -> Decoded:
@@ -74,11 +81,11 @@ class Decoders:
             ApiError: 422 for anything else, 413 for too many frames or pixels, or too much time.
         """
         if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
-            raise ApiError(422, f"field '{field}' must be a list of at least one base64 JPEG or PNG image")
+            raise ApiError(422, f"Field '{field}' must be a list of at least one base64 JPEG or PNG image.")
         _check_source(len(items), 1, field, self.limits)
         for i, item in enumerate(items):
             if not item.isascii():
-                raise ApiError(422, f"field '{field}': image {i} is not a base64 JPEG or PNG image")
+                raise ApiError(422, f"Field '{field}': image {i} is not a base64 JPEG or PNG image.")
         job = self._job([len(item) for item in items], images=True)
         return await self._run(field, job, (item.encode("ascii") for item in items))
 
@@ -91,14 +98,14 @@ class Decoders:
         return await asyncio.to_thread(decode_npy, data, field, self.limits)
 
     @contextmanager
-    def holding(self, frames: np.ndarray) -> Iterator[None]:
-        """In the block a request holds these frames: those of a small upload may be many.
+    def counted(self, frames: np.ndarray) -> Iterator[None]:
+        """Count these frames as held in memory during the block: a small upload may have many.
 
         Raises:
-            ApiError: 503, others hold too many.
+            ApiError: 503, too many are held already.
         """
         if self._held_bytes and self._held_bytes + frames.nbytes > self._max_held_bytes:
-            raise unavailable("the frames of too many requests wait for the model; try again later")
+            raise unavailable("The frames of too many requests wait for the model. Try again later.")
         self._held_bytes += frames.nbytes
         try:
             yield
@@ -106,12 +113,12 @@ class Decoders:
             self._held_bytes -= frames.nbytes
 
     def close(self) -> None:
-        """End all processes, and what they are doing."""
+        """End all processes and their work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _job(self, sizes: list[int], images: bool) -> Job:
+    def _job(self, sizes: list[int], images: bool) -> DecodeJob:
         limits = self.limits
-        return Job(
+        return DecodeJob(
             sizes=sizes,
             images=images,
             settings=limits.frames.as_dict(),
@@ -120,21 +127,21 @@ class Decoders:
             cpu_s=math.ceil(limits.decode_timeout_s),
         )
 
-    async def _run(self, field: str, job: Job, parts: Iterable[bytes]) -> Decoded:
+    async def _run(self, field: str, job: DecodeJob, parts: Iterable[bytes]) -> Decoded:
         call = Call()
         done = asyncio.get_running_loop().run_in_executor(self._threads, self._in_thread, call, field, job, parts)
         try:
             return await done
-        except asyncio.CancelledError:  # the client is gone, or its time is up
+        except asyncio.CancelledError:  # the client has gone, or the request timed out
             call.end("cancelled")
             raise
 
-    def _in_thread(self, call: Call, field: str, job: Job, parts: Iterable[bytes]) -> Decoded:
+    def _in_thread(self, call: Call, field: str, job: DecodeJob, parts: Iterable[bytes]) -> Decoded:
         child = getattr(self._of_thread, "child", None)
         if child is None or not child.alive():
             child = self._of_thread.child = Child(_memory_bytes(self.limits))
         try:
-            with call.held_by(child, self.limits.decode_timeout_s):
+            with call.running_in(child, self.limits.decode_timeout_s):
                 answer = child.decode(job, parts)
         except DeathError as death:
             self._observe_death(death.cause)
@@ -147,11 +154,11 @@ class Decoders:
 def decode_npy(data: bytes, field: str, limits: Limits) -> Decoded:
     """See `Decoders.npy`."""
     if not data:
-        raise ApiError(422, f"field '{field}' is empty")
+        raise ApiError(422, f"Field '{field}' is empty.")
     shape, fortran_order, offset = read_npy_header(data[:HEAD_BYTES], field)
     _check_source(shape[0], shape[1] * shape[2], field, limits)
     if len(data) - offset != math.prod(shape):
-        raise ApiError(422, f"field '{field}' is cut short or has bytes after its array: send it again")
+        raise ApiError(422, f"Field '{field}' is cut short or has bytes after its array. Send it again.")
     pixels = np.frombuffer(data, np.uint8, offset=offset)
     frames = np.ascontiguousarray(pixels.reshape(shape, order="F" if fortran_order else "C"))
     return Decoded(frames, list(range(len(frames))))
@@ -159,32 +166,32 @@ def decode_npy(data: bytes, field: str, limits: Limits) -> Decoded:
 
 def _check_source(num_frames: int, pixels: int, field: str, limits: Limits) -> None:
     if num_frames < 1 or pixels < 1:
-        raise ApiError(422, f"field '{field}' holds no frames")
+        raise ApiError(422, f"Field '{field}' holds no frames.")
     if num_frames > limits.max_source_frames:
-        raise ApiError(413, f"field '{field}' has {num_frames} frames, more than {limits.max_source_frames}")
+        raise ApiError(413, f"Field '{field}' has {num_frames} frames; the limit is {limits.max_source_frames}.")
     if pixels > limits.max_source_pixels:
-        raise ApiError(413, f"field '{field}' has frames of {pixels} pixels, more than {limits.max_source_pixels}")
+        raise ApiError(413, f"Field '{field}' has frames of {pixels} pixels; the limit is {limits.max_source_pixels}.")
 
 
 def _refusal(field: str, answer: Answer) -> Exception:
-    """What a child process says of an upload that it refuses."""
+    """The error for an upload that the child process refused."""
     if answer.log:
-        logger.warning("an upload could not be decoded for a reason that has no sentence: %s", answer.log)
+        logger.warning("An upload could not be decoded: %s", answer.log)
     if answer.status not in (413, 415, 422):
         return RuntimeError(f"the decoder of uploads is broken: {answer.error}")
-    return ApiError(answer.status, f"field '{field}' cannot be decoded: {answer.error}")
+    return ApiError(answer.status, f"Field '{field}' cannot be decoded: {answer.error.rstrip('.')}.")
 
 
 def _end(field: str, cause: str, limits: Limits) -> ApiError:
-    """What the end of a child process says of the upload that it held."""
+    """The error for an upload over which the child process ended."""
     if cause in ("timeout", "SIGXCPU"):
         limit = f"{limits.decode_timeout_s:g} s (serve.decode_timeout_s)"
-        return ApiError(413, f"field '{field}' takes longer to decode than {limit}: send fewer or smaller frames")
+        return ApiError(413, f"Field '{field}' takes longer to decode than {limit}. Send fewer or smaller frames.")
     if cause in ("SIGKILL", "cancelled", "ended"):  # from outside, e.g. because the machine is out of memory
-        return unavailable(f"the decoder of field '{field}' was ended from outside; try again")
-    return ApiError(415, f"field '{field}' is damaged: it crashes its decoder")
+        return unavailable(f"The decoder of field '{field}' was killed from outside. Try again.")
+    return ApiError(415, f"Field '{field}' is damaged: it crashes its decoder.")
 
 
 def _memory_bytes(limits: Limits) -> int:
-    # A stream may refer to 16 frames, of up to 3 bytes a pixel where it has 8 bits; an upload is there four times.
+    # A stream may refer to 16 frames of up to 3 bytes a pixel at 8 bits; an upload is in memory four times.
     return 2**29 + 4 * limits.max_upload_bytes + 48 * limits.max_source_pixels

@@ -1,4 +1,4 @@
-"""Errors that leave the endpoint: a status and one sentence, never a traceback."""
+"""Errors that the endpoint answers: a status and a sentence, never a traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 
 class ApiError(Exception):
-    """A request that ends here.
+    """A request that is refused.
 
     Attributes:
         status: HTTP status.
@@ -23,8 +23,18 @@ class ApiError(Exception):
 
 
 def unavailable(sentence: str, retry_after_s: int = 1) -> ApiError:
-    """503 that says when to come back."""
+    """A 503 that says when to try again."""
     return ApiError(503, sentence, {"Retry-After": str(retry_after_s)})
+
+
+def no_such_route() -> ApiError:
+    """The 404 of a path that the endpoint does not have."""
+    return ApiError(404, "There is no such route. /docs lists the routes.")
+
+
+def as_sentence(text: str) -> str:
+    """An error message of other code as a sentence: a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def error_response(error: ApiError, request_id: str) -> Response:

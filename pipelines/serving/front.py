@@ -1,10 +1,10 @@
-"""What stands in Ray Serve's HTTP proxy, before any replica: no replica waits for a client, and none dies on one.
+"""The part of the endpoint that runs in Ray Serve's HTTP proxy, so that no replica waits for a client.
 
-A request is vetted, its body is taken in whole within a deadline and a bound on all bodies together, and only then is
-it handed on. A replica that dies over it costs nothing, since it is handed to the next. What Ray's proxy would answer
-itself (no route yet, no replica, a dead one) becomes 503 with the sentence that every error has.
+It checks a request and reads its whole body, within a deadline and a limit on all bodies together. Only then does it
+pass the request to a replica; if the replica dies, the next one gets the request. What Ray's proxy would answer itself
+(no route yet, no replica, a dead replica) becomes a 503 in the form of all errors.
 
-Ray builds this into its proxy where the variable of `ENVIRONMENT` is set in the proxy's process.
+Ray loads this into its proxy where the variable of `ENVIRONMENT` is set in the proxy's process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
-from pipelines.serving.errors import ApiError, error_response, unavailable
+from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +33,23 @@ UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare"})
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 
 REPLICA_HEADER = b"x-robometer-replica"
-"""On every answer of ours: what lacks it came from Ray."""
+"""Marks every answer of a replica; an answer without it came from Ray."""
 
 PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
-"""How long a request is handed to one replica after another."""
+"""How long a request is passed to one replica after another."""
 
 DISCARD_S = 2.0
-"""How long a body that was refused is still read."""
+"""How long the rest of a refused body is read."""
 
 _FORWARDED = frozenset({b"accept", b"authorization", b"content-encoding", b"content-length", b"content-type", b"host"})
-"""Ray's proxy obeys some headers, such as one that sets a request's timeout: no client steers it."""
+"""No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What an ingress replica says to a request that it would take: bounds of its body, and whose they are."""
+    """An ingress replica's permission to send a body: its limits, and which instance of the endpoint gave it."""
 
     max_upload_bytes: int
     body_timeout_s: float
@@ -57,12 +57,12 @@ class Admission:
     instance: str
 
     def response_body(self) -> bytes:
-        """As JSON."""
+        """The permission as JSON."""
         return json.dumps(asdict(self)).encode()
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray's proxy calls before it starts its server."""
+    """Ray's proxy calls this before it starts its server."""
     heads.install()
     return [Middleware(Front)]
 
@@ -73,7 +73,7 @@ class Front:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._uploads = self._held_bytes = 0
-        self._draining: str | None = None  # the instance that takes no more
+        self._draining: str | None = None  # the instance that takes no more requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -93,7 +93,7 @@ class Front:
             return
         headers = [(name, value) for name, value in reply.headers if name.lower() != b"x-request-id"]
         headers.append((b"x-request-id", request_id.encode()))
-        if self._draining:  # what is sent on a connection that is kept would meet the end of this process
+        if self._draining:  # the next request on this connection would meet the end of this process
             headers = [(name, value) for name, value in headers if name.lower() != b"connection"]
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -107,33 +107,33 @@ class Front:
         if path == DRAIN and scope["method"] == "POST":
             return await self._drain(scope, client)
         if path.startswith("/-/") and path != RAY_HEALTH:
-            raise ApiError(404, "there is no such route; /docs lists them")
+            raise no_such_route()
         if path in UPLOAD_ROUTES and scope["method"] == "POST":
             return await self._upload(scope, client)
         if path == RAY_HEALTH:
             reply = _Reply()
             await self._app(scope, client.nothing_more, reply)
             return reply
-        return await self._hand_on(scope, client, [])
+        return await self._pass_on(scope, client, [])
 
     async def _upload(self, scope: Scope, client: _Client) -> _Reply:
         self._uploads += 1
         client.is_sending = True
         chunks: list[bytes] = []
         try:
-            reply = await self._hand_on(_inner(scope, ADMIT), client)
+            reply = await self._pass_on(_inner(scope, ADMIT), client)
             if reply.status != 200:
                 return reply
             admission = Admission(**json.loads(b"".join(reply.chunks)))
             if admission.instance == self._draining:
-                raise unavailable("the endpoint is ending and takes no more requests; try another or later", 5)
-            await self._take_in(chunks, client, admission)
-            return reply if client.gone else await self._hand_on(scope, client, chunks)
+                raise unavailable("The endpoint is shutting down and takes no more requests. Try again later.", 5)
+            await self._read_body(chunks, client, admission)
+            return reply if client.gone else await self._pass_on(scope, client, chunks)
         finally:
             self._uploads -= 1
             self._held_bytes -= sum(map(len, chunks))
 
-    async def _take_in(self, chunks: list[bytes], client: _Client, admission: Admission) -> None:
+    async def _read_body(self, chunks: list[bytes], client: _Client, admission: Admission) -> None:
         size_bytes = 0
         try:
             async with asyncio.timeout(admission.body_timeout_s):
@@ -145,30 +145,30 @@ class Front:
                     if size_bytes > admission.max_upload_bytes:
                         raise too_large(admission.max_upload_bytes)
                     if self._held_bytes > admission.max_held_bytes:
-                        raise unavailable("too many request bodies are on their way; try again later")
+                        raise unavailable("Too many request bodies are arriving at once. Try again later.")
         except TimeoutError:
-            sentence = f"the body did not arrive within {admission.body_timeout_s:g} s (serve.body_timeout_s)"
+            sentence = f"The body did not arrive within {admission.body_timeout_s:g} s (serve.body_timeout_s)."
             raise ApiError(408, sentence, {"Connection": "close"}) from None
 
-    async def _hand_on(self, scope: Scope, client: _Client, chunks: list[bytes] | None = None) -> _Reply:
-        """Our own answer to a request, whichever replica gives it; without `chunks` its body stays where it is."""
+    async def _pass_on(self, scope: Scope, client: _Client, chunks: list[bytes] | None = None) -> _Reply:
+        """A replica's answer to a request; without `chunks` the request has no body, and the client's is not read."""
         deadline_s, pause_s = time.monotonic() + PATIENCE_S.get(scope["method"], 3.0), 0.05
         while True:
             reply = _Reply()
             try:
                 await self._app(dict(scope), client.replay(chunks), reply)
-            except Exception:  # Ray's proxy failed: the next try may go another way
-                logger.exception("the proxy failed on request %r", scope["path"][:80])
-            if client.gone or reply.is_ours:
+            except Exception:  # Ray's proxy failed: the next try may reach another replica
+                logger.exception("The proxy failed on request %r.", scope["path"][:80])
+            if client.gone or reply.is_from_replica:
                 return reply
             if time.monotonic() > deadline_s:
-                raise unavailable("no replica of the endpoint answers now; try again in a moment")
+                raise unavailable("No replica of the endpoint answers. Try again in a moment.")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.5)
 
     async def _drain(self, scope: Scope, client: _Client) -> _Reply:
-        """Take no more uploads of the instance whose key the request knows; answers how many are on their way."""
-        reply = await self._hand_on(_inner(scope, DRAIN), client)
+        """Refuse uploads to the instance whose key the request has; answers how many are in flight."""
+        reply = await self._pass_on(_inner(scope, DRAIN), client)
         if reply.status == 200:
             self._draining = Admission(**json.loads(b"".join(reply.chunks))).instance
             reply = _Reply()
@@ -177,12 +177,12 @@ class Front:
 
 
 def too_large(limit: int) -> ApiError:
-    """The refusal of a body."""
-    return ApiError(413, f"the request body is larger than {limit} bytes (serve.max_upload_bytes)")
+    """The 413 of a body of more than `limit` bytes."""
+    return ApiError(413, f"The request body is larger than {limit} bytes (serve.max_upload_bytes).")
 
 
 class _Client:
-    """`receive` that remembers whether the client is still sending a body, and whether it has gone."""
+    """Wraps `receive`; knows whether the client is still sending a body and whether it has gone."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.gone, self.is_sending = receive, False, False
@@ -194,20 +194,20 @@ class _Client:
         return message
 
     async def discard(self) -> None:
-        """Read on for a while after a refusal: a connection that is closed on a sender loses the answer."""
+        """Read on for a while after a refusal: closing the connection on a sender would lose the answer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_S):
                 while self.is_sending:
                     await self.receive()
 
     async def nothing_more(self) -> Message:
-        """What comes after a body: only ever that the client has gone."""
+        """Wait until the client has gone: nothing else comes after a body."""
         while not self.gone:
             await self.receive()
         return {"type": "http.disconnect"}
 
     def replay(self, chunks: list[bytes] | None) -> Receive:
-        """`receive` of a body that is in, then `nothing_more`; None: of an empty one, and the client is not asked."""
+        """A `receive` that gives these chunks, then `nothing_more`; None: an empty body, and nothing is read."""
         waiting = iter([*(chunks or ()), b""])
 
         async def receive() -> Message:
@@ -221,7 +221,7 @@ class _Client:
 
 @dataclass
 class _Reply:
-    """`send` that keeps an answer until it is whole."""
+    """A `send` that collects an answer."""
 
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -236,29 +236,29 @@ class _Reply:
             self.whole = not message.get("more_body", False)
 
     @property
-    def is_ours(self) -> bool:
+    def is_from_replica(self) -> bool:
         return self.whole and any(name.lower() == REPLICA_HEADER for name, _ in self.headers)
 
 
 def _inner(scope: Scope, path: str) -> Scope:
-    """A request without a body, with the headers of `scope`."""
+    """A GET of `path` with the headers of `scope`."""
     return {**scope, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id, or empty. Raises `ApiError` for one that is not safe to log and to send back."""
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if not given:
+    """The client's id; empty without one. Raises `ApiError` where it is not safe to log and to send back."""
+    ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if not ids:
         return ""
-    if len(given) > 1 or not _REQUEST_ID.fullmatch(given[0]):
-        raise ApiError(400, "x-request-id must be one id of 1 to 128 letters, digits and ._:+=/@-")
-    return str(given[0].decode())
+    if len(ids) > 1 or not _REQUEST_ID.fullmatch(ids[0]):
+        raise ApiError(400, "Send one x-request-id of 1 to 128 letters, digits and ._:+=/@- only.")
+    return str(ids[0].decode())
 
 
 def _singles(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers. Raises `ApiError` where one that is read here is given twice."""
+    """The headers. Raises `ApiError` where one that matters here is given twice."""
     names = [name for name, _ in scope["headers"] if name in _FORWARDED - {b"accept"}]
     if len(set(names)) < len(names):
         doubled = next(name for name in names if names.count(name) > 1)
-        raise ApiError(400, f"header {doubled.decode()!r} is given more than once")
+        raise ApiError(400, f"Header {doubled.decode()!r} is given more than once.")
     return list(scope["headers"])

@@ -1,4 +1,4 @@
-"""What stands before every route in an ingress replica: token, size, admission, time limit, metrics."""
+"""Checks before every route of an ingress replica: token, size, admission, time limit; and its metrics."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serving.errors import ApiError, error_response, unavailable
+from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front import ADMIT, DRAIN, REPLICA_HEADER, UPLOAD_ROUTES, Admission, too_large
 from pipelines.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 OPEN_ROUTES = frozenset({"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css", "/openapi.json"})
-"""Without a token: none of these tells more than this source does."""
+"""Need no token: none of these tells more than the source code does."""
 
 ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", ADMIT}
 
 CLIENT_GONE = 499
-"""The status under which a request is counted whose client did not wait for the answer."""
+"""The status in the metrics of a request whose client did not wait for the answer."""
 
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """Bounds of one ingress replica.
+    """Limits of one ingress replica.
 
     Attributes:
         token: bearer token that requests must carry; empty: none.
-        max_upload_bytes: of one request body.
-        max_in_flight: scoring requests at a time; more are answered 503.
-        timeout_s: from a request, whose body is in, to its answer.
-        body_timeout_s: from a request's head to the end of its body.
-        max_held_bytes: of the bodies of all requests at a time, in the HTTP proxy, and of their frames here.
-        drain_key: who knows it may tell the HTTP proxy to take no more requests; empty: nobody.
+        max_upload_bytes: limit of one request body.
+        max_in_flight: limit of scoring requests at a time; more are answered 503.
+        timeout_s: limit in seconds from the end of a request's body to the answer.
+        body_timeout_s: limit in seconds from a request's head to the end of its body.
+        max_held_bytes: limit of all bodies at a time in the HTTP proxy, and of all frames in this replica.
+        drain_key: whoever has it may tell the HTTP proxy to take no more requests; empty: nobody.
         instance: names one start of the endpoint.
     """
 
@@ -53,7 +53,7 @@ class GuardSettings:
 
 
 class Guard:
-    """ASGI middleware behind a `Front`, which it tells what to take in; counts every answer."""
+    """ASGI middleware behind a `Front`; it admits requests and counts every answer."""
 
     def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
@@ -70,12 +70,12 @@ class Guard:
             await self._serve(scope, headers, receive, answer)
         except ApiError as error:
             await self._refuse(error, scope, receive, answer, request_id)
-        except asyncio.CancelledError:  # so Ray tells that the client has gone: no failure of ours
+        except asyncio.CancelledError:  # how Ray says that the client has gone, which is no failure
             answer.status = answer.status or CLIENT_GONE
             raise
-        except Exception:  # the last border: a bug is logged here and answered without its traceback
-            logger.exception("request %s failed", request_id)
-            bug = ApiError(500, "the endpoint failed on this request; its log names the request id")
+        except Exception:  # a bug is logged, and answered without its traceback
+            logger.exception("Request %s failed.", request_id)
+            bug = ApiError(500, "The endpoint failed on this request. Its log has the cause under the request id.")
             await self._refuse(bug, scope, receive, answer, request_id)
         finally:
             route = scope["path"] if scope["path"] in ROUTES else "other"
@@ -100,24 +100,24 @@ class Guard:
             async with asyncio.timeout(self._settings.timeout_s):
                 await self._app(scope, receive, send)
         except TimeoutError:
-            raise unavailable(f"no answer within {self._settings.timeout_s:g} s; send less or try later") from None
+            raise unavailable(f"No answer within {self._settings.timeout_s:g} s. Send less, or try later.") from None
         finally:
             self._change_in_flight(-1)
 
     def _authenticate(self, headers: Headers) -> None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         # Header values are latin-1 to ASGI, and the token's bytes are UTF-8.
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self._settings.token.encode())
+        right = hmac.compare_digest(token.strip().encode("latin-1"), self._settings.token.encode())
         if self._settings.token and not (right and scheme.lower() == "bearer"):
-            sentence = "a bearer token is required: send the header 'Authorization: Bearer TOKEN'"
-            if given:
-                sentence = "the bearer token is not the one this endpoint was started with"
+            sentence = "A bearer token is required. Send the header 'Authorization: Bearer TOKEN'."
+            if token:
+                sentence = "The bearer token is not the one that this endpoint was started with."
             raise ApiError(401, sentence, {"WWW-Authenticate": "Bearer"})
 
     def _check_drain_key(self, headers: Headers) -> None:
-        given, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key
-        if not key or not hmac.compare_digest(given, f"Bearer {key}".encode()):
-            raise ApiError(404, "there is no such route; /docs lists them")
+        authorization, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key
+        if not key or not hmac.compare_digest(authorization, f"Bearer {key}".encode()):
+            raise no_such_route()
 
     async def _admission(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._settings
@@ -131,7 +131,7 @@ class Guard:
         if declared.isdecimal() and int(declared) > self._settings.max_upload_bytes:
             raise too_large(self._settings.max_upload_bytes)
         if self._in_flight >= self._settings.max_in_flight:
-            raise unavailable(f"{self._in_flight} requests are being served already; try again later")
+            raise unavailable(f"{self._in_flight} requests are already being served. Try again later.")
 
     def _change_in_flight(self, change: int) -> None:
         self._in_flight += change
@@ -143,7 +143,7 @@ class Guard:
 
 
 class _Answer:
-    """`send` that signs an answer with the replica's name, and remembers its status."""
+    """A `send` that adds the replica's name to an answer and keeps its status."""
 
     def __init__(self, send: Send, replica: str) -> None:
         self._send, self._replica, self.status = send, replica, 0

@@ -1,4 +1,4 @@
-"""Bounds of what uvicorn itself does not bound: lines that never end would fill its memory, and waits its sockets."""
+"""Limits that uvicorn lacks: lines without end would fill its memory, and slow clients its sockets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a head, and of the lines between and after the chunks of a body."""
+"""Limit of a head, and of the lines between and after the chunks of a body."""
 
 HEAD_TIMEOUT_S = 20.0
-"""From a connection to its first head, and from the first byte of a later one to its end."""
+"""Limit from the start of a connection to the end of its first head, and for each later head."""
 
 REST_TIMEOUT_S = 60.0
-"""From an answer to the end of a body that it did not wait for."""
+"""Limit from an early answer to the end of the request's body."""
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol that ends a connection whose lines are too long, or too long on their way.
+    """uvicorn's protocol with limits: it closes a connection whose lines are too long or too slow.
 
-    What follows a body (its trailer) is not taken for headers.
+    Trailers after a body are not treated as headers.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -79,5 +79,5 @@ class BoundedHeads(HttpToolsProtocol):
 
 
 def install() -> None:
-    """Make it the protocol of every uvicorn server that this process starts from now on and that names none."""
+    """Make it the default protocol of the uvicorn servers that this process starts from now on."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHeads.__name__}"

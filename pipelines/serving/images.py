@@ -1,4 +1,4 @@
-"""Frames of base64 JPEG and PNG images; for the process that decodes uploads, see `pipelines.serving.decoder`."""
+"""Frames of base64 JPEG and PNG images, for the process that decodes uploads (`pipelines.serving.decoder`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 
 
 def read_images(items: list[bytes], max_pixels: int, max_bytes: int) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] RGB, upright, of images of one size. Headers are checked before pixels are decoded.
+    """Frames uint8 [T, H, W, 3] RGB, upright, of images of one size. Checks headers before it decodes pixels.
 
     Args:
-        items: base64.
-        max_pixels: of one image.
-        max_bytes: of all frames.
+        items: images in base64.
+        max_pixels: limit of one image.
+        max_bytes: limit of all frames.
 
     Raises:
-        VideoError: no images, of different sizes, or of a kind that is not plainly RGB.
-        VideoTooLargeError: more pixels than the limits.
+        VideoError: no images, different sizes, or images that are not plainly RGB.
+        VideoTooLargeError: the images exceed the limits.
     """
     contents = [_decoded(item, i) for i, item in enumerate(items)]
     images = [_open(content, i) for i, content in enumerate(contents)]
@@ -68,12 +68,12 @@ def _pixels(image: Image.Image, content: bytes, position: int) -> np.ndarray:
     if problem:
         raise VideoError(f"image {position} {problem}")
     try:
-        _open(content, position).verify()  # of a PNG the checksums, which decoding does not look at
+        _open(content, position).verify()  # the checksums of a PNG, which decoding ignores
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:
             rgba = np.asarray(upright.convert("RGBA"))
             if rgba[..., 3].min() < 255:
-                raise VideoError(f"image {position} has transparent pixels, and no ground to show them on: send RGB")
+                raise VideoError(f"image {position} has transparent pixels: send RGB")
             return rgba[..., :3]
         return np.asarray(upright.convert("RGB"))
     except (MemoryError, VideoError):
@@ -83,7 +83,7 @@ def _pixels(image: Image.Image, content: bytes, position: int) -> np.ndarray:
 
 
 def _problem(image: Image.Image) -> str:
-    """What makes an image's RGB pixels a matter of opinion; empty for most images."""
+    """Why an image has no definite RGB pixels; empty for most images."""
     if getattr(image, "n_frames", 1) > 1 and image.format == "PNG":
         return "is animated: send one image for each frame"
     if image.mode == "CMYK":

@@ -1,4 +1,4 @@
-"""The `Ingress` deployment: the HTTP interface in front of the model, and the patience with its replicas."""
+"""The `Ingress` deployment: the HTTP interface in front of the model, which retries when a model replica dies."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.serving.api import build_api
-from pipelines.serving.errors import ApiError, unavailable
+from pipelines.serving.errors import unavailable
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.jobs import Job, Limits, ModelInfo, Outcome
 
 ATTEMPTS = 4
-"""Scoring has no side effects: a job whose replica died is sent again, at most this many times in all."""
+"""How often a job is sent in all if its replica dies; scoring has no side effects."""
 
 READY_TIMEOUT_S = 5.0
 
-_NOT_READY = "the model is not loaded yet; try again in a moment"
+_NOT_READY = "The model is not loaded yet. Try again in a moment."
 
 
 class ServeBackend:
-    """Backend over a handle to the `Model` deployment."""
+    """The `Backend` that sends jobs to the `Model` deployment."""
 
     def __init__(self, model: DeploymentHandle[Any]) -> None:
         self._model, self._last_answer_s = model, float("-inf")
@@ -49,23 +50,30 @@ class ServeBackend:
             await self.info()
 
     async def _call(self, method: str, *args: Any) -> Any:
-        for attempt in range(ATTEMPTS):
-            try:
-                answer = await getattr(self._model, method).remote(*args)
-                self._last_answer_s = time.monotonic()
-                return answer
-            except BackPressureError:
-                raise unavailable("the model's queue is full; try again later") from None
-            except DeploymentUnavailableError:
-                raise unavailable(_NOT_READY) from None
-            except RayActorError:
-                await asyncio.sleep(0.1 * 2**attempt)
-        raise ApiError(503, f"the model died {ATTEMPTS} times on this request", {"Retry-After": "5"})
+        try:
+            answer = await self._ask(method, *args)
+        except BackPressureError:
+            raise unavailable("The model's queue is full. Try again later.") from None
+        except DeploymentUnavailableError:
+            raise unavailable(_NOT_READY) from None
+        except RayActorError:
+            raise unavailable(f"The model died {ATTEMPTS} times on this request.", 5) from None
+        self._last_answer_s = time.monotonic()
+        return answer
+
+    @retry(
+        retry=retry_if_exception_type(RayActorError),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(multiplier=0.1),  # 0.1 s, 0.2 s, 0.4 s
+        reraise=True,
+    )
+    async def _ask(self, method: str, *args: Any) -> Any:
+        return await getattr(self._model, method).remote(*args)
 
 
 @serve.ingress(None)
 class Ingress:
-    """Decodes and validates; Ray Serve runs several of these beside few models."""
+    """Decodes and validates requests. Ray Serve runs several of these in front of few models."""
 
     def __init__(self, model: DeploymentHandle[Any], limits: Limits, guard: GuardSettings) -> None:
         self._api = build_api(ServeBackend(model), limits, guard, serve.get_replica_context().replica_id.unique_id)

@@ -1,4 +1,4 @@
-"""What the HTTP interface asks of the model, and how it is answered; no Ray and no FastAPI in here."""
+"""The jobs that the HTTP interface sends to the model, and their answers. Knows neither Ray nor FastAPI."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ MAX_TASK_CHARS = 2000
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold.
+    """Limits of one request.
 
     Attributes:
-        max_upload_bytes: of a request, and of its frames when they are decoded.
-        max_source_frames, max_source_pixels, max_total_pixels: frames, pixels of one, and pixels of all.
-        decode_timeout_s: for each video, or list of images.
-        frames: what a video becomes for the model.
+        max_upload_bytes: bytes of a request, and of its decoded frames.
+        max_source_frames: frames of a video.
+        max_source_pixels: pixels of a frame.
+        max_total_pixels: pixels of all frames of a video.
+        decode_timeout_s: seconds to decode a video or a list of images.
+        frames: how a video becomes the frames that the model sees.
     """
 
     max_upload_bytes: int
@@ -32,7 +34,7 @@ class Limits:
 
     @classmethod
     def from_config(cls, config: Config, frames: FrameSettings) -> Limits:
-        """Of an endpoint whose model is shown a video's frames by the settings `frames`."""
+        """Limits of an endpoint whose model sees videos with the settings `frames`."""
         return cls(
             max_upload_bytes=config.serve.max_upload_bytes,
             max_source_frames=config.serve.max_source_frames,
@@ -72,9 +74,9 @@ class Outcome:
     Attributes:
         model: the scorer's name.
         value: `ClipScore` of a score job, P(A better) of a compare job, None where it failed.
-        error: one sentence where the job failed, else empty.
-        rejected: the input was at fault, not the model.
-        batch_size: how many jobs went through the model together.
+        error: why the job failed; empty where it did not.
+        rejected: whether the input was at fault, not the model.
+        batch_size: jobs that went through the model together.
         first: true for one job of each batch, so that a batch is counted once.
     """
 
@@ -88,7 +90,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model answers, and what it was made from."""
+    """The model that answers, and its provenance."""
 
     name: str
     provenance: dict[str, Any]
@@ -98,7 +100,7 @@ class Backend(Protocol):
     """Where the HTTP interface sends its work."""
 
     async def run(self, job: Job) -> Outcome:
-        """Answer one job. Raises `ApiError` when the model is overloaded or away."""
+        """Answer one job. Raises `ApiError` while the model is overloaded or not available."""
         ...
 
     async def info(self) -> ModelInfo:
@@ -106,7 +108,7 @@ class Backend(Protocol):
         ...
 
     async def ready(self) -> None:
-        """Return if the model can answer. Raises `ApiError` otherwise."""
+        """Return when the model can answer. Raises `ApiError` otherwise."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one ingress replica; a label names the replica, so that several can be scraped in turn."""
+"""Prometheus metrics of one ingress replica. A label names the replica, so that several can be scraped in turn."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Metrics:
         ).labels(replica)
         self._decoder_deaths = Counter(
             "robometer_decoder_deaths",
-            "Uploads that ended the process that decoded them, by what ended it.",
+            "Uploads over which the decoder process ended, by cause.",
             (*labels, "cause"),
             registry=registry,
         )
         self._in_flight = Gauge(
-            "robometer_in_flight", "Scoring requests now being served.", labels, registry=registry
+            "robometer_in_flight", "Scoring requests being served.", labels, registry=registry
         ).labels(replica)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
@@ -39,7 +39,7 @@ class Metrics:
         self._seconds.labels(self.replica, route).observe(seconds)
 
     def observe_decoder_death(self, cause: str) -> None:
-        """Count one upload that ended its decoder."""
+        """Count one upload over which its decoder ended."""
         self._decoder_deaths.labels(self.replica, cause).inc()
 
     def observe_batch(self, size: int) -> None:
@@ -47,7 +47,7 @@ class Metrics:
         self._batches.observe(size)
 
     def set_in_flight(self, count: int) -> None:
-        """Scoring requests that were admitted and are not answered yet."""
+        """Set the number of scoring requests that are admitted and not answered yet."""
         self._in_flight.set(count)
 
     def render(self) -> bytes:

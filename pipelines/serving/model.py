@@ -25,44 +25,41 @@ _CANARY = Clip(np.zeros((2, 64, 64, 3), dtype=np.uint8), "check that the model a
 
 
 class ScorerLoader(Protocol):
-    """Makes a Scorer from a checkpoint folder; must be picklable."""
+    """Loads a scorer by its name (see `robometer.scorers`); must be picklable."""
 
-    def __call__(self, checkpoint: str, device: str = "cpu") -> Scorer: ...
+    def __call__(self, name: str, /, device: str = "cpu") -> Scorer: ...
 
 
 class Model:
-    """One replica of the model. Score and compare requests share one batch queue.
-
-    All that the Scorer does, it does in one thread, one after another.
-    """
+    """One replica of the model. Score and compare requests share one batch queue and one thread."""
 
     def __init__(self, loader: ScorerLoader, config: ServeConfig) -> None:
-        # Torch collapses when its threads outnumber the cores that Ray gave this replica.
+        # Torch is very slow when its threads outnumber the cores that Ray gave this replica.
         torch.set_num_threads(max(1, int(config.num_cpus)))
         self._scorer = loader(config.checkpoint, device="cuda" if config.num_gpus > 0 else "cpu")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._suspect, self._sick = False, ""
         self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
-        # Encoders load on first use: ready means that one clip went through all of it.
+        # Encoders load on first use, so that the replica is ready only when one clip went through.
         self._scorer.score([_CANARY])
 
     async def info(self) -> ModelInfo:
-        """Name and provenance of the Scorer."""
+        """Name and provenance of the scorer."""
         return ModelInfo(self._scorer.name, dict(self._scorer.info.provenance))
 
     async def run(self, job: Job) -> Outcome:
-        """Answer one job, together with others that wait."""
+        """Answer one job, in a batch with others that wait."""
         return await self._batched(job)
 
     async def check_health(self) -> None:
-        """Ray Serve replaces this replica if a clip that must work failed after an unexpected error."""
+        """Raise where the model fails on a clip that must work: Ray Serve then replaces this replica."""
         if self._sick:
             raise RuntimeError(f"the model fails on any clip ({self._sick})")
 
     @serve.batch
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
-        # A thread, so that health checks and the queue go on while the model computes.
+        # In a thread, so that health checks and the queue go on while the model computes.
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
 
     def _answer(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -80,31 +77,31 @@ class Model:
         return [outcomes[i] for i in range(len(jobs))]
 
     def _examine(self) -> None:
-        """Find out, between two batches, whether the model is at fault or what it was given."""
+        """Find out, between two batches, whether the model or its input was at fault."""
         self._suspect = False
         try:
             self._score([_CANARY])
             self._sick = ""
-        except Exception as error:  # whatever it is, no clip can be scored any more
-            logger.exception("the model fails on a clip that must work")
+        except Exception as error:  # whatever it is, this replica cannot score any clip
+            logger.exception("The model fails on a clip that must work.")
             self._sick = type(error).__name__
 
     def _score(self, clips: Sequence[Clip]) -> list[ClipScore | float]:
         scores = self._scorer.score(clips)
         if not all(np.isfinite(s.progress).all() and np.isfinite(s.success).all() for s in scores):
-            raise ArithmeticError("the model answered a number that is not finite")
+            raise ArithmeticError("the model answered with a number that is not finite")
         return list(scores)
 
     def _compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> list[ClipScore | float]:
         values = self._scorer.compare(pairs)
         if not np.isfinite(values).all():
-            raise ArithmeticError("the model answered a number that is not finite")
+            raise ArithmeticError("the model answered with a number that is not finite")
         return [float(value) for value in values]
 
     def _guarded(
         self, answer: Callable[[Sequence[T]], list[ClipScore | float]], items: Sequence[T]
     ) -> list[tuple[ClipScore | float | None, str, bool]]:
-        """Answer `items` together; if that fails, one by one, so that one bad input fails alone."""
+        """Answer `items` together; if that fails, one by one, so that a bad input fails alone."""
         if not items:
             return []
         try:
@@ -114,7 +111,7 @@ class Model:
                 return [self._guarded(answer, [item])[0] for item in items]
             if isinstance(error, InputError):
                 return [(None, _first_line(error), True)]
-            logger.exception("the model failed on a request")
+            logger.exception("The model failed on a request.")
             self._suspect = True
             return [(None, f"the model failed on this input ({type(error).__name__})", False)]
 

@@ -1,4 +1,4 @@
-"""Typed answers, and the request bodies as OpenAPI shows them."""
+"""Typed answers, and the request bodies in OpenAPI."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class ModelRef(BaseModel):
 
 
 class ModelAnswer(ModelRef):
-    """The model and what one request may hold."""
+    """The model and the limits of a request."""
 
-    provenance: dict[str, Any] = Field(description="what the model was trained on and with, from its checkpoint")
-    limits: dict[str, float] = Field(description="bounds of one request")
+    provenance: dict[str, Any] = Field(description="data and settings of the training, from the checkpoint")
+    limits: dict[str, float] = Field(description="limits of one request")
     frames: dict[str, int] = Field(
-        description="what a video becomes for the model: at most max_frames, their short_edge in pixels, jpeg_quality"
+        description="how a video becomes frames: at most max_frames, short_edge in pixels, jpeg_quality"
     )
 
 
 class ScoreAnswer(BaseModel):
-    """Progress and success at every frame that was scored."""
+    """Progress and success at every scored frame."""
 
     request_id: str
     model: ModelRef
     task: str
-    num_frames: int = Field(description="T, the number of frames that were scored", examples=[3])
+    num_frames: int = Field(description="T, the number of scored frames", examples=[3])
     frame_index: list[int] = Field(description="[T], position of each frame in the source", examples=[[0, 12, 24]])
     fps: float | None = Field(description="frames per second of the source, where it is known", examples=[10.0])
     progress: list[float] = Field(description="[T], in [0, 1]", examples=[[0.04, 0.51, 0.93]])
@@ -57,18 +57,18 @@ class StatusAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """What every error looks like."""
+    """The form of every error."""
 
     error: str = Field(description="one sentence: what was wrong, where, and what to do")
     request_id: str = Field(description="also in the x-request-id header and in the endpoint's log")
 
 
 _ERRORS = {
-    400: "A header is malformed or repeated, or the body is (broken multipart or JSON, text that is not UTF-8).",
+    400: "A header is malformed or repeated, or the body is malformed (multipart, JSON, text that is not UTF-8).",
     401: "The bearer token is missing or wrong.",
     408: "The body did not arrive in time.",
     413: "Too many bytes, frames or pixels; the limits are in /v1/model.",
-    415: "Neither multipart nor JSON, or the upload is no video.",
+    415: "The body is neither multipart nor JSON, or the upload is not a video.",
     422: "A field is missing, empty or of the wrong kind.",
     500: "The model failed on this input.",
     503: "Not ready, or overloaded: retry after the seconds in Retry-After.",

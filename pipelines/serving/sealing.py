@@ -1,4 +1,4 @@
-"""What a process that decodes uploads gives up before it sees one, so that a fault of a decoder stays inside it."""
+"""Restrictions of the process that decodes uploads, so that a fault of a decoder stays inside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 _NICE = 5
 
-# Numbers of system calls: they open, make or change a file, open a socket or a program, or reach into another process.
+# Numbers of system calls that open, make or change a file, open a socket, start a program, or reach another process.
 _DENIED = {
     "x86_64": (
         *(2, 85, 257, 437, 304, 319),  # open, creat, openat, openat2, open_by_handle_at, memfd_create
@@ -29,7 +29,7 @@ _DENIED = {
         *(101, 310, 311, 425, 321),  # ptrace, process_vm_readv, process_vm_writev, io_uring_setup, bpf
         *(29, 30, 31),  # shmget, shmat, shmctl
     ),
-    "aarch64": (  # the same, without those that it has not
+    "aarch64": (  # the same, as far as it has them
         *(56, 437, 265, 279),
         *(45, 33, 34, 35, 36, 37, 38, 276),
         *(52, 53, 452, 54, 55, 88, 5, 6, 7),
@@ -47,30 +47,30 @@ _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH of l
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld abs, jeq, jge, ret
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # SECCOMP_RET of ALLOW, ERRNO(EPERM), KILL_PROCESS
-_X32 = 0x40000000  # system calls of the x32 ABI, which have other numbers
+_X32 = 0x40000000  # bit of the system calls of the x32 ABI
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Be killed when the thread that started this process ends, however it ends. Linux only."""
+    """Have the kernel kill this process when the thread that started it ends. Linux only."""
     if sys.platform == "linux":
         _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before that
+        if os.getppid() != parent:  # it ended before the call
             os._exit(1)
 
 
 def seal(memory_bytes: int) -> str:
-    """Bound this process and refuse it files, sockets and programs from now on; its children inherit that.
+    """Limit this process and deny it files, sockets and programs from now on; its children inherit that.
 
     Args:
-        memory_bytes: address space above what it has now.
+        memory_bytes: limit of the address space above its present size.
 
     Returns:
-        What could not be had on this machine, as one sentence; empty where all could.
+        What this machine cannot restrict; empty where it can restrict everything.
     """
-    os.nice(_NICE)  # whoever answers probes comes first
+    os.nice(_NICE)  # the process that answers probes comes first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform != "linux":
@@ -82,7 +82,7 @@ def seal(memory_bytes: int) -> str:
 
 
 def forbid_children() -> None:
-    """Let this process, where its system calls can be filtered, start no other and no thread: it leaves nothing."""
+    """Let this process start no other process and no thread, where its system calls can be filtered."""
     if sys.platform == "linux":
         _deny_system_calls(_STARTS)
 
@@ -104,8 +104,8 @@ def _deny_system_calls(denied: Mapping[str, Sequence[int]]) -> str:
 
 
 def _filter(machine: str, denied: Sequence[int]) -> bytes:
-    """The BPF program: each instruction is a code, two jumps (how many to skip if true, if false) and an operand."""
-    last = len(denied) + 1  # of the instructions from the X32 test on, the one that refuses
+    """The BPF program. An instruction is a code, two jumps (how many to skip if true, if false) and an operand."""
+    last = len(denied) + 1  # instructions from the X32 test to the one that refuses
     program = [
         (_LOAD, 0, 0, 4),  # seccomp_data.arch
         (_EQUAL, 1, 0, _ARCHITECTURE[machine]),

@@ -1,4 +1,4 @@
-"""Which container a file is by its first bytes: one that could pass for two of them is refused."""
+"""Whether a file begins like an allowed video container."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SIGNATURES = re.compile(
 
 
 def check_signature(data: bytes) -> None:
-    """Raise `VideoError` for bytes that do not begin as an allowed container does.
+    """Raise `VideoError` unless the bytes begin like an allowed container.
 
-    ffmpeg looks further: after a playlist's lines it would find the container that follows them.
+    ffmpeg itself looks further: after the lines of a playlist it would find the container that follows.
     """
     if not _SIGNATURES.match(data):
-        raise VideoError("the file is not a video that can be decoded: it begins like none of the known containers")
+        raise VideoError("it is not a video: it does not begin like a known container")

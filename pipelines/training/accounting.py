@@ -1,4 +1,4 @@
-"""What a step cost: throughput, time spent waiting for data, memory, and the share of the device's peak."""
+"""The cost of a step: throughput, time spent waiting for data, memory, and the share of the device's peak."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 2.0**30
 
 
 class Meter:
-    """Measures steps of one worker; what a step's global batch held is summed by the caller."""
+    """Measures the steps of one worker; the caller sums the work of a global batch over the workers."""
 
     def __init__(self, config: Config, model: nn.Module, device: torch.device, world_size: int) -> None:
         train = config.train
@@ -28,21 +28,22 @@ class Meter:
         self._started = self._fetched = 0.0
 
     def start(self) -> None:
-        """A step begins, with waiting for its data."""
+        """Begin a step, which first waits for its data."""
         self._started = time.perf_counter()
 
     def fetched(self) -> None:
-        """The step's data is here."""
+        """Note that the step's data has arrived."""
         self._fetched = time.perf_counter()
 
     def work(self, batch: Batch) -> Tensor:
-        """What a micro-batch gives the model to do, as a tensor that adds up."""
+        """The model's work on a micro-batch, as a tensor that can be summed."""
         return work(batch, self._model).tensor()
 
     def stop(self, total: Tensor) -> dict[str, float]:
-        """The step is done; `total` is the sum of `work` over its global batch.
+        """End a step; returns its measures.
 
-        Copies of micro-batches that only keep workers in step do not count as work.
+        Args:
+            total: sum of `work` over the global batch, without the copies that only keep workers in step.
         """
         seconds, done = time.perf_counter() - self._started, Work(*total.tolist())
         values = {
@@ -58,7 +59,7 @@ class Meter:
         return values
 
     def _memory(self) -> float:
-        """Bytes: the most that tensors took on a GPU, else what this process holds now."""
+        """Bytes: the peak of tensors on a GPU, else the resident memory of this process."""
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device))
         return float(psutil.Process().memory_info().rss)

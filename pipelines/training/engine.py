@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a run: ZeRO stage, precision, offload, and a model that may be too big for one process."""
+"""The DeepSpeed engine of a run: ZeRO stage, precision, offload, and models that are too big for one process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Weights = Iterable[tuple[str, Tensor]]
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for this run on `world_size` workers.
+    """DeepSpeed's settings for this run on `world_size` workers.
 
-    The batch sizes are nominal: where the workers do not divide the micro-batches, some of them are copies without
-    weight (`pipelines.sample_stream.MicroBatches`).
+    The batch sizes are nominal: where the number of workers does not divide that of micro-batches, some of these are
+    copies with weight 0 (`pipelines.sample_stream.MicroBatches`).
     """
     train = config.train
     rounds = math.ceil(train.micro_batches / world_size)
@@ -44,7 +44,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": train.use_gpu,
         "bf16": {"enabled": train.precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # else those of micro-batches would be added up in bf16
+        "data_types": {"grad_accum_dtype": "fp32"},  # else gradients of micro-batches would be summed in bf16
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -52,7 +52,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
                 "betas": list(BETAS),
                 "eps": EPSILON,
                 "weight_decay": train.weight_decay,
-                "torch_adam": not train.use_gpu,  # DeepSpeed's own CPU Adam is compiled at first use
+                "torch_adam": not train.use_gpu,  # DeepSpeed's own CPU Adam needs a compiler at first use
             },
         },
         "steps_per_print": 10**9,
@@ -64,7 +64,7 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
     """A DeepSpeed engine around a fresh model; every rank must call this.
 
     Args:
-        universal: it will load a universal checkpoint.
+        universal: whether it will load a universal checkpoint.
     """
     deepspeed = import_deepspeed(config)
     settings = deepspeed_config(config, world_size)
@@ -83,13 +83,13 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
 
 
 def apply_gradients(engine: Any) -> float:
-    """End a global batch: the optimizer's step, unless the norm of the gradients is not finite; every rank must call.
+    """Take the optimizer's step, unless the norm of the gradients is not finite; every rank must call this.
 
     Returns:
-        The norm before clipping, over all parameters and workers. Where it is not finite, no weight was changed.
+        The norm before clipping, over all parameters and workers. If it is not finite, no weight was changed.
     """
-    # Stages 1 to 3 skip such a step themselves; without ZeRO DeepSpeed clips by the norm, whatever it is, and steps.
-    # Every rank has the same gradients there.
+    # Stages 1 to 3 skip such a step themselves. Without ZeRO, DeepSpeed would clip by any norm and step; there every
+    # rank has the same gradients.
     if engine.zero_optimization_stage() == 0:
         norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         if math.isfinite(norm):
@@ -100,12 +100,12 @@ def apply_gradients(engine: Any) -> float:
 
 
 def full_state(engine: Any, only_trained: bool = False) -> dict[str, Tensor]:
-    """All parameters and buffers, whole, on the CPU of the first rank; empty elsewhere. Every rank must call this."""
+    """All parameters and buffers, whole, on the CPU of the first rank; empty on others. Every rank must call this."""
     state, first = {}, dist.get_rank() == 0
     for name, value in engine.module.state_dict(keep_vars=True).items():
         if only_trained and not value.requires_grad:
             continue
-        with _gathered(value):  # one at a time: all of them need not fit beside each other on a device
+        with _gathered(value):  # one at a time, since all together may not fit on a device
             if first:
                 state[name] = value.detach().to("cpu", copy=True)
     return state
@@ -113,10 +113,10 @@ def full_state(engine: Any, only_trained: bool = False) -> dict[str, Tensor]:
 
 @contextmanager
 def _gathered(value: Tensor) -> Iterator[None]:
-    """A tensor made whole, if it is a parameter that ZeRO 3 has partitioned.
+    """Make a tensor whole in the block, if ZeRO 3 has partitioned it.
 
-    Small ones are whole between steps. GatheredParameters would leave them partitioned, and the next step of a run that
-    was resumed from a universal checkpoint would end in a `tracing error`.
+    Small parameters are whole between steps. GatheredParameters would leave them partitioned, and the next step of a
+    run that resumed from a universal checkpoint would fail with a `tracing error`.
     """
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
@@ -130,7 +130,7 @@ def _gathered(value: Tensor) -> Iterator[None]:
 
 
 def import_deepspeed(config: Config) -> Any:
-    """DeepSpeed, told which device it runs on before it is imported."""
+    """Import DeepSpeed, which must know its device before."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.train.use_gpu else "cpu")
     import deepspeed
     import deepspeed.ops
@@ -138,17 +138,17 @@ def import_deepspeed(config: Config) -> Any:
     deepspeed.logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     if not config.train.use_gpu:
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would want a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would need a compiler
     return deepspeed
 
 
 def partition(model: nn.Module, weights: Weights, settings: dict[str, Any]) -> dict[nn.Parameter, nn.Parameter]:
     """Fill a model of empty parameters and partition them for ZeRO 3, one by one; every rank must call this.
 
-    No process but the first ever holds more than one whole parameter and its own share of the rest.
+    Each process except the first holds at most one whole parameter, besides its share of the others.
 
     Args:
-        weights: every parameter in the order of `named_parameters`; only the first rank's are read.
+        weights: every parameter in the order of `named_parameters`; only the first rank's are used.
 
     Returns:
         The new parameter for each old one.
@@ -168,7 +168,7 @@ def partition(model: nn.Module, weights: Weights, settings: dict[str, Any]) -> d
 
 @contextmanager
 def _empty_parameters() -> Iterator[None]:
-    """Modules built inside hold parameters without memory (on torch's meta device), and their buffers as always."""
+    """Modules built in the block have parameters without memory (on torch's meta device) and ordinary buffers."""
     register = nn.Module.register_parameter
 
     def empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -189,7 +189,7 @@ def _first_weights(config: Config, corpus: Corpus) -> Weights:
 
 
 def _expected(weights: Iterator[tuple[str, Tensor]], name: str) -> Tensor:
-    given, value = next(weights, ("nothing", torch.empty(0)))
-    if given != name:
-        raise ConfigError(f"the first weights of a model are out of order: {given} came where {name} was expected")
+    next_name, value = next(weights, ("nothing", torch.empty(0)))
+    if next_name != name:
+        raise ConfigError(f"the first weights of a model are out of order: got {next_name} instead of {name}")
     return value.detach()

@@ -1,4 +1,4 @@
-"""Validation of a checkpoint: by the first worker while all others wait, or by a task of its own beside training."""
+"""Validation of a checkpoint: by the first worker while the others wait, or by a task beside training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.train import Checkpoint
 
-from pipelines.training.checkpointing import MODEL, POSITION
+from pipelines.training.checkpointing import MODEL, POSITION, History
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
@@ -21,7 +21,7 @@ FOLDER = "validations"
 
 
 def measure(folder: Path, config: Config, corpus: Corpus, device: str) -> dict[str, float]:
-    """Metrics (`robometer.evaluation.validation.validate`) of the model in a folder, under the settings of `train`."""
+    """Metrics (`robometer.evaluation.validation.validate`) of the model in a folder, with the settings of `train`."""
     train = config.train
     model, trained = load_model(folder)
     scorer = make_scorer(model, trained, "validation", device, folder=folder, corpus=corpus)
@@ -29,10 +29,10 @@ def measure(folder: Path, config: Config, corpus: Corpus, device: str) -> dict[s
 
 
 def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: str) -> dict[str, float]:
-    """What Ray Train runs as a task of its own (`ValidationConfig`): metrics, which it adds to those of the checkpoint.
+    """Ray Train runs this as a task (`ValidationConfig`) and adds the metrics to those of the checkpoint.
 
-    They are tracked, and kept in `train.output`, since Ray Train forgets them with the checkpoint. One that was cut off
-    is run again with the run.
+    The metrics are tracked, and written into `train.output`, since Ray Train deletes them with the checkpoint. A
+    validation that was interrupted runs again when the run resumes.
     """
     settings = from_dict(config)
     train = settings.train
@@ -46,7 +46,7 @@ def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: 
     return metrics
 
 
-def with_validations(history: list[dict[str, float]], output: Path) -> list[dict[str, float]]:
-    """What was recorded by step, with what `validate_checkpoint` kept of the same run."""
-    kept = [json.loads(path.read_text()) for path in sorted((output / FOLDER).glob("*.json"))]
-    return sorted([*history, *kept], key=lambda entry: entry["step"])
+def with_validations(history: History, output: Path) -> History:
+    """A run's history, with what `validate_checkpoint` wrote beside it."""
+    validations = [json.loads(path.read_text()) for path in sorted((output / FOLDER).glob("*.json"))]
+    return sorted([*history, *validations], key=lambda entry: entry["step"])

@@ -1,4 +1,4 @@
-"""What every training worker runs: DeepSpeed steps over the sample stream, checkpoints, validation."""
+"""What each training worker runs: DeepSpeed steps over the sample stream, checkpoints, validation."""
 
 from __future__ import annotations
 
@@ -40,28 +40,27 @@ logger = logging.getLogger(__name__)
 LOSSES = ("loss", "progress_loss", "success_loss", "preference_loss")
 
 NOTICE_INTERVAL_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", 5.0))
-"""How often workers ask whether a node of theirs will be taken away: as often as Ray Train looks."""
+"""How often workers ask whether one of their nodes will be taken away: as often as Ray Train looks."""
 
-
-NAMED = 8
-"""Trajectories that an error names; a file lists the others."""
+MAX_NAMED = 8
+"""Trajectories that an error names; a file lists all."""
 
 
 class NotANumberError(TrainingError):
-    """A loss, or a norm of gradients, that is not finite, found before it changes a weight.
+    """A loss or a norm of gradients is not finite; no weight was changed by it.
 
-    Every rank raises it at the same step, and a retry would only raise it again.
+    Every rank raises it at the same step, and a retry would raise it again.
     """
 
 
 def train_worker(spec: dict[str, Any]) -> str:
     """Train from the latest checkpoint (or the start) to `train.steps`; runs on every worker of a `TorchTrainer`.
 
-    Returns:
-        What ended the run early, or nothing.
-
     Args:
         spec: `config` (dict), `provenance` (dict), `run_id` of the tracked run, `interactive`.
+
+    Returns:
+        Why the run ended early; empty where it did not.
     """
     for noisy in ("ray.train", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -72,7 +71,7 @@ def train_worker(spec: dict[str, Any]) -> str:
     if not config.train.use_gpu:
         torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
     try:
-        with tracked as run:  # which marks the run as failed
+        with tracked as run:  # marks the run as failed if training raises
             engine, position = checkpointing.start(config, Corpus(config.corpus.path), size)
             Worker(config, spec, run, engine, position, rank, size).train()
     except NotANumberError as error:
@@ -81,7 +80,7 @@ def train_worker(spec: dict[str, Any]) -> str:
 
 
 class Worker:
-    """One rank of a training run, from `position` on."""
+    """One rank of a training run, which starts at `position`."""
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class Worker:
         self.corpus = Corpus(config.corpus.path)
         self.engine, self.position = engine, position
         self.meter = Meter(config, engine.module, engine.device, world_size)
-        self.asked, self.notice, self.beaten = time.monotonic(), None, -math.inf
+        self.notice_asked_s, self.notice, self.pulse_s = time.monotonic(), None, -math.inf
 
     def train(self) -> None:
         """Step until the end of the run."""
@@ -110,25 +109,25 @@ class Worker:
     def _steps(self, stream: MicroBatches, bar: Progress | None) -> None:
         train = self.config.train
         while self.position.step < train.steps:
-            self._beat()
-            values, warned = self.step(stream)
+            self._write_pulse()
+            values, has_notice = self.step(stream)
             step, last = self.position.step, self.position.step == train.steps
             if bar:
                 bar(step, {"loss": values["loss"]})
             if step % train.log_every == 0 or last:
                 self._record({name: value for name, value in values.items() if math.isfinite(value)})
             due = step % train.checkpoint_every == 0 or last
-            if due or warned:
-                self._checkpoint(whole=due, wait=warned)
+            if due or has_notice:
+                self._checkpoint(whole=due, wait=has_notice)
 
-    def _beat(self) -> None:
-        """Say how far this run is, at most once a second."""
-        if self.rank == 0 and time.monotonic() - self.beaten > 1:
-            self.beaten = time.monotonic()
+    def _write_pulse(self) -> None:
+        """Write the progress of this run for the driver, at most once a second."""
+        if self.rank == 0 and time.monotonic() - self.pulse_s > 1:
+            self.pulse_s = time.monotonic()
             Path(self.config.train.output, PULSE).write_text(f"step {self.position.step}")
 
     def step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
-        """One optimizer step; returns what the global batch gave, and whether a node has just been given notice."""
+        """One optimizer step; returns its values, and whether Ray has just announced that a node will be taken away."""
         self.meter.start()
         micro_batches = stream.take(self.position.step)
         self.meter.fetched()
@@ -138,7 +137,7 @@ class Worker:
         parts: list[Tensor] = []
         for micro_batch in micro_batches:
             if parts:
-                self.engine.step()  # which only counts, before the last micro-batch
+                self.engine.step()  # before the last micro-batch it only counts
             parts.append(micro_batch.weight * self._accumulate(micro_batch, total))
         losses = self._sum(torch.stack(parts).sum(0))
         if not torch.isfinite(losses[0]):
@@ -151,13 +150,13 @@ class Worker:
             "learning_rate": learning_rate(self.position.step, self.config),
             "grad_norm": norm,
         }
-        return values | self.meter.stop(work), ask and self._warned()
+        return values | self.meter.stop(work), ask and self._has_new_notice()
 
     def _totals(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, Tensor, bool]:
-        """Over the global batch: what normalises its losses, its work, and whether the first rank asks for notices."""
+        """Over the global batch: the counts that normalise its losses, its work, and whether to ask for notices now."""
         terms = sum(m.weight * counts(m.batch, self.config.loss) for m in micro_batches)
         work = sum(m.weight * self.meter.work(m.batch) for m in micro_batches)
-        ask = self.rank == 0 and time.monotonic() - self.asked > NOTICE_INTERVAL_S
+        ask = self.rank == 0 and time.monotonic() - self.notice_asked_s > NOTICE_INTERVAL_S
         total = self._sum(torch.cat([torch.as_tensor(terms), torch.as_tensor(work), torch.tensor([float(ask)])]))
         return total[: len(TERMS)], total[len(TERMS) : -1], bool(total[-1])
 
@@ -167,14 +166,14 @@ class Worker:
             group["lr"] = rate * group["lr_scale"]
 
     def _accumulate(self, micro_batch: MicroBatch, total: Tensor) -> Tensor:
-        """Forward and backward of one micro-batch; its `LOSSES`, float64."""
-        # Dropout follows from the micro-batch, not from the worker, so that no number of workers changes a draw.
+        """Forward and backward pass of one micro-batch; returns its `LOSSES`, float64."""
+        # Dropout follows from the micro-batch, so that it is the same for any number of workers.
         seed = np.random.SeedSequence([self.config.train.seed, micro_batch.number]).generate_state(1)[0]
         torch.manual_seed(int(seed))
         batch = micro_batch.batch.to(self.engine.device)
         output = self.engine(batch)
         losses = compute_losses(output, batch, self.config.loss, self.config.model.progress_loss, total)
-        # DeepSpeed averages over workers and micro-batches; our losses are shares of the global mean and add up.
+        # DeepSpeed averages over workers and micro-batches. Our losses are shares of the global mean, to be summed.
         scale = self.world_size * self.engine.gradient_accumulation_steps()
         self.engine.backward(losses.total * (micro_batch.weight * scale))
         parts = torch.stack([losses.total, losses.progress, losses.success, losses.preference])
@@ -186,55 +185,56 @@ class Worker:
             dist.all_reduce(values)
         return values.cpu()
 
-    def _warned(self) -> bool:
+    def _has_new_notice(self) -> bool:
         """Whether there is a new notice that a node will be taken away; every rank must call this at the same step."""
-        self.asked, known = time.monotonic(), self.notice
+        self.notice_asked_s, before = time.monotonic(), self.notice
         self.notice = ray.train.get_preemption_info()
-        return self.notice is not None and self.notice != known
+        return self.notice is not None and self.notice != before
 
     def _not_finite(self, micro_batches: list[MicroBatch], parts: list[Tensor]) -> list[int]:
-        """Which micro-batches of the step, counted from its first, gave a loss that is not finite, on any worker."""
-        found = torch.zeros(self.config.train.micro_batches, dtype=torch.float64)
+        """Micro-batches, counted from the first of the step, whose loss is not finite, on any worker."""
+        failures = torch.zeros(self.config.train.micro_batches, dtype=torch.float64)
         for micro_batch, (loss, *_) in zip(micro_batches, parts, strict=True):
-            found[micro_batch.number % len(found)] += not torch.isfinite(loss)
-        return self._sum(found).nonzero().flatten().tolist()
+            failures[micro_batch.number % len(failures)] += not torch.isfinite(loss)
+        return self._sum(failures).nonzero().flatten().tolist()
 
     def _blame(self, what: str, micro_batches: Sequence[int]) -> str:
-        """One sentence that names the trajectories of some micro-batches of this step; the first rank lists all."""
+        """A message that names the trajectories of some micro-batches of this step; the first rank writes all down."""
         index = ManifestIndex.from_table(self.corpus.manifest, self.config.sampling)
         train, step = self.config.train, self.position.step
-        size, samples, named = train.samples_per_micro_batch, [], dict[str, None]()
+        size, samples, all_ids = train.samples_per_micro_batch, [], dict[str, None]()
         for i in (step * train.batch_size + m * size + k for m in micro_batches for k in range(size)):
             sample = plan(index, self.config.sampling, train.seed, i)
             rows = [clip.row for clip in (sample.a, sample.b) if clip is not None]
             ids = [self.corpus.manifest["id"][row].as_py() for row in rows]
             samples.append({"sample_index": i, "strategy": sample.strategy, "trajectories": ids})
-            named |= dict.fromkeys(ids)
+            all_ids |= dict.fromkeys(ids)
         path = Path(train.output, f"not-finite-step{step + 1}.json")
         if self.rank == 0:
             path.write_text(json.dumps(samples, indent=1))
-        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        more = f" and {len(all_ids) - MAX_NAMED} more" if len(all_ids) > MAX_NAMED else ""
         return (
-            f"the {what} is not a finite number at step {step + 1}, which was not taken: look at its trajectories "
-            f"{', '.join(list(named)[:NAMED])}{more} (all in {path}); the same command goes on from the last checkpoint"
+            f"the {what} is not a finite number at step {step + 1}, which was not taken. Check its trajectories "
+            f"{', '.join(list(all_ids)[:MAX_NAMED])}{more} (all are in {path}). The same command resumes from the last "
+            "checkpoint."
         )
 
     def _record(self, values: dict[str, float]) -> None:
         self.position.history.append({"step": self.position.step} | values)
-        named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
-        self.run.metrics(named, self.position.step)
+        metrics = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
+        self.run.metrics(metrics, self.position.step)
 
     def _checkpoint(self, whole: bool, wait: bool) -> None:
-        """Save on every rank, validate on the first one unless that is a task of its own, report to Ray Train.
+        """Save on every rank, validate on the first one unless a task does that, report to Ray Train.
 
         Args:
-            whole: with the model and its validation, as candidate for the best; else just what resumes the run.
+            whole: save the model and validate it, as a candidate for the best; else only what resumes the run.
             wait: for the upload, which otherwise goes on beside training.
         """
         started = time.perf_counter()
         folder = Path(tempfile.mkdtemp(prefix="robometer-checkpoint-"))
         name = checkpointing.state_name(self.config, self.world_size)
-        # A checkpoint with adapters holds what is trained; the rest is that of its base model.
+        # A checkpoint with adapters holds only what is trained; the rest is in its base model.
         state = full_state(self.engine, only_trained=self.config.model.lora.rank > 0) if whole else {}
         checkpointing.save_state(self.engine, folder, name)
         metrics: dict[str, float] = {"step": self.position.step}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -60,32 +60,6 @@ class Query:
     second: int = -1
     second_task: str = ""
     pair_kind: str = ""
-
-
-QUERY_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("row", pa.int64()),
-        ("task", pa.string()),
-        ("views", pa.list_(pa.string())),
-        ("instructions", pa.list_(pa.string())),
-        ("instruction_kinds", pa.list_(pa.string())),
-        ("second", pa.int64()),
-        ("second_task", pa.string()),
-        ("pair_kind", pa.string()),
-    ]
-)
-_LISTS = ("views", "instructions", "instruction_kinds")
-
-
-def queries_table(queries: Sequence[Query]) -> pa.Table:
-    """Units as an Arrow table, one row each, to hand to workers."""
-    return pa.Table.from_pylist([asdict(query) for query in queries], schema=QUERY_SCHEMA)
-
-
-def queries_from(table: pa.Table) -> list[Query]:
-    """Inverse of `units_table`."""
-    return [Query(**row | {name: tuple(row[name]) for name in _LISTS}) for row in table.to_pylist()]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
 from robometer.evaluation.measures import confusion_matrix
 from robometer.evaluation.metrics import Resampling
-from robometer.evaluation.plan import plan_split, queries_from, queries_table, select_rows
+from robometer.evaluation.plan import plan_split, select_rows
 from robometer.evaluation.predict import ClipSource, predict, predict_each
 from robometer.evaluation.predictions import (
     ClipPrediction,
@@ -290,7 +290,6 @@ def test_the_plan_is_seeded_bounded_and_balanced(corpus: Corpus) -> None:
     assert all(not u.instructions for u in units)
     with_instructions = plan_split(corpus, "held_out", 1000, 2, 0, CONFIG.evaluations)
     assert any(u.instructions for u in with_instructions)
-    assert queries_from(queries_table(with_instructions)) == with_instructions
     assert plan_split(corpus, "no such split", 10, 2, 0, CONFIG.evaluations) == []
 
 

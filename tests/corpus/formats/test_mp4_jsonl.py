@@ -9,7 +9,7 @@ import pytest
 
 from robometer.corpus.writer import Accepted
 from tests.corpus.formats.raw import ingest, read, roll_out, row_of, rows, shows
-from tests.test_ingest import write_data
+from tests.pipelines.test_ingest import write_data
 
 
 def test_lines_become_trajectories(ray_local: None, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Uploads that are broken, odd or hostile: each gets its own right answer, and nobody else notices."""
+"""Broken, odd and hostile uploads: each gets the right answer and affects no other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from PIL.PngImagePlugin import PngInfo
 from benchmarks.fuzz_uploads import FORMATS, mutated, small_video
 from pipelines.serving import decoder
 from pipelines.serving.child import Child, DeathError
-from pipelines.serving.decoder import Job
+from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.decoding import Decoders, decode_npy
 from pipelines.serving.errors import ApiError
 from pipelines.serving.jobs import Limits
@@ -81,7 +81,7 @@ def post_images(http: httpx.Client, *images: bytes) -> httpx.Response:
 
 
 def sentence(response: httpx.Response, *statuses: int) -> str:
-    """What a refusal says, after checking that it is one line without anything of ours in it."""
+    """The sentence of a refusal, after checking that it is one line and shows no internals."""
     assert response.status_code in statuses, response.text[:500]
     text = response.json()["error"]
     assert "\n" not in text and len(text) < 400
@@ -90,12 +90,12 @@ def sentence(response: httpx.Response, *statuses: int) -> str:
 
 
 def jpeg(height: int, width: int) -> bytes:
-    """A black picture; a big one is a few bytes."""
+    """A black picture; even a large one has few bytes."""
     return cv2.imencode(".jpg", np.zeros((height, width, 3), np.uint8))[1].tobytes()
 
 
 def motion_jpeg(pictures: list[bytes], height: int, width: int, container: str = "avi") -> bytes:
-    """A video of JPEG pictures, of which the header says this size, true or not; it costs little to make."""
+    """A video of JPEG pictures whose header has this size, true or not; cheap to make."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream: Any = output.add_stream("mjpeg", rate=10)
@@ -110,7 +110,7 @@ def motion_jpeg(pictures: list[bytes], height: int, width: int, container: str =
 
 
 def long_video() -> bytes:
-    """Within the limits of this module, and seconds of decoding."""
+    """A job within the limits of this module and with seconds to decode."""
     return motion_jpeg([jpeg(2048, 2048)] * 110, 2048, 2048)
 
 
@@ -323,7 +323,7 @@ def test_what_is_decoded_counts_and_not_what_the_header_says(http: httpx.Client,
 
 @contextmanager
 def listener() -> Iterator[tuple[int, list[bytes]]]:
-    """A port of this machine, and what arrives there."""
+    """A port of this machine, and the connections that arrive there."""
     arrived: list[bytes] = []
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -347,7 +347,7 @@ def listener() -> Iterator[tuple[int, list[bytes]]]:
 
 
 def with_data_reference(mp4: bytes, url: str) -> bytes:
-    """An mp4 whose samples lie elsewhere: the boxes around `dref` grow by the URL that it then holds."""
+    """An mp4 whose samples are in another file: the boxes around `dref` grow by the URL that it holds."""
     text = url.encode() + b"\0"
     at = mp4.index(b"url \0\0\0\1")
     changed = bytearray(mp4[: at + 4] + bytes(4) + text + mp4[at + 8 :])  # without the flag "in this file"
@@ -358,7 +358,7 @@ def with_data_reference(mp4: bytes, url: str) -> bytes:
 
 
 def references(target: str) -> dict[str, bytes]:
-    """Files of every kind that names another one."""
+    """Files of every kind that can name another file."""
     mp4, stream = small_video("mp4", "libx264"), small_video("mpegts", "libx264")
     program = small_video("mpeg", "mpeg1video")
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n".encode()
@@ -476,14 +476,14 @@ print(len([importlib.import_module(name) for name in names]) == len(names))
 
 
 def test_all_that_a_stream_may_need_is_there_before_files_are_out_of_reach() -> None:
-    """A subtitle beside a video was one that was not."""
+    """The module for a subtitle stream beside the video was missing once."""
     done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, timeout=120)
     assert done.stdout == "True\n", done.stderr
 
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
-    """Those of an endpoint, without the endpoint."""
+    """The decoders of an endpoint, without the endpoint."""
     made = Decoders(limits_with())
     yield made
     made.close()
@@ -494,13 +494,13 @@ def decode_images(decoders: Decoders, *images: bytes) -> np.ndarray:
 
 
 def decoding_processes() -> list[psutil.Process]:
-    """Of all decoders that this process has."""
+    """Processes of all decoders of this process."""
     alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
     return [child for child in alive if decoder.__name__ in child.cmdline()]
 
 
 async def the_fork() -> psutil.Process:
-    """The one process that decodes an upload at this moment."""
+    """The process that decodes an upload now."""
     for _ in range(500):
         with suppress(psutil.NoSuchProcess):  # one that ends as it is asked
             forks = [fork for process in decoding_processes() for fork in process.children()]
@@ -556,7 +556,7 @@ def test_a_decoder_that_is_killed_is_replaced() -> None:
         assert parent is not None
         fork.suspend()  # so that nothing but a signal ends it
         parent.kill()
-        with pytest.raises(ApiError, match="ended from outside; try again") as caught:
+        with pytest.raises(ApiError, match="was killed from outside. Try again") as caught:
             await upload
         assert caught.value.status == 503
         assert await gone(fork)
@@ -606,11 +606,11 @@ def test_health_answers_at_once_while_all_decoders_are_busy(http: httpx.Client) 
     assert len(waits) > 3 and median(waits) < 0.5  # some may meet the other tests' processes
 
 
-def job_of(content: bytes, **changes: Any) -> Job:
+def job_of(content: bytes, **changes: Any) -> DecodeJob:
     limits = {"max_frames": 1000, "max_pixels": 2**24, "max_total_pixels": 10**10}
     settings = {"max_frames": 32, "short_edge": 240, "jpeg_quality": 90}
     values = {"sizes": [len(content)], "images": False, "settings": settings, "limits": limits, "max_bytes": 2**26}
-    return Job(**values | {"cpu_s": 60} | changes)
+    return DecodeJob(**values | {"cpu_s": 60} | changes)
 
 
 def test_memory_and_computing_time_of_an_upload_are_bounded() -> None:

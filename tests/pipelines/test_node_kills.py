@@ -1,6 +1,6 @@
-"""A node is killed in the middle of a job on three: it ends by itself, and leaves what the untouched one left.
+"""A node is killed during a job on three nodes: the job ends by itself, with the result of an undisturbed job.
 
-`python -m pytest tests/test_node_kills.py -m slow -s` prints the seconds. Ingest: `test_ingest_kills`.
+`python -m pytest tests/pipelines/test_node_kills.py -m slow -s` prints the seconds. Ingest: `test_ingest_kills`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from tests.conftest import TINY
 from tests.corpus.formats.raw import BUNDLED
-from tests.test_deadlocks import cluster, node_running
-from tests.training_runs import Driver, checkpoints, driving, recorded
+from tests.pipelines.test_deadlocks import cluster, node_running
+from tests.pipelines.training_runs import Driver, checkpoints, driving, recorded
 
 CLIPS = 160
 LARGER = (*TINY, "ingest.short_edge=96", "ingest.max_frames=16", "ingest.shard_size=8", "ingest.max_bad_fraction=1")
@@ -39,7 +39,7 @@ def three() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def larger(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus that takes a while, not embedded."""
+    """A larger corpus, without embeddings."""
     raw, path = tmp_path_factory.mktemp("larger"), tmp_path_factory.mktemp("corpus")
     (raw / "videos").symlink_to(BUNDLED / "videos")
     lines = (BUNDLED / "trajectories.jsonl").read_text().splitlines()[:CLIPS]
@@ -49,7 +49,7 @@ def larger(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed(driver: Driver, started: Any, title: str, done: Callable[[], int], first: int) -> None:
-    """Kill a node that runs `title` once `first` are done; waits for the next one."""
+    """Kill a node that runs `title` once `first` items are done, then wait for the next item."""
     driver.wait_until(lambda: done() >= first)
     started.remove_node(node_running(title, started), allow_graceful=False)
     at, before = time.monotonic(), done()
@@ -97,7 +97,7 @@ RUN = ("train.checkpoint_every=10", "train.steps=60", "train.micro_batch_size=4"
 @pytest.mark.slow
 @pytest.mark.parametrize("elastic", [False, True])
 def test_training_survives_a_node(elastic: bool, three: Any, tiny_corpus: str, tmp_path: Path) -> None:
-    """With two workers on the two nodes that are left, whether it may shrink or not."""
+    """Two workers on the two remaining nodes, elastic or not."""
 
     def overrides(name: str) -> list[str]:
         run = [f"corpus.path={tiny_corpus}", f"train.output={tmp_path / name}", "train.num_workers=2"]

@@ -266,6 +266,8 @@ def test_storage_that_cannot_be_written_is_one_sentence(ray_local: None, tmp_pat
     with pytest.raises(IngestError) as failed:
         run_ingest(config(tmp_path))
     message = str(failed.value)
-    assert re.fullmatch(r"a worker failed: cannot write .*shards/.*; mend that and run the same again", message)
+    assert re.fullmatch(
+        r"a worker failed: cannot write .*shards/.*\. Fix the cause, then rerun the same command\.", message
+    )
     shard.rmdir()
     assert run_ingest(config(tmp_path)).new == 2

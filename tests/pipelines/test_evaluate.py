@@ -1,4 +1,4 @@
-"""Distributed evaluation on a local Ray: files, counts of what failed, and metrics anew without the model."""
+"""Distributed evaluation on a local Ray: files, counts of failures, and metrics without the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -15,7 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.evaluate import EvaluationFailed, Part, recompute, run_evaluate, run_evaluations, what_it_took
+from pipelines.evaluate import recompute, run_evaluate, run_evaluations
+from pipelines.predict import EvaluationFailed, Part, what_it_took
 from robometer.baselines.trivial import Clock, FrameDifference
 from robometer.configs.loading import load
 from robometer.configs.schema import Config, ConfigError
@@ -23,15 +26,32 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import PairPrediction, Predictions
 from robometer.runs.outputs import InUseError, exclusive_folder
+from robometer.scorers import ScorerReference
 from robometer.scoring import Scorer
 from tests.evaluation.corpora import build_corpus
 
 
-def frame_difference(checkpoint: str, device: str) -> Scorer:
+@dataclass(frozen=True)
+class Made(ScorerReference):
+    """A scorer that a worker makes by a function of this module, from a folder."""
+
+    make: Callable[[str], Scorer]
+    folder: str = ""
+
+    takes_any_frames = True
+
+    def load(self, device: str = "cpu") -> Scorer:
+        return self.make(self.folder)
+
+    def identity(self) -> str:
+        return f"{self.make.__qualname__} {self.folder}"
+
+
+def frame_difference(folder: str) -> Scorer:
     return FrameDifference()
 
 
-def clock(checkpoint: str, device: str) -> Scorer:
+def clock(folder: str) -> Scorer:
     return Clock()
 
 
@@ -54,7 +74,7 @@ def config_for(folder: Path, *overrides: str) -> Config:
 def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1, broken=True)
     config = config_for(tmp_path, *SECRETS)
-    found = run_evaluate(config, frame_difference)
+    found = run_evaluate(config, Made(frame_difference))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {f"{name}.parquet" for name in ("predictions", "pairs", "instructions", "metrics")}
     assert files == tables | {"metrics.json", "report.html", "parts"}
@@ -77,15 +97,15 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
         exclusive_folder("evaluate.output", tmp_path / "out"),
         pytest.raises(InUseError, match="evaluate.output=.* is in use"),
     ):
-        run_evaluate(config, frame_difference)
+        run_evaluate(config, Made(frame_difference))
 
 
 def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
     with pytest.raises(ConfigError, match=r"has \['held_out', 'seen'\]"):
-        run_evaluate(config_for(tmp_path, "evaluate.splits=[nowhere]"), clock)
+        run_evaluate(config_for(tmp_path, "evaluate.splits=[nowhere]"), Made(clock))
     with pytest.raises(ConfigError, match="none of reward_alignment"):
-        run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), clock)
+        run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), Made(clock))
     with pytest.raises(ConfigError, match="baseline:nobody is none of baseline:clock"):
         run_evaluate(config_for(tmp_path, "evaluate.scorer=baseline:nobody"))
     with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
@@ -111,7 +131,7 @@ def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -
     assert len({path.parent for path in parts}) == 3
     again = run_evaluations(config)
     assert [path.stat().st_mtime_ns for path in parts] == stamps  # a second run asks no model
-    anew = run_evaluations(config, anew=True)
+    anew = run_evaluations(config, without_models=True)
     assert [one["metrics"] for one in again] == [one["metrics"] for one in anew] == [one["metrics"] for one in found]
 
 
@@ -137,7 +157,7 @@ def test_a_wrong_list_of_models_ends_before_the_first_is_asked(against: str, mes
 
 
 class Mortal(FrameDifference):
-    """Kills its process, once."""
+    """Kills its process once."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -150,8 +170,8 @@ class Mortal(FrameDifference):
         return super().score(clips)
 
 
-def mortal(checkpoint: str, device: str) -> Scorer:
-    return Mortal(checkpoint)
+def mortal(folder: str) -> Scorer:
+    return Mortal(folder)
 
 
 def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: None, tmp_path: Path) -> None:
@@ -173,8 +193,8 @@ def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: N
     assert 2 <= len(first) < len(parts) and first.items() < parts.items()
 
     (tmp_path / "deadly").touch()
-    whole = config_for(tmp_path, "tracking.uri=none", f"evaluate.scorer={tmp_path}", "evaluate.bootstrap=0")
-    run_evaluate(whole, mortal)
+    whole = config_for(tmp_path, "tracking.uri=none", "evaluate.bootstrap=0")
+    run_evaluate(whole, Made(mortal, str(tmp_path)))
     assert not (tmp_path / "deadly").exists()
     for name in ("predictions", "instructions", "pairs"):
         tables = [pq.read_table(folder / f"{name}.parquet") for folder in (output, tmp_path / "out")]
@@ -194,18 +214,18 @@ class Deadly(FrameDifference):
         return super().score(clips)
 
 
-def deadly(checkpoint: str, device: str) -> Scorer:
-    return Deadly(Corpus(f"{checkpoint}/corpus").frames(3))
+def deadly(folder: str) -> Scorer:
+    return Deadly(Corpus(f"{folder}/corpus").frames(3))
 
 
 def test_a_clip_that_kills_every_worker_costs_only_itself(ray_local: None, tmp_path: Path) -> None:
     corpus = build_corpus(tmp_path / "corpus", clips_per_quality=1)
-    settings = ("evaluate.evaluations=[success_detection]", "tracking.uri=none", f"evaluate.scorer={tmp_path}")
-    assert run_evaluate(config_for(tmp_path, *settings), deadly)["provenance"]["failed"] == 1
+    config = config_for(tmp_path, "evaluate.evaluations=[success_detection]", "tracking.uri=none")
+    assert run_evaluate(config, Made(deadly, str(tmp_path)))["provenance"]["failed"] == 1
     clips = Predictions.load(Storage(str(tmp_path / "out"))).clips
     assert sorted(clip.row for clip in clips) == list(range(len(corpus)))
     assert {clip.row: clip.error for clip in clips if clip.error} == {
-        3: "the worker that scored it alone was killed, twice"
+        3: "the worker that scored it alone was killed twice"
     }
     assert not list((tmp_path / "out/parts").glob("*.begun"))
 
@@ -215,14 +235,14 @@ class Silent(Clock):
         raise OSError("the endpoint does not answer")
 
 
-def silent(checkpoint: str, device: str) -> Scorer:
+def silent(folder: str) -> Scorer:
     return Silent()
 
 
 def test_a_scorer_that_always_fails_ends_the_job(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
     with pytest.raises(EvaluationFailed, match="the endpoint does not answer"):
-        run_evaluate(config_for(tmp_path, "evaluate.evaluations=[reward_alignment]", "tracking.uri=none"), silent)
+        run_evaluate(config_for(tmp_path, "evaluate.evaluations=[reward_alignment]", "tracking.uri=none"), Made(silent))
 
 
 def test_a_scorer_that_cannot_start_is_one_sentence(
@@ -230,5 +250,6 @@ def test_a_scorer_that_cannot_start_is_one_sentence(
 ) -> None:
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
-    with pytest.raises(EvaluationFailed, match="^a worker failed: .*needs its API key in GEMINI_API_KEY; mend"):
+    message = "^a worker failed: .*needs its API key in GEMINI_API_KEY. Fix the cause"
+    with pytest.raises(EvaluationFailed, match=message):
         run_evaluate(config_for(tmp_path, "evaluate.scorer=baseline:gvl", "tracking.uri=none"))

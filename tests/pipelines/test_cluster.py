@@ -1,4 +1,4 @@
-"""Which Ray a job runs on, and that its own workers find it."""
+"""The Ray that a job runs on, and how work waits for it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ print(len(references), ray.is_initialized())
 
 
 def test_ray_is_not_shut_down_under_a_thread_that_uses_it() -> None:
-    """Or Ray ends the process, with status 1 and nothing said."""
+    """Otherwise Ray ends the process with status 1 and no message."""
     environment = {name: value for name, value in os.environ.items() if name != cluster.ADDRESS}
     command = [sys.executable, "-c", LINGERING]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
@@ -92,12 +92,12 @@ def episodes(unit):
 
 
 def test_ctrl_c_is_one_line_and_joins_no_other_ray(ray_local: None, tmp_path: Path) -> None:
-    """The thread that takes results is inside Ray Data, which goes on and calls a Ray that is shut down."""
+    """The thread that takes results is inside Ray Data, which goes on and calls Ray after its end."""
     (tmp_path / "slow_source.py").write_text(SLOW_SOURCE)
     given = [f"corpus.path={tmp_path}/corpus", f"ingest.input={tmp_path}", "ingest.format=slow_source"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), cluster.ADDRESS: "local"}
     command = [sys.executable, "-m", "jobs.ingest", *given]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[1])
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[2])
     deadline_s = time.monotonic() + 100
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline_s:
         time.sleep(0.1)
@@ -109,7 +109,7 @@ def test_ctrl_c_is_one_line_and_joins_no_other_ray(ray_local: None, tmp_path: Pa
 
 def test_what_waits_for_ever_ends_and_says_what_is_lacking(ray_local: None) -> None:
     waiting = ray.remote(num_cpus=9)(lambda: 0).remote()
-    lacking = r"the work made no step for 2 s: it needs 9 CPUs, and the cluster has 1 node with 4 CPUs, \d in use"
+    lacking = r"the work made no step for 2 s: it needs 9 CPUs; the cluster has 1 node with 4 CPUs, \d in use"
     with connected(load(["ray.stall_timeout_s=2"])), pytest.raises(Stalled, match=lacking):
         list(watched(map(ray.get, [waiting]), "the work", Needs(cpus=9)))
     ray.cancel(waiting)
@@ -142,11 +142,11 @@ def test_places_must_fit_into_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_ray_of_its_own_that_is_too_small_is_said_at_once(
     ray_local: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lacking = "training needs 2 times 3 CPUs.*has 1 node with 4 CPUs, . in use"
+    lacking = "raining needs 2 times 3 CPUs; .* has 1 node with 4 CPUs, . in use. "
     check_room("training", Needs(2, 3), "ask for less")  # a cluster may grow
-    assert re.search(lacking, caplog.text)
+    assert re.search(f"T{lacking}Waiting for more", caplog.text)
     monkeypatch.setattr("pipelines.cluster._started_here", True)
-    with pytest.raises(ConfigError, match=f"{lacking}: raise ray.num_cpus or ask for less"):
+    with pytest.raises(ConfigError, match=f"t{lacking}Set ray.num_cpus higher, or ask for less"):
         check_room("training", Needs(2, 3), "ask for less")
     check_room("training", Needs(4, 1), "ask for less")
 
@@ -154,12 +154,12 @@ def test_a_ray_of_its_own_that_is_too_small_is_said_at_once(
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("127.0.0.1:{closed}", "nobody answers at RAY_ADDRESS=127.0.0.1:"),
-        ("no.such.host.invalid:6379", "nobody answers"),
-        ("127.0.0.1:99999", "nobody answers"),
+        ("127.0.0.1:{closed}", "nothing answers at RAY_ADDRESS=127.0.0.1:"),
+        ("no.such.host.invalid:6379", "nothing answers"),
+        ("127.0.0.1:99999", "nothing answers"),
         ("ray://127.0.0.1:10001", "ray job submit"),
-        ("nonsense", "no cluster that can be joined"),
-        ("head:port", "no cluster that can be joined"),
+        ("nonsense", "cannot be joined"),
+        ("head:port", "cannot be joined"),
     ],
 )
 def test_a_cluster_that_cannot_be_joined_is_one_sentence(

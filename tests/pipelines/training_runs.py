@@ -27,7 +27,7 @@ MARK = "ROBOMETER_TEST_DRIVER"
 
 
 class Driver:
-    """A job, `robometer train` above all, in a process of its own."""
+    """A job, by default `robometer train`, in a process of its own."""
 
     def __init__(self, overrides: list[str], log: Path, address: str = "", job: str = "train") -> None:
         self.job = job
@@ -62,11 +62,11 @@ class Driver:
         return found
 
     def finish(self, timeout_s: float = 900) -> None:
-        """Wait for its end, which must be a good one."""
+        """Wait for its end; it must succeed."""
         assert self.process.wait(timeout=timeout_s) == 0, self._log.read_text()[-3000:]
 
     def kill(self, workers: set[psutil.Process]) -> None:
-        """Kill it, and wait until its `workers` are gone, who go on training for a moment."""
+        """Kill it, and wait for the end of its `workers`, which go on training for a moment."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         psutil.wait_procs(workers, timeout=60)
@@ -94,6 +94,6 @@ def checkpoints(output: Path) -> list[int]:
 
 
 def recorded(output: Path) -> dict[int, dict[str, float]]:
-    """What the latest checkpoint of a run has recorded of its training steps."""
+    """What the latest checkpoint of a run has recorded, by training step."""
     lines = (output / f"run/step-{checkpoints(output)[-1]:07d}/history.jsonl").read_text().splitlines()
     return {entry["step"]: entry for entry in map(json.loads, lines) if "loss" in entry}

@@ -1,4 +1,4 @@
-"""Sweep: trials under drawn weights, a winner, and a killed sweep that goes on."""
+"""Sweep: trials with drawn weights, the best trial, and a killed sweep that resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines.sweep import _earlier, _kept_best, _settings, parse_space, run_sweep
+from pipelines.sweep import _settings, _stored_sweep, best_checkpoint, parse_space, run_sweep
 from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import load_config
@@ -40,13 +40,13 @@ def test_the_space_is_parsed_and_mistakes_are_named() -> None:
 
 
 def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_path: Path) -> None:
-    """Steps 2, 4 and 5 had the same metric, so that Ray Train let go of the first, which Tune names as the best."""
+    """Steps 2, 4 and 5 had the same metric, so that Ray Train deleted the first, which Tune names as the best."""
     metrics = [{"step": 4, "seen/voc": 0.25}, {"step": 5, "seen/voc": 0.25}, {"step": 6, "seen/voc": 0.125}]
     found = [{"checkpoint_dir_name": f"step-{one['step']}", "metrics": one} for one in metrics]
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": found}))
-    assert _kept_best(tmp_path, "seen/voc", "max") in (tmp_path / "run/step-4", tmp_path / "run/step-5")
-    assert _kept_best(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
+    assert best_checkpoint(tmp_path, "seen/voc", "max") == tmp_path / "run/step-5"
+    assert best_checkpoint(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
 
 
 def test_unknown_swept_keys_end_before_any_trial(tiny_corpus: str, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_resumed_sweep_with_other_settings_is_refused_and_its_tracked_run_stay
         json.dumps(kept).replace("not_done_below_progress", "min_success").replace("trajectory_first", "rbm")
     )
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(old))
-    assert _earlier(tmp_path / "sweep", kept["settings"]) == old  # what an earlier version wrote is the same sweep
+    assert _stored_sweep(tmp_path / "sweep", kept["settings"]) == old  # what an earlier version wrote is the same sweep
     elsewhere = load([*overrides, "train.num_workers=2", "train.data_actors=3", "sweep.output=moved"])
     assert _settings(elsewhere, Corpus(tiny_corpus)) == kept["settings"]  # what only says how and where it runs
 

@@ -1,4 +1,4 @@
-"""The HTTP interface on raw sockets: whatever a client sends, in whatever way, is answered right or refused soon."""
+"""The HTTP interface on raw sockets: whatever a client sends gets the right answer, or is refused soon."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from robometer.configs import Config, load
 from robometer.scoring import Clip, ClipScore
 from tests.local_endpoint import endpoint, serving
 
-FAULTS = Path(__file__).resolve().parents[2] / "shared/data/serve_faults"
+FAULTS = Path(__file__).resolve().parents[4] / "shared/data/serve_faults"
 MIB = 1 << 20
 
 
 class Gated(FrameDifference):
-    """Answers the task 'wait' when it is told to, and 'fail' never."""
+    """Answers the task 'wait' when the test lets it, and always fails on the task 'fail'."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def connection(url: str) -> Iterator[socket.socket]:
 
 
 def read(client: socket.socket) -> tuple[int, bytes, bytes]:
-    """Status, head and body of the answer on a connection that the server closes; status 0: it closed without one."""
+    """Status, head and body of the answer on a connection that the server closes; status 0: there was no answer."""
     answer = b""
     while chunk := client.recv(65536):
         answer += chunk
@@ -109,7 +109,7 @@ def talk(url: str, request: bytes) -> tuple[int, bytes, bytes]:
 
 
 def sentence(answer: tuple[int, bytes, bytes], *statuses: int) -> str:
-    """The sentence of a refusal: short, one line, under the id that the header has."""
+    """The sentence of a refusal, after checking that it is one short line with the id of the header."""
     status, head, body = answer
     assert status in statuses, (status, body[:300])
     said = json.loads(body)
@@ -142,9 +142,9 @@ def test_recorded_faults(url: str, name: str, statuses: tuple[int, ...]) -> None
 
 
 FORMS: dict[str, tuple[bytes, str, int, str]] = {
-    "charset": (FORM, MULTIPART + "; charset=rot13", 400, "charset"),
-    "charset twice": (FORM, MULTIPART + "; charset=utf-8; charset=utf-8", 400, "malformed or names a parameter twice"),
-    "charset of a part": (odd_part("Content-Type: text/plain; charset=utf-16"), MULTIPART, 400, "charset"),
+    "charset": (FORM, MULTIPART + "; charset=rot13", 400, "Charset"),
+    "charset twice": (FORM, MULTIPART + "; charset=utf-8; charset=utf-8", 400, "malformed or has a parameter twice"),
+    "charset of a part": (odd_part("Content-Type: text/plain; charset=utf-16"), MULTIPART, 400, "Charset"),
     "encoding of a part": (odd_part("Content-Transfer-Encoding: base64"), MULTIPART, 400, "transfer encoding"),
     "latin-1 task": (part("task", b"\xe9") + FRAMES + END, MULTIPART, 422, "not UTF-8"),
     "surrogate in UTF-8": (part("task", b"\xed\xa0\x80") + FRAMES + END, MULTIPART, 422, "not UTF-8"),
@@ -170,13 +170,13 @@ FORMS: dict[str, tuple[bytes, str, int, str]] = {
     "header twice": (odd_part('Content-Disposition: form-data; name="y"'), MULTIPART, 400, "header twice"),
     "header in latin-1": (odd_part("X: y").replace(b"X: y", b"X: \xe9"), MULTIPART, 400, "not UTF-8"),
     "long header": (odd_part("X: " + "y" * 5000), MULTIPART, 400, "no header"),
-    "long name": (part("n" * 3000, b"x") + END, MULTIPART, 422, "unknown"),
+    "long name": (part("n" * 3000, b"x") + END, MULTIPART, 422, "Unknown field"),
     "many parts": (part("task", b"x") * 10_000 + END, MULTIPART, 422, "more than once"),
     "no part": (END, MULTIPART, 422, "'task' is missing"),
     "no body": (b"", MULTIPART, 400, "start with its boundary"),
-    "no type": (FORM, "", 415, "not understood"),
-    "long type": (FORM, "x" * 5000, 415, "not understood"),
-    "mixed": (FORM, "multipart/mixed; boundary=BB", 415, "not understood"),
+    "no type": (FORM, "", 415, "not supported"),
+    "long type": (FORM, "x" * 5000, 415, "not supported"),
+    "mixed": (FORM, "multipart/mixed; boundary=BB", 415, "not supported"),
 }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_malformed_forms_are_refused(url: str, name: str) -> None:
 
 DOCUMENTS: dict[str, tuple[bytes, int, str]] = {
     "surrogate in the task": (rb'{"task": "\ud800 open", "frames_base64": ["%s"]}' % IMAGE, 422, "surrogate"),
-    "surrogate in a name": (rb'{"task": "x", "\udfff": 1}', 422, "unknown"),
+    "surrogate in a name": (rb'{"task": "x", "\udfff": 1}', 422, "Unknown field"),
     "surrogate in an image": (rb'{"task": "x", "frames_base64": ["\ud800"]}', 422, "frames_base64"),
     "control character": (rb'{"task": "\u0007", "frames_base64": ["%s"]}' % IMAGE, 422, "control characters"),
     "latin-1": (b'{"task": "\xe9"}', 400, "not UTF-8"),
@@ -202,7 +202,7 @@ DOCUMENTS: dict[str, tuple[bytes, int, str]] = {
     "object as image": (b'{"task": "x", "frames_base64": [{}]}', 422, "must be a list"),
     "nothing": (b"", 400, "not JSON"),
     "two values": (b"{}{}", 400, "not JSON"),
-    "long name": (b'{"' + b"n" * 5000 + b'": 1}', 422, "unknown"),
+    "long name": (b'{"' + b"n" * 5000 + b'": 1}', 422, "Unknown field"),
     "deep": (b"[" * 5000, 400, "not JSON"),
     "deep objects": (b'{"a":' * 2000, 400, "not JSON"),
 }
@@ -226,7 +226,7 @@ def test_json_that_is_right_is_answered_however_it_is_escaped(url: str) -> None:
 @pytest.mark.parametrize("given", ["\xe9\xff", "", "a b", "x" * 129, "<script>", 'a"b', "{}"])
 def test_request_ids_that_are_not_safe_are_refused(url: str, given: str) -> None:
     said = sentence(talk(url, post(FORM, more=f"X-Request-ID: {given}\r\n")), 400)
-    assert said.startswith("x-request-id must be")
+    assert said.startswith("Send one x-request-id of")
 
 
 def test_a_safe_request_id_is_echoed(url: str) -> None:
@@ -317,7 +317,7 @@ def test_lines_about_a_body_are_bounded(url: str, route: bytes, begun: bytes) ->
 def test_a_trailer_is_no_header(url: str) -> None:
     trailer = b"0\r\nX-Request-Id: of a trailer\r\nContent-Type: text/plain\r\n\r\n"
     request = CHUNKED.replace(b"Host", b"X-Request-Id: of-the-head\r\nConnection: close\r\nHost") + trailer
-    assert "of-the-head" in str(talk(url, request)) and "not understood" in sentence(talk(url, request), 415)
+    assert "of-the-head" in str(talk(url, request)) and "not supported" in sentence(talk(url, request), 415)
 
 
 def test_an_answered_request_is_not_read_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +416,7 @@ def test_bodies_on_their_way_are_bounded_together() -> None:
         with connection(url) as first:
             first.sendall(post(b"x" * 7 * MIB, length=str(8 * MIB)))
             time.sleep(0.3)
-            assert "too many request bodies" in sentence(talk(url, post(b"x" * 4 * MIB)), 503)
+            assert "Too many request bodies" in sentence(talk(url, post(b"x" * 4 * MIB)), 503)
         time.sleep(0.3)
         assert "start with its boundary" in sentence(talk(url, post(b"x" * 4 * MIB)), 400)
 
@@ -477,7 +477,7 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
         status, _, body = talk(url, drain)
         assert status == 200 and json.loads(body) == {"in_flight": 1}
         status, head, body = talk(url, post(FORM))
-        assert "ending" in sentence((status, head, body), 503) and b"retry-after: 5" in head.lower()
+        assert "shutting down" in sentence((status, head, body), 503) and b"retry-after: 5" in head.lower()
         assert httpx.get(f"{url}/health").headers["connection"] == "close"  # its next request goes elsewhere
         model.go.set()
         assert accepted.result(30)[0] == 200
@@ -503,7 +503,7 @@ def test_an_endpoint_that_another_start_replaced_is_left_alone(monkeypatch: pyte
 
 
 class Busy(BaseHTTPRequestHandler):
-    """The front of an endpoint whose replica died just now, and then answers one request more."""
+    """The front of an endpoint whose replica has just died; the next one answers one request."""
 
     answers = [(503, b"{}"), (500, b"Internal Server Error"), (200, b'{"in_flight": 1}'), (200, b'{"in_flight": 0}')]
 

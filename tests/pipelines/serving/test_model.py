@@ -1,4 +1,4 @@
-"""One replica of the model, without Ray: whose fault a failure is, and when it is to be replaced."""
+"""One replica of the model, without Ray: what is at fault in a failure, and when the replica must be replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robometer.scoring import Clip, ClipScore
 
 
 class Ailing(Clock):
-    """A scorer that raises what it is given, for clips of a task or for all."""
+    """A scorer that raises a given error for clips of a task, or for all."""
 
     def __init__(self) -> None:
         self.task, self.error, self.threads = "", Exception(), list[threading.Thread]()
@@ -32,7 +32,7 @@ class Ailing(Clock):
 
 
 def answers(scorer: Ailing, *tasks: str) -> tuple[list[Outcome], Model]:
-    """What a batch of clips of these tasks is told, and the replica, as Ray Serve's queue would ask it."""
+    """The outcomes of a batch of clips of these tasks, as Ray Serve's queue would ask for them, and the replica."""
     model = Model(lambda checkpoint, device="cpu": scorer, ServeConfig())  # type: ignore[arg-type]
     return ask(model, *tasks), model
 
@@ -80,7 +80,7 @@ def test_batches_and_the_clip_that_must_work_are_scored_in_one_thread() -> None:
 
 
 def test_a_batch_of_both_kinds_is_answered_in_its_order() -> None:
-    """Scores first and comparisons after, whatever came first; each gets its own."""
+    """The model scores first and compares then, in any order of the jobs; each job gets its own answer."""
 
     class Lengths(Clock):
         def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:

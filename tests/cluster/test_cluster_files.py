@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from ray.autoscaler._private.util import validate_config
 
-CLUSTER = Path(__file__).resolve().parents[1] / "cluster"
+CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 
 
 def test_the_cluster_yaml_is_valid_and_asks_for_a_token() -> None:

@@ -1,4 +1,4 @@
-"""The endpoint under real Ray Serve and real HTTP: answers, batching, every refusal, and a replica that dies."""
+"""The endpoint on a real Ray Serve over HTTP: answers, batches, refusals, and replicas that die."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TASK = "open the drawer"
 
 
 class Fussy(FrameDifference):
-    """A scorer that refuses or fails on some tasks, as a real one might, and takes a moment."""
+    """A slow scorer that refuses some tasks and fails on others."""
 
     name = "frame_difference@abc123"
     info = ScorerInfo(provenance={"corpus": "none"})
@@ -117,7 +117,7 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 def frames_of(num_frames: int, seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
-    """A bright square that moves over a noisy ground."""
+    """A bright square that moves over noise."""
     frames = np.random.default_rng(seed).integers(0, 40, (num_frames, height, width, 3), dtype=np.uint8)
     for t in range(num_frames):
         frames[t, 10:20, 2 + t : 12 + t] = 250
@@ -156,7 +156,7 @@ def post_video(http: httpx.Client, body: bytes) -> httpx.Response:
 
 
 def refusal(response: httpx.Response, status: int) -> str:
-    """The sentence of a refusal, after checking all that each one has."""
+    """The sentence of a refusal, after checking its form."""
     assert response.status_code == status, response.text
     body = response.json()
     assert set(body) == {"error", "request_id"}
@@ -234,7 +234,7 @@ def test_concurrent_requests_share_forward_passes(http: httpx.Client) -> None:
 
 
 def metric_samples(http: httpx.Client) -> dict[str, float]:
-    """Values of the metrics without labels but the replica's."""
+    """Values of the metrics that have no label but the replica's."""
     lines = [line for line in http.get("/metrics").text.splitlines() if not line.startswith("#")]
     return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if line.count('="') == 1}
 
@@ -257,7 +257,7 @@ def test_health_is_open_and_everything_else_wants_the_token(url: str) -> None:
         wrong = post_frames(anonymous, npy(frames_of(2)), Authorization="Bearer guess")
         assert "not the one" in refusal(wrong, 401)
         assert wrong.headers["www-authenticate"] == "Bearer"
-    with pytest.raises(ScoringError, match="answered 401: a bearer token is required"):
+    with pytest.raises(ScoringError, match="answered 401: A bearer token is required"):
         RemoteScorer(url)
 
 
@@ -291,7 +291,7 @@ def test_openapi_describes_bodies_and_refusals(http: httpx.Client) -> None:
     [
         (b"", "is empty"),
         (b"not an array", "not a .npy file"),
-        (npy(np.zeros((2, 8, 8, 3), np.float32)), r"must hold uint8 .* got float32"),
+        (npy(np.zeros((2, 8, 8, 3), np.float32)), r"must hold uint8 .* not float32"),
         (npy(np.zeros((8, 8, 3), np.uint8)), "must hold uint8"),
         (npy(np.zeros((2, 8, 8, 4), np.uint8)), "must hold uint8"),
         (npy(np.zeros((0, 8, 8, 3), np.uint8)), "holds no frames"),
@@ -322,11 +322,13 @@ def test_malformed_requests_are_refused(http: httpx.Client) -> None:
     assert "exactly one" in refusal(http.post("/v1/score", files={"task": (None, TASK)}), 422)
     both = {"frames": ("f.npy", good), "video": ("v.mp4", good)}
     assert "exactly one" in refusal(http.post("/v1/score", data={"task": TASK}, files=both), 422)
-    assert "unknown" in refusal(http.post("/v1/score", data={"task": TASK}, files={"film": ("f", good)}), 422)
+    assert "Unknown field 'film'" in refusal(
+        http.post("/v1/score", data={"task": TASK}, files={"film": ("f", good)}), 422
+    )
     text = {"task": (None, TASK), "frames": (None, "no file")}
     assert "must be a file part" in refusal(http.post("/v1/score", files=text), 422)
     plain = http.post("/v1/score", content=b"hello", headers={"content-type": "text/plain"})
-    assert "not understood" in refusal(plain, 415)
+    assert "not supported" in refusal(plain, 415)
     broken = http.post("/v1/score", content=b"hello", headers={"content-type": "multipart/form-data; boundary=x"})
     assert refusal(broken, 400 if broken.status_code == 400 else 422)
     assert refusal(http.get("/v1/score"), 405) and refusal(http.get("/nothing"), 404)
@@ -372,7 +374,7 @@ def test_large_requests_are_refused(http: httpx.Client) -> None:
 
     chunked = http.post("/v1/score", content=endless(), headers={"content-type": "application/json"})
     assert "max_upload_bytes" in refusal(chunked, 413)
-    assert "201 frames, more than 200" in refusal(post_frames(http, npy(np.zeros((201, 8, 8, 3), np.uint8))), 413)
+    assert "201 frames; the limit is 200" in refusal(post_frames(http, npy(np.zeros((201, 8, 8, 3), np.uint8))), 413)
     assert "pixels" in refusal(post_frames(http, npy(np.zeros((1, 301, 300, 3), np.uint8))), 413)
     assert "201 frames, more than" in refusal(post_video(http, mp4(np.zeros((201, 32, 32, 3), np.uint8))), 413)
     assert "pixels" in refusal(post_video(http, mp4(np.zeros((2, 302, 300, 3), np.uint8))), 413)
@@ -392,13 +394,13 @@ def test_one_bad_job_fails_alone_in_its_batch(http: httpx.Client) -> None:
     tasks = [faults.get(i, TASK) for i in range(12)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda task: post_frames(http, npy(frames_of(3)), task), tasks))
-    assert refusal(answers[3], 422) == "this task is refused"
+    assert refusal(answers[3], 422) == "This task is refused."
     for i, error in (
         (5, "RuntimeError"),
         (7, "ValueError"),
         (9, "ArithmeticError"),
     ):  # the model's own: its input is fine
-        assert refusal(answers[i], 500) == f"the model failed on this input ({error})"
+        assert refusal(answers[i], 500) == f"The model failed on this input ({error})."
     assert [a.status_code for i, a in enumerate(answers) if i not in faults] == [200] * 8
 
 
@@ -438,7 +440,7 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
     assert ended.returncode == 2
     first, *others = ended.stderr.splitlines()
     assert "starting an endpoint at 127.0.0.1" in first
-    assert others[-1].startswith("error: cannot listen at 127.0.0.1") and "starting Ray" not in ended.stderr
+    assert others[-1].startswith("error: cannot listen at 127.0.0.1") and "Starting Ray" not in ended.stderr
 
 
 def kill(deployment: str) -> None:
@@ -472,7 +474,7 @@ def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http:
         statuses = sorted(answer.status_code for answer in answers)
         assert set(statuses) == {200, 503}
         refused = next(answer for answer in answers if answer.status_code == 503)
-        assert "try again later" in refusal(refused, 503)
+        assert "Try again later" in refusal(refused, 503)
         assert int(refused.headers["retry-after"]) >= 1
         assert http.get("/health").status_code == 200
         # The client waits and tries again, so that a burst of it comes through.

@@ -34,7 +34,7 @@ from robometer.scorers import load_scorer
 from robometer.training.losses import compute_losses
 from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
 from tests.conftest import TINY, taken
-from tests.training_runs import checkpoints
+from tests.pipelines.training_runs import checkpoints
 
 SECRET = ("serve.token=secret-of-the-endpoint", "baseline.base_url=https://user:secret-of-the-api@host/v1")
 
@@ -53,7 +53,7 @@ def _losses(report: TrainReport) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def reference(tiny_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
-    """One worker, ZeRO 1, uninterrupted, validated beside training; it holds the only CPU that there is for it."""
+    """One worker, ZeRO 1, uninterrupted, validated beside training; it reserves the only free CPU."""
     settings = ["train.zero_stage=1", "train.validate_async=true", "ray.stall_timeout_s=300", *SECRET]
     with taken(3):
         return run_train(_config(tiny_corpus, tmp_path_factory.mktemp("reference"), *settings))
@@ -87,21 +87,23 @@ def test_no_secret_is_written_down(reference: TrainReport, tiny_corpus: str, tmp
         files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
         assert len(files) > 10
         assert not [path for path in files if b"secret-of-the-" in path.read_bytes()]
-    trainer = _trainer(_config(tiny_corpus, tmp_path, *SECRET), Corpus(tiny_corpus), tmp_path, "", [])
+    config, corpus = _config(tiny_corpus, tmp_path, *SECRET), Corpus(tiny_corpus)
+    trainer = _trainer(config, corpus, ManifestIndex.from_table(corpus.manifest, config.sampling), "", [])
     assert "secret-of-the-" not in str(trainer.train_loop_config)  # which Ray's dashboard shows
 
 
 def test_a_run_whose_settings_had_other_names_resumes(tiny_corpus: str, tmp_path: Path) -> None:
     config, corpus = _config(tiny_corpus, tmp_path), Corpus(tiny_corpus)
-    _open_run(config, tmp_path, corpus, {}, "")
+    index = ManifestIndex.from_table(corpus.manifest, config.sampling)
+    _open_run(config, tmp_path, corpus, index, "")
     run = json.loads((tmp_path / "run.json").read_text())
     sampling = run["fingerprint"]["sampling"]
     sampling |= {"min_success": sampling.pop("not_done_below_progress"), "mode": "rbm", "compat": "fixed"}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    _open_run(config, tmp_path, corpus, {}, "")
+    _open_run(config, tmp_path, corpus, index, "")
     with pytest.raises(ConfigError, match="sampling.not_done_below_progress=0.5, not 0.25"):
         other = _config(tiny_corpus, tmp_path, "sampling.not_done_below_progress=0.25")
-        _open_run(other, tmp_path, corpus, {}, "")
+        _open_run(other, tmp_path, corpus, index, "")
 
 
 def test_a_folder_in_use_is_refused(tiny_corpus: str, tmp_path: Path) -> None:
@@ -114,13 +116,14 @@ def test_a_folder_in_use_is_refused(tiny_corpus: str, tmp_path: Path) -> None:
 def test_a_run_whose_tracking_store_is_lost_is_tracked_as_a_new_one(tiny_corpus: str, tmp_path: Path) -> None:
     config = _config(tiny_corpus, tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     corpus = Corpus(tiny_corpus)
-    first = _open_run(config, make_folder("", tmp_path / "run"), corpus, {}, "")
-    assert _open_run(config, tmp_path / "run", corpus, {}, "") == first
+    index = ManifestIndex.from_table(corpus.manifest, config.sampling)
+    first = _open_run(config, make_folder("", tmp_path / "run"), corpus, index, "")
+    assert _open_run(config, tmp_path / "run", corpus, index, "") == first
     # The store went with the copy of the folder that a job was submitted with: here is another one.
     config = _config(tiny_corpus, tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path}/other.db")
-    second = _open_run(config, tmp_path / "run", corpus, {}, "")
+    second = _open_run(config, tmp_path / "run", corpus, index, "")
     assert second not in ("", first)
-    assert _open_run(config, tmp_path / "run", corpus, {}, "") == second
+    assert _open_run(config, tmp_path / "run", corpus, index, "") == second
     assert tracking.client_of(config.tracking.uri).get_run(second).info.status == "FINISHED"
 
 
@@ -221,7 +224,7 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 
 def _poison(corpus: Corpus, row: int) -> Path:
-    """Make the last frame's embedding of a row infinite, as one that float16 cannot hold is; returns the file."""
+    """Make the last frame's embedding of a row infinite, like one that exceeds float16; returns the file."""
     shard, place = (corpus.manifest[name][row].as_py() for name in ("shard", "row"))
     path = Path(corpus.storage.full(f"embeddings/random_image/{shard}.arrow"))
     whole = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()

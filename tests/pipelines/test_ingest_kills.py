@@ -2,7 +2,7 @@
 
 The real job runs as a process of its own on a Ray cluster of three nodes. At random moments the job, one of its workers
 or a node is killed with SIGKILL, or the disk is full. The default is one of each;
-`ROBOMETER_KILLS=24 python -m pytest tests/test_ingest_kills.py -s` does it for longer and prints the log.
+`ROBOMETER_KILLS=24 python -m pytest tests/pipelines/test_ingest_kills.py -s` does it for longer and prints the log.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 from robometer.corpus.corpus import Corpus
 from tests.corpus.formats.raw import BUNDLED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ROBOMETER_KILLS", "4"))
 CLIPS = 50 * KILLS
 DISK_MB = 512
@@ -105,8 +105,8 @@ class Trial:
 
 
 def _workers() -> list[psutil.Process]:
-    """Processes that make shards at this moment, as Ray titles them."""
-    title = "ray::MapBatches(ingest_groups)"
+    """Processes that make shards now, by the title that Ray gives them."""
+    title = "ray::MapBatches(make_shard)"
     found = []
     for process in psutil.Process().children(recursive=True):  # of this cluster, and no other on the machine
         try:
@@ -118,7 +118,7 @@ def _workers() -> list[psutil.Process]:
 
 @contextmanager
 def small_disk(path: Path) -> Iterator[Path | None]:
-    """A file system of its own that can be filled, where this process may mount one."""
+    """A small file system that can be filled, if this process may mount one."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(path)]
     mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
@@ -142,13 +142,13 @@ def write_raw(folder: Path) -> None:
 
 
 def state(corpus: Path) -> tuple[str, list[str]]:
-    """Content hash, and the ids as all manifest files hold them, sorted: one that is there twice shows."""
+    """Content hash, and the sorted ids of all manifest files, with duplicates."""
     ids = [id for file in (corpus / "manifest").glob("*.parquet") for id in pq.read_table(file)["id"].to_pylist()]
     return Corpus(str(corpus)).content_hash, sorted(ids)
 
 
 def leftovers(corpus: Path) -> list[str]:
-    """Files that are no part of a corpus."""
+    """Files that do not belong to a corpus."""
     return [str(p) for p in corpus.rglob("*") if p.is_file() and p.suffix not in (".arrow", ".parquet", ".json")]
 
 

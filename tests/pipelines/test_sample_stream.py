@@ -16,15 +16,22 @@ import torch
 from ray.data import DataIterator
 
 from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamError, share, stream
-from robometer.configs import load
+from robometer.configs import Config, load
 from robometer.configs.loading import to_dict
 from robometer.corpus.corpus import Corpus
+from robometer.sampling import ManifestIndex
 from tests.conftest import TINY
 from tests.training.test_losses import by_hand
 
 
+def share_of(config: Config) -> Any:
+    """The shared manifest and index of a configuration's corpus."""
+    corpus = Corpus(config.corpus.path)
+    return share(corpus, ManifestIndex.from_table(corpus.manifest, config.sampling))
+
+
 class Peek(Collate):
-    """A data actor that says where its index lies."""
+    """A data actor that reports where its index is in memory."""
 
     def __init__(self, values: dict[str, Any], shared: list[Any]) -> None:
         super().__init__(values, 0, shared[0])  # in a list, since Ray resolves references that are arguments themselves
@@ -41,7 +48,7 @@ class Peek(Collate):
 
 def test_actors_read_one_index_in_shared_memory(tiny_corpus: str) -> None:
     config = load([*TINY, f"corpus.path={tiny_corpus}"])
-    shared = share(config)
+    shared = share_of(config)
     manifest, index = ray.get(shared)
     actors = [ray.remote(num_cpus=0)(Peek).remote(to_dict(config), [shared]) for _ in range(2)]
     for found in ray.get([actor.memory.remote() for actor in actors]):
@@ -52,7 +59,7 @@ def test_actors_read_one_index_in_shared_memory(tiny_corpus: str) -> None:
 
 
 def test_a_corpus_keeps_the_manifest_that_it_was_given(tiny_corpus: str) -> None:
-    """Rows that were numbered in one process mean the same in the other, whatever was ingested in between."""
+    """A row number means the same in another process, whatever is ingested meanwhile."""
     part = Corpus(tiny_corpus).manifest.slice(3, 5)
     corpus = pickle.loads(pickle.dumps(Corpus(tiny_corpus, part)))
     assert corpus.manifest["id"].to_pylist() == part["id"].to_pylist() and len(corpus) == 5
@@ -61,10 +68,10 @@ def test_a_corpus_keeps_the_manifest_that_it_was_given(tiny_corpus: str) -> None
 
 
 def test_every_step_has_its_micro_batches_however_they_are_dealt(tiny_corpus: str) -> None:
-    """Four micro-batches a step for three workers: each gets two, and two of the six are copies without weight."""
+    """Four micro-batches a step for three workers: each gets two, and two of the six are copies with weight 0."""
     scale = ["train.num_workers=3", "train.micro_batch_size=2", "train.steps=5"]
     config = load([*TINY, f"corpus.path={tiny_corpus}", *scale])
-    dataset = stream(config, 2)
+    dataset = stream(config, 2, share_of(config))
     dataset.context.execution_options.preserve_order = True
     shards = dataset.streaming_split(3, equal=True)
 
@@ -83,7 +90,7 @@ def test_every_step_has_its_micro_batches_however_they_are_dealt(tiny_corpus: st
 
 
 class _Dealt:
-    """Every third block of a stream, as `streaming_split` deals them."""
+    """Every third block of a stream, as `streaming_split` gives them."""
 
     def __init__(self, numbers: list[int]) -> None:
         self._numbers = numbers
@@ -109,6 +116,6 @@ def test_four_micro_batches_for_three_workers_by_hand() -> None:
 
 def test_a_stream_that_is_not_where_it_should_be_is_an_error(tiny_corpus: str) -> None:
     config = load([*TINY, f"corpus.path={tiny_corpus}", "train.steps=3"])
-    batches = MicroBatches(stream(config, 1).iterator(), config, 0, 0, 1)
-    with pytest.raises(StreamError, match="out of order: got 8, not 0"):
+    batches = MicroBatches(stream(config, 1, share_of(config)).iterator(), config, 0, 0, 1)
+    with pytest.raises(StreamError, match="out of order: got sample 8 instead of 0"):
         batches.take(0)

@@ -34,12 +34,12 @@ from robometer.trajectory import SCHEMA_VERSION
 from tests.test_corpus import stored
 
 NO_CORPUS = cast(Corpus, None)
-"""A vision-language model takes nothing from a corpus."""
+"""Stands for a corpus: a vision-language model needs none."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
-    """A group of this process alone, found the way that Ray Train's workers are found."""
+    """A process group of this process only, set up as Ray Train does it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
             patch.setenv(name, value)
@@ -74,7 +74,7 @@ def _steps(engine: Any, batch: Batch, count: int) -> list[float]:
 
 @pytest.mark.parametrize(("stage", "steps"), [(1, 3), (2, 200), (3, 3)])
 def test_bf16_keeps_updates_that_are_smaller_than_its_own_resolution(stage: int, steps: int) -> None:
-    """Each step moves a weight of 1 by 1e-5, a four-hundredth of what bf16 can tell apart there."""
+    """Each step moves a weight of 1 by 1e-5, a four-hundredth of the spacing of bf16 there."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     config = _config("train.precision=bf16", f"train.zero_stage={stage}", "train.learning_rate=1e-5")
@@ -184,7 +184,7 @@ def test_a_converted_state_goes_on_as_if_nothing_had_happened(
 
 
 class _Dealt:
-    """What one worker gets of each step: three micro-batches of two samples, and a copy of the last without weight."""
+    """One worker's share of each step: three micro-batches of two samples, and a copy of the last with weight 0."""
 
     def __init__(self, config: Config) -> None:
         corpus = Corpus(config.corpus.path)
@@ -201,7 +201,7 @@ class _Dealt:
 
 
 def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
-    """Losses, norms, rates and weights, of whole batches; the vision tower has a rate of its own."""
+    """Losses, norms, rates and weights of whole batches; the vision tower has another learning rate."""
     storage = Storage(str(tmp_path / "corpus"))
     storage.write_bytes("corpus.json", b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION)
     commit_shard(storage, "shard", [stored(n, split="train") for n in range(12)])

@@ -1,4 +1,4 @@
-"""What long work shows of itself, and what is kept off the screen."""
+"""The progress of long work, and lines that are kept off the screen."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_other_line_is_shown(line: str) -> None:
 
 
 def lines_of(caplog: pytest.LogCaptureFixture, total: int, at: list[tuple[float, int]]) -> list[str]:
-    """The lines of work that began at second 100 and has done so much so many seconds later."""
+    """The log lines of work that begins at second 100; `at` are seconds since then and what is done by then."""
     times = iter([100.0, *(100.0 + seconds for seconds, _ in at)])
     caplog.set_level(logging.INFO, logger="pipelines.cluster")
     show = progress_bar("train", total, interactive=False, clock=lambda: next(times))

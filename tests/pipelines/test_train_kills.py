@@ -1,4 +1,4 @@
-"""Training whose driver and workers are killed: the losses are those of the run that was left alone."""
+"""Training whose driver and workers are killed: the losses are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from pipelines.train import TrainReport, run_train
 from robometer.configs import load
 from tests.conftest import TINY
-from tests.training_runs import checkpoints, driving, recorded
+from tests.pipelines.training_runs import checkpoints, driving, recorded
 
 EVERY, STEPS = 10, 60
 
 
 def _overrides(corpus: str, output: Path, *overrides: str) -> list[str]:
-    """A run long enough to be killed between its checkpoints, with dropout, whose draws must be repeated too."""
+    """A run that is long enough to be killed between checkpoints, with dropout, whose draws must be the same too."""
     settings = [f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.validate=false", "model.dropout=0.1"]
     run = [f"corpus.path={corpus}", f"train.output={output}", "train.micro_batch_size=4"]
     return [*TINY, *run, *settings, *overrides]

@@ -13,8 +13,8 @@ from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.models.encoders import image_encoder, text_encoder
 from tests.models.test_encoders import frames
-from tests.test_ingest import config as ingest_config
-from tests.test_ingest import files, write_data
+from tests.pipelines.test_ingest import config as ingest_config
+from tests.pipelines.test_ingest import files, write_data
 
 
 def config(tmp_path: Path) -> Config:

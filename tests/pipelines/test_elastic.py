@@ -14,7 +14,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.conftest import TINY
-from tests.training_runs import checkpoints, driving, recorded
+from tests.pipelines.training_runs import checkpoints, driving, recorded
 
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 """Room for one training worker."""
@@ -22,7 +22,7 @@ NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head with room for a worker and the data stages; it is not the Ray that this process is connected to."""
+    """A head with room for a worker and the data stages; this process is not connected to it."""
     head = {"num_cpus": 3, "object_store_memory": 200 * 2**20, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args=head)
     yield started
@@ -46,7 +46,7 @@ def test_a_run_that_loses_a_node_and_gets_another_has_the_losses_of_one_that_did
     node = cluster.add_node(**NODE)
 
     def number(workers: int) -> bool:
-        """Whether a checkpoint of this many workers is there, as the latest."""
+        """Whether the latest checkpoint is of this many workers."""
         return bool(checkpoints(output)) and list(recorded(output).values())[-1]["workers"] == workers
 
     with driving(_overrides(tiny_corpus, output, *settings, *elastic), tmp_path / "log", cluster.address) as driver:

@@ -1,4 +1,4 @@
-"""Jobs on clusters of one or two CPUs, alone and two at a time: each comes to its end."""
+"""Jobs on clusters of one or two CPUs, alone and two at a time: each ends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.conftest import TINY
-from tests.training_runs import ENVIRONMENT, checkpoints, driving
+from tests.pipelines.training_runs import ENVIRONMENT, checkpoints, driving
 
 STORE = 150 * 2**20
 
 
 @contextlib.contextmanager
 def cluster(*cpus: int) -> Iterator[Any]:
-    """A head and further nodes of so many CPUs; it is not the Ray that this process is connected to."""
+    """A head and further nodes with so many CPUs; this process is not connected to it."""
     head, *others = ({"num_cpus": n, "object_store_memory": STORE} for n in cpus)
     started = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
     try:
@@ -48,7 +48,7 @@ def node_running(title: str, started: Any, timeout_s: float = 60) -> Any:
 
 
 def run_at_once(jobs: Mapping[str, list[str]], folder: Path, address: str = "", timeout_s: float = 420) -> None:
-    """Run jobs, `NAME number` to overrides, side by side; all must end well. Prints the seconds of each."""
+    """Run jobs (`NAME number`: overrides) at the same time; all must succeed. Prints the seconds of each."""
     environment = os.environ | ENVIRONMENT | ({"RAY_ADDRESS": address} if address else {})
     running = {}
     with contextlib.ExitStack() as stack:
@@ -73,7 +73,7 @@ EVALUATE = ("evaluate.splits=[seen]", "evaluate.bootstrap=20", "evaluate.evaluat
 
 
 def every_job(corpus: str, raw: Path, folder: Path, number: int) -> list[tuple[str, list[str]]]:
-    """Each job with what it needs to end in seconds; those of equal `number` follow one another."""
+    """Each job with settings with which it takes seconds; those of equal `number` use one another's results."""
     out, at = folder / str(number), f"corpus.path={corpus}"
     own = f"corpus.path={out / 'corpus'}"
     return [
@@ -124,7 +124,7 @@ def _endless(corpus: str, output: Path) -> list[str]:
 def test_a_run_on_nodes_of_one_cpu_steps_again_when_one_is_lost(
     tiny_corpus: str, tmp_path: Path, replaced: bool
 ) -> None:
-    """Elastic where the node is not replaced, of two workers where it is, at once."""
+    """Elastic training where the node is not replaced; two workers where it is replaced at once."""
     output = tmp_path / "run"
     overrides = _endless(tiny_corpus, output) + ([] if replaced else ["train.min_workers=1", "train.resize_every_s=5"])
     with cluster(1, 1, 1) as three, driving(overrides, tmp_path / "log", three.address) as driver:

@@ -1,4 +1,4 @@
-"""Verify finds and mends what a disk or a person did to a corpus; compact changes how it lies, not what it holds."""
+"""Verify finds and repairs damage to a corpus; compact changes its files and not its content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.ingest import run_ingest
 from pipelines.maintain import run_compact, run_verify
 from robometer.configs import Config, load
 from robometer.corpus.corpus import Corpus
-from tests.test_ingest import config, write_data
+from tests.pipelines.test_ingest import config, write_data
 
 BAD = {"video": "none.mp4", "task": "t"}
 
