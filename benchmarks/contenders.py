@@ -24,8 +24,9 @@ from robometer.models.images import QwenCutter
 from robometer.models.processing import RobometerCollator, RobometerProcessor
 from robometer.models.prompts import Chat, Control, preference_prompt, progress_prompt
 from robometer.models.robometer import Robometer
-from robometer.sampling import ManifestIndex, SamplePlan, plan
-from robometer.sampling.types import ClipPlan
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
+from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.training.batch import Batch
 from robometer.training.losses import compute_losses
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units

@@ -32,9 +32,9 @@ from benchmarks import corpora
 from benchmarks.predictions import SPLIT, predictions
 from benchmarks.training import by_turns, mid_size, model_config, ratio, run_parts, spread
 from robometer.configs import load
-from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.metrics import Resampling, ranking
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict_each

@@ -16,17 +16,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 import torch
 
 from benchmarks import corpora
-from robometer.configs.schema import Config, ModelConfig, SamplingConfig
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_collator
 from robometer.models.collate import collate_targets
-from robometer.sampling import ManifestIndex, SamplePlan, plan
+from robometer.models.config import ModelConfig
+from robometer.sampling.config import Mode, SamplingConfig
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
+from robometer.sampling.types import SamplePlan
 
 SIZES = (10**4, 10**5, 10**6)
 MODES = ("trajectory_first", "strategy_first")
@@ -45,7 +50,7 @@ class Memory:
 
 def settings(mode: str, max_frames: int = 8) -> SamplingConfig:
     """Settings with both kinds of sample and all strategies."""
-    config = SamplingConfig(mode=mode, max_frames=max_frames)
+    config = SamplingConfig(mode=cast(Mode, mode), max_frames=max_frames)
     config.preference_strategies.paired = 1.0
     return config
 

@@ -42,15 +42,18 @@ from benchmarks.contenders import (
 )
 from robometer.configs import load
 from robometer.configs.loading import to_dict
-from robometer.configs.schema import Config, ModelConfig, PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.frames.video import decode_jpeg
 from robometer.models.backbones import BACKBONES
+from robometer.models.config import ModelConfig
 from robometer.models.processing import RobometerCollator
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 from robometer.models.tiny import tiny_config, tiny_tokenizer
-from robometer.sampling import ManifestIndex, SamplePlan, plan
-from robometer.sampling.types import ClipPlan
+from robometer.sampling.config import PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
+from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.training.batch import Batch, RewardOutput
 from robometer.training.losses import compute_losses
 

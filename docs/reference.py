@@ -6,13 +6,13 @@ import ast
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from robometer.configs import Config
-from robometer.configs.settings import settings
+from robometer.settings import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("robometer", "pipelines")
@@ -60,8 +60,8 @@ def section(name: str, kind: type) -> str:
 def _type(hint: Any) -> str:
     if isinstance(hint, type) and not get_args(hint):
         return "text" if hint is str else hint.__name__
-    if all(isinstance(choice, str) for choice in get_args(hint)):
-        return " \\| ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " \\| ".join(f"`{choice}`" for choice in get_args(hint) if choice != "")
     return str(hint).replace("str", "text").replace(" | ", " or ").replace("NoneType", "none").replace("None", "none")
 
 

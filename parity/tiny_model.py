@@ -9,9 +9,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from robometer.configs.schema import Config, ModelConfig, SamplingConfig
+from robometer.configs.schema import Config
+from robometer.models.config import ModelConfig
 from robometer.models.processing import RobometerProcessor
 from robometer.models.robometer import Robometer, build_robometer, load_processor
+from robometer.sampling.config import SamplingConfig
 
 
 def load(

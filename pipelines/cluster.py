@@ -23,8 +23,9 @@ from ray.experimental import tqdm_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.foreign import silence
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.schema import Config
 from robometer.errors import RobometerError
+from robometer.settings import ConfigError
 
 silence()  # again, since importing Ray turns its deprecation warnings on
 

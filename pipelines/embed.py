@@ -18,11 +18,12 @@ import torch
 
 from pipelines.cluster import connected
 from pipelines.stage import Actors, run_actors, run_task
-from robometer.configs.schema import Config, EmbedConfig
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.frames.video import decode_jpeg
+from robometer.models.config import EmbedConfig
 from robometer.models.encoders import STORED, ImageEncoder, image_encoder, text_encoder
 from robometer.runs.outputs import with_absolute_paths
 

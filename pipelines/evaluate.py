@@ -19,7 +19,7 @@ import numpy as np
 
 from pipelines.predict import EvaluationFailed, Part, predict_queries, what_it_took
 from robometer.configs.loading import override, to_dict
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
@@ -34,6 +34,7 @@ from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import trained_by
 from robometer.runs.redaction import redacted, without_secrets
 from robometer.scorers import ScorerReference, resolve
+from robometer.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 

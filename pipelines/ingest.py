@@ -30,7 +30,8 @@ import ray
 
 from pipelines.cluster import LINE_EVERY_S, connected
 from pipelines.stage import crash_mark, run_stage, run_task
-from robometer.configs.schema import Config, IngestConfig
+from robometer.configs.schema import Config
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import entries, isolated_entries, quarantine_row
 from robometer.corpus.formats import FormatError, Refused, Unit, list_units

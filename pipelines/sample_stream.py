@@ -29,7 +29,8 @@ from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.errors import RobometerError
-from robometer.sampling import ManifestIndex, plan
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
 from robometer.training.batch import Batch
 
 

@@ -30,9 +30,10 @@ from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.jobs import Limits
 from pipelines.serving.model import Model, ScorerLoader
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.schema import Config
 from robometer.frames import FrameSettings, overridden
 from robometer.scorers import CheckpointReference, load_scorer
+from robometer.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 

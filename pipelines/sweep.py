@@ -26,14 +26,16 @@ from ray.tune.search.optuna import OptunaSearch
 from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
 from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of, is_measured
-from robometer.configs.loading import RENAMED, current, from_dict, override, to_dict
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.loading import from_dict, override, to_dict
+from robometer.configs.renamed import RENAMED, current
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.files import atomic_folder, write_atomically
 from robometer.report import plots
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS
+from robometer.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -40,8 +40,9 @@ from pipelines.training.checkpointing import (
 )
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import train_worker
-from robometer.configs.loading import current, override, to_dict
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.loading import override, to_dict
+from robometer.configs.renamed import current
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.files import atomic_folder, write_atomically
 from robometer.models.checkpoint import PROVENANCE, build_collator, checkpoint_hash
@@ -50,7 +51,9 @@ from robometer.report import plots
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
-from robometer.sampling import ManifestIndex, effective_mix, in_words
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.mix import effective_mix, in_words
+from robometer.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from robometer import baselines
+from robometer.baselines.config import BaselineConfig
 from robometer.client import RemoteScorer
-from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.frames import FrameSettings
 from robometer.models.checkpoint import checkpoint_identity, checkpoint_scorer, frames_of
 from robometer.models.layouts import open_checkpoint
@@ -24,6 +24,7 @@ from robometer.models.sources import for_workers, is_checkpoint_name, locate
 from robometer.runs.paths import SCORER_FORMS
 from robometer.runs.redaction import redacted
 from robometer.scoring import Scorer
+from robometer.settings import ConfigError
 
 _URL = re.compile(r"(?i)https?://")
 

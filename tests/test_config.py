@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
-from robometer.configs.loading import RENAMED, RENAMED_VALUES, as_given, current
+from robometer.configs.loading import as_given
+from robometer.configs.renamed import RENAMED, RENAMED_VALUES, current
 from robometer.corpus.formats import list_units
+from robometer.runs.paths import PathError
 from robometer.runs.redaction import redacted
+from robometer.training.config import SweepConfig
 
 TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",
          "${", "a${b", "  blanks  ", "~/x", "!x", "&", "back\\slash", "end\\", "\\'", "new\nline", "tab\t", "null",
@@ -27,23 +32,54 @@ def test_overrides_and_groups_reach_the_typed_tree() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.stepz=5"], "Key 'stepz' not in 'TrainConfig'"),
-        (["model=nothing"], "Could not find 'model/nothing'"),
-        (["train.steps=many"], "could not be converted to Integer"),
-        (["train.zero_stage=9"], "train.zero_stage must be 0, 1, 2 or 3"),
+        (["train.stepz=5"], r"There is no setting train\.stepz\. Did you mean train\.steps\?"),
+        (["steps=5"], r"Did you mean train\.steps\?"),
+        (["trian.steps=5"], r"Did you mean train\.steps\?"),
+        (["qwerty=5"], r"There is no setting qwerty\.$"),
+        (["train.steps.more=5"], r"There is no setting train\.steps\.more\."),
+        (["model=rewnd"], r"model='rewnd' is none of .*\. Did you mean rewind\?"),
+        (["recipe=nothing"], "recipe='nothing' is none of quickstart, "),
+        (["train.steps=many"], "train.steps='many' cannot be used: input should be a valid integer"),
+        (["train.steps=1.5"], "train.steps=1.5 cannot be used"),
+        (["train.steps=[1"], "configuration: "),
+        (["baseline.temperature=hot"], "baseline.temperature='hot' cannot be used: input should be a valid number"),
+        (["train.zero_stage=9"], "train.zero_stage=9 is none of 0, 1, 2, 3"),
+        (["train.precision=bf61"], r"train\.precision='bf61' is none of fp32, bf16\. Did you mean bf16\?"),
         (["train.batch_size=7", "train.num_workers=2"], "must be a multiple"),
         (["train.validation_gpus=1"], "needs train.validate_async=true"),
         (["evaluate.actors=0"], "evaluate.actors must be at least 1"),
         (["evaluate.confidence=95"], "must be between 0 and 1"),
         (["sampling.max_frames=1"], "sampling.max_frames must be at least 2"),
         (["model.attention=old"], "none of full, causal, state"),
+        (["ingest.input=file:///data"], "write the plain path"),
         (["sampling.max_frames=64", "model.kind=rewind"], "more than model.max_len"),
     ],
 )
 def test_a_mistake_is_one_sentence(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises((ConfigError, PathError), match=message) as caught:
         load(overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_a_choice_is_checked_wherever_the_settings_come_from() -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.search='optuma' is none of random, optuna\. Did you mean optuna\?"):
+        SweepConfig(search="optuma")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="model.kind='rewond'"):
+        override(load(), {"model.kind": "rewond"})
+    stored = to_dict(load())
+    stored["evaluate"]["mode"] = "hole"
+    with pytest.raises(ConfigError, match="Did you mean whole"):
+        from_dict(stored)
+
+
+def test_entries_of_a_mapping_are_settings_too() -> None:
+    assert load(["+sampling.source_weights.lab=2"]).sampling.source_weights == {"lab": 2.0}
+
+
+def test_help_needs_neither_hydra_nor_anything_heavy() -> None:
+    code = "import sys, robometer.configs; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"hydra", "omegaconf", "torch", "ray", "pyarrow", "cv2", "av"} & set(done.stdout.split())
 
 
 def test_any_text_of_a_shell_means_itself() -> None:

@@ -17,7 +17,7 @@ import pytest
 from pipelines.ingest import IngestError, IngestReport, _plan, run_ingest
 from pipelines.maintain import run_compact, run_verify
 from robometer.configs import load
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units

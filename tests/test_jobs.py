@@ -49,7 +49,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
     ("arguments", "sentence"),
     [
         (["train", "corpus.path={tmp}/none"], "no corpus at"),
-        (["train", "train.stepz=5"], "Key 'stepz' not in 'TrainConfig'"),
+        (["train", "train.stepz=5"], "There is no setting train.stepz. Did you mean train.steps?"),
         (["train", "--steps", "5"], "is not an override"),
         (["ingest", "ingest.input={tmp}/none"], "none"),
         (["ingest", "ingest.format=vhs"], "vhs"),

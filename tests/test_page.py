@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from jobs.corpus import main
-from robometer.configs.schema import SamplingConfig
 from robometer.corpus.cards import Card, cards, spread
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.overview import bin_edges, histogram, overview
@@ -21,6 +20,7 @@ from robometer.corpus.page import write_page
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import commit_shard
 from robometer.sampling.columns import Columns
+from robometer.sampling.config import SamplingConfig
 from robometer.trajectory import SCHEMA_VERSION
 from tests.test_corpus import rejected, stored
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import cli
 from robometer.configs import Config, load
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
 from robometer.runs.paths import PathError, absolute_path, make_folder
 

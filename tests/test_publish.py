@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from jobs import checkpoint as checkpoint_job
 from jobs import publish as job
 from robometer.configs.loading import save as save_checkpoint_config
-from robometer.configs.schema import Config, CorpusConfig, LoraSettings, ModelConfig, SamplingConfig, TrackingConfig
+from robometer.configs.schema import Config
+from robometer.corpus.config import CorpusConfig
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import (
     build_model,
@@ -27,13 +28,16 @@ from robometer.models.checkpoint import (
     load_provenance,
     save_checkpoint,
 )
+from robometer.models.config import LoraSettings, ModelConfig
 from robometer.models.lora import trained_names
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.weights import CheckpointError
 from robometer.runs import publishing
+from robometer.runs.config import TrackingConfig
 from robometer.runs.provenance import provenance_of
 from robometer.runs.publishing import PublishingError, prepare, to_folder, to_hub, to_mlflow
+from robometer.sampling.config import SamplingConfig
 from tests.local_hub import local_hub
 from tests.models.images import noise_clip
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.trivial import Random
-from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.frames import FrameSettings
 from robometer.models.weights import CheckpointError
 from robometer.scorers import BaselineReference, CheckpointReference, EndpointReference, load_scorer, resolve
+from robometer.settings import ConfigError
 from tests.local_endpoint import endpoint
 
 

@@ -17,6 +17,7 @@ import torch
 
 from robometer.baselines import BASELINES
 from robometer.baselines.chat_model import load_chat_model
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.gvl import Gvl
 from robometer.baselines.rl_vlm_f import RlVlmF
 from robometer.baselines.robo_dopamine import RoboDopamine
@@ -26,7 +27,6 @@ from robometer.baselines.trivial import Clock, Constant, FrameDifference, Random
 from robometer.baselines.vlac import Vlac, asking_critic
 from robometer.client import RemoteScorer
 from robometer.configs import load
-from robometer.configs.schema import BaselineConfig
 from robometer.errors import RobometerError
 from robometer.models.checkpoint import make_scorer
 from robometer.models.encoders import image_encoder

@@ -21,8 +21,9 @@ from mlflow import MlflowClient
 
 from pipelines.cluster import free_port
 from robometer.configs import Config, load
-from robometer.configs.schema import ServeConfig, TrackingConfig
+from robometer.configs.stages import ServeConfig
 from robometer.runs import tracking
+from robometer.runs.config import TrackingConfig
 from robometer.runs.tracking import TrackingError
 
 
@@ -167,7 +168,7 @@ TRACK = """
 import sys
 from robometer.runs import tracking
 from robometer.configs import Config
-from robometer.configs.schema import TrackingConfig
+from robometer.runs.config import TrackingConfig
 config = Config(tracking=TrackingConfig(uri=sys.argv[1]))
 with tracking.start(config, "train") as run:
     run.metrics({"train/loss": 1.0})

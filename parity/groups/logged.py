@@ -16,9 +16,9 @@ from torch import Tensor
 from parity.difference import close, exact
 from parity.row import Row
 from parity.upstream.losses import upstream_losses
-from robometer.configs.schema import LossConfig
 from robometer.evaluation import metrics
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
+from robometer.training.config import LossConfig
 from robometer.training.losses import binary_error, progress_error, two_hot
 
 _TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}

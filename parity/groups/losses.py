@@ -16,9 +16,9 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream.losses import mean_by_clip, upstream_losses
-from robometer.configs.schema import LossConfig
 from robometer.sampling.targets import success_mask
 from robometer.training.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
+from robometer.training.config import LossConfig
 from robometer.training.losses import binary_error, compute_losses, progress_error, two_hot
 
 GROUP = "b_losses"

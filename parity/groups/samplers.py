@@ -15,11 +15,13 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream import clips
-from robometer.configs.schema import SamplingConfig
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.plan import plan_split
-from robometer.sampling import ManifestIndex, plan, segments
+from robometer.sampling import segments
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.eligible import PREFERENCE_KINDS
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
 from robometer.sampling.strategies import Rules, Subject
 from robometer.trajectory import MANIFEST_SCHEMA, SCHEMA_VERSION
 

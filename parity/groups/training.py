@@ -20,10 +20,11 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream.losses import upstream_losses
-from robometer.configs.schema import LossConfig, SamplingConfig, TrainConfig
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import clip_inputs
+from robometer.sampling.config import SamplingConfig
 from robometer.training.batch import Batch, RewardOutput
+from robometer.training.config import LossConfig, TrainConfig
 from robometer.training.optimisation import BETAS, EPSILON, decays, parameter_groups, schedule, warmup_steps
 
 GROUP = "i_training"

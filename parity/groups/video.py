@@ -20,9 +20,9 @@ from parity.recorded import read
 from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.upstream.protocol import frames_at_rate
-from robometer.configs.schema import SamplingConfig
 from robometer.frames.recording import VideoFile
 from robometer.frames.video import thin_positions
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.index import ManifestIndex
 from robometer.trajectory import MANIFEST_SCHEMA, QUALITY_LABELS
 

@@ -17,13 +17,13 @@ from parity.recorded_set import RecordedSet
 from parity.row import Row
 from parity.tiny_model import load
 from parity.upstream.losses import upstream_losses
-from robometer.configs.schema import LossConfig
 from robometer.models.collate import collate_targets
 from robometer.models.processing import RobometerProcessor, Sample
 from robometer.models.robometer import Robometer
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import Clip
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
+from robometer.training.config import LossConfig
 
 LOGITS, PIXELS, EXACT, LOSS, GRADIENT = 1e-4, 1e-6, 0.0, 1e-5, 1e-4
 

@@ -8,8 +8,8 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from robometer.configs.schema import LossConfig
 from robometer.training.batch import Batch, RewardOutput
+from robometer.training.config import LossConfig
 from robometer.training.losses import Losses, compute_losses
 
 

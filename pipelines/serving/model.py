@@ -13,7 +13,7 @@ import torch
 from ray import serve
 
 from pipelines.serving.jobs import CompareJob, Job, ModelInfo, Outcome, ScoreJob
-from robometer.configs.schema import ServeConfig
+from robometer.configs.stages import ServeConfig
 from robometer.errors import InputError
 from robometer.scoring import Clip, ClipScore, Scorer
 

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_model
+from robometer.settings import ConfigError
 from robometer.training.optimisation import BETAS, EPSILON, parameter_groups
 
 Weights = Iterable[tuple[str, Tensor]]

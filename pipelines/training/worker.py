@@ -31,7 +31,8 @@ from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import save_checkpoint
 from robometer.runs import tracking
-from robometer.sampling import ManifestIndex, plan
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
 from robometer.training.losses import TERMS, compute_losses, counts
 from robometer.training.optimisation import learning_rate
 

@@ -9,8 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.baselines.config import BaselineConfig
 from robometer.scoring import Scorer
+from robometer.settings import ConfigError
 
 PREFIX = "baseline:"
 

@@ -17,12 +17,13 @@ from email.utils import parsedate_to_datetime
 import httpx
 import numpy as np
 
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.providers import PROVIDERS, Answer, Json, Question
-from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.runs.redaction import redacted
 from robometer.scoring import MissingAnswer
+from robometer.settings import ConfigError
 
 ATTEMPTS = 6
 """Attempts at one request while the provider or the connection fails."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.baselines.config import BaselineConfig
 from robometer.frames.video import thin_positions
 from robometer.scoring import Clip, ClipScore, MissingAnswer, spread
+from robometer.settings import ConfigError
 
 _MARK = re.compile("<image>|<video>")
 

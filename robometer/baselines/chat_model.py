@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from robometer.baselines.asking import Prompt, PromptVideo
-from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.baselines.config import BaselineConfig
 from robometer.models.backbones import backbone_of
 from robometer.models.images import QwenCutter
 from robometer.models.processing import PromptTokenizer
@@ -25,6 +25,7 @@ from robometer.models.prompts import chat_prompt
 from robometer.models.sources import locate
 from robometer.models.tiny import TINY, tiny_config, tiny_tokenizer
 from robometer.scoring import OneAtATime, one_at_a_time
+from robometer.settings import ConfigError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from robometer.baselines.api import ApiClient
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.progress import ProgressScorer, fingerprint
 from robometer.baselines.providers import Question
-from robometer.configs.schema import BaselineConfig
 from robometer.frames.video import thin_positions
 from robometer.scoring import Clip, ClipScore, MissingAnswer, ScorerInfo, spread
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from robometer.configs.schema import BaselineConfig
+from robometer.baselines.config import BaselineConfig
 from robometer.frames.video import encode_jpeg
 
 JPEG_QUALITY = 95

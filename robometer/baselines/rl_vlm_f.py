@@ -12,8 +12,8 @@ from dataclasses import asdict
 import numpy as np
 
 from robometer.baselines.api import ApiClient
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.providers import Question
-from robometer.configs.schema import BaselineConfig
 from robometer.scoring import Clip, ClipScore, MissingAnswer, NoProgress, ScorerInfo, Session
 
 MODELS = {"gemini": "gemini-2.5-flash", "openai": "gpt-4o"}

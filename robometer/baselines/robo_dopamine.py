@@ -12,9 +12,9 @@ import numpy as np
 from robometer.baselines.api import ApiClient, ProviderError, Usage
 from robometer.baselines.asking import Ask, Prompt, PromptVideo, fill, read_template, score_moments
 from robometer.baselines.chat_model import load_chat_model
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.progress import ProgressScorer
 from robometer.baselines.providers import Answer, Question
-from robometer.configs.schema import BaselineConfig
 from robometer.scoring import Clip, ClipScore, ScorerInfo
 
 PUBLISHED = {

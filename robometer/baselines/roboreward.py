@@ -9,8 +9,8 @@ import numpy as np
 
 from robometer.baselines.asking import Ask, PromptVideo, answered, fill, prefix_ends, read_template
 from robometer.baselines.chat_model import load_chat_model
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.progress import ProgressScorer
-from robometer.configs.schema import BaselineConfig
 from robometer.frames.video import thin_positions
 from robometer.scoring import Clip, ClipScore
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from robometer.baselines.asking import PromptVideo, fill, prefix_ends, read_template
 from robometer.baselines.chat_model import ChatModel, load_chat_model
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.progress import ProgressScorer
-from robometer.configs.schema import BaselineConfig
 from robometer.frames.video import thin_positions
 from robometer.models.images import resize
 from robometer.scoring import Clip, ClipScore, spread

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.progress import ProgressScorer, fingerprint
-from robometer.configs.schema import BaselineConfig
 from robometer.scoring import Clip
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from robometer.baselines.asking import Ask, fill, read_template, score_moments
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.progress import ProgressScorer
-from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.models.sources import locate
 from robometer.scoring import Clip, ClipScore
+from robometer.settings import ConfigError
 
 PUBLISHED = "InternRobotics/VLAC"
 TEMPLATE = """A robot works on a task: {task}

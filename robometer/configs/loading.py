@@ -1,131 +1,152 @@
-"""Compose, save and restore configurations with Hydra and OmegaConf."""
+"""Compose, save and restore configurations: Hydra composes the YAML groups and overrides, pydantic checks the types."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from difflib import get_close_matches
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.renamed import current, refuse_old_name, section_of
+from robometer.configs.schema import Config
+from robometer.errors import RobometerError
 from robometer.runs.redaction import redacted, without_secrets
+from robometer.settings import ConfigError, did_you_mean, not_a_choice
 
-ConfigStore.instance().store(name="schema", node=Config)
-
-RENAMED = {
-    "evaluate.checkpoint": "evaluate.scorer",
-    "ingest.data_source": "ingest.source_name",
-    "ingest.source": "ingest.format",
-    "sampling.max_success": "sampling.default_cutoff",
-    "sampling.min_success": "sampling.not_done_below_progress",
-}
-"""Keys of earlier versions, and what they are called now."""
-
-RENAMED_VALUES = {
-    ("recipe", "libero"): "robometer_4b_short",
-    ("sampling.mode", "rbm"): "trajectory_first",
-}
-"""Values of earlier versions, with their key, and what they are called now."""
-
-_REMOVED = {"loss.compat": "fixed", "sampling.compat": "fixed"}
-"""Keys that are gone, with the value that says what every run does now."""
+GROUPS = ("model", "recipe")
+"""Groups of settings: folders of `robometer/configs` with a YAML file for each choice."""
 
 
-def load(overrides: Sequence[str] = ()) -> Config:
-    """The configuration under `overrides` such as `train.steps=500`, `model=rewind_scaled` or `recipe=quickstart`.
+def load(overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None) -> Config:
+    """The configuration under overrides.
+
+    Args:
+        overrides: such as `train.steps=500`, `model=rewind_scaled` or `recipe=quickstart`, in Hydra's grammar.
+        texts: more values by their dotted keys, which mean themselves letter by letter.
 
     Raises:
         ConfigError: an unknown key or group, a value of the wrong type, or values that contradict each other.
         PathError: a path or URI that its stage cannot use.
     """
-    for text in overrides:
-        _refuse_old_names(text)
+    for override in overrides:
+        _check_names(override)
+    values = _composed([as_given(override) for override in overrides])
+    for key, text in (texts or {}).items():
+        section, name = section_of(values, key)
+        section[name] = text
+    return _typed(values)
+
+
+def _composed(overrides: list[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_module  # these take a tenth of a second, which --help does not need
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=to_dict(Config()))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("robometer.configs", version_base="1.3"):
-            composed = compose("config", overrides=[as_given(override) for override in overrides])
-        return cast(Config, OmegaConf.to_object(composed))
+            composed = compose("config", overrides=overrides)
+        return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_sentence(error)) from error
 
 
-def current(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings (nested, or some sections of them) that an earlier version may have written, under today's names.
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key"))]
+    cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
+    return redacted(f"configuration: {' '.join(telling[:4])}{cause}")
 
-    Everything that reads settings from a file comes through here, so that old checkpoints and folders stay usable.
+
+def _typed(values: Mapping[str, Any]) -> Config:
+    """The tree of settings from nested mappings, each value converted to its type.
+
+    Raises:
+        ConfigError, PathError: as `load`.
     """
-    now = {key: dict(section) if isinstance(section, Mapping) else section for key, section in values.items()}
-    for key, value in _REMOVED.items():
-        section, name = _section(now, key)
-        if section.get(name) == value:
-            del section[name]
-    for (key, old_value), value in RENAMED_VALUES.items():
-        section, name = _section(now, key)
-        if section.get(name) == old_value:
-            section[name] = value
-    for old, new in RENAMED.items():
-        section, name = _section(now, old)
-        if name in section and _section(now, new)[1] not in section:
-            section[_section(now, new)[1]] = section.pop(name)
-    sweep, _ = _section(now, "sweep.space")
-    if "space" in sweep:
-        sweep["space"] = [current_entry(entry) for entry in sweep["space"]]
-    return now
+    from pydantic import ValidationError
+
+    try:
+        return cast(Config, _adapter().validate_python(values))
+    except ValidationError as error:
+        raise _explained(error) from error
 
 
-def current_entry(entry: str) -> str:
-    """An entry `KEY=...` of `sweep.space` under today's name of its key."""
-    key, equals, rest = entry.partition("=")
-    return f"{RENAMED.get(key.strip(), key)}{equals}{rest}"
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Config)
 
 
-def first_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings under the names that they had at first.
-
-    Hashes of settings are taken over these, so that a new name makes no new hash.
-    """
-    then = current(values)
-    for old, new in RENAMED.items():
-        section, name = _section(then, new)
-        if name in section:
-            section[_section(then, old)[1]] = section.pop(name)
-    for (key, old_value), value in RENAMED_VALUES.items():
-        section, name = _section(then, key)
-        if section.get(name) == value:
-            section[name] = old_value
-    for key, value in _REMOVED.items():
-        section, name = _section(then, key)
-        if section:
-            section.setdefault(name, value)
-    return then
+def _explained(error: Any) -> Exception:
+    """The first fault that pydantic found, in our words."""
+    fault = error.errors()[0]
+    raised = fault.get("ctx", {}).get("error")
+    if isinstance(raised, RobometerError):  # of a section's own checks
+        return raised
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "unexpected_keyword_argument":
+        return ConfigError(unknown_key(key))
+    key = next((name for name in _hints() if key == name or key.startswith(f"{name}.")), key)
+    if fault["type"] == "literal_error":
+        return ConfigError(redacted(not_a_choice(key, fault["input"], get_args(_hints()[key]))))
+    return ConfigError(redacted(f"{key}={fault['input']!r} cannot be used: {fault['msg'].lower()}"))
 
 
-def _section(values: Mapping[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """The section that a dotted key lies in, and its name there; an empty section where there is none."""
-    section, _, name = key.partition(".")
-    entries = values.get(section)
-    return (entries if isinstance(entries, dict) else {}), name
-
-
-def _refuse_old_names(override: str) -> None:
-    """Raise `ConfigError` for an override under the name of an earlier version."""
+def _check_names(override: str) -> None:
+    """Raise `ConfigError` for an override of a key or a group that does not exist."""
     given, _, value = override.partition("=")
-    key = given.lstrip("+~")
-    if key in RENAMED:
-        raise ConfigError(f"{key} is now called {RENAMED[key]}. Write {RENAMED[key]}=...")
-    if new := RENAMED_VALUES.get((key, value.strip("'\""))):
-        raise ConfigError(f"{key}={value} is now called {key}={new}. Write {key}={new}.")
+    key, value = given.lstrip("+~"), value.strip("'\"")
+    refuse_old_name(key, value)
+    if key in GROUPS:
+        choices = sorted(path.stem for path in (Path(__file__).parent / key).glob("*.yaml"))
+        if value not in (*choices, "", "null"):
+            raise ConfigError(not_a_choice(key, value, choices))
+    elif not any(name == key or name.startswith(f"{key}.") or _is_entry(key, name) for name in _hints()):
+        raise ConfigError(unknown_key(key))
+
+
+def _is_entry(key: str, name: str) -> bool:
+    """Whether `key` names an entry of the mapping `name`, such as `sampling.source_weights.lab`."""
+    return get_origin(_hints()[name]) is dict and key.startswith(f"{name}.")
+
+
+def unknown_key(key: str) -> str:
+    """The sentence about a key that no setting has."""
+    names = list(_hints())
+    nearest = did_you_mean(key, names)
+    if not nearest:  # perhaps without its section, or in another one
+        ends = {name.rpartition(".")[2]: name for name in reversed(names)}
+        close = get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.75)
+        nearest = f" Did you mean {ends[close[0]]}?" if close else ""
+    return f"There is no setting {redacted(key)}.{nearest}"
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    """The type of each setting, by its dotted key."""
+    return dict(_hints_of(Config, ""))
+
+
+def _hints_of(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _hints_of(cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hint
 
 
 def as_given(override: str) -> str:
@@ -134,36 +155,17 @@ def as_given(override: str) -> str:
     Texts that are quoted already and interpolations (`${oc.env:NAME}`) keep their meaning; overrides of groups,
     numbers, lists and mappings are left as they are.
     """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     key, given, value = override.partition("=")
-    if not given or key not in _texts() or _QUOTED.fullmatch(value):
+    if not given or _hints().get(key) is not str or _QUOTED.fullmatch(value):
         return override
     literal = value if _INTERPOLATION.search(value) else value.replace("${", r"\${")
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
-@cache
-def _texts() -> frozenset[str]:
-    """The dotted keys of the configuration whose values are free text."""
-    return frozenset(_texts_of(Config, ""))
-
-
-def _texts_of(node: type, prefix: str) -> Iterator[str]:
-    for name, kind in get_type_hints(node).items():
-        if kind is str:
-            yield prefix + name
-        elif dataclasses.is_dataclass(kind):
-            yield from _texts_of(cast(type, kind), f"{prefix}{name}.")
-
-
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _INTERPOLATION = re.compile(r"\$\{[^{}]+\}")
-
-
-def _sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("object_type", "reference_type", "full_key"))]
-    cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
-    return redacted(f"configuration: {' '.join(kept[:4])}{cause}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -173,23 +175,19 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Inverse of `to_dict`, also for what an earlier version wrote; unknown keys raise `ConfigError`."""
-    try:
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), current(values))))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_sentence(error)) from error
+    return _typed(current(values))
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of `config` with dotted keys changed, such as `{"loss.preference_weight": 0.5}`."""
-    tree = OmegaConf.merge(OmegaConf.structured(Config), to_dict(config))
-    for key in values:
-        _refuse_old_names(key)
-    try:
-        for key, value in values.items():
-            OmegaConf.update(tree, key, value)
-        return cast(Config, OmegaConf.to_object(tree))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_sentence(error)) from error
+    tree = to_dict(config)
+    for key, value in values.items():
+        refuse_old_name(key, value)
+        if key not in _hints():
+            raise ConfigError(unknown_key(key))
+        *sections, name = key.split(".")
+        reduce(getitem, sections, tree)[name] = value
+    return _typed(tree)
 
 
 def save(config: Config, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.formats import Refused, Unit, read_unit
 from robometer.corpus.formats.common import is_depth
 from robometer.corpus.identity import NOTHING, Facts, StoredRows, labels_hash

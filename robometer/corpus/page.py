@@ -11,12 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from robometer.configs.schema import SamplingConfig
 from robometer.corpus.cards import cards, spread
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.overview import overview
 from robometer.files import atomic_file
 from robometer.sampling.columns import Columns
+from robometer.sampling.config import SamplingConfig
 from robometer.trajectory import QUALITY_LABELS
 
 MAX_CLIPS = 200

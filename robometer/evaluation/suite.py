@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from robometer.configs.schema import ConfigError, EvaluateConfig
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.measures import (
     confusion_matrix,
     instruction_grounding,
@@ -18,6 +18,7 @@ from robometer.evaluation.measures import (
 from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result
+from robometer.settings import ConfigError
 
 Evaluation = Callable[[Predictions, str, Resampling], Result]
 

@@ -21,7 +21,7 @@ from robometer.frames.recording import Recording, VideoFile
 from robometer.frames.video import DEFAULT_LIMITS, Source, Video, VideoLimits, decode_jpeg, encode_jpeg, thin_positions
 
 if TYPE_CHECKING:  # the child process that decodes uploads does not need the configuration
-    from robometer.configs.schema import IngestConfig
+    from robometer.corpus.config import IngestConfig
 
 logger = logging.getLogger(__name__)
 

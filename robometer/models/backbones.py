@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, Qwen2_5_VLModel, Qwen3VLModel, SmolVLMModel
 
-from robometer.configs.schema import ConfigError
 from robometer.models.images import Cutter, QwenCutter, SquareCutter
 from robometer.models.prompts import QWEN2_5_CHAT, QWEN3_CHAT, SMOLVLM_CHAT, Chat
+from robometer.settings import ConfigError
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

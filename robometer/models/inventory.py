@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from robometer import text
-from robometer.configs.schema import Config, ModelConfig
+from robometer.configs.schema import Config
 from robometer.models.checkpoint import backbone_folder, empty_model, frames_of, load_provenance
+from robometer.models.config import ModelConfig
 from robometer.models.layouts import BACKBONE, Checkpoint
 from robometer.models.weights import EMBEDDING, Match, Slot, match, optional_of, our_name, shapes_of
 

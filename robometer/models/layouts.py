@@ -23,17 +23,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robometer.configs.loading import current, from_dict, to_dict
-from robometer.configs.schema import (
-    Config,
-    ConfigError,
-    EmbedConfig,
-    LossConfig,
-    ModelConfig,
-    SamplingConfig,
-    TrainConfig,
-)
+from robometer.configs.loading import from_dict, to_dict
+from robometer.configs.renamed import current
+from robometer.configs.schema import Config
+from robometer.models.config import EmbedConfig, FramePooling, ModelConfig, ProgressLoss
 from robometer.models.weights import EMBEDDING, CheckpointError, Slot, slots
+from robometer.sampling.config import SamplingConfig
+from robometer.settings import ConfigError
+from robometer.training.config import LossConfig, Precision, TrainConfig
 
 CONFIG = "config.yaml"
 BACKBONE = "config.json"
@@ -184,7 +181,7 @@ def from_lerobot(values: Values) -> Config:
 
 def _robometer(values: Values, sampling: SamplingConfig) -> Config:
     _refuse(values.get("use_multi_image", True), "use_multi_image", False, "frames as a video")
-    precisions = {"bfloat16": "bf16", "float32": "fp32"}
+    precisions: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}
     dtype = str(values.get("torch_dtype", "bfloat16"))
     if dtype not in precisions:
         raise CheckpointError(f"torch_dtype={dtype} is not one of {', '.join(precisions)}")
@@ -195,9 +192,9 @@ def _robometer(values: Values, sampling: SamplingConfig) -> Config:
         train_language_model=bool(values.get("train_language_model", True)),
         ask_progress=bool(values.get("predict_pref_progress", True)),
         per_frame_progress_token=bool(values.get("use_per_frame_progress_token", True)),
-        frame_pooling=str(values.get("frame_pooling", "mean")),
+        frame_pooling=cast(FramePooling, str(values.get("frame_pooling", "mean"))),  # whose choices ModelConfig checks
         frame_pooling_temperature=float(values.get("frame_pooling_attn_temperature", 1.0)),
-        progress_loss=str(values["progress_loss_type"]),
+        progress_loss=cast(ProgressLoss, str(values["progress_loss_type"])),
     )
     loss = LossConfig(pair_progress=model.ask_progress)
     return Config(model=model, sampling=sampling, loss=loss, train=TrainConfig(precision=precisions[dtype]))
@@ -214,7 +211,7 @@ def _rewind(rewind: Values, values: Values, sampling: SamplingConfig) -> Config:
         max_len=int(rewind.get("max_len", 16)),
         attention="causal" if rewind.get("causal_mask", True) else "full",
         per_frame_progress_token=bool(rewind.get("use_per_frame_progress_token", True)),
-        progress_loss=str(values["progress_loss_type"]),
+        progress_loss=cast(ProgressLoss, str(values["progress_loss_type"])),
     )
     frames = min(sampling.max_frames, model.max_len)
     return Config(

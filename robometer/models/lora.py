@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from robometer.configs.schema import LoraSettings
+from robometer.models.config import LoraSettings
 from robometer.models.prompts import SPECIAL_TOKENS
 from robometer.models.robometer import Robometer
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.schema import Config
 from robometer.models.attention import IMPLEMENTATIONS, packed_kwargs
 from robometer.models.backbones import backbone_of
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
 from robometer.models.tiny import TINY, tiny_config, tiny_tokenizer
+from robometer.settings import ConfigError
 from robometer.training.batch import Batch, RewardOutput
 
 

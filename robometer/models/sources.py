@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from robometer.configs.schema import TrackingConfig
 from robometer.models.weights import MODEL_FILES, CheckpointError
+from robometer.runs.config import TrackingConfig
 from robometer.runs.paths import CHECKPOINT_FORMS, SQLITE, absolute_path
 from robometer.runs.redaction import redacted
 from robometer.runs.tracking import client_of

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from robometer.configs.loading import current
-from robometer.configs.schema import EvaluateConfig
+from robometer.configs.renamed import current
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.evaluation import suite
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Metric, Result
 

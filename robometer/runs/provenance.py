@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from robometer.configs.loading import first_names
+from robometer.configs.renamed import first_names
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.summary import summarise
 

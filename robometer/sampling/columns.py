@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robometer.configs.schema import SamplingConfig
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.strategies import Subject
 from robometer.sampling.targets import SourceFacts, source_facts, supervises_progress
 from robometer.trajectory import QUALITY_LABELS, SUCCESSFUL, normalise_task

@@ -7,8 +7,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from robometer.configs.schema import PreferenceStrategies, ProgressStrategies, SamplingConfig
 from robometer.sampling.columns import Columns
+from robometer.sampling.config import PreferenceStrategies, ProgressStrategies, SamplingConfig
 from robometer.sampling.partners import GAP_TOLERANCE, Partners
 from robometer.sampling.strategies import needed_frames
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robometer.configs.schema import SamplingConfig
 from robometer.sampling.columns import Columns
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.eligible import DIFFERENT_TASK, Eligible
 from robometer.sampling.groups import resolve, source_weights
 from robometer.sampling.partners import Partners

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robometer.configs.schema import SamplingConfig
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.eligible import PREFERENCE_KINDS, PROGRESS_KINDS
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.partners import GAP_TOLERANCE, Groups

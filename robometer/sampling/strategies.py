@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robometer.configs.schema import SamplingConfig
 from robometer.frames.video import thin_positions
 from robometer.sampling import segments, targets
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.segments import Triple
 from robometer.sampling.types import ClipPlan
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robometer.configs.schema import LossConfig
 from robometer.training.batch import Batch, ClipTargets, RewardOutput
+from robometer.training.config import LossConfig
 
 LOGIT_CLAMP = 50.0
 TERMS = ("progress", "success_positive", "success_negative", "preference")

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from robometer.configs.schema import Config, TrainConfig
+from robometer.configs.schema import Config
+from robometer.training.config import TrainConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """AdamW's constants, as upstream sets them."""

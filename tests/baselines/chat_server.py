@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from robometer.configs.schema import BaselineConfig
+from robometer.baselines.config import BaselineConfig
 from robometer.frames.video import decode_jpeg
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 
 from robometer.baselines.asking import Prompt
 from robometer.baselines.chat_model import ChatModel, load_chat_model
-from robometer.configs.schema import BaselineConfig
+from robometer.baselines.config import BaselineConfig
 from robometer.frames import FrameSettings, read_frames
 from robometer.scoring import Clip
 

@@ -18,11 +18,12 @@ import pytest
 
 from robometer.baselines import api
 from robometer.baselines.api import ApiClient, ProviderError
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.providers import Answer, Question
 from robometer.configs import load
-from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.errors import RobometerError
 from robometer.scoring import MissingAnswer
+from robometer.settings import ConfigError
 from tests.baselines.chat_server import ChatServer, Reply, Seen, failure, gemini, openai, settings
 
 SHAPES = {"gemini": gemini, "openai": openai}
@@ -230,7 +231,7 @@ ASK_SIX = """
 import sys
 from robometer.baselines.api import ApiClient
 from robometer.baselines.providers import Question
-from robometer.configs.schema import BaselineConfig
+from robometer.baselines.config import BaselineConfig
 
 url, cache = sys.argv[1:]
 config = BaselineConfig(provider="openai", model="tiny", base_url=url, cache=cache, concurrency=1,

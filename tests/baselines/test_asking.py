@@ -7,8 +7,9 @@ import pytest
 
 from robometer.baselines import runtime_env
 from robometer.baselines.asking import answered, fill, moment_positions, prefix_ends, read_template
-from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.baselines.config import BaselineConfig
 from robometer.scoring import MissingAnswer
+from robometer.settings import ConfigError
 
 PICTURES = np.zeros((2, 4, 4, 3), dtype=np.uint8)
 

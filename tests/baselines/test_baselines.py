@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from robometer.baselines import for_workers, identity
-from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.baselines.config import BaselineConfig
+from robometer.settings import ConfigError
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from robometer.baselines.asking import PromptVideo
 from robometer.baselines.chat_model import ChatModel, load_chat_model
-from robometer.configs.schema import BaselineConfig, ConfigError
+from robometer.baselines.config import BaselineConfig
 from robometer.models.images import QwenCutter
 from robometer.models.sources import CheckpointError
 from robometer.models.tiny import TINY
+from robometer.settings import ConfigError
 from tests.baselines.local_models import bundled_clip, tiny_model
 
 FRAMES = bundled_clip(6).frames

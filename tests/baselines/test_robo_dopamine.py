@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from robometer.baselines import load_baseline, robo_dopamine
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.robo_dopamine import RoboDopamine, accumulate, parse_hop
-from robometer.configs.schema import BaselineConfig
 from robometer.scoring import MissingAnswer
 from tests.baselines.chat_server import ChatServer, Reply, Seen, openai, settings
 from tests.baselines.local_models import bundled_clip, teach, tiny_model

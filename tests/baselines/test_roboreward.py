@@ -5,8 +5,8 @@ import pytest
 
 from robometer.baselines import load_baseline
 from robometer.baselines.asking import PromptVideo, fill
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.roboreward import TEMPLATE, RoboReward, parse_grade
-from robometer.configs.schema import BaselineConfig
 from robometer.scoring import MissingAnswer
 from tests.baselines.local_models import bundled_clip, teach, tiny_model
 

@@ -5,8 +5,8 @@ import pytest
 
 from robometer.baselines import load_baseline
 from robometer.baselines.asking import PromptVideo, fill
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.topreward import TEMPLATE, TopReward, min_max
-from robometer.configs.schema import BaselineConfig
 from robometer.models.images import resize
 from robometer.scoring import Clip, Scorer
 from tests.baselines.local_models import bundled_clip, tiny_model

@@ -10,9 +10,10 @@ import pytest
 
 from robometer.baselines import load_baseline
 from robometer.baselines.asking import fill
+from robometer.baselines.config import BaselineConfig
 from robometer.baselines.vlac import TEMPLATE, Vlac, accumulate, asking_critic, fit, parse_delta
-from robometer.configs.schema import BaselineConfig, ConfigError
 from robometer.scoring import MissingAnswer
+from robometer.settings import ConfigError
 from tests.baselines.local_models import bundled_clip, teach, tiny_model
 
 CLIP = bundled_clip(5)
@@ -67,7 +68,7 @@ def test_the_authors_path_needs_no_new_transformers() -> None:
     code = (
         "import sys; sys.modules['transformers'] = None\n"
         "from robometer.baselines import load_baseline\n"
-        "from robometer.configs.schema import BaselineConfig\n"
+        "from robometer.baselines.config import BaselineConfig\n"
         "load_baseline('vlac', BaselineConfig())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

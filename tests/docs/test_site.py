@@ -17,7 +17,7 @@ from mkdocs.config import load_config
 from jobs.cli import COMMANDS
 from robometer.configs import Config, load
 from robometer.configs.loading import to_dict
-from robometer.configs.settings import settings
+from robometer.settings import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,10 +14,10 @@ import pytest
 
 from robometer.baselines.progress import ProgressScorer
 from robometer.baselines.trivial import Clock, Constant, FrameDifference, Random
-from robometer.configs.schema import ConfigError, EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.measures import confusion_matrix
 from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.plan import plan_split, select_rows
@@ -37,6 +37,7 @@ from robometer.evaluation.views import FORWARD
 from robometer.sampling.groups import members
 from robometer.sampling.types import SamplingError
 from robometer.scoring import Clip, Scorer
+from robometer.settings import ConfigError
 from robometer.trajectory import QUALITY_LABELS
 from tests.evaluation.corpora import TASKS, build_corpus
 

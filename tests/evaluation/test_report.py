@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from robometer.baselines.trivial import FrameDifference
-from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation import suite
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict

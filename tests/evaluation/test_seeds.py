@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pipelines.train import _FREE
-from robometer.configs.loading import current, load, save, to_dict
-from robometer.configs.schema import EvaluateConfig
+from robometer.configs.loading import load, save, to_dict
+from robometer.configs.renamed import current
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Metric, Result

@@ -19,9 +19,9 @@ import pytest
 from jobs import report as job
 from robometer.baselines.progress import ProgressScorer
 from robometer.baselines.trivial import Clock, FrameDifference, Random
-from robometer.configs.schema import EvaluateConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
+from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.metrics import Estimate
 from robometer.evaluation.plan import plan_split
 from robometer.evaluation.predict import ClipSource, predict

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import checkpoint as job
-from robometer.configs.schema import Config, ModelConfig
+from robometer.configs.schema import Config
 from robometer.models.checkpoint import save_checkpoint
+from robometer.models.config import ModelConfig
 from robometer.models.inventory import dry_checkpoints, inventory
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer

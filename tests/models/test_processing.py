@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from robometer.configs.schema import Config, ModelConfig
+from robometer.configs.schema import Config
+from robometer.models.config import ModelConfig
 from robometer.models.processing import RobometerProcessor
 from robometer.models.prompts import QWEN3_CHAT, SPECIAL_TOKENS, Control, preference_prompt, progress_prompt
 from robometer.models.robometer import build_robometer, load_processor

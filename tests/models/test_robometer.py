@@ -9,20 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from robometer.configs.schema import Config, ConfigError, LossConfig, ModelConfig, SamplingConfig, TrainConfig
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, commit_shard
 from robometer.models.attention import packed_attention
 from robometer.models.checkpoint import CheckpointError, load_model, save_checkpoint
+from robometer.models.config import ModelConfig
 from robometer.models.processing import RobometerCollator, RobometerProcessor
 from robometer.models.robometer import Robometer, build_robometer, load_processor
 from robometer.models.robometer_scorer import RobometerScorer
 from robometer.models.tiny import TINY
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scorers import load_scorer
 from robometer.scoring import Clip, Scorer, score_prefixes
+from robometer.settings import ConfigError
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
+from robometer.training.config import LossConfig, TrainConfig
 from robometer.training.losses import compute_losses
 from robometer.trajectory import SCHEMA_VERSION, SHARD_SCHEMA
 from tests.models.images import jpeg, noise_clip

@@ -21,13 +21,14 @@ from pipelines.evaluate import recompute, run_evaluate, run_evaluations
 from pipelines.predict import EvaluationFailed, Part, what_it_took
 from robometer.baselines.trivial import Clock, FrameDifference
 from robometer.configs.loading import load
-from robometer.configs.schema import Config, ConfigError
+from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import PairPrediction, Predictions
 from robometer.runs.outputs import InUseError, exclusive_folder
 from robometer.scorers import ScorerReference
 from robometer.scoring import Scorer
+from robometer.settings import ConfigError
 from tests.evaluation.corpora import build_corpus
 
 

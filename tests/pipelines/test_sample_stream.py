@@ -19,7 +19,7 @@ from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamErr
 from robometer.configs import Config, load
 from robometer.configs.loading import to_dict
 from robometer.corpus.corpus import Corpus
-from robometer.sampling import ManifestIndex
+from robometer.sampling.index import ManifestIndex
 from tests.conftest import TINY
 from tests.training.test_losses import by_hand
 

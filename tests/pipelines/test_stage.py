@@ -13,9 +13,9 @@ import pytest
 from pipelines.cluster import connected
 from pipelines.stage import Actors, crash_mark, run_actors, run_stage, run_task
 from robometer.configs import load
-from robometer.configs.schema import ConfigError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
+from robometer.settings import ConfigError
 
 
 class StageError(RobometerError):

@@ -29,7 +29,8 @@ from robometer.models.checkpoint import (
 from robometer.runs import tracking
 from robometer.runs.outputs import InUseError, exclusive_folder
 from robometer.runs.paths import make_folder
-from robometer.sampling import ManifestIndex, plan
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
 from robometer.scorers import load_scorer
 from robometer.training.losses import compute_losses
 from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups

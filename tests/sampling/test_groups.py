@@ -8,9 +8,12 @@ import pytest
 
 from robometer.configs import load
 from robometer.configs.loading import from_dict, to_dict
-from robometer.configs.schema import ConfigError, SamplingConfig
-from robometer.sampling import ManifestIndex, SamplingError, plan
+from robometer.sampling.config import SamplingConfig
 from robometer.sampling.groups import caches, group_names, members, resolve, source_weights
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
+from robometer.sampling.types import SamplingError
+from robometer.settings import ConfigError
 from tests.conftest import SHARED
 from tests.sampling.manifest import manifest
 

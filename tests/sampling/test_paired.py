@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robometer.configs.schema import PreferenceStrategies, SamplingConfig
-from robometer.sampling import ManifestIndex, SamplePlan, SamplingError, plan
+from robometer.sampling.config import PreferenceStrategies, SamplingConfig
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
+from robometer.sampling.types import SamplePlan, SamplingError
 from tests.sampling.manifest import manifest
 
 ONLY = PreferenceStrategies(rewind=0.0, suboptimal=0.0, different_task=0.0, reverse=0.0, paired=1.0)

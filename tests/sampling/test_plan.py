@@ -12,18 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robometer.configs.schema import PreferenceStrategies, ProgressStrategies, SamplingConfig
-from robometer.sampling import (
-    STRATEGIES,
-    ManifestIndex,
-    SamplePlan,
-    SamplingError,
-    describe_mix,
-    effective_mix,
-    in_words,
-    plan,
-)
+from robometer.sampling.config import PreferenceStrategies, ProgressStrategies, SamplingConfig
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.mix import describe_mix, effective_mix, in_words
+from robometer.sampling.plan import plan
 from robometer.sampling.segments import Draws, draw_triple
+from robometer.sampling.types import STRATEGIES, SamplePlan, SamplingError
 from robometer.trajectory import normalise_task
 from tests.sampling.manifest import manifest, mixed_manifest
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robometer.configs.schema import PreferenceStrategies, SamplingConfig
-from robometer.sampling import ManifestIndex, SamplePlan, SamplingError, plan
+from robometer.sampling.config import PreferenceStrategies, SamplingConfig
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
+from robometer.sampling.types import SamplePlan, SamplingError
 from robometer.trajectory import normalise_task
 from tests.sampling.manifest import manifest, mixed_manifest
 

@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from robometer.configs.schema import ProgressStrategies, SamplingConfig
-from robometer.sampling import ManifestIndex, plan
+from robometer.sampling.config import ProgressStrategies, SamplingConfig
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
 from robometer.sampling.walk import Walk, permuted
 from tests.sampling.manifest import manifest
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from robometer.configs.schema import LossConfig
 from robometer.training.batch import Batch, ClipTargets, RewardOutput, progress_from_logits
+from robometer.training.config import LossConfig
 from robometer.training.losses import compute_losses, counts, two_hot
 
 

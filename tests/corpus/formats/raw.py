@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.ingest import run_ingest
 from robometer.configs import load
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units

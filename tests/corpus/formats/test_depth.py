@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
 from robometer.corpus.formats.common import is_depth

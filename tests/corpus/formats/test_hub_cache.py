@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robometer.configs.schema import IngestConfig
+from robometer.corpus.config import IngestConfig
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Refused, list_units
 from robometer.corpus.writer import Accepted

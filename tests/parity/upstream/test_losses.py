@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from parity.upstream.losses import mean_by_clip, upstream_losses
-from robometer.configs.schema import LossConfig
 from robometer.training.batch import Batch, ClipTargets, RewardOutput
+from robometer.training.config import LossConfig
 
 PAIR = torch.tensor([True, False, True, False, False])
 

@@ -21,7 +21,8 @@ from parity.upstream.protocol import (
     repeated_answer,
 )
 from robometer.baselines.trivial import Clock
-from robometer.configs.schema import Config, ModelConfig
+from robometer.configs.schema import Config
+from robometer.models.config import ModelConfig
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.scoring import Clip
 

@@ -12,7 +12,7 @@ import pytest
 from pipelines.serving.jobs import CompareJob, Outcome, ScoreJob
 from pipelines.serving.model import Model
 from robometer.baselines.trivial import Clock
-from robometer.configs.schema import ServeConfig
+from robometer.configs.stages import ServeConfig
 from robometer.errors import InputError, RobometerError
 from robometer.scoring import Clip, ClipScore
 

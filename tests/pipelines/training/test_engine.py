@@ -25,7 +25,8 @@ from robometer.corpus.writer import commit_shard
 from robometer.models.checkpoint import build_collator, build_model
 from robometer.models.robometer import load_processor
 from robometer.runs.tracking import NullRun
-from robometer.sampling import ManifestIndex, plan
+from robometer.sampling.index import ManifestIndex
+from robometer.sampling.plan import plan
 from robometer.scoring import Clip
 from robometer.training.batch import Batch
 from robometer.training.losses import compute_losses

@@ -1,0 +1,66 @@
+"""Settings of the corpus: where it lies, and how raw data becomes one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from robometer.runs import paths
+from robometer.settings import Settings, require
+
+_FORMATS = Path(__file__).parent / "formats"
+
+
+@dataclass
+class CorpusConfig(Settings, section="corpus"):
+    """Where the corpus lies."""
+
+    path: str = "outputs/corpus"
+    """Folder of the corpus, or any URI that pyarrow opens (`s3://...`, `gs://...`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths.check_storage("corpus.path", self.path)
+
+
+@dataclass
+class IngestConfig(Settings, section="ingest"):
+    """Raw data to corpus. The default sizes are upstream's: at most 32 frames, short edge 240 px."""
+
+    format: str = "mp4_jsonl"
+    """How the raw data lies on disk: a module of `robometer.corpus.formats`, or the dotted path of your own."""
+    input: str = "bundled"
+    """Folder or file of that format; `bundled` is the Meta-World corpus that comes with the package."""
+    source_name: str = ""
+    """Name of the data set (its source); empty: as the format says."""
+    split: str = "train"
+    """Split of trajectories whose format names none: `train`, or the name of a split to evaluate on."""
+    max_frames: int = 32
+    """Frames stored of a trajectory, at least 2; the first and the last always are."""
+    short_edge: int = 240
+    """Pixels of the shorter edge of a stored frame, at least 16."""
+    jpeg_quality: int = 90
+    """JPEG quality of the stored frames, 1 to 100."""
+    shard_size: int = 256
+    """Trajectories in a shard, about, at least 1; 2048 for a corpus of a million."""
+    max_source_frames: int = 100_000
+    """Frames of a video, at most; a longer one is refused."""
+    max_source_pixels: int = 8192 * 8192
+    """Pixels of a video's frame, at most; a larger one is refused."""
+    max_bad_fraction: float = 0.5
+    """Share of refused episodes, 0 to 1, above which the job ends with status 2."""
+    retry_quarantined: bool = False
+    """Read again what was refused before and has not changed."""
+    update: bool = False
+    """Replace stored trajectories that differ from the raw data; else they are only counted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
+        if (_FORMATS / f"{self.format}.py").is_file() and not os.path.exists(self.input):
+            paths.check_local("ingest.input", self.input)
+        require(self.max_frames >= 2, "ingest.max_frames must be at least 2")
+        require(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")
+        require(1 <= self.jpeg_quality <= 100, "ingest.jpeg_quality must be in 1..100")
+        require(self.shard_size >= 1, "ingest.shard_size must be at least 1")

@@ -1,0 +1,69 @@
+"""Settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from robometer.runs import paths
+from robometer.settings import Settings, require
+
+
+@dataclass
+class EvaluateConfig(Settings, section="evaluate"):
+    """Evaluations of one scorer, or of several, on splits of a corpus."""
+
+    scorer: str = "outputs/train/best"
+    """What is evaluated: a checkpoint folder, `org/name` of the hub, an MLflow URI, a URL, or `baseline:NAME`."""
+    against: list[str] = field(default_factory=list)
+    """More scorers, each evaluated alike into a folder below OUTPUT/against, and compared with the first."""
+    output: str = "outputs/evaluation"
+    """Folder, or any URI that pyarrow opens."""
+    splits: list[str] = field(default_factory=lambda: ["seen", "held_out"])
+    """Splits of the corpus to evaluate on."""
+    sources: list[str] = field(default_factory=list)
+    """Data sets and groups (such as `rbm-1m-ood`) to evaluate on; empty: all."""
+    evaluations: list[str] = field(
+        default_factory=lambda: [
+            "reward_alignment",
+            "policy_ranking",
+            "confusion_matrix",
+            "preference",
+            "success_detection",
+            "partial_success",
+            "robustness",
+            "instruction_grounding",
+        ]
+    )
+    """Evaluations to run, by name."""
+    mode: Literal["whole", "prefix"] = "whole"
+    """`whole`: a clip is seen at once; `prefix`: each frame with those before it, as a policy sees it."""
+    max_clips: int = 2000
+    """Clips per split, at least 1."""
+    pairs_per_task: int = 50
+    """Pairs of each kind and task in the preference evaluation, 0 or more."""
+    bootstrap: int = 1000
+    """Bootstrap resamples of an interval; 0: no intervals."""
+    confidence: float = 0.95
+    """Confidence level of the intervals, between 0 and 1."""
+    batch_size: int = 16
+    """Clips or pairs that a scorer gets at once, at least 1."""
+    actors: int = 1
+    """Processes that score, at least 1."""
+    num_gpus: float = 0.0
+    """GPUs of each of them; a fraction lets them share one."""
+    seed: int = 42
+    """Decides which clips, pairs and resamples are drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths.check_storage("evaluate.output", self.output)
+        paths.check_scorer("evaluate.scorer", self.scorer)
+        for scorer in self.against:
+            paths.check_scorer("evaluate.against", scorer)
+        for name in ("max_clips", "batch_size", "actors"):
+            require(getattr(self, name) >= 1, f"evaluate.{name} must be at least 1")
+        require(
+            min(self.pairs_per_task, self.bootstrap) >= 0, "evaluate.pairs_per_task and bootstrap must not be negative"
+        )
+        require(0 < self.confidence < 1, f"evaluate.confidence={self.confidence} must be between 0 and 1")

@@ -1,0 +1,190 @@
+"""Settings of training: the losses, one run, and a sweep of runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from robometer.runs import paths
+from robometer.settings import Settings, require
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass
+class LossConfig(Settings, section="loss"):
+    """loss = progress_weight * L_progress + success_weight * L_success + preference_weight * L_preference."""
+
+    progress_weight: float = 1.0
+    """Weight of the progress loss, 0 or more."""
+    success_weight: float = 1.0
+    """Weight of the success loss, 0 or more."""
+    preference_weight: float = 1.0
+    """Weight of the preference loss, 0 or more."""
+    balance_success: bool = True
+    """Frames with and without success count alike, however many there are of each."""
+    supervise_b: bool = True
+    """Train progress and success of both clips of a pair; else of the first only."""
+    pair_progress: bool = True
+    """Train progress of pairs; else of single clips only."""
+
+
+@dataclass
+class TrainConfig(Settings, section="train"):
+    """One training run. The same command resumes it."""
+
+    output: str = "outputs/train"
+    """Folder of the run; the same folder resumes it."""
+    load_from_checkpoint: str = ""
+    """Weights to start from: a folder, `org/name[@revision]` of the hub, or an MLflow URI."""
+    steps: int = 1000
+    """Optimizer steps, at least 1."""
+    batch_size: int = 32
+    """Samples per optimizer step over all workers."""
+    micro_batch_size: int = 0
+    """Samples per forward pass of a worker; 0: `batch_size / num_workers`."""
+    learning_rate: float = 1e-4
+    """Learning rate after warm-up, above 0."""
+    vision_learning_rate: float = 1e-5
+    """Learning rate of the vision tower, where `model.train_vision_encoder` is on."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After warm-up: `cosine` or `linear` to 0, or `constant`."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW, 0 or more; biases and norms do not decay."""
+    warmup_ratio: float = 0.1
+    """Share of the steps, 0 to 1, over which the learning rate rises from 0."""
+    max_grad_norm: float = 10.0
+    """Norm to which larger gradients are scaled down, above 0."""
+    seed: int = 42
+    """Decides the samples, their order, and what dropout draws."""
+    num_workers: int = 1
+    """Processes that train, at least 1, each with its share of the batch."""
+    min_workers: int = 0
+    """Workers without which the run waits, 0 to `num_workers`; with more it shrinks and grows. 0: all of them."""
+    resize_every_s: float = 60.0
+    """Seconds after which a run with `min_workers` checks again whether it can grow."""
+    use_gpu: bool = False
+    """Give each worker a GPU."""
+    cpus_per_worker: float = 1.0
+    """CPUs reserved for a worker, its data actors and its part of the validation."""
+    data_actors: int = 1
+    """Processes that fetch and collate batches, at least 1, on the nodes of the workers."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed ZeRO shards over the workers; 0: nothing; 1: the optimizer's state; 2: gradients too; 3: weights
+    too."""
+    zero_init: bool = False
+    """With stage 3, make a vision-language model in shards: no process ever holds all of its weights."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What moves to CPU memory: `none`, `optimizer` (its state and its step), or `parameters` (these too, stage 3)."""
+    precision: Precision = "fp32"
+    """Precision of forward and backward; the optimizer's own weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    peak_tflops: float = 0.0
+    """Peak TFLOP/s of one device at this precision, for the MFU estimate; 0: from the device's name."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep: the best ones, and the latest."""
+    best_metric: str = "seen/preference_accuracy"
+    """Metric of validation that chooses `best/`, as SPLIT/METRIC."""
+    best_mode: Literal["max", "min"] = "max"
+    """`max` if larger is better, else `min`."""
+    validate: bool = True
+    """Validate at every checkpoint."""
+    validate_async: bool = False
+    """Validate in a task of its own while training goes on; else training waits, as it always does in a sweep."""
+    validation_gpus: float = 0.0
+    """GPUs of that task."""
+    validation_clips: int = 150
+    """Clips of a split that a validation scores."""
+    validation_splits: list[str] = field(default_factory=lambda: ["seen"])
+    """Splits that a validation scores."""
+    log_every: int = 10
+    """Steps between two entries of the history and the tracker."""
+    max_failures: int = 3
+    """Failures of workers after which the run ends."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths.check_local("train.output", self.output)
+        paths.check_checkpoint("train.load_from_checkpoint", self.load_from_checkpoint, empty=True)
+        require(self.learning_rate > 0, "train.learning_rate must be above 0")
+        require(  # DeepSpeed 0.19.8 divides its gradients by a loss scale that it never multiplied them by
+            self.precision != "bf16" or self.zero_stage > 0,
+            "train.precision=bf16 needs train.zero_stage=1, 2 or 3: DeepSpeed's stage 0 has wrong gradients there",
+        )
+        require(
+            self.offload != "parameters" or self.zero_stage == 3, "train.offload=parameters needs train.zero_stage=3"
+        )
+        require(self.offload == "none" or self.zero_stage > 0, "train.offload needs train.zero_stage=1, 2 or 3")
+        require(not self.zero_init or self.zero_stage == 3, "train.zero_init needs train.zero_stage=3")
+        require(
+            not self.validation_gpus or (self.validate and self.validate_async),
+            "train.validation_gpus is what the task beside training gets: it needs train.validate_async=true",
+        )
+        require(self.steps >= 1, "train.steps must be at least 1")
+        require(self.num_workers >= 1, "train.num_workers must be at least 1")
+        require(
+            0 <= self.min_workers <= self.num_workers,
+            f"train.min_workers={self.min_workers} must be in 0..num_workers={self.num_workers}",
+        )
+        self._check_micro_batches()
+
+    def _check_micro_batches(self) -> None:
+        size, divisor = self.micro_batch_size, "micro_batch_size" if self.micro_batch_size else "num_workers"
+        number = size or self.num_workers
+        require(size >= 0, "train.micro_batch_size must not be negative")
+        require(
+            self.batch_size % number == 0,
+            f"train.batch_size={self.batch_size} must be a multiple of {divisor}={number}",
+        )
+        require(
+            self.micro_batches >= self.num_workers,
+            f"train.batch_size={self.batch_size} makes {self.micro_batches} micro-batches of {size}, "
+            f"too few for num_workers={self.num_workers}: choose a smaller micro_batch_size",
+        )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a global batch, which are dealt out to however many workers there are."""
+        return self.batch_size // self.micro_batch_size if self.micro_batch_size else self.num_workers
+
+    @property
+    def samples_per_micro_batch(self) -> int:
+        """`micro_batch_size`, whether given or derived."""
+        return self.batch_size // self.micro_batches
+
+
+@dataclass
+class SweepConfig(Settings, section="sweep"):
+    """A search with Ray Tune over any settings; each trial is a training run."""
+
+    output: str = "outputs/sweep"
+    """Folder of the sweep; the same folder resumes it."""
+    num_trials: int = 8
+    """Trials in all."""
+    max_concurrent: int = 1
+    """Trials that run at the same time."""
+    scheduler: Literal["asha", "fifo"] = "asha"
+    """`asha` stops weak trials early; `fifo` lets all finish."""
+    search: Literal["random", "optuna"] = "random"
+    """`random`, or `optuna`, which learns from earlier trials."""
+    metric: str = "seen/preference_accuracy"
+    """Metric of validation to improve, as SPLIT/METRIC."""
+    mode: Literal["max", "min"] = "max"
+    """`max` if larger is better, else `min`."""
+    grace_checkpoints: int = 1
+    """Validations before ASHA may stop a trial."""
+    space: list[str] = field(
+        default_factory=lambda: [
+            "loss.progress_weight=loguniform(0.1,3)",
+            "loss.success_weight=loguniform(0.1,3)",
+            "loss.preference_weight=loguniform(0.1,3)",
+        ]
+    )
+    """What to search: KEY=choice(...), KEY=uniform(low,high), KEY=loguniform(low,high) or KEY=randint(low,high)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths.check_local("sweep.output", self.output)
