@@ -28,7 +28,7 @@ from robometer.configs.renamed import current
 from robometer.configs.schema import Config
 from robometer.models.config import EmbedConfig, FramePooling, ModelConfig, ProgressLoss
 from robometer.models.weights import EMBEDDING, CheckpointError, Slot, slots
-from robometer.sampling.config import SamplingConfig
+from robometer.sampling.config import ProgressTarget, SamplingConfig
 from robometer.settings import ConfigError
 from robometer.training.config import LossConfig, Precision, TrainConfig
 
@@ -227,7 +227,7 @@ def _sampling(data: Values, values: Values) -> SamplingConfig:
     # ReWiND's settings say "absolute", which upstream treats as the default.
     return SamplingConfig(
         max_frames=int(data.get("max_frames") or 16),
-        progress_target=defaults.progress_target if target == "absolute" else target,
+        progress_target=defaults.progress_target if target == "absolute" else cast(ProgressTarget, target),
         not_done_below_progress=float(data.get("min_success", defaults.not_done_below_progress)),
         default_cutoff=float(data.get("max_success", defaults.default_cutoff)),
         progress_bins=int(values.get("progress_discrete_bins") or defaults.progress_bins),
