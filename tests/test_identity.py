@@ -363,7 +363,7 @@ def test_an_update_makes_shards_of_names_of_its_own(tmp_path: Path) -> None:
 
     def names(*overrides: str) -> list[str]:
         config = load([f"corpus.path={storage.path}", f"ingest.input={data}", *sizes, *overrides])
-        return [str(group["name"]) for group in _plan(storage, config.ingest).groups]
+        return [task.name for task in _plan(storage, config.ingest).shards]
 
     (unit,) = list_units("mp4_jsonl", str(data))
     assert isinstance(unit, Unit)

@@ -111,9 +111,9 @@ def test_a_file_gives_the_same_numbers_everywhere(
     assert score.main([*flags, "--checkpoint", str(checkpoint)]) == 0
     np.testing.assert_allclose(json.loads(numbers.read_text())["progress"], expected, atol=1e-6, rtol=0)
     with RemoteScorer(url) as remote:
-        assert remote.frames == SETTINGS
+        assert remote.info.frames == SETTINGS
         np.testing.assert_allclose(remote.score_video(video, TASK).progress, expected, atol=1e-5, rtol=0)
-        clip = Clip(read_frames(video, remote.frames).frames, TASK)
+        clip = Clip(read_frames(video, remote.info.frames).frames, TASK)
         np.testing.assert_allclose(remote.score([clip])[0].progress, expected, atol=1e-5, rtol=0)
     assert score.main([*flags, "--url", url]) == 0
     np.testing.assert_allclose(json.loads(numbers.read_text())["progress"], expected, atol=1e-5, rtol=0)
