@@ -65,9 +65,7 @@ def run_evaluations(config: Config, without_models: bool = False) -> list[dict[s
     else:
         # Of several, a wrong name ends here, and not hours later.
         identities = [scorer_of(one).identity() for one in configs] if len(configs) > 1 else [""]
-        metrics = [
-            run_evaluate(one, scorer_of(one), identity) for one, identity in zip(configs, identities, strict=True)
-        ]
+        metrics = [run_evaluate(one, identity=identity) for one, identity in zip(configs, identities, strict=True)]
     if len(configs) > 1:
         folders = [one.evaluate.output for one in configs]
         report.write_report(Storage(config.evaluate.output), load_runs(folders), Corpus(config.corpus.path))

@@ -32,6 +32,7 @@ from pipelines.training.checkpointing import (
     HISTORY,
     MODEL,
     PULSE,
+    History,
     TrainingError,
     best_of,
     history_text,
@@ -78,7 +79,7 @@ class TrainReport:
 
     best: Path
     metrics: dict[str, float]
-    history: list[dict[str, float]]
+    history: History
 
 
 def run_train(config: Config, callbacks: list[UserCallback] | None = None, parent_run_id: str = "") -> TrainReport:
