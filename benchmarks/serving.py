@@ -116,9 +116,9 @@ def processes(mark: str, title: str = "") -> list[int]:
     pids = []
     for entry in Path("/proc").iterdir():
         try:
-            if f"{_MARK}={mark}".encode() in (entry / "environ").read_bytes():
-                if (entry / "cmdline").read_bytes().startswith(title.encode()):
-                    pids.append(int(entry.name))
+            is_of_endpoint = f"{_MARK}={mark}".encode() in (entry / "environ").read_bytes()
+            if is_of_endpoint and (entry / "cmdline").read_bytes().startswith(title.encode()):
+                pids.append(int(entry.name))
         except (OSError, ValueError):
             continue
     return pids

@@ -333,7 +333,7 @@ def watched(
             for result in results:
                 arrived.put(("result", result))
             arrived.put(("end", None))
-        except BaseException as error:  # raised below, where the results are awaited
+        except BaseException as error:  # noqa: BLE001  raised below, where the results are awaited
             arrived.put(("error", error))
 
     threading.Thread(target=take, name=f"{what} results", daemon=True).start()

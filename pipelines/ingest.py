@@ -141,7 +141,7 @@ class _Plan:
     revision: int
     shards: list[ShardTask] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
-    done: Outcome = Outcome()
+    done: Outcome = Outcome()  # noqa: RUF009  immutable
     same: Counter[str] = field(default_factory=Counter)
     changed: defaultdict[str, list[Unit]] = field(default_factory=lambda: defaultdict(list))
     others: Counter[str] = field(default_factory=Counter)

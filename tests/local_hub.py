@@ -91,7 +91,7 @@ def local_hub() -> Iterator[LocalHub]:
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_GET = do_POST = do_HEAD = _reply  # noqa: N815
+        do_GET = do_POST = do_HEAD = _reply
 
         def log_message(self, format: str, *args: Any) -> None:
             """Quiet."""

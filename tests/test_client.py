@@ -52,7 +52,7 @@ def test_burst_beyond_capacity_comes_through(clips: list[Clip]) -> None:
 
 def test_answer_that_takes_too_long_is_503(clips: list[Clip]) -> None:
     with endpoint(Slow(), timeout_s=0.2) as url, RemoteScorer(url, patience_s=0) as remote:
-        with pytest.raises(ScoringError, match="answered 503: No answer within 0.2 s.*tried once"):
+        with pytest.raises(ScoringError, match=r"answered 503: No answer within 0.2 s.*tried once"):
             remote.score(clips[:1])
 
 
@@ -62,7 +62,7 @@ def test_token_is_sent(clips: list[Clip]) -> None:
             assert len(RemoteScorer(url, token=token).score(clips[:1])) == 1
         with pytest.raises(ScoringError, match="the token holds control characters, which no header can carry"):
             RemoteScorer(url, token="ge\nheim")
-        with pytest.raises(ScoringError, match="401.*not the one"):
+        with pytest.raises(ScoringError, match=r"401.*not the one"):
             RemoteScorer(url, token="guess")
 
 
@@ -71,7 +71,7 @@ class Unwell(BaseHTTPRequestHandler):
 
     seen: list[float] = []
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self.seen.append(time.monotonic())
         self.send_response(503 if len(self.seen) < 3 else 200)
         self.send_header("Retry-After", "1")
@@ -85,7 +85,7 @@ class Unwell(BaseHTTPRequestHandler):
 class Another(Unwell):
     """A server with the same route and other answers."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'{"id": "m", "object": "model"}')
@@ -99,7 +99,7 @@ def test_another_server_that_has_the_route_is_recognised() -> None:
 class Odd(Unwell):
     """Another server in trouble, whose headers make no sense."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self.send_response(503)
         self.send_header("Retry-After", "\xb2")
         self.send_header("Content-Encoding", "gzip")
@@ -127,7 +127,7 @@ def test_nobody_there_and_nonsense_are_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(client, "START_PATIENCE_S", 0.5)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(ScoringError, match="no endpoint answers at http://127.0.0.1"):
+        with pytest.raises(ScoringError, match=r"no endpoint answers at http://127.0.0.1"):
             RemoteScorer(f"http://127.0.0.1:{unused.getsockname()[1]}")
     for url in ("nonsense", "ftp://127.0.0.1", "http://[1"):
         with pytest.raises(ScoringError):
@@ -139,7 +139,7 @@ class Breaking(BaseHTTPRequestHandler):
 
     tries: list[str] = []
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self.tries.append(self.path)
         trouble = len(self.tries)
         if trouble == 1:

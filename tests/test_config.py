@@ -64,7 +64,7 @@ def test_a_mistake_is_one_sentence(overrides: list[str], message: str) -> None:
 def test_a_choice_is_checked_wherever_the_settings_come_from() -> None:
     with pytest.raises(ConfigError, match=r"sweep\.search='optuma' is none of random, optuna\. Did you mean optuna\?"):
         SweepConfig(search="optuma")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="model.kind='rewond'"):
+    with pytest.raises(ConfigError, match=r"model.kind='rewond'"):
         override(load(), {"model.kind": "rewond"})
     stored = to_dict(load())
     stored["evaluate"]["mode"] = "hole"

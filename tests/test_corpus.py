@@ -192,9 +192,9 @@ def test_a_shard_of_another_corpus_is_refused(storage: Storage, corpus: Corpus) 
 def test_missing_parts_are_one_sentence_with_the_way_out(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="robometer ingest"):
         Corpus(str(tmp_path / "none"))
-    with pytest.raises(CorpusError, match="robometer embed embed.image_encoder=random_image"):
+    with pytest.raises(CorpusError, match=r"robometer embed embed.image_encoder=random_image"):
         corpus.embeddings("random_image", 0)
-    with pytest.raises(CorpusError, match="robometer embed embed.text_encoder=random_text"):
+    with pytest.raises(CorpusError, match=r"robometer embed embed.text_encoder=random_text"):
         corpus.text_embeddings("random_text")
 
 

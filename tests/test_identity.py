@@ -86,7 +86,7 @@ def test_two_data_sets_of_one_name_are_an_error_that_names_both(
     alice, bob = write(tmp_path / "alice/videos", 0, 1, 2), write(tmp_path / "bob/videos", 3, 4, 5, 6)
     corpus, source = tmp_path / "corpus", f"ingest.format={format}"
     ingest(corpus, alice, source)
-    with pytest.raises(IngestError, match="ingest.source_name=NAME") as caught:
+    with pytest.raises(IngestError, match=r"ingest.source_name=NAME") as caught:
         ingest(corpus, bob, source)
     assert f"{alice}/" in str(caught.value) and f"{bob}/" in str(caught.value)
     assert Corpus(str(corpus)).info["state"] == "complete" and len(Corpus(str(corpus))) == 3

@@ -62,7 +62,7 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_the_command_line_says_so_too() -> None:
-    with pytest.raises(PathError, match="train.output=s3://bucket/run is object storage"):
+    with pytest.raises(PathError, match=r"train.output=s3://bucket/run is object storage"):
         load(["train.output=s3://bucket/run"])
 
 
@@ -75,7 +75,7 @@ def test_a_setting_of_a_disk_takes_no_uri(setting: str, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["s3://", "s3:///x", "S3://bucket", "http://host/x", ""])
 def test_a_setting_of_a_storage_takes_whole_uris_only(value: str) -> None:
-    with pytest.raises(PathError, match="corpus.path"):
+    with pytest.raises(PathError, match=r"corpus.path"):
         setting_is("corpus.path", value)
 
 
@@ -88,7 +88,7 @@ def test_stores_of_mlflow_are_taken(value: str) -> None:
     "value", ["sqlite://a.db", "sqlite:a.db", "sqlite:///", "sqlite:///s3://b/x", "mlruns", "h:5000"]
 )
 def test_what_is_no_store_of_mlflow_is_refused(value: str) -> None:
-    with pytest.raises(PathError, match="tracking.uri"):
+    with pytest.raises(PathError, match=r"tracking.uri"):
         setting_is("tracking.uri", value)
 
 
@@ -110,14 +110,14 @@ def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
     for value in ("http://127.0.0.1:8000", "baseline:clock"):
         with pytest.raises(PathError, match="is no checkpoint"):
             setting_is("serve.checkpoint", value)
-    with pytest.raises(PathError, match="evaluate.against=s3:"):
+    with pytest.raises(PathError, match=r"evaluate.against=s3:"):
         setting_is("evaluate.against", ["baseline:clock", "s3://bucket/x"])
 
 
 def test_a_source_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:
     IngestConfig(format="my.source", input="s3://bucket/raw")
     setting_is("baseline.model", "qwen2.5-vl:7b")
-    with pytest.raises(PathError, match="baseline.model"):
+    with pytest.raises(PathError, match=r"baseline.model"):
         setting_is("baseline.model", "s3://bucket/weights")
 
 
@@ -161,7 +161,7 @@ def test_a_relative_path_is_refused_in_a_copy_that_ray_deletes(tmp_path: Path, m
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     for value in ("run", "./run", "sqlite:///outputs/mlflow.db"):
-        with pytest.raises(PathError, match="Ray deletes.*absolute"):
+        with pytest.raises(PathError, match=r"Ray deletes.*absolute"):
             absolute_path("x", value)
     for value in ("/data/run", "sqlite:////data/mlflow.db", "s3://bucket/x", "http://host:5000", "none", ""):
         assert absolute_path("x", value) == value
@@ -170,6 +170,6 @@ def test_a_relative_path_is_refused_in_a_copy_that_ray_deletes(tmp_path: Path, m
 def test_what_cannot_be_a_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(PathError, match="train.output=.*cannot be a folder"):
+        with pytest.raises(PathError, match=r"train.output=.*cannot be a folder"):
             make_folder("train.output", path)
     assert make_folder("train.output", tmp_path / "a/b").is_dir()

@@ -242,7 +242,7 @@ def require_gl() -> None:
     try:
         mujoco = simulation.require_simulator()  # not importorskip: MUJOCO_GL must be set before mujoco's first import
         mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 32, 32).close()
-    except Exception as error:  # not installed, or no GL: each GL library fails in its own way
+    except Exception as error:  # noqa: BLE001  not installed, or no GL: each GL library fails in its own way
         pytest.skip(str(error))
 
 

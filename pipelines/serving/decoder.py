@@ -140,7 +140,7 @@ def _answer(job: DecodeJob, upload: bytes) -> tuple[dict[str, Any], bytes | memo
         return {"status": 422 if job.images else 415, "error": str(error)}, b""
     except _OUR_FAULT:
         return {"status": 500, "error": traceback.format_exc()}, b""
-    except Exception as error:  # libraries may raise anything on bytes that nobody foresaw
+    except Exception as error:  # noqa: BLE001  libraries may raise anything on bytes that nobody foresaw
         if _lacks_memory(error):
             return _NO_MEMORY, b""
         return {"status": 415, "error": "it is damaged", "log": f"{type(error).__name__}: {first_line(error)}"}, b""

@@ -100,7 +100,7 @@ class ApiClient:
             self._http = httpx.AsyncClient(
                 base_url=url,
                 headers={"content-type": "application/json"} | (self._provider.headers(self._key) if self._key else {}),
-                timeout=None,  # instead, a timeout around the whole request, which a trickle of bytes cannot extend
+                timeout=None,  # noqa: S113  instead, a timeout around the whole request, which a trickle of bytes cannot extend
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise ConfigError(

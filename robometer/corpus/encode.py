@@ -94,7 +94,7 @@ def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[Sha
     while True:
         try:
             episode = next(found, None)
-        except Exception as error:  # one odd file must not end a job of a million
+        except Exception as error:  # noqa: BLE001  one odd file must not end a job of a million
             yield _unreadable(unit, digest, error)
             return
         if episode is None:
@@ -117,7 +117,7 @@ def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: Store
     except (TrajectoryError, VideoError) as error:
         stage = SKIP if isinstance(error, DepthError) else "video" if isinstance(error, VideoError) else "labels"
         return Quarantined(quarantine_row(episode, digest, stage, str(error)))
-    except Exception as error:  # one odd episode must not end a job of a million
+    except Exception as error:
         logger.exception("episode %s failed", episode.uri)
         return Quarantined(quarantine_row(episode, digest, "video", f"{type(error).__name__}: {error}"))
 

@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -93,10 +93,8 @@ class Storage:
         self._delete(self.full(name))
 
     def _delete(self, path: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self.fs.delete_file(path)
-        except FileNotFoundError:
-            pass
 
     def _files(self, folder: str) -> Sequence[pafs.FileInfo]:
         infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))

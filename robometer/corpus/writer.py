@@ -110,7 +110,7 @@ def commit_shard(
     storage: Storage,
     name: str,
     entries: Iterable[ShardEntry],
-    job: ShardPlan = ShardPlan(),  # noqa: B008  (frozen)
+    job: ShardPlan = ShardPlan(),
 ) -> Outcome:
     """Write one shard of all `entries`, if they change anything; one is held in memory at a time.
 

@@ -85,7 +85,7 @@ def predict_each(
     """As `predict`, but a unit that fails becomes a record with its error; the others of its batch are kept."""
     try:
         return predict(scorer, source, queries, batch_size, mode)
-    except Exception as error:  # the border of a worker: one bad clip must not end an evaluation of thousands
+    except Exception as error:  # noqa: BLE001  one bad clip must not end an evaluation of thousands
         if len(queries) == 1:
             logger.warning("row %d was not scored: %s", queries[0].row, error)
             return [failed(source, queries[0], f"{type(error).__name__}: {error}")]

@@ -56,7 +56,7 @@ def timeline_of(source: Source) -> Timeline | None:
 
 
 @lru_cache(maxsize=4)
-def _cached(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:
+def _cached(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:  # noqa: ARG001  they are the key
     return _read(path)  # once for all cuts of a file, which are read one after another
 
 

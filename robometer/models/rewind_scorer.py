@@ -150,7 +150,7 @@ class RewindScorer(OneAtATime):
 
     def _features(self, clip: Clip, positions: np.ndarray) -> Tensor:
         stored = clip.features.get(self._image_encoder)
-        if stored is None:
+        if stored is None:  # noqa: SIM108
             features = self._images.encode(clip.frames[positions]).astype(STORED)  # as a corpus would store them
         else:
             features = stored[positions]

@@ -182,7 +182,7 @@ def card(what: Publication, title: str, source: str) -> str:
     config = what.found.config
     base = config.model.base_model
     public_base = base if config.model.kind == "robometer" and base not in TINY and HUB_ID.fullmatch(base) else None
-    environment = Environment(
+    environment = Environment(  # noqa: S701  it writes Markdown
         loader=PackageLoader("robometer.runs"), undefined=StrictUndefined, keep_trailing_newline=True
     )
     text = environment.get_template("model_card.md.jinja2").render(

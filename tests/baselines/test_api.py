@@ -326,9 +326,9 @@ def test_settings_that_cannot_work_say_what_to_change(tmp_path: Path, monkeypatc
     cache = str(tmp_path / "answers")
     with pytest.raises(ConfigError, match="needs its API key in GEMINI_API_KEY"):
         ApiClient(BaselineConfig(cache=cache), {"gemini": "tiny"})
-    with pytest.raises(ConfigError, match="baseline.base_url needs baseline.model"):
+    with pytest.raises(ConfigError, match=r"baseline.base_url needs baseline.model"):
         ApiClient(BaselineConfig(cache=cache, base_url="http://127.0.0.1:1/v1"), {"gemini": "tiny"})
-    with pytest.raises(ConfigError, match="http://host:port.* is invalid"):
+    with pytest.raises(ConfigError, match=r"http://host:port.* is invalid"):
         ApiClient(BaselineConfig(cache=cache, base_url="http://host:port", model="tiny"), {})
     monkeypatch.setenv("GEMINI_API_KEY", "schlüssel\N{MINUS SIGN}")
     with pytest.raises(ConfigError, match="GEMINI_API_KEY is invalid"):

@@ -50,7 +50,7 @@ def test_how_fast_it_is_asked_does_not_make_another_scorer(here: Path) -> None:
 
 
 def test_a_prompt_that_is_not_there_is_said_at_once(here: Path) -> None:
-    with pytest.raises(ConfigError, match="baseline.prompt='none.txt' cannot be read"):
+    with pytest.raises(ConfigError, match=r"baseline.prompt='none.txt' cannot be read"):
         identity("topreward", BaselineConfig(prompt="none.txt"))
 
 

@@ -144,7 +144,7 @@ def test_weights_that_are_absent_incomplete_or_pickled_end_in_a_sentence(tmp_pat
     chat.model.save_pretrained(
         tmp_path, state_dict={k: v for k, v in chat.model.state_dict().items() if "merger" not in k}
     )
-    with pytest.raises(ConfigError, match="lacks weights: .*merger"):
+    with pytest.raises(ConfigError, match=r"lacks weights: .*merger"):
         load_chat_model(BaselineConfig(model=str(tmp_path)), "")
     (tmp_path / "model.safetensors").unlink()
     torch.save(chat.model.state_dict(), tmp_path / "pytorch_model.bin")

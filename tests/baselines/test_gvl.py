@@ -73,7 +73,7 @@ def test_an_answer_is_read_in_whatever_form_it_comes(answer: str, expected: dict
 def test_percentages_return_to_the_order_of_time() -> None:
     progress = read_progress(json.dumps(THREE[:2]), np.array([2, 0, 1]))
     np.testing.assert_allclose(progress, [0.555, np.nan, 0.1])
-    with pytest.raises(MissingAnswer, match="the answer has no percentage for any of 3 frames: 'I cannot tell.'"):
+    with pytest.raises(MissingAnswer, match=r"the answer has no percentage for any of 3 frames: 'I cannot tell.'"):
         read_progress("I cannot\ntell.", np.arange(3))
 
 

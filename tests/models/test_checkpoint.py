@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +297,7 @@ def test_the_attention_that_pools_frames_is_not_optional(tmp_path: Path, model: 
     assert (again.pooling, again.temperature) == ("attention", 2.0)
     assert not config.model.per_frame_progress_token and not config.model.ask_progress
     save_weights(folder, {name: tensor for name, tensor in model.state_dict().items() if "pool" not in name})
-    with pytest.raises(CheckpointError, match="missing: frame_pool_attn.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: frame_pool_attn.weight"):
         load_model(folder)
 
 
@@ -405,7 +404,7 @@ def test_a_checkpoint_outlives_settings_of_its_training_but_not_of_its_model(tmp
     assert load_model(tmp_path)[1] == _config()
     settings["sampling"]["compat"] = "upstream"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(CheckpointError, match="There is no setting sampling.compat"):
+    with pytest.raises(CheckpointError, match=r"There is no setting sampling.compat"):
         load_config(tmp_path)
     del settings["sampling"]["compat"]
     settings["model"]["of_an_earlier_version"] = 1
@@ -486,7 +485,7 @@ def test_recorded_robometer_weights_load(golden: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub_cache(tmp_path: Path, model: Robometer) -> Iterator[dict[str, str]]:
+def hub_cache(tmp_path: Path, model: Robometer) -> dict[str, str]:
     """The environment for an offline hub cache that holds one public checkpoint under `main` and a tag."""
     repo = tmp_path / "hub" / "models--robometer--tiny"
     commit = "b" * 40
@@ -494,7 +493,7 @@ def hub_cache(tmp_path: Path, model: Robometer) -> Iterator[dict[str, str]]:
     (repo / "refs").mkdir()
     for ref in ("main", "v1"):
         (repo / "refs" / ref).write_text(commit)
-    yield {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    return {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
 
 
 ASK = """

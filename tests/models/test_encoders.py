@@ -86,7 +86,7 @@ def test_random_text_is_the_same_in_every_process_and_knows_words() -> None:
 
 
 def test_encoders_that_cannot_be_had_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EncoderError, match="embed.image_encoder='clip' is not one of"):
+    with pytest.raises(EncoderError, match=r"embed.image_encoder='clip' is not one of"):
         image_encoder("clip")
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # as if it were not installed
     with pytest.raises(EncoderError, match=r'pip install "robometer\[encoders\]"'):

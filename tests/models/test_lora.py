@@ -123,9 +123,9 @@ def test_adapters_of_other_weights_or_without_a_tensor_are_refused(base: Path, t
     state = load_file(tmp_path / "lora/model.safetensors")
     gone = next(name for name in state if "lora_A" in name)
     save_checkpoint(tmp_path / "short", {n: t for n, t in state.items() if n != gone}, config, {})
-    with pytest.raises(CheckpointError, match="missing: .*lora_A"):
+    with pytest.raises(CheckpointError, match=r"missing: .*lora_A"):
         load_model(tmp_path / "short")
-    with pytest.raises(CheckpointError, match="publish .* --merge"):
+    with pytest.raises(CheckpointError, match=r"publish .* --merge"):
         build_model(load(["model=tiny", f"train.load_from_checkpoint={tmp_path / 'lora'}"]), None)  # type: ignore[arg-type]
     other = load(["model=tiny"])
     save_checkpoint(base, build_robometer(other)[0].state_dict(), other, {})

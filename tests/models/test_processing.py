@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -124,4 +126,4 @@ def test_the_tiny_tokenizer_is_the_same_every_time(processor: RobometerProcessor
 
 def test_a_prompt_holds_no_text_twice_in_a_row(processor: RobometerProcessor) -> None:
     parts = processor.prompt("stack", 2, 2)
-    assert all(isinstance(a, Control) or isinstance(b, Control) for a, b in zip(parts, parts[1:], strict=False))
+    assert all(isinstance(a, Control) or isinstance(b, Control) for a, b in pairwise(parts))

@@ -121,7 +121,7 @@ def test_a_window_sees_the_frames_just_before() -> None:
 
 
 def test_a_clip_longer_than_max_len_is_refused() -> None:
-    with pytest.raises(ValueError, match="longer than model.max_len=8"):
+    with pytest.raises(ValueError, match=r"longer than model.max_len=8"):
         _model("causal")(_batch(_random(1, 5), [_random(9, 6)], [_random(0, 6)]))
 
 

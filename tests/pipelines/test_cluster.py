@@ -125,7 +125,7 @@ def test_a_step_is_a_result_or_a_pulse(ray_local: None) -> None:
     with connected(load(["ray.stall_timeout_s=2.5"])):
         assert list(watched(_slow([1.3, 1.3, 1.3]), "work")) == [1.3] * 3
         assert list(watched(_slow([4.5]), "work", pulse=lambda: str(time.monotonic() // 2))) == [4.5]
-        with pytest.raises(Stalled, match="no step for . s .since step 7.: it needs 2 times 0.5 CPUs"):
+        with pytest.raises(Stalled, match=r"no step for . s .since step 7.: it needs 2 times 0.5 CPUs"):
             list(watched(_slow([0.1, 30]), "work", Needs(2, 0.5), pulse=lambda: "step 7"))
     with connected(load(["ray.stall_timeout_s=0"])), pytest.raises(ZeroDivisionError):
         list(watched((1 / n for n in (1, 0)), "work"))

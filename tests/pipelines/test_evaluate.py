@@ -96,7 +96,7 @@ def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tm
     assert b"***@host/v1" in (tmp_path / "out/metrics.json").read_bytes()
     with (
         exclusive_folder("evaluate.output", tmp_path / "out"),
-        pytest.raises(InUseError, match="evaluate.output=.* is in use"),
+        pytest.raises(InUseError, match=r"evaluate.output=.* is in use"),
     ):
         run_evaluate(config, Made(frame_difference))
 

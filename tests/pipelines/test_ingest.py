@@ -241,9 +241,9 @@ def test_defaults_of_a_line(tmp_path: Path) -> None:
 
 
 def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no trajectories.jsonl at"):
+    with pytest.raises(FormatError, match=r"no trajectories.jsonl at"):
         run_ingest(config(tmp_path))
-    with pytest.raises(FormatError, match="neither a format .*mp4_jsonl"):
+    with pytest.raises(FormatError, match=r"neither a format .*mp4_jsonl"):
         run_ingest(config(tmp_path, "ingest.format=tfds"))
     assert not (tmp_path / "corpus").exists()
 

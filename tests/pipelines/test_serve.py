@@ -452,10 +452,10 @@ def kill(deployment: str) -> None:
 def test_a_serve_that_listens_elsewhere_or_is_taken_is_one_sentence(
     http: httpx.Client, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
+    with pytest.raises(ConfigError, match=r"does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
         start(config_with(f"serve.port={free_port()}"), load_fussy)
     monkeypatch.setattr("pipelines.serve.APP_NAME", "another")
-    with pytest.raises(ConfigError, match="did not start: .*is being used by application .robometer."):
+    with pytest.raises(ConfigError, match=r"did not start: .*is being used by application .robometer."):
         start(config_with(f"serve.port={port}"), load_fussy)
     assert http.get("/ready").status_code == 200  # who was there is left alone
 
@@ -513,7 +513,7 @@ def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1"):
+        with pytest.raises(ConfigError, match=r"cannot listen at 127.0.0.1"):
             start(config_with(f"serve.port={taken.getsockname()[1]}"), load_fussy)
 
 

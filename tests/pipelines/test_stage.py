@@ -85,7 +85,7 @@ def test_actors_that_no_ray_of_ours_can_hold_end_before_the_first(
     ray_local: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pipelines.cluster._started_here", True)
-    with pytest.raises(ConfigError, match="square needs 1 CPU and 1 GPU; this Ray has .*or set square.num_gpus lower"):
+    with pytest.raises(ConfigError, match=r"square needs 1 CPU and 1 GPU; this Ray has .*or set square.num_gpus lower"):
         next(run_actors("square", [1], partial(Squares, str(tmp_path)), StageError, Actors(1, num_gpus=1)))
 
 

@@ -35,7 +35,7 @@ def test_the_space_is_parsed_and_mistakes_are_named() -> None:
     assert 0.1 <= space["loss.progress_weight"].sample() <= 3
     assert space["model.attention"].sample() in ("causal", "state")
     for wrong in ("loss.progress_weight", "loss.progress_weight=normal(0,1)", "loss.progress_weight=uniform(1,2,3)"):
-        with pytest.raises(ConfigError, match="sweep.space entry"):
+        with pytest.raises(ConfigError, match=r"sweep.space entry"):
             parse_space([wrong])
 
 

@@ -114,7 +114,7 @@ def test_a_source_that_the_corpus_lacks_is_one_sentence() -> None:
         ManifestIndex.from_table(table, SamplingConfig(sources=["nowhere"]))
     with pytest.raises(SamplingError, match="no trajectory of nowhere: ingest them"):
         ManifestIndex.from_table(table, SamplingConfig(source_weights={"nowhere": 1.0}))
-    with pytest.raises(SamplingError, match="with these sampling.preference_strategies and sampling.source_weights"):
+    with pytest.raises(SamplingError, match=r"with these sampling.preference_strategies and sampling.source_weights"):
         ManifestIndex.from_table(table, SamplingConfig(source_weights={"lab": 0.0}))
 
 

@@ -196,7 +196,7 @@ def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one() -> No
             assert (np.diff(rejected.positions) < 0).any()
         else:
             assert rejected.row == 4
-    assert found == dict.fromkeys(range(4), {"rewind", "reverse", "different_task"})
+    assert found == {i: {"rewind", "reverse", "different_task"} for i in range(4)}
 
 
 def test_partial_success_pairs_are_far_enough_apart(samples: list[SamplePlan]) -> None:
@@ -319,7 +319,7 @@ def test_split_and_length_decide_who_takes_part() -> None:
 
 
 def test_nothing_to_sample_is_one_sentence() -> None:
-    with pytest.raises(SamplingError, match="no trajectory of split 'held_out'.*choose another sampling.split"):
+    with pytest.raises(SamplingError, match=r"no trajectory of split 'held_out'.*choose another sampling.split"):
         ManifestIndex.from_table(TABLE, SamplingConfig(split="held_out"))
     with pytest.raises(SamplingError, match="no trajectory of split 'train'"):
         ManifestIndex.from_table(TABLE.slice(0, 0), SamplingConfig())

@@ -148,7 +148,7 @@ def test_same_plan_in_any_order_and_process() -> None:
 
 def test_nothing_to_draw_is_one_sentence() -> None:
     failures = lab("a", 4, quality_label="failure")
-    with pytest.raises(SamplingError, match="can make a preference sample with these sampling.preference_strategies"):
+    with pytest.raises(SamplingError, match=r"can make a preference sample with these sampling.preference_strategies"):
         ManifestIndex.from_table(manifest(failures), settings(preference_strategies=only("suboptimal")))
     with pytest.raises(SamplingError, match="can make a progress sample"):
         ManifestIndex.from_table(manifest(failures), settings(preference=0.0, progress=1.0))

@@ -88,7 +88,7 @@ class _Window(io.RawIOBase):
             return 0
         if self._open[0] != i:
             self._open[1].close()
-            self._open = (i, open(self._place.paths[i], "rb"))
+            self._open = (i, open(self._place.paths[i], "rb"))  # noqa: SIM115  read on
         self._open[1].seek(at)
         content = self._open[1].read(max(0, min(len(buffer), self._size - self._position)))
         buffer[: len(content)] = content

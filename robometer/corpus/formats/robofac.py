@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -94,7 +95,7 @@ def _answer(entry: dict[str, Any]) -> str:
     asked = annotations.get("Task identification") if isinstance(annotations, dict) else None
     turns = asked if asked is not None else entry.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    for question, reply in zip(turns, turns[1:], strict=False):
+    for question, reply in pairwise(turns):
         if asked is not None or QUESTION in str(question.get("value")).lower():
             return str(reply.get("value") or "").strip()
     return ""

@@ -39,7 +39,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         FormatError: there is no store.
     """
     path = absolute(input)
-    single = path.suffix == ".zip" and path.is_file() or _is_store(path)
+    single = (path.suffix == ".zip" and path.is_file()) or _is_store(path)
     root = path.parent if single else folder(input, "a zarr store, or stores in it")
     stores = [path] if single else numbered(p for p in root.iterdir() if p.name.endswith(".zarr.zip") or _is_store(p))
     if not stores:
@@ -53,7 +53,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
             yield from _store(store, tasks.get(store.name), source)
         except FormatError as error:
             yield refused(store, str(error))
-        except Exception as error:  # whatever zarr raises on what it cannot read
+        except Exception as error:  # noqa: BLE001  whatever zarr raises on what it cannot read
             yield refused(store, f"the store cannot be read ({type(error).__name__}: {error})")
 
 

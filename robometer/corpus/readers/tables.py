@@ -92,7 +92,7 @@ def _json(content: str) -> Iterator[Entry]:
 
 
 def _yaml(content: str) -> Iterator[Entry]:
-    yield from _entries(yaml.load(content, _UniqueLoader))
+    yield from _entries(yaml.load(content, _UniqueLoader))  # noqa: S506  a safe loader
 
 
 def _entries(table: Any) -> Iterator[Entry]:

@@ -98,5 +98,5 @@ def test_unpacked_episodes_and_named_cameras(ray_local: None, tmp_path: Path) ->
 
 def test_a_folder_without_videos_says_what_to_give(tmp_path: Path) -> None:
     _tasks(tmp_path, 1, _info(1, "a"))
-    with pytest.raises(FormatError, match="neither archives .* nor videos .*task_info/ and observations/"):
+    with pytest.raises(FormatError, match=r"neither archives .* nor videos .*task_info/ and observations/"):
         list(list_units("agibotworld", str(tmp_path)))

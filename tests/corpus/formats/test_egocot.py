@@ -68,7 +68,7 @@ def test_arrays(ray_local: None, tmp_path: Path) -> None:
 
 
 def test_what_is_no_egocot_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no results.json in"):
+    with pytest.raises(FormatError, match=r"no results.json in"):
         list(list_units("egocot", str(tmp_path)))
     (tmp_path / "results.json").write_text('{"images": []}')
     with pytest.raises(FormatError, match="is no list of annotations"):

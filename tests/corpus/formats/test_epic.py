@@ -66,5 +66,5 @@ def test_a_long_clip_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_table_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="has no EPIC_100_train.csv: give"):
+    with pytest.raises(FormatError, match=r"has no EPIC_100_train.csv: give"):
         list(list_units("epic", str(tmp_path)))

@@ -100,5 +100,5 @@ def test_a_flipped_byte_spoils_one_episode_only(ray_local: None, tmp_path: Path)
 
 
 def test_what_is_no_humanoid_everyday_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no zip and no data.json"):
+    with pytest.raises(FormatError, match=r"no zip and no data.json"):
         list(list_units("humanoid_everyday", str(tmp_path)))

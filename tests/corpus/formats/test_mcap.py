@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("mcap", reason="the extra robometer[mcap] is not installed")
 
-from mcap.writer import CompressionType, Writer  # noqa: E402
+from mcap.writer import CompressionType, Writer
 
-from robometer.corpus.formats import FormatError, list_units  # noqa: E402
-from robometer.frames.video import encode_jpeg  # noqa: E402
-from tests.corpus.formats.raw import ingest, refusals, roll_out, row_of, rows, shows  # noqa: E402
+from robometer.corpus.formats import FormatError, list_units
+from robometer.frames.video import encode_jpeg
+from tests.corpus.formats.raw import ingest, refusals, roll_out, row_of, rows, shows
 
 CLIPS = [roll_out(n).frames[:8] for n in range(4)]
 

@@ -47,5 +47,5 @@ def test_common_instructions_of_both_sides(ray_local: None, tmp_path: Path) -> N
 
 def test_both_annotation_files_are_needed(tmp_path: Path) -> None:
     _write(tmp_path, human=[])
-    with pytest.raises(FormatError, match="no file .*stretch_motion_data_info.json"):
+    with pytest.raises(FormatError, match=r"no file .*stretch_motion_data_info.json"):
         list(list_units("motif", str(tmp_path)))

@@ -132,5 +132,5 @@ def test_mit_franka_metadata(ray_local: None, tmp_path: Path) -> None:
 def test_what_fits_no_layout_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is called as those of"):
         list(list_units("ranking_videos", str(tmp_path)))
-    with pytest.raises(FormatError, match="no \\*_metadata.json in"):
+    with pytest.raises(FormatError, match=r"no \*_metadata\.json in"):
         list(list_units("ranking_videos", str(tmp_path), "mit_franka_p-rank"))

@@ -186,14 +186,14 @@ def test_a_cap_counts_over_files_and_missing_files_are_named(tmp_path: Path, mon
 
 
 def test_folders_that_are_no_data_set_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no record files beside a features.json"):
+    with pytest.raises(FormatError, match=r"no record files beside a features.json"):
         list(list_units("rlds", str(tmp_path)))
     for version in ("1.0.0", "1.0.1"):
         data_set(tmp_path / "toto" / version, "toto", {"observation/image": IMAGE}, {"train": [[b""]]})
-    with pytest.raises(FormatError, match="are both toto: give ingest.input one of them"):
+    with pytest.raises(FormatError, match=r"are both toto: give ingest.input one of them"):
         list(list_units("rlds", str(tmp_path)))
     data_set(tmp_path / "soar/1.0.0", "soar_dataset", {"observation/image_0": IMAGE}, {"failure": [[b""]]})
-    with pytest.raises(FormatError, match="ingest.format=soar"):
+    with pytest.raises(FormatError, match=r"ingest.format=soar"):
         list(list_units("rlds", str(tmp_path / "soar")))
 
 

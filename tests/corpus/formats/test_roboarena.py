@@ -66,5 +66,5 @@ def test_sessions(ray_local: None, tmp_path: Path) -> None:
 
 def test_no_session_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "evaluation_sessions" / "x").mkdir(parents=True)
-    with pytest.raises(FormatError, match="no session folder with a metadata.yaml"):
+    with pytest.raises(FormatError, match=r"no session folder with a metadata.yaml"):
         list(list_units("roboarena", str(tmp_path)))

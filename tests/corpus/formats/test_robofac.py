@@ -89,5 +89,5 @@ def test_what_is_no_robofac_is_one_sentence(tmp_path: Path) -> None:
     video.write_bytes(b"")
     for content in ('{"a": ', "[3]", "3"):
         (tmp_path / "training_qa.json").write_text(content)
-        with pytest.raises(FormatError, match="training_qa.json (is malformed|holds no annotations)"):
+        with pytest.raises(FormatError, match=r"training_qa.json (is malformed|holds no annotations)"):
             list(list_units("robofac", str(tmp_path)))

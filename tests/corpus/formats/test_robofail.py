@@ -46,9 +46,9 @@ def test_a_name_that_is_no_text_is_refused(ray_local: None, tmp_path: Path) -> N
 
 
 def test_what_is_no_robofail_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no folders in .*real_data"):
+    with pytest.raises(FormatError, match=r"no folders in .*real_data"):
         list(list_units("robofail", str(tmp_path)))
     _episode(tmp_path, "boilWater1", 0)
     (tmp_path / "tasks.json").write_text('{"boilWater": 3}')
-    with pytest.raises(FormatError, match="tasks.json is no JSON object"):
+    with pytest.raises(FormatError, match=r"tasks.json is no JSON object"):
         list(list_units("robofail", str(tmp_path)))

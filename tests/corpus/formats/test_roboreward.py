@@ -57,5 +57,5 @@ def test_grades_and_splits(ray_local: None, tmp_path: Path) -> None:
 
 
 def test_no_metadata_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no metadata.jsonl in"):
+    with pytest.raises(FormatError, match=r"no metadata.jsonl in"):
         list(list_units("roboreward", str(tmp_path)))

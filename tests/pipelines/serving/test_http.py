@@ -120,7 +120,7 @@ def sentence(answer: tuple[int, bytes, bytes], *statuses: int) -> str:
 
 
 def test_the_form_that_others_are_made_of_is_answered(url: str) -> None:
-    status, head, body = talk(url, post(FORM))
+    status, _, body = talk(url, post(FORM))
     assert status == 200 and json.loads(body)["task"] == "open the drawer"
     assert len(json.loads(body)["progress"]) == 2
 
@@ -230,7 +230,7 @@ def test_request_ids_that_are_not_safe_are_refused(url: str, given: str) -> None
 
 
 def test_a_safe_request_id_is_echoed(url: str) -> None:
-    status, head, body = talk(url, post(FORM, more="X-Request-ID: trace/42:a=b+c@d\r\n"))
+    status, _, body = talk(url, post(FORM, more="X-Request-ID: trace/42:a=b+c@d\r\n"))
     assert status == 200 and json.loads(body)["request_id"] == "trace/42:a=b+c@d"
 
 
@@ -507,7 +507,7 @@ class Busy(BaseHTTPRequestHandler):
 
     answers = [(503, b"{}"), (500, b"Internal Server Error"), (200, b'{"in_flight": 1}'), (200, b'{"in_flight": 0}')]
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_POST(self) -> None:
         status, body = self.answers.pop(0)
         self.send_response(status)
         self.end_headers()

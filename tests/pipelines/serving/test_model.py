@@ -55,7 +55,7 @@ def test_what_the_model_raises_is_its_own_fault_and_no_reason_to_replace_it(erro
 def test_what_the_input_caused_is_told_to_the_client() -> None:
     scorer = Ailing()
     scorer.task, scorer.error = "hard", InputError("the frames are too long")
-    [failed], model = answers(scorer, "hard")
+    [failed], _ = answers(scorer, "hard")
     assert failed.rejected and failed.error == "the frames are too long"
     assert len(scorer.threads) == 2  # at the start, and for the request: nothing made the model suspect
 

@@ -556,7 +556,7 @@ def test_a_decoder_that_is_killed_is_replaced() -> None:
         assert parent is not None
         fork.suspend()  # so that nothing but a signal ends it
         parent.kill()
-        with pytest.raises(ApiError, match="was killed from outside. Try again") as caught:
+        with pytest.raises(ApiError, match=r"was killed from outside. Try again") as caught:
             await upload
         assert caught.value.status == 503
         assert await gone(fork)
@@ -573,7 +573,7 @@ def test_an_upload_has_a_deadline_and_one_that_is_given_up_is_not_decoded_on() -
     async def scene() -> None:
         upload = asyncio.create_task(hurried.video(long_video(), "video"))
         fork = await the_fork()
-        with pytest.raises(ApiError, match="takes longer to decode than 0.5 s") as caught:
+        with pytest.raises(ApiError, match=r"takes longer to decode than 0.5 s") as caught:
             await upload
         assert caught.value.status == 413 and await gone(fork)
         assert len((await hurried.video(SMALL, "video")).frames) == 10
