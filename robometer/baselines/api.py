@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 import numpy as np
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from robometer.baselines.config import BaselineConfig
 from robometer.baselines.providers import PROVIDERS, Answer, Json, Question
@@ -180,17 +181,28 @@ class ApiClient:
 
     async def _post(self, key: str, body: bytes) -> Answer:
         rng = np.random.default_rng([self._config.seed, int(key[:8], 16)])
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return await self._try(body)
-            except _TryAgain as failure:
-                if attempt == ATTEMPTS:
-                    raise ProviderError(f"{self._where} failed {ATTEMPTS} times; the last time: {failure}") from failure
-                # Jitter, so that requests that failed together do not return together.
-                backoff_s = BACKOFF_S * 2.0 ** (attempt - 1) * rng.uniform(0.5, 1)
-                self.usage.retries += 1
-                await asyncio.sleep(min(backoff_s if failure.wait_s is None else failure.wait_s, MAX_WAIT_S))
-        raise AssertionError("the last attempt returns or raises")
+
+        def pause_s(state: RetryCallState) -> float:
+            failure = state.outcome.exception() if state.outcome else None
+            if isinstance(failure, _TryAgain) and failure.wait_s is not None:
+                return min(failure.wait_s, MAX_WAIT_S)
+            # Jitter, so that requests that failed together do not return together.
+            return min(BACKOFF_S * 2.0 ** (state.attempt_number - 1) * rng.uniform(0.5, 1), MAX_WAIT_S)
+
+        def count(state: RetryCallState) -> None:
+            self.usage.retries += 1
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_TryAgain),
+            wait=pause_s,
+            stop=stop_after_attempt(ATTEMPTS),
+            before_sleep=count,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._try, body)
+        except _TryAgain as failure:
+            raise ProviderError(f"{self._where} failed {ATTEMPTS} times; the last time: {failure}") from failure
 
     async def _try(self, body: bytes) -> Answer:
         async with self._in_flight:
