@@ -155,77 +155,77 @@ def load_model(source: str | Path, tracking_uri: str = "") -> tuple[nn.Module, C
         CheckpointError: the checkpoint cannot be found, a file is unreadable, or tensors are missing, unexpected or
             misshaped.
     """
-    found = open_checkpoint(locate(source, tracking_uri))
-    return filled_model(found), found.config
+    checkpoint = open_checkpoint(locate(source, tracking_uri))
+    return filled_model(checkpoint), checkpoint.config
 
 
-def filled_model(found: Checkpoint) -> nn.Module:
+def filled_model(checkpoint: Checkpoint) -> nn.Module:
     """The model of a checkpoint with its weights; a checkpoint of adapters is loaded on top of its base model.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or misshaped, or the base model has changed.
     """
-    if not found.config.model.lora.rank:
-        model = empty_model(found)
-        fill(model, found.folder)
+    if not checkpoint.config.model.lora.rank:
+        model = empty_model(checkpoint)
+        fill(model, checkpoint.folder)
         return model
     from robometer.models.lora import trained_names
 
-    torch.manual_seed(found.config.train.seed)  # a base model with random weights needs the seed of its run
-    model = _build_robometer(found.config)
-    base = load_provenance(found.folder).get("base", "")
-    if base and base != checkpoint_hash(locate(found.config.train.load_from_checkpoint)):
-        raise CheckpointError(
-            f"{found.folder} holds adapters for other weights than {found.config.train.load_from_checkpoint} has now"
-        )
-    fill(model, found.folder, trained_names(model))
+    torch.manual_seed(checkpoint.config.train.seed)  # a base model with random weights needs the seed of its run
+    model = _build_robometer(checkpoint.config)
+    base, base_hash = checkpoint.config.train.load_from_checkpoint, load_provenance(checkpoint.folder).get("base", "")
+    if base_hash and base_hash != checkpoint_hash(locate(base)):
+        raise CheckpointError(f"{checkpoint.folder} holds adapters for other weights than {base} has now")
+    fill(model, checkpoint.folder, trained_names(model))
     return model
 
 
-def empty_model(found: Checkpoint) -> nn.Module:
+def empty_model(checkpoint: Checkpoint) -> nn.Module:
     """The model of a checkpoint on the meta device, without weights.
 
     Raises:
         CheckpointError: the tokenizer and the token embedding differ in size.
     """
-    if found.config.model.kind == "rewind":
-        inputs = {name.split(".")[-2]: s.shape[-1] for name, s in found.slots.items() if name.endswith("_proj.weight")}
+    if checkpoint.config.model.kind == "rewind":
+        inputs = {
+            name.split(".")[-2]: s.shape[-1] for name, s in checkpoint.slots.items() if name.endswith("_proj.weight")
+        }
         with torch.device("meta"):
-            return _rewind(found.config, inputs.get("video_proj", 1), inputs.get("text_proj", 1))
+            return _rewind(checkpoint.config, inputs.get("video_proj", 1), inputs.get("text_proj", 1))
     from robometer.models.robometer import build_robometer, load_processor
 
-    with backbone_folder(found) as folder:
-        tokens = len(load_processor(found.config, folder).tokenizer)
-        if tokens != found.vocabulary:
+    with backbone_folder(checkpoint) as folder:
+        tokens = len(load_processor(checkpoint.config, folder).tokenizer)
+        if tokens != checkpoint.vocabulary:
             raise CheckpointError(
-                f"{found.folder} has {found.vocabulary} embedding rows, but its tokenizer has {tokens} tokens: "
-                "they belong to different models"
+                f"{checkpoint.folder} has {checkpoint.vocabulary} embedding rows, but its tokenizer has {tokens} "
+                "tokens: they belong to different models"
             )
         with torch.device("meta"):
-            return build_robometer(found.config, folder)[0]
+            return build_robometer(checkpoint.config, folder)[0]
 
 
 @contextmanager
-def backbone_folder(found: Checkpoint) -> Iterator[Path | None]:
+def backbone_folder(checkpoint: Checkpoint) -> Iterator[Path | None]:
     """The folder with `config.json` and tokenizer that `build_robometer` and `load_processor` read; None for ReWiND.
 
     For a public checkpoint this is a temporary folder: its backbone's configuration may lie inside another one, and if
     it has no tokenizer, that of its base model is used, with the reward model's tokens added in order.
     """
-    if found.backbone is None or (found.layout == "robometer" and found.has_tokenizer):
-        yield None if found.backbone is None else found.folder
+    if checkpoint.backbone is None or (checkpoint.layout == "robometer" and checkpoint.has_tokenizer):
+        yield None if checkpoint.backbone is None else checkpoint.folder
         return
     from robometer.models.robometer import load_processor
 
     with tempfile.TemporaryDirectory() as place:
-        rows = {"vocab_size": found.vocabulary}
-        text = found.backbone.get("text_config")
-        backbone = found.backbone | ({"text_config": text | rows} if text else rows)
-        if found.has_tokenizer:
+        rows = {"vocab_size": checkpoint.vocabulary}
+        text = checkpoint.backbone.get("text_config")
+        backbone = checkpoint.backbone | ({"text_config": text | rows} if text else rows)
+        if checkpoint.has_tokenizer:
             others = shutil.ignore_patterns("*.safetensors*", "*.bin", "*.pt")
-            shutil.copytree(found.folder, place, ignore=others, dirs_exist_ok=True)
+            shutil.copytree(checkpoint.folder, place, ignore=others, dirs_exist_ok=True)
         else:
-            load_processor(found.config).tokenizer.save_pretrained(place)
+            load_processor(checkpoint.config).tokenizer.save_pretrained(place)
         Path(place, BACKBONE).write_text(json.dumps(backbone))
         yield Path(place)
 
@@ -236,7 +236,7 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def frames_of(found: Checkpoint) -> FrameSettings | None:
+def frames_of(checkpoint: Checkpoint) -> FrameSettings | None:
     """How a recording becomes frames for this model: as for its corpus, or upstream's way for public weights.
 
     Returns:
@@ -245,31 +245,33 @@ def frames_of(found: Checkpoint) -> FrameSettings | None:
     Raises:
         CheckpointError: the recorded settings are invalid.
     """
-    ours, recorded = found.layout == "robometer", load_provenance(found.folder).get("frames")
+    ours, recorded = checkpoint.layout == "robometer", load_provenance(checkpoint.folder).get("frames")
     if ours and not recorded:
         return None
     try:
         return FrameSettings.from_dict((FrameSettings() if ours else UPSTREAM).as_dict() | (recorded or {}))
     except RobometerError as error:
-        raise CheckpointError(f"{found.folder / PROVENANCE}: {error}") from error
+        raise CheckpointError(f"{checkpoint.folder / PROVENANCE}: {error}") from error
 
 
-def checkpoint_scorer(found: Checkpoint, device: str = "cpu") -> Scorer:
+def checkpoint_scorer(checkpoint: Checkpoint, device: str = "cpu") -> Scorer:
     """The scorer of a checkpoint, with its weights."""
-    model, revision = filled_model(found), checkpoint_hash(found.folder)
-    info = ScorerInfo(frames_of(found), revision=revision, provenance=load_provenance(found.folder))
-    with backbone_folder(found) as folder:
-        return make_scorer(model, found.config, _scorer_name(found, revision), device, folder=folder, info=info)
+    model, revision = filled_model(checkpoint), checkpoint_hash(checkpoint.folder)
+    info = ScorerInfo(frames_of(checkpoint), revision=revision, provenance=load_provenance(checkpoint.folder))
+    with backbone_folder(checkpoint) as folder:
+        return make_scorer(
+            model, checkpoint.config, _scorer_name(checkpoint, revision), device, folder=folder, info=info
+        )
 
 
-def checkpoint_identity(found: Checkpoint) -> str:
+def checkpoint_identity(checkpoint: Checkpoint) -> str:
     """Text that is equal for checkpoints whose scorers give equal answers, made without loading weights."""
-    name = _scorer_name(found, checkpoint_hash(found.folder))
-    return f"{name} {found.config.model} {found.config.sampling.max_frames}"
+    name = _scorer_name(checkpoint, checkpoint_hash(checkpoint.folder))
+    return f"{name} {checkpoint.config.model} {checkpoint.config.sampling.max_frames}"
 
 
-def _scorer_name(found: Checkpoint, revision: str) -> str:
-    return f"{found.config.model.kind}@{revision}"
+def _scorer_name(checkpoint: Checkpoint, revision: str) -> str:
+    return f"{checkpoint.config.model.kind}@{revision}"
 
 
 def make_scorer(
