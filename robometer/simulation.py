@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from robometer.errors import RobometerError
+from robometer.frames.video import thin_positions
 from robometer.trajectory import QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
 logger = logging.getLogger(__name__)
@@ -411,7 +412,7 @@ def _act(stage: _Stage, quality: str, rng: np.random.Generator, noise: float) ->
 def _kept_steps(num_steps: int, max_frames: int, rng: np.random.Generator) -> list[int]:
     """Which steps are filmed: evenly spread with first and last; their count says nothing of the label."""
     count = int(rng.integers(math.ceil(0.75 * max_frames), max_frames + 1))
-    return [int(step) for step in np.unique(np.linspace(0, num_steps - 1, min(count, num_steps)).round())]
+    return [int(step) for step in thin_positions(num_steps, count)]
 
 
 def _with_noise(controller: Controller, sigma: float, seed: int) -> Controller:

@@ -15,7 +15,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.evaluation.measures.reward_alignment import target_progress
 from robometer.evaluation.predictions import ClipPrediction
 from robometer.evaluation.views import FORWARD
-from robometer.frames.video import encode_jpeg
+from robometer.frames.video import encode_jpeg, thin_positions
 from robometer.report.drawing import points, spans
 from robometer.report.runs import EvaluationRun
 from robometer.report.tables import number
@@ -109,7 +109,7 @@ def _card(
 ) -> dict[str, Any]:
     clip = next(iter(found.values()))
     count = len(clip.progress)
-    cells = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES_SHOWN)).round().astype(int))
+    cells = thin_positions(count, MAX_FRAMES_SHOWN)
     sprite, ratio = _sprite(corpus.frames(clip.row, cells))
     series = _series(runs, found, _reward_range(clip.task, first))
     return {
@@ -120,7 +120,7 @@ def _card(
         "sprite": sprite,
         "ratio": ratio,
         "cells": len(cells),
-        "thumbs": [round(i) for i in np.linspace(0, len(cells) - 1, min(len(cells), THUMBNAILS))],
+        "thumbs": thin_positions(len(cells), THUMBNAILS).tolist(),
         "series": [s | {"points": points(s["values"]), "last": number(float(s["values"][-1]))} for s in series],
         "done": spans(clip.env_success if len(clip.env_success) == count else np.zeros(0)),
         "data": {
