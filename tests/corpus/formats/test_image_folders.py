@@ -96,4 +96,4 @@ def test_images_of_other_kinds_are_converted_and_bad_ones_refused(ray_local: Non
     assert "UTF-8" in why["text"] and "UTF-8" in why["caf\\xe9"] and "UTF-8" in why["c\\xf4te"]
     assert "beside folders" in why["raw"] and "fps" in why["rate"]
     assert "qualty_label" in why["unknown"] and "no task text" in why["blank"]
-    assert "no images" in why["empty"] and "no images" in why["no_images no_images"]
+    assert "hold images" in why["empty"] and "hold images" in why["no_images no_images"]
