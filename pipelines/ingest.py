@@ -36,7 +36,7 @@ from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import entries, isolated_entries, quarantine_row
 from robometer.corpus.formats import FormatError, Refused, Unit, list_units
 from robometer.corpus.formats.common import absolute
-from robometer.corpus.identity import NOTHING, Sealer, StoredRows
+from robometer.corpus.identity import NO_ROWS, Sealer, StoredRows
 from robometer.corpus.manifest import (
     LISTING,
     SKIP,
@@ -379,7 +379,7 @@ def make_shard(
         What became of its trajectories, and lines for the log about the first ones that differ from the stored ones.
     """
     work: ShardWork = pickle.loads(zlib.decompress(task.work))
-    rows, differences = NOTHING if stored is None else ray.get(stored), list[str]()
+    rows, differences = NO_ROWS if stored is None else ray.get(stored), list[str]()
     with crash_mark(storage, f"{ATTEMPTS}/{task.name}") as crashed:
         read = entries if crashed is None else isolated_entries
         plan = ShardPlan(work.seals, work.before, work.revision)

@@ -1,4 +1,4 @@
-"""A Scorer that is somewhere else: the typed client of the endpoint (`pipelines.serve`)."""
+"""A remote Scorer: the typed client of the endpoint (`pipelines.serve`)."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from robometer.frames.video import Source, VideoError
 from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
 
 START_PATIENCE_S = 5.0
-"""How long the first request is tried, which finds a wrong URL."""
+"""How long the first request is retried: a wrong URL is reported soon."""
 
 MAX_WAIT_S = 10.0
 """The longest pause between two tries, whatever Retry-After says."""
 
 CONCURRENCY = 8
-"""Requests in flight at a time; the endpoint joins them to batches."""
+"""Requests in flight at a time, which the endpoint joins into batches."""
 
 T = TypeVar("T")
 Result = TypeVar("Result")
 
 
 class ScoringError(RobometerError):
-    """An endpoint that cannot be reached, or refused a request; the message holds its sentence."""
+    """An endpoint cannot be reached, or has refused a request. The message quotes its reason."""
 
 
 class RemoteScorer:
-    """Scorer over HTTP. Frames travel as npy, so that the numbers are those of the same scorer in this process.
+    """Scorer over HTTP. Frames travel as npy, so the numbers equal those of the same scorer in this process.
 
     Args:
         url: of the endpoint, such as `http://127.0.0.1:8000`.
-        token: bearer token, where the endpoint wants one.
-        timeout_s: for one try of a request.
-        patience_s: a request is tried again until then while the endpoint answers 503, a proxy before it says that it
-            failed, or connections are refused or break. Scoring changes nothing, so that no try can do harm.
+        token: bearer token, if the endpoint requires one.
+        timeout_s: seconds for one try of a request.
+        patience_s: seconds in which a request is retried, while the endpoint answers 503, a proxy in front of it
+            reports a failure, or connections are refused or break. Scoring changes nothing, so retries do no harm.
 
     Raises:
-        ScoringError: no endpoint answers at `url`, or it refuses the token. So do all methods where a request fails.
+        ScoringError: no endpoint answers at `url`, or it refuses the token. All methods raise it if a request fails.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 120.0, patience_s: float = 60.0) -> None:
         token = (token or "").strip()  # files end with a line break
         if not token.isprintable():
-            raise ScoringError("the token holds control characters, which no header can carry")
+            raise ScoringError("the token has control characters, which a header cannot carry")
         headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
@@ -64,27 +64,27 @@ class RemoteScorer:
             frames = FrameSettings.from_dict(model["frames"])
             self.info = ScorerInfo(frames, revision=model["revision"], provenance=model["provenance"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ScoringError(f"{self.url} is no Robometer endpoint, or one of another version: {error!r}") from error
+            raise ScoringError(f"{self.url} is not a Robometer endpoint, or has another version: {error!r}") from error
 
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        """See `Scorer.score`; one request per clip, several at a time."""
+        """See `Scorer.score`. Sends one request per clip, several at a time."""
         return _concurrently(self._score, clips)
 
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
-        """See `Scorer.compare`; one request per pair, several at a time."""
+        """See `Scorer.compare`. Sends one request per pair, several at a time."""
         return np.array(_concurrently(self._compare, pairs), dtype=np.float32)
 
     def score_video(self, video: Source, task: str) -> ClipScore:
-        """Score a video file, or the content of one, whose frames the endpoint makes (see `info.frames`)."""
+        """Score a video, given as a file or its content. The endpoint makes its frames (see `info.frames`)."""
         return _clip_score(self._post("/v1/score", task, {"video": _content(video)}))
 
     def compare_videos(self, a: Source, b: Source, task: str) -> float:
-        """P(the first video did better), of two files or contents of them."""
+        """P(the first video did better), for two files or their contents."""
         answer = self._post("/v1/compare", task, {"video_a": _content(a), "video_b": _content(b)})
         return float(answer["probability_a_better"])
 
     def open_session(self, task: str) -> Session:
-        """See `Scorer.open_session`; each frame is scored with all before it."""
+        """See `Scorer.open_session`. Each frame is scored with all frames before it."""
         return PrefixSession(self, task)
 
     def close(self) -> None:
@@ -108,9 +108,9 @@ class RemoteScorer:
     def _post(self, route: str, task: str, parts: dict[str, bytes]) -> dict[str, Any]:
         size_bytes = sum(map(len, parts.values()))
         if size_bytes > self.limits["max_upload_bytes"]:
-            # Refused here: the endpoint would close the connection while the body is still on its way.
+            # Checked here, as the endpoint would close the connection while the body is still being sent.
             raise ScoringError(
-                f"{size_bytes} bytes are more than {self.url} takes ({self.limits['max_upload_bytes']}): "
+                f"{size_bytes} bytes are more than {self.url} accepts ({self.limits['max_upload_bytes']}): "
                 "send fewer or smaller frames"
             )
         files = {name: (name, content, "application/octet-stream") for name, content in parts.items()}
@@ -148,17 +148,17 @@ class RemoteScorer:
 
     def _refusal(self, response: httpx.Response) -> str:
         sentence = str((_object(response) or {}).get("error", ""))
-        sentence = sentence or "the answer is not one of a Robometer endpoint; check the URL"
+        sentence = sentence or "the answer is not from a Robometer endpoint; check the URL"
         return f"{response.request.url} answered {response.status_code}: {sentence}"
 
 
 def _may_pass(response: httpx.Response) -> bool:
-    """Whether another try may be answered: overload, or an answer of whatever stands before the endpoint."""
+    """Whether another try may succeed: after overload, or an answer from a proxy in front of the endpoint."""
     return response.status_code == 503 or (response.is_server_error and _object(response) is None)
 
 
 def _object(response: httpx.Response) -> dict[str, Any] | None:
-    """The JSON object of an answer; None where it is none."""
+    """The JSON object in an answer; None if it is something else."""
     try:
         answer = response.json()
     except ValueError:
@@ -191,7 +191,7 @@ def _npy(frames: np.ndarray) -> bytes:
 
 
 class _TryAgain(Exception):
-    """Why a try failed, where the next one may succeed; `retry_after` is the endpoint's header."""
+    """A try failed, but the next one may succeed; `retry_after` is the endpoint's header."""
 
     def __init__(self, reason: str, retry_after: str = "") -> None:
         super().__init__(reason)
@@ -204,6 +204,6 @@ def _pause_after(state: RetryCallState) -> float:
 
 
 def _pause_s(retry_after: str, tries: int) -> float:
-    """Seconds that the endpoint asked for, else a pause that doubles."""
+    """The seconds that the endpoint asks for, else a pause that doubles with each try."""
     seconds = float(retry_after) if retry_after.isdecimal() else 0.25 * 2.0 ** min(tries - 1, 4)
     return min(seconds, MAX_WAIT_S)

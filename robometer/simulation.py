@@ -1,18 +1,18 @@
-"""Scripted robot episodes in Meta-World, with labels that the simulator itself confirms.
+"""Scripted robot episodes in Meta-World, with labels that the simulator confirms.
 
-Every episode is a pure function of its `EpisodeSpec`: the scene, the noise, the moment an expert loses its way and the
-frames that are kept all follow from the spec's own seed. So a corpus can be made by any number of processes in any
-order, and any clip of it can be made again alone.
+Every episode is a pure function of its `EpisodeSpec`: the scene, the noise, the moment at which an expert stops and the
+frames that are kept all follow from the spec's seed. So any number of processes can make a corpus in any order, and any
+clip can be made again alone.
 
-How a quality is acted out (`roll_out`):
+How each quality is simulated (`roll_out`):
 
-* successful: Meta-World's scripted expert until the simulator's success flag rises, and a few steps longer.
-* suboptimal: the same expert for 50-75 % of the way it would need in this scene, then it hovers, drifts or backs off.
-* failure: the expert is told that the whole scene lies 12-20 cm elsewhere, or the arm wanders without aim.
+* successful: Meta-World's scripted expert acts until the simulator's success flag rises, and a few steps longer.
+* suboptimal: the same expert acts for 50-75 % of the time it needs in this scene, then it hovers, drifts or backs off.
+* failure: the expert is told that the whole scene lies 12-20 cm elsewhere, or the arm wanders without a goal.
 
-A roll-out is kept only if the simulator agrees: by its success flag, and by how far the episode got (`_Trace.reached`),
-so that a suboptimal clip has got farther than any failure, and less far than a success. Clips of all three qualities
-get lengths from the same distribution, since a length that tells the label would be learnt before anything else is.
+A roll-out is kept only if the simulator agrees, by its success flag and by how far the episode got (`_Trace.reached`):
+a suboptimal clip gets further than any failure, but not as far as a success. The lengths of clips have the same
+distribution for all qualities, because a model would learn a length that reveals the label before anything else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class SimulationError(RobometerError):
-    """A simulation that cannot be made; the message says why in one sentence."""
+    """A simulation that is impossible. The message says why in one sentence."""
 
 
 QUALITIES = QUALITY_LABELS[::-1]  # the seeds of episodes follow from this order
@@ -101,8 +101,8 @@ INSTRUCTIONS: dict[str, str] = {
     "window-open-v3": "open the window",
 }
 
-# Never trained on. Two opposite pairs that share a scene (window, plate-slide sideways), and tasks whose relatives are
-# trained on: the same skill behind a wall, on another handle, with another goal.
+# Never trained on: two opposite pairs that share a scene (window, plate-slide sideways), and tasks that are similar to
+# training tasks: the same skill behind a wall, on another handle, or with another goal.
 HELD_OUT_TASKS = (
     "button-press-topdown-wall-v3",
     "handle-pull-side-v3",
@@ -128,8 +128,8 @@ OPPOSITE_TASKS = (
     ("window-close-v3", "window-open-v3"),
 )
 
-# Only here is the target nothing but Meta-World's coloured marker. Elsewhere it is hidden: opposite tasks in one scene
-# would otherwise be told apart by the marker's place instead of by what the arm does.
+# Only in these tasks is the target nothing but Meta-World's coloured marker. In all others the marker is hidden: else
+# opposite tasks in one scene would differ by the marker's place, not only by what the arm does.
 MARKED_TASKS = frozenset(
     {
         "pick-place-v3",
@@ -144,12 +144,12 @@ MARKED_TASKS = frozenset(
 
 HORIZON_STEPS = 250  # experts need 30-190 steps of 12.5 ms
 MAX_ATTEMPTS = 100
-MIN_STEPS = 28  # a shorter expert run was all but solved at the start
+MIN_STEPS = 28  # if the expert needs fewer, the scene was almost solved at the start
 CAMERA_POSITION = (0.75, 0.075, 0.7)  # corner2 as shipped films the whole room from afar
 CAMERA_ZOOM = 0.85  # of its field of view: the objects are small, the table is wide
 MIN_MOVE_M = 0.02
-MAX_FAILURE_MOVE = 0.25  # of the way the object goes in a success
-MAX_FAILURE_REACHED = 0.3  # of the expert's time: most of it is the way to the object
+MAX_FAILURE_MOVE = 0.25  # of the object's way in a success
+MAX_FAILURE_REACHED = 0.3  # of the expert's time, most of which it needs to get to the object
 SUBOPTIMAL_REACHED = (0.45, 0.75)
 
 _GL_HELP = "install libegl1 and libgl1-mesa-dri (Debian's names), or libosmesa6 and set MUJOCO_GL=osmesa"
@@ -160,13 +160,13 @@ Controller = Callable[[np.ndarray, int], Action]  # (observation [39], step) -> 
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """What to simulate. `episodes` turns it into specs; equal settings always give equal clips."""
+    """What to simulate. `episodes` turns it into specs. Equal settings always give equal clips."""
 
     tasks: tuple[str, ...] = tuple(INSTRUCTIONS)
     qualities: tuple[str, ...] = QUALITIES
     clips_per_quality: int = 17
     held_out_clips_per_quality: int = 6
-    seen_clips_per_quality: int = 3  # the last clips of a training task are kept for evaluation
+    seen_clips_per_quality: int = 3  # the last clips of each training task, which are kept for evaluation
     image_size: int = 160  # pixels, width and height
     max_frames: int = 16
     fps: float = 10.0  # of the written video; the simulator itself runs at 80 steps a second
@@ -174,7 +174,7 @@ class SimulationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises SimulationError for settings that no corpus can be made from."""
+        """Raises SimulationError if no corpus can be made from the settings."""
         unknown = sorted(set(self.tasks) - set(INSTRUCTIONS))
         if unknown:
             raise SimulationError(f"unknown Meta-World task {unknown[0]!r}: choose from {', '.join(INSTRUCTIONS)}")
@@ -197,12 +197,12 @@ _RANGES = (
     ("crf", 0, 51),
     ("seed", 0, 2**63 - 1),
 )
-"""Settings with their smallest and largest values; clips are numbered with three digits."""
+"""Smallest and largest values of settings. Clips are numbered with three digits."""
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """One episode to act out. `seed` alone decides everything that is random in it."""
+    """One episode to simulate. Everything random in it follows from `seed`."""
 
     task: str  # Meta-World's environment name
     quality: str
@@ -227,17 +227,17 @@ class EpisodeSpec:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was filmed. All three arrays have one entry per kept frame."""
+    """A filmed episode. All three arrays have one entry per kept frame."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3] upright RGB
     env_reward: np.ndarray  # float64 [T], Meta-World's own dense reward, 0 to 10
     success: np.ndarray  # bool [T], the simulator's success flag
-    attempt: int  # how many roll-outs were rejected before this one
+    attempt: int  # number of roll-outs that were rejected before this one
 
 
 @dataclass
 class _Trace:
-    """The simulated steps of one episode, before any is rendered."""
+    """The simulated steps of one episode, before rendering."""
 
     states: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)  # qpos, mocap pos and quat
     rewards: list[float] = field(default_factory=list)
@@ -248,16 +248,17 @@ class _Trace:
         return len(self.rewards)
 
     def moved(self) -> float:
-        """How far the objects went from where they lay, at most, in metres."""
+        """The largest distance of the objects from their start, in metres."""
         path = np.stack(self.objects)
         return float(np.linalg.norm(path - path[0], axis=1).max())
 
     def reached(self, expert: _Trace, at_rest: _Trace) -> float:
-        """How far the episode has got at its end, as the share of its time that the `expert` needed to get there.
+        """How far the episode got by its end, as the share of the `expert`'s time that the expert needed to get there.
 
-        By the reward or by the objects' way to where the expert leaves them, whichever says more: Meta-World's rewards
-        have another scale in each task and fall when the arm lets go, the order of an expert's moments has neither.
-        `at_rest` is the same scene left alone: a lid drops into place and a door swings by itself.
+        It is the larger share by the reward, or by the objects' distance to where the expert leaves them. Comparing
+        with the expert's moments avoids two problems of Meta-World's rewards: each task has another scale, and the
+        reward falls when the arm lets go. `at_rest` is the same scene without any action, in which a lid may drop into
+        place and a door may swing by itself.
         """
         solved = expert.success.index(True)
         path = np.stack(expert.objects)
@@ -270,14 +271,18 @@ class _Trace:
 
 
 def require_simulator() -> Any:
-    """The `mujoco` module, ready to render. Raises SimulationError with the way out if it or a GL driver is missing."""
+    """The `mujoco` module, ready to render.
+
+    Raises:
+        SimulationError: Meta-World or a GL driver is missing; the message says what to install.
+    """
     if importlib.util.find_spec("metaworld") is None or importlib.util.find_spec("mujoco") is None:
-        raise SimulationError('simulation needs Meta-World; run: pip install "robometer[simulate]"')
+        raise SimulationError('simulation needs Meta-World: run `pip install "robometer[simulate]"`')
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco
     except Exception as error:  # without EGL an AttributeError, ImportError or OSError
-        raise SimulationError(f"MuJoCo cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}; {_GL_HELP}") from error
+        raise SimulationError(f"MuJoCo cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']}: {_GL_HELP}") from error
     return mujoco
 
 
@@ -289,14 +294,14 @@ def split_of(task: str, index: int, settings: SimulationSettings) -> str:
 
 
 def episodes(settings: SimulationSettings) -> list[EpisodeSpec]:
-    """All episodes of a corpus, in order. Which others are asked for changes nothing in a spec but its split."""
+    """All episodes of a corpus, in order. The other episodes affect only the split of a spec."""
     specs = []
     for task in settings.tasks:
         held_out = task in HELD_OUT_TASKS
         count = settings.held_out_clips_per_quality if held_out else settings.clips_per_quality
         for quality in settings.qualities:
             for index in range(count):
-                # crc32, since Python's own hash of a text differs from process to process
+                # crc32, because Python's own hash of a text differs between processes
                 entropy = [settings.seed, zlib.crc32(task.encode()), QUALITIES.index(quality), index]
                 specs.append(
                     EpisodeSpec(
@@ -315,10 +320,13 @@ def episodes(settings: SimulationSettings) -> list[EpisodeSpec]:
 
 
 def roll_out(spec: EpisodeSpec) -> Rollout | None:
-    """Act out one episode and film it.
+    """Simulate one episode and film it.
 
-    Returns None if none of `MAX_ATTEMPTS` roll-outs agreed with the label. Raises SimulationError if Meta-World is
-    not installed.
+    Returns:
+        The episode; None if none of `MAX_ATTEMPTS` roll-outs agreed with the label.
+
+    Raises:
+        SimulationError: Meta-World is not installed.
     """
     stage = _stage(spec.task, spec.image_size)
     for attempt in range(MAX_ATTEMPTS):
@@ -327,11 +335,11 @@ def roll_out(spec: EpisodeSpec) -> Rollout | None:
         trace = _act(stage, spec.quality, rng, noise)
         if trace is None:
             continue
-        keep = _kept_steps(len(trace), spec.max_frames, rng)
+        steps = _filmed_steps(len(trace), spec.max_frames, rng)
         return Rollout(
-            frames=stage.film([trace.states[step] for step in keep]),
-            env_reward=np.array([trace.rewards[step] for step in keep]),
-            success=np.array([trace.success[step] for step in keep], dtype=bool),
+            frames=stage.film([trace.states[step] for step in steps]),
+            env_reward=np.array([trace.rewards[step] for step in steps]),
+            success=np.array([trace.success[step] for step in steps], dtype=bool),
             attempt=attempt,
         )
     logger.info("%s: no roll-out agreed with its label in %d attempts", spec.key, MAX_ATTEMPTS)
@@ -357,19 +365,19 @@ def row(spec: EpisodeSpec, rollout: Rollout) -> dict[str, Any]:
 
 
 def encode_mp4(frames: np.ndarray, fps: float, crf: int) -> bytes:
-    """Frames (uint8 [T, H, W, 3] RGB, even H and W) as the bytes of an H.264 mp4."""
+    """The bytes of an H.264 mp4 with these frames (uint8 [T, H, W, 3] RGB, even H and W)."""
     import av
     from av.bitstream import BitStreamFilterContext
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # The same bytes on every run: x264 splits its work by thread count, and its macroblock tree differs from run
-        # to run (and spares on the last frame, where an episode's outcome is).
+        # For the same bytes in every run: x264 splits its work by the number of threads, and its macroblock tree differs
+        # between runs (and lowers the quality of the last frame, which shows an episode's outcome).
         options = {"crf": str(crf), "preset": "veryslow", "threads": "1", "x264-params": "no-mbtree=1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        without_settings = BitStreamFilterContext("filter_units=remove_types=6", stream)  # x264's own, 0.7 KB a clip
+        without_settings = BitStreamFilterContext("filter_units=remove_types=6", stream)  # x264's, 0.7 KB per clip
         pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
         packets = [packet for picture in [*pictures, None] for packet in stream.encode(picture)]
         for packet in [*packets, None]:
@@ -409,14 +417,14 @@ def _act(stage: _Stage, quality: str, rng: np.random.Generator, noise: float) ->
     return trace if agreed else None
 
 
-def _kept_steps(num_steps: int, max_frames: int, rng: np.random.Generator) -> list[int]:
-    """Which steps are filmed: evenly spread with first and last; their count says nothing of the label."""
+def _filmed_steps(num_steps: int, max_frames: int, rng: np.random.Generator) -> list[int]:
+    """The steps to film: evenly spread, with the first and the last. Their number does not depend on the label."""
     count = int(rng.integers(math.ceil(0.75 * max_frames), max_frames + 1))
     return [int(step) for step in thin_positions(num_steps, count)]
 
 
 def _with_noise(controller: Controller, sigma: float, seed: int) -> Controller:
-    """Add smooth motor noise (standard deviation `sigma` of full speed), so that no two clips move alike."""
+    """Add smooth motor noise (standard deviation `sigma` of full speed), so that no two clips are alike."""
     rng = np.random.default_rng(seed)
     state = np.zeros(3)
 
@@ -430,7 +438,7 @@ def _with_noise(controller: Controller, sigma: float, seed: int) -> Controller:
 
 
 def _lose_interest(expert: Controller, turn_step: int, rng: np.random.Generator) -> Controller:
-    """The expert up to `turn_step`; from then on the arm hovers, drifts off slowly, or backs off, gripper as it was."""
+    """The expert up to `turn_step`. Then the arm hovers, drifts off slowly, or backs off, without moving the gripper."""
     mode = rng.choice(["hover", "drift", "back off"])
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
@@ -452,7 +460,7 @@ def _lose_interest(expert: Controller, turn_step: int, rng: np.random.Generator)
 
 
 def _misled(expert: Controller, rng: np.random.Generator) -> Controller:
-    """The expert as if every object and goal lay 12-20 cm from where it lies: to a side, nearer, farther, or above."""
+    """The expert, for which every object and goal is shifted by 12-20 cm: to a side, nearer, further, or higher."""
     angle = rng.uniform(0, 2 * math.pi)
     offset = np.array([math.cos(angle), math.sin(angle), 0.0])
     if rng.random() < 0.35:  # too high
@@ -460,12 +468,12 @@ def _misled(expert: Controller, rng: np.random.Generator) -> Controller:
     offset *= rng.uniform(0.12, 0.20)
 
     def act(observation: np.ndarray, step: int) -> Action:
-        seen = observation.copy()
-        # current and previous object positions (two objects at most), and the goal
+        shifted = observation.copy()
+        # Current and previous positions of two objects at most, and the goal.
         for start in (4, 11, 22, 29, 36):
-            if np.any(seen[start : start + 3]):
-                seen[start : start + 3] += offset
-        return expert(seen, step)
+            if np.any(shifted[start : start + 3]):
+                shifted[start : start + 3] += offset
+        return expert(shifted, step)
 
     return act
 
@@ -475,7 +483,7 @@ def _idle(observation: np.ndarray, step: int) -> Action:
 
 
 def _wander(rng: np.random.Generator) -> Controller:
-    """An arm without aim: it heads for points high above the table, one after the other."""
+    """An arm without a goal: it moves to points high above the table, one after the other."""
     points = np.column_stack([rng.uniform(-0.25, 0.25, 8), rng.uniform(0.45, 0.7, 8), rng.uniform(0.2, 0.4, 8)])
     stay_steps = int(rng.integers(15, 35))
     speed = rng.uniform(0.3, 0.8)
@@ -489,7 +497,7 @@ def _wander(rng: np.random.Generator) -> Controller:
 
 
 class _Stage:
-    """One task's simulator and camera. Each `play` starts from a full reset, so earlier episodes leave no trace."""
+    """One task's simulator and camera. Each `play` starts with a full reset, so earlier episodes have no effect."""
 
     def __init__(self, task: str, image_size: int) -> None:
         mujoco = require_simulator()
@@ -499,7 +507,7 @@ class _Stage:
         self._mujoco = mujoco
         self._policy: Any = ENV_POLICY_MAP[task]
         self._env = ALL_V3_ENVIRONMENTS[task]()
-        # What Meta-World's benchmark classes do through 50 trial resets: the goal is part of the observation (whose
+        # Meta-World's benchmark classes do this through 50 trial resets: the goal becomes part of the observation (whose
         # cached bounds would otherwise clip it to zero), and each reset draws the scene from the seed.
         self._env._partially_observable = False
         self._env.__dict__.pop("sawyer_observation_space", None)
@@ -516,7 +524,7 @@ class _Stage:
 
         def act(observation: np.ndarray, step: int) -> Action:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # warns at each step that its gains saturate, which is meant
+                warnings.simplefilter("ignore")  # it warns at each step that its gains saturate, as intended
                 return np.asarray(policy.get_action(observation), dtype=np.float64)
 
         return act
@@ -543,7 +551,7 @@ class _Stage:
         return trace
 
     def film(self, states: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Render states of the scene played last: uint8 [T, H, W, 3]."""
+        """Render states of the last scene that was played: uint8 [T, H, W, 3]."""
         renderer, data = self._camera(), self._env.data
         frames = []
         for qpos, mocap_pos, mocap_quat in states:
@@ -556,18 +564,18 @@ class _Stage:
         return np.ascontiguousarray(np.stack(frames))
 
     def _camera(self) -> Any:
-        """The renderer, made on first use (half a second), and the scene dressed for it."""
+        """The renderer, which is created on first use (half a second), and the markers hidden or shown."""
         mujoco, model = self._mujoco, self._env.model
         if self._renderer is None:
-            model.vis.quality.offsamples = 0  # software rendering: 5 times faster without
+            model.vis.quality.offsamples = 0  # without multisampling, software rendering is 5 times faster
             camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, VIEW)
             model.cam_pos[camera] = CAMERA_POSITION
             model.cam_fovy[camera] *= CAMERA_ZOOM
             try:
                 self._renderer = mujoco.Renderer(model, self._image_size, self._image_size)
             except Exception as error:  # each GL library fails in its own way
-                raise SimulationError(f"MuJoCo cannot open a GL context ({error}); {_GL_HELP}") from error
-            # at exit too, and before Python takes the GL module apart
+                raise SimulationError(f"MuJoCo cannot open a GL context ({error}): {_GL_HELP}") from error
+            # Also at exit, before Python unloads the GL module.
             weakref.finalize(self, self._renderer.close)
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -580,5 +588,5 @@ class _Stage:
 
 @lru_cache(maxsize=1)
 def _stage(task: str, image_size: int) -> _Stage:
-    """The stage of the task at hand; one at a time, since each holds a GL context."""
+    """The stage of the current task; only one at a time, as each holds a GL context."""
     return _Stage(task, image_size)

@@ -21,7 +21,7 @@ from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
-from robometer.corpus.identity import NOTHING, Sealer, StoredRows
+from robometer.corpus.identity import NO_ROWS, Sealer, StoredRows
 from robometer.corpus.maintenance import check_shard
 from robometer.corpus.manifest import clashes, read_ledgers
 from robometer.corpus.storage import Storage
@@ -273,7 +273,7 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
         return next(entries([unit], IngestConfig(format="lerobot", max_frames=4, short_edge=32, update=update), have))
 
     write_lerobot(tmp_path / "arm", 0)
-    commit_shard(storage, "a", [found(NOTHING)])
+    commit_shard(storage, "a", [found(NO_ROWS)])
     have = StoredRows.read(storage)
     same = found(have)
     assert isinstance(same, Present) and not same.differs

@@ -134,9 +134,9 @@ def test_a_chart_is_what_is_trained(storage: Storage) -> None:
     assert made_card.chart.cutoff == pytest.approx(100 * 18 / 19, abs=0.01)
     assert made_card.chart.success[0].left == pytest.approx(100 * 17.5 / 19, abs=0.01)
     assert made_card.note == "progress supervised, cut-off 0.95"
-    assert len(made_card.says) == 16 and (made_card.across, made_card.down) == (8, 2)
-    assert made_card.says[0].splitlines() == ["1 of 20 · 0.0 s", "target 0.00 · reward 0.00"]
-    assert "success · done" in made_card.says[-1]
+    assert len(made_card.captions) == 16 and (made_card.across, made_card.down) == (8, 2)
+    assert made_card.captions[0].splitlines() == ["1 of 20 · 0.0 s", "target 0.00 · reward 0.00"]
+    assert "success · done" in made_card.captions[-1]
 
 
 @pytest.mark.parametrize(

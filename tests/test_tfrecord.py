@@ -80,7 +80,7 @@ def test_an_example_gives_its_values_by_name() -> None:
     "content", [b"", b"no example at all", b"\x0a\x05abc", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
 )
 def test_what_is_no_example_is_refused(content: bytes) -> None:
-    with pytest.raises(RecordError, match=r"no tf.train.Example"):
+    with pytest.raises(RecordError, match=r"not a tf.train.Example"):
         Example(content)
 
 

@@ -1,4 +1,4 @@
-"""The clips of the corpus page: which are shown, and what a card says of each."""
+"""The clips of the corpus page: which ones it shows, and the card of each."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TARGET = "absolute_first_frame"
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn under a clip's frames; lines are points of an SVG polyline in a box of 100 x 100, y down.
+    """The chart under a clip's frames. Lines are points of an SVG polyline in a box of 100 x 100, y down.
 
     Attributes:
-        target: progress that is trained, nothing where it is not.
+        target: the progress target; empty if progress is not trained.
         reward: the simulator's reward, scaled to its range in this clip.
         cutoff: where the source's demonstrations count as done, in percent.
-        success: frames that the success head is told are done.
-        done: frames where the simulator says that the task is done.
+        success: frames that are positives of the success head.
+        done: frames at which the simulator says that the task is done.
     """
 
     target: str
@@ -53,9 +53,9 @@ class Card:
     Attributes:
         row: its manifest row, by column name.
         sprite: its frames as one JPEG data URI, `across` columns in `down` lines.
-        ratio: width of a frame by its height.
-        at: place of each shown frame on the chart, in percent.
-        says: what is known of each shown frame, in words.
+        ratio: width of a frame divided by its height.
+        at: position of each frame on the chart, in percent.
+        captions: what is known of each frame, in words.
         note: how its progress is trained, in words.
     """
 
@@ -67,16 +67,16 @@ class Card:
     down: int
     ratio: float
     at: list[float]
-    says: list[str]
+    captions: list[str]
     note: str
     chart: Chart
 
 
 def spread(columns: Columns, rows: np.ndarray, max_clips: int) -> list[int]:
-    """At most `max_clips` of `rows`: sources take turns, within a source its tasks, within a task its qualities.
+    """At most `max_clips` of `rows`: sources take turns, within a source its tasks, and within a task its qualities.
 
-    Where there are more tasks than clips, the tasks are any, and they begin with different qualities, so that all
-    qualities are seen. The rows come back by source, task and quality, best first.
+    If there are more tasks than clips, the tasks are arbitrary, and begin with different qualities, so that all
+    qualities occur. The rows are sorted by source, task and quality, best first.
     """
     source, task, quality = columns.source[rows], columns.task_text[rows], columns.quality[rows]
     number = np.random.default_rng(0).permutation(len(columns.task_texts))[task]
@@ -91,7 +91,7 @@ def spread(columns: Columns, rows: np.ndarray, max_clips: int) -> list[int]:
 
 
 def _places(groups: np.ndarray, *order: np.ndarray) -> np.ndarray:
-    """Place of each row in its group, 0 for the first, by `order` (most significant last, as in lexsort)."""
+    """Position of each row in its group, from 0, by `order` (most significant last, as in lexsort)."""
     ranked = np.lexsort((*order, groups))
     begins = np.flatnonzero(np.diff(groups[ranked], prepend=groups[ranked][:1] - 1))
     places = np.empty(len(groups), dtype=np.int64)
@@ -100,7 +100,7 @@ def _places(groups: np.ndarray, *order: np.ndarray) -> np.ndarray:
 
 
 def cards(corpus: Corpus, columns: Columns, rows: Sequence[int]) -> Iterator[Card]:
-    """The cards of `rows`, made one at a time."""
+    """The cards of `rows`, one at a time."""
     for row in rows:
         yield _card(corpus, columns.subject(row), row)
 
@@ -122,14 +122,14 @@ def _card(corpus: Corpus, subject: Subject, row: int) -> Card:
         down=-(-len(positions) // across),
         ratio=ratio,
         at=[round(place(int(p), subject.num_frames), 2) for p in positions],
-        says=[_says(int(p), subject.num_frames, seconds, target, labels, reward, done) for p in positions],
+        captions=[_caption(int(p), subject.num_frames, seconds, target, labels, reward, done) for p in positions],
         note=_note(subject),
         chart=_chart(subject, target, labels, reward, done),
     )
 
 
 def _targets(subject: Subject) -> tuple[np.ndarray | None, np.ndarray]:
-    """Progress target (None where it is not trained) and success label of every stored frame of the whole clip."""
+    """Progress target (None if it is not trained) and success label of every stored frame of the whole clip."""
     path = np.arange(subject.num_frames)
     progress = reached(path, subject.num_frames, TARGET, subject.cutoff, subject.partial_success)
     return (progress if subject.supervised else None), success_labels(progress, subject.quality_label)
@@ -140,13 +140,12 @@ def _chart(
 ) -> Chart:
     low, high = (min(reward), max(reward)) if reward else (0.0, 0.0)
     scaled = [(value - low) / ((high - low) or 1.0) for value in reward]
-    cut = target is not None and not is_partial(subject.partial_success)
+    has_cutoff = target is not None and not is_partial(subject.partial_success)
+    done_at = max(1, int(subject.cutoff * subject.num_frames)) - 1
     return Chart(
         target="" if target is None else points(target),
         reward=points(scaled),
-        cutoff=round(place(max(1, int(subject.cutoff * subject.num_frames)) - 1, subject.num_frames), 2)
-        if cut
-        else None,
+        cutoff=round(place(done_at, subject.num_frames), 2) if has_cutoff else None,
         success=spans(labels),
         done=spans(done),
     )
@@ -163,7 +162,7 @@ def _note(subject: Subject) -> str:
     return f"progress supervised, cut-off {subject.cutoff:.2f}"
 
 
-def _says(
+def _caption(
     position: int,
     count: int,
     seconds: Sequence[float],
@@ -172,7 +171,7 @@ def _says(
     reward: Sequence[float],
     done: Sequence[int],
 ) -> str:
-    """Two lines: where the frame lies and which flags are up, then what is known of it as numbers."""
+    """Two lines: the frame's position and flags, then its numbers."""
     first, second = [f"{position + 1} of {count}"], []
     if seconds:
         first.append(f"{seconds[position]:.1f} s")
@@ -188,7 +187,7 @@ def _says(
 
 
 def _sprite(frames: np.ndarray) -> tuple[str, int, float]:
-    """Frames in lines as one JPEG data URI, how many there are across, and a frame's width by its height."""
+    """Frames in lines as one JPEG data URI, the number of columns, and a frame's width divided by its height."""
     height, width = frames.shape[1:3]
     scale = min(1.0, FRAME_HEIGHT / height, FRAME_WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,4 +1,4 @@
-"""The corpus: a manifest without pixels, and shards that hold the frames. Readers see only what was committed."""
+"""The corpus: a manifest without pixels, and shards with the frames. Readers see only what was committed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MAX_OPEN_SHARDS = 64
 
 
 class CorpusError(RobometerError):
-    """A corpus that cannot be used; the message says why in one sentence."""
+    """A corpus that cannot be used. The message says why in one sentence."""
 
 
 class Corpus:
-    """Read access to a corpus folder; cheap to open and to pickle (it reopens in the other process).
+    """Read access to a corpus folder. It is cheap to open, and cheap to pickle: the other process opens it again.
 
     Attributes:
         manifest: one row per trajectory, sorted by id, in the columns of `MANIFEST_SCHEMA`.
@@ -41,11 +41,12 @@ class Corpus:
         """Open a corpus.
 
         Args:
-            manifest: what `manifest` is to be, where another process has read it; it is pickled with the corpus, so
-                that row numbers mean the same in both, and its buffers can be shared.
+            path: folder of the corpus, or its URI.
+            manifest: the manifest, if another process has read it already. It is pickled with the corpus, so that row
+                numbers mean the same in both processes, and its buffers can be shared.
 
         Raises:
-            CorpusError: there is none, or one of another schema version.
+            CorpusError: there is no corpus, or it has another schema version.
         """
         self.storage = Storage(path)
         if not self.storage.exists("corpus.json"):
@@ -53,44 +54,44 @@ class Corpus:
         self.info: dict[str, Any] = json.loads(self.storage.read_bytes("corpus.json"))
         if self.info["schema_version"] != SCHEMA_VERSION:
             raise CorpusError(
-                f"corpus at {path} has schema version {self.info['schema_version']}, not {SCHEMA_VERSION}: "
-                "ingest it again, under another corpus.path"
+                f"the corpus at {path} has schema version {self.info['schema_version']}, not {SCHEMA_VERSION}: "
+                "ingest the raw data again, under another corpus.path"
             )
         if self.info.get("state") != "complete":
-            logger.warning("corpus at %s: its last ingest did not end; run it again to complete it", path)
-        self._given = manifest
+            logger.warning("the last ingest into %s did not finish: run it again to complete the corpus", path)
+        self._shared_manifest = manifest
         self.manifest = read_manifest(self.storage) if manifest is None else manifest
         self._shard = lru_cache(maxsize=MAX_OPEN_SHARDS)(self.storage.open_arrow)
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[str, pa.Table | None]]:
-        return Corpus, (self.storage.path, self._given)
+        return Corpus, (self.storage.path, self._shared_manifest)
 
     def __len__(self) -> int:
         return int(self.manifest.num_rows)
 
     @property
     def content_hash(self) -> str:
-        """Hash of the ids and content hashes of all rows: equal for equal corpora, wherever they lie."""
+        """Hash of the ids and content hashes of all rows. Equal corpora have equal hashes, wherever they are stored."""
         return manifest_hash(self.manifest)
 
     @property
     def frame_settings(self) -> FrameSettings:
-        """How recordings became the frames that are stored."""
+        """How recordings became the stored frames."""
         return FrameSettings.from_dict(self.info["settings"])
 
     def rows(self, split: str | None = None) -> np.ndarray:
-        """Row numbers of a split (all rows without one), int64 [N]."""
+        """Row numbers of a split (of all rows if it is None), int64 [N]."""
         if split is None:
             return np.arange(len(self))
         return np.flatnonzero(pc.equal(self.manifest["split"], split).to_numpy(zero_copy_only=False))
 
     def record(self, row: int) -> dict[str, Any]:
-        """The shard row of a manifest row: its facts, frame_index, env_reward, success and frames (JPEG bytes)."""
+        """The shard row of a manifest row, by column of `SHARD_SCHEMA`; its frames are JPEG bytes."""
         batch = self._batch(row)
         return {name: batch.column(name)[0].as_py() for name in batch.schema.names}
 
     def encoded_frames(self, row: int) -> Sequence[memoryview]:
-        """JPEG bytes of all frames of a row, as views of the shard: nothing is copied, or read before it is used."""
+        """JPEG bytes of all frames of a row, as views of the shard: nothing is copied, or read before its use."""
         values = self._batch(row).column("frames").values  # a batch holds one trajectory
         _, offsets, data = values.buffers()
         ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1].tolist()
@@ -98,24 +99,24 @@ class Corpus:
         return [whole[first:last] for first, last in pairwise(ends)]
 
     def frames(self, row: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Decoded frames uint8 [T, H, W, 3] RGB at `positions` (all without), in that order; each is decoded once."""
+        """Decoded frames uint8 [T, H, W, 3] RGB at `positions`, in that order; all frames if it is None."""
         encoded = self.encoded_frames(row)
-        wanted = np.arange(len(encoded)) if positions is None else np.asarray(positions)
-        decoded = {int(p): decode_jpeg(encoded[int(p)]) for p in np.unique(wanted)}
-        return np.stack([decoded[int(p)] for p in wanted])
+        chosen = np.arange(len(encoded)) if positions is None else np.asarray(positions)
+        decoded = {int(p): decode_jpeg(encoded[int(p)]) for p in np.unique(chosen)}  # each once
+        return np.stack([decoded[int(p)] for p in chosen])
 
     def embeddings(self, encoder: str, row: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Image embeddings float32 [T, D] of a row's frames.
 
         Raises:
-            CorpusError: the corpus was not embedded with this encoder.
+            CorpusError: the corpus has no embeddings by this encoder.
         """
         name = f"embeddings/{encoder}/{self.manifest['shard'][row].as_py()}.arrow"
         try:
             batch = self._shard(name).get_batch(self.manifest["row"][row].as_py())
         except (FileNotFoundError, OSError) as error:
             raise CorpusError(
-                f"corpus at {self.storage.path} has no {encoder} embeddings of all its shards: "
+                f"the corpus at {self.storage.path} lacks {encoder} embeddings of some shards: "
                 f"run `robometer embed embed.image_encoder={encoder}` first"
             ) from error
         if batch.column("id")[0].as_py() != self.manifest["id"][row].as_py():
@@ -125,11 +126,15 @@ class Corpus:
         return np.asarray(table if positions is None else table[np.asarray(positions)], dtype=np.float32)
 
     def text_embeddings(self, encoder: str) -> dict[str, np.ndarray]:
-        """Text embedding float32 [E] of every task of the corpus, by task text."""
+        """Text embedding float32 [E] of every task of the corpus, by task text.
+
+        Raises:
+            CorpusError: the corpus has no task embeddings by this encoder.
+        """
         tables = [self.storage.open_arrow(n).read_all() for n in self.storage.list(f"embeddings/{encoder}", ".arrow")]
         if not tables:
             raise CorpusError(
-                f"corpus at {self.storage.path} has no {encoder} task embeddings: "
+                f"the corpus at {self.storage.path} has no {encoder} task embeddings: "
                 f"run `robometer embed embed.text_encoder={encoder}` first"
             )
         table = pa.concat_tables(tables)
@@ -137,7 +142,7 @@ class Corpus:
         return dict(zip(table["task"].to_pylist(), vectors, strict=True))
 
     def clip(self, row: int, encoder: str | None = None) -> Clip:
-        """A row as a scorer sees it; with `encoder`, its embeddings come along."""
+        """A row as a scorer sees it, with its embeddings if an `encoder` is named."""
         features = {encoder: self.embeddings(encoder, row)} if encoder else {}
         return Clip(self.frames(row), self.manifest["task"][row].as_py(), features)
 
@@ -149,5 +154,8 @@ class Corpus:
         shard = self._shard(f"shards/{self.manifest['shard'][row].as_py()}.arrow")
         batch = shard.get_batch(self.manifest["row"][row].as_py())
         if batch.column("id")[0].as_py() != self.manifest["id"][row].as_py():
-            raise CorpusError(f"shard {self.manifest['shard'][row].as_py()} does not match the manifest")
+            raise CorpusError(
+                f"shard {self.manifest['shard'][row].as_py()} does not match the manifest: "
+                "run `robometer corpus verify`"
+            )
         return batch

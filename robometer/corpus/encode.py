@@ -1,4 +1,4 @@
-"""From a unit of raw data to rows of the corpus: read, check, decode, thin, resize, compress, one trajectory a time."""
+"""From a unit of raw data to rows of the corpus: read, check, decode, thin, resize and compress each trajectory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from robometer.corpus.config import IngestConfig
 from robometer.corpus.formats import Refused, Unit, read_unit
 from robometer.corpus.formats.common import is_depth
-from robometer.corpus.identity import NOTHING, Facts, StoredRows, labels_hash
+from robometer.corpus.identity import NO_ROWS, Facts, StoredRows, labels_hash
 from robometer.corpus.manifest import SKIP
 from robometer.corpus.writer import Accepted, Present, Quarantined, ShardEntry, content_hash
 from robometer.errors import RobometerError
@@ -25,15 +25,15 @@ from robometer.trajectory import SHARD_SCHEMA, Episode, TrajectoryError
 logger = logging.getLogger(__name__)
 
 MAX_TEXT = 2000
-"""Characters of a text in quarantine, which may be an error that quotes a whole file."""
+"""Characters of a text in quarantine: an error may quote a whole file."""
 
 
 def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
-    """Check, decode, thin, resize and compress one trajectory; a row of `SHARD_SCHEMA`.
+    """Check, decode, thin, resize and compress one trajectory into a row of `SHARD_SCHEMA`.
 
     Raises:
-        TrajectoryError: labels that are out of range or do not fit the video.
-        VideoError: a video that is corrupt, missing or beyond the limits.
+        TrajectoryError: the labels are out of range or do not fit the video.
+        VideoError: the video is corrupt, missing or beyond the limits.
     """
     label = episode.validate()
     settings, limits = FrameSettings.of(config), VideoLimits(config.max_source_frames, config.max_source_pixels)
@@ -70,7 +70,7 @@ def encode_episode(episode: Episode, config: IngestConfig) -> dict[str, Any]:
     try:
         pa.RecordBatch.from_pylist([facts], schema=SHARD_SCHEMA)
     except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError) as error:
-        raise TrajectoryError(f"a label is of the wrong type, or a text is not UTF-8 ({first_line(error)})") from error
+        raise TrajectoryError(f"a label has the wrong type, or a text is not UTF-8 ({first_line(error)})") from error
     return {**facts, "frames": frames}
 
 
@@ -82,18 +82,18 @@ def _at_frames(values: Sequence[float] | None, name: str, index: Sequence[int], 
     return [values[i] for i in index]
 
 
-def entries(units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING) -> Iterator[ShardEntry]:
-    """What becomes of the trajectories of some units, in their order, beside what the corpus has."""
+def entries(units: Sequence[Unit], config: IngestConfig, stored: StoredRows = NO_ROWS) -> Iterator[ShardEntry]:
+    """What to do with the trajectories of some units, in their order, given the rows that the corpus has."""
     for unit in units:
-        yield from _of_unit(unit, config, have)
+        yield from _of_unit(unit, config, stored)
 
 
-def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[ShardEntry]:
+def _of_unit(unit: Unit, config: IngestConfig, stored: StoredRows) -> Iterator[ShardEntry]:
     digest = unit.digest(config.format)
-    found, mine = read_unit(config.format, unit), set[str]()
+    episodes, ids = read_unit(config.format, unit), set[str]()
     while True:
         try:
-            episode = next(found, None)
+            episode = next(episodes, None)
         except Exception as error:  # noqa: BLE001  one odd file must not end a job of a million
             yield _unreadable(unit, digest, error)
             return
@@ -101,19 +101,19 @@ def _of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> Iterator[Sha
             return
         if isinstance(episode, Refused):
             yield Quarantined(quarantine_row(episode, digest, SKIP if episode.skipped else "list", episode.error))
-        elif episode.id in mine:
+        elif episode.id in ids:
             message = f"duplicate: {episode.episode_key}, view {episode.view} of {episode.source!r} came before"
             yield Quarantined(quarantine_row(episode, digest, "list", message))
         else:
-            mine.add(episode.id)
-            yield _of_episode(episode, digest, config, have)
+            ids.add(episode.id)
+            yield _of_episode(episode, digest, config, stored)
 
 
-def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: StoredRows) -> ShardEntry:
+def _of_episode(episode: Episode, digest: str, config: IngestConfig, stored: StoredRows) -> ShardEntry:
     if is_depth(episode.view):
         return Quarantined(quarantine_row(episode, digest, SKIP, DEPTH))
     try:
-        return _beside(have.get(episode.id), episode, digest, config)
+        return _compared(stored.get(episode.id), episode, digest, config)
     except (TrajectoryError, VideoError) as error:
         stage = SKIP if isinstance(error, DepthError) else "video" if isinstance(error, VideoError) else "labels"
         return Quarantined(quarantine_row(episode, digest, stage, str(error)))
@@ -122,14 +122,14 @@ def _of_episode(episode: Episode, digest: str, config: IngestConfig, have: Store
         return Quarantined(quarantine_row(episode, digest, "video", f"{type(error).__name__}: {error}"))
 
 
-def _beside(facts: Facts | None, episode: Episode, digest: str, config: IngestConfig) -> Accepted | Present:
-    """A trajectory beside what is stored under its id: labels are compared first, which needs no decoding."""
+def _compared(facts: Facts | None, episode: Episode, digest: str, config: IngestConfig) -> Accepted | Present:
+    """Compare a trajectory with the stored facts. Labels come first, as they need no decoding."""
     if facts is None:
         return Accepted(encode_episode(episode, config), digest)
     labels = labels_hash(episode, episode.validate(), config.split)
     if facts.labels != labels and not config.update:
-        said = f"{episode.task!r}, {episode.raw_quality_label}"
-        return Present(episode.id, episode.uri, digest, f"other labels than in the corpus (now {said})")
+        message = f"its labels differ from the corpus (now {episode.task!r}, {episode.raw_quality_label})"
+        return Present(episode.id, episode.uri, digest, message)
     record = encode_episode(episode, config)
     now = Facts.of(record)
     if facts == now:
@@ -137,11 +137,9 @@ def _beside(facts: Facts | None, episode: Episode, digest: str, config: IngestCo
     if config.update:
         return Accepted(record, digest, replaces=True)
     if facts.content == now.content:
-        said = f"{now.fps:g}, not {facts.fps:g}"
-        return Present(
-            episode.id, episode.uri, digest, f"another rate than in the corpus (now {said} frames per second)"
-        )
-    return Present(episode.id, episode.uri, digest, "other frames than in the corpus")
+        message = f"its rate differs from the corpus (now {now.fps:g}, not {facts.fps:g} frames per second)"
+        return Present(episode.id, episode.uri, digest, message)
+    return Present(episode.id, episode.uri, digest, "its frames differ from the corpus")
 
 
 def _unreadable(unit: Unit, digest: str, error: Exception) -> Quarantined:
@@ -150,28 +148,28 @@ def _unreadable(unit: Unit, digest: str, error: Exception) -> Quarantined:
     return Quarantined(quarantine_row(Refused(unit.uri, reason, unit.source, unit.key), digest, "list", reason))
 
 
-def isolated_entries(units: Sequence[Unit], config: IngestConfig, have: StoredRows = NOTHING) -> Iterator[ShardEntry]:
-    """`entries` by way of a child process, for units of which one may have killed the process that read it before.
+def isolated_entries(units: Sequence[Unit], config: IngestConfig, stored: StoredRows = NO_ROWS) -> Iterator[ShardEntry]:
+    """`entries` through a child process, if one of the units may have killed the process that read it before.
 
-    A unit that kills the child is refused. A unit's rows are held in memory together.
+    A unit that kills the child is refused. All rows of a unit are in memory together.
     """
     pool: ProcessPoolExecutor | None = None
     try:
         for unit in units:
             pool = pool or ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
             try:
-                yield from pool.submit(_list_of_unit, unit, config, have).result()
+                yield from pool.submit(_list_of_unit, unit, config, stored).result()
             except BrokenProcessPool:
                 pool = None
-                reason = "the process that read it was killed: it crashes a decoder, or needs more memory than there is"
+                reason = "it killed the process that read it: it crashes a decoder, or needs too much memory"
                 yield _unreadable(unit, unit.digest(config.format), VideoError(reason))
     finally:
         if pool is not None:
             pool.shutdown()
 
 
-def _list_of_unit(unit: Unit, config: IngestConfig, have: StoredRows) -> list[ShardEntry]:
-    return list(_of_unit(unit, config, have))
+def _list_of_unit(unit: Unit, config: IngestConfig, stored: StoredRows) -> list[ShardEntry]:
+    return list(_of_unit(unit, config, stored))
 
 
 def quarantine_row(entry: Episode | Refused, unit: str, stage: str, error: str) -> dict[str, Any]:
@@ -186,5 +184,5 @@ def quarantine_row(entry: Episode | Refused, unit: str, stage: str, error: str) 
         "stage": stage,
         "error": error,
     }
-    # What is refused may well be text that is none: a file name, or a label, that is not UTF-8.
+    # A file name or a label may be refused because it is not UTF-8.
     return {key: str(value)[:MAX_TEXT].encode("utf-8", "replace").decode() for key, value in row.items()}

@@ -1,14 +1,14 @@
 """A corpus as a LeRobot v3.0 dataset, written without the lerobot package.
 
-The rule is the simplest one: every trajectory, that is every view of an episode, becomes an episode of its own with one
-camera, `observation.images.main`, which shows the frames that the corpus holds, H.264, at a constant `fps`. Frames of a
-corpus are thinned, so the time between two of them differs from trajectory to trajectory: the column
-`robometer.source_frame_index` says which frame of the source each one was. Trajectories that are smaller than the
-largest are padded with black on the right and below.
+Every trajectory (one view of an episode) becomes an episode with one camera, `observation.images.main`. Its video holds
+the frames of the corpus as H.264, at a constant `fps`. A corpus thins its frames, so the time between two of them
+differs from trajectory to trajectory: the column `robometer.source_frame_index` gives each frame's number in the
+source. Frames that are smaller than the largest are padded with black on the right and below.
 
     per frame     timestamp, frame_index, episode_index, index, task_index, robometer.source_frame_index;
-                  next.reward and next.success, each if all that is exported knows it (LeRobot columns have no gaps);
-                  robometer.progress and robometer.success where scores are given, NaN where one has none
+                  next.reward and next.success, each if all exported trajectories have it (LeRobot columns have no
+                  gaps); robometer.progress and robometer.success if scores are given, NaN for a trajectory without
+                  scores
     per episode   robometer.id, .source, .episode_key, .view, .split, .quality, .partial_success, .is_robot
 
 `ingest.format=lerobot` reads it back with its tasks and labels.
@@ -43,7 +43,7 @@ FILES_PER_CHUNK = 1000
 VIDEO_MB = 200
 
 Scores = Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]
-"""Of trajectories by id: progress [T] and success [T], one value per stored frame."""
+"""Progress [T] and success [T] by the trajectory's id, one value per stored frame."""
 
 _COLUMNS: dict[str, pa.DataType] = {
     "timestamp": pa.float32(),
@@ -77,7 +77,7 @@ _EPISODE_SCHEMA = pa.schema(
 
 
 class ExportError(RobometerError):
-    """An export that cannot be done; the message says why in one sentence."""
+    """An export that is impossible. The message says why in one sentence."""
 
 
 def export_lerobot(
@@ -87,14 +87,17 @@ def export_lerobot(
     fps: int | None = None,
     scores: Scores | None = None,
 ) -> int:
-    """Write trajectories of a corpus as a LeRobot v3.0 dataset; returns how many. It appears whole or not at all.
+    """Write trajectories of a corpus as a LeRobot v3.0 dataset, which appears whole or not at all.
 
     Args:
-        corpus: where they are.
-        path: the dataset's folder, which must not exist; local.
-        rows: which, in this order (all without).
-        fps: at which the frames are shown; 10 without.
-        scores: of some or all of them, written as per-frame columns.
+        corpus: the corpus.
+        path: local folder of the dataset, which must not exist.
+        rows: manifest rows in this order; None exports all.
+        fps: frames per second of the videos; None means 10.
+        scores: of some or all trajectories, written as per-frame columns.
+
+    Returns:
+        The number of trajectories.
 
     Raises:
         ExportError: there is nothing to export, the folder exists, or scores do not fit their trajectory.
@@ -102,19 +105,19 @@ def export_lerobot(
     chosen = [int(row) for row in (corpus.rows() if rows is None else rows)]
     rate = DEFAULT_FPS if fps is None else fps
     if not chosen:
-        raise ExportError(f"there is no trajectory to export from {corpus.storage.path}")
+        raise ExportError(f"{corpus.storage.path} has no trajectories to export")
     if rate < 1:
-        raise ExportError(f"fps {rate} is not above 0")
+        raise ExportError(f"fps must be above 0, not {rate}")
     target = Path(path)
     if target.exists():
-        raise ExportError(f"{target} exists: give a folder that does not, so that nothing of it is overwritten")
+        raise ExportError(f"{target} exists already: give a new folder, so that nothing is overwritten")
     with atomic_folder(target, overwrite=False) as staging:
         _Export(corpus, staging, chosen, rate, scores).run()
     return len(chosen)
 
 
 class _Export:
-    """One dataset on its way to disk; a trajectory at a time is in memory."""
+    """Writes one dataset, with one trajectory in memory at a time."""
 
     def __init__(self, corpus: Corpus, folder: Path, rows: Sequence[int], fps: int, scores: Scores | None) -> None:
         self._corpus, self._folder, self._rows, self._fps, self._scores = corpus, folder, rows, fps, scores
@@ -141,30 +144,28 @@ class _Export:
         return all(self._corpus.record(row)[field] is not None for row in self._rows)
 
     def _write_file(self, rows: Sequence[int], file: int) -> int:
-        """Write data, video and episodes of as many of `rows` as go into one file of each; returns how many."""
+        """Write data, video and episodes of as many `rows` as fit into one file each; returns how many."""
         place = dict(zip(_PLACE, divmod(file, FILES_PER_CHUNK), strict=True))
         names = (template.format(video_key=CAMERA, **place) for template in (VIDEO, DATA, EPISODES))
         video, data, meta = (self._folder / name for name in names)
         for path in (video, data, meta):
             path.parent.mkdir(parents=True, exist_ok=True)
         episodes: list[dict[str, Any]] = []
-        shown = size = 0
+        position = size = 0
         with (
             pq.ParquetWriter(data, self._schema) as writer,
-            _encoder(video, self._width, self._height, self._fps) as show,
+            _encoder(video, self._width, self._height, self._fps) as encode,
         ):
             for row in rows:
                 record, frames = self._corpus.record(row), self._corpus.frames(row)
                 for i, frame in enumerate(frames):
-                    size = show(self._padded(frame), shown + i, key=i == 0)
+                    size = encode(self._padded(frame), position + i, key=i == 0)
                 self._count(CAMERA, frames.reshape(-1, 3) / 255)
                 writer.write_table(self._columns(record))  # a row group per episode, as LeRobot writes it
-                episodes.append(self._episode(record, place, shown))
-                self._episodes, self._frames, shown = (
-                    self._episodes + 1,
-                    self._frames + len(frames),
-                    shown + len(frames),
-                )
+                episodes.append(self._episode(record, place, position))
+                self._episodes += 1
+                self._frames += len(frames)
+                position += len(frames)
                 if size >= VIDEO_MB * 2**20:
                     break
         pq.write_table(pa.Table.from_pylist(episodes, _EPISODE_SCHEMA), meta)
@@ -197,14 +198,14 @@ class _Export:
         if self._scores is None:
             return {}
         count = record["num_frames"]
-        given = self._scores.get(record["id"], ([np.nan] * count, [np.nan] * count))
-        values = {name: np.asarray(score, np.float32) for name, score in zip(_SCORES, given, strict=True)}
+        scores = self._scores.get(record["id"], ([np.nan] * count, [np.nan] * count))
+        values = {name: np.asarray(score, np.float32) for name, score in zip(_SCORES, scores, strict=True)}
         if wrong := [name for name, score in values.items() if score.shape != (count,)]:
             shape = list(values[wrong[0]].shape)
-            raise ExportError(f"{wrong[0]} of {record['id']} has shape {shape}, and the trajectory {count} frames")
+            raise ExportError(f"{wrong[0]} of {record['id']} has shape {shape}, but the trajectory has {count} frames")
         return values
 
-    def _episode(self, record: Mapping[str, Any], place: Mapping[str, int], shown: int) -> dict[str, Any]:
+    def _episode(self, record: Mapping[str, Any], place: Mapping[str, int], position: int) -> dict[str, Any]:
         count = record["num_frames"]
         return {
             "episode_index": self._episodes,
@@ -217,8 +218,8 @@ class _Export:
                 for what in ("data", f"videos/{CAMERA}", "meta/episodes")
                 for name in place
             },
-            f"videos/{CAMERA}/from_timestamp": shown / self._fps,
-            f"videos/{CAMERA}/to_timestamp": (shown + count) / self._fps,
+            f"videos/{CAMERA}/from_timestamp": position / self._fps,
+            f"videos/{CAMERA}/to_timestamp": (position + count) / self._fps,
             **{f"robometer.{name.removesuffix('_label')}": record[name] for name in _LABELS},
         }
 
@@ -229,7 +230,7 @@ class _Export:
         index = pd.Index(list(self._tasks), name="task", dtype=object)  # LeRobot looks tasks up by their text
         pd.DataFrame({"task_index": range(len(index))}, index=index).to_parquet(self._folder / "meta/tasks.parquet")
         shapes = {name: (3, 1, 1) if name == CAMERA else (1,) for name in self._statistics}
-        statistics = {name: found.summary(shapes[name]) for name, found in self._statistics.items()}
+        statistics = {name: column.summary(shapes[name]) for name, column in self._statistics.items()}
         for name, content in (("info", self._info()), ("stats", statistics)):
             (self._folder / f"meta/{name}.json").write_text(json.dumps(content, indent=4) + "\n")
 
@@ -268,7 +269,7 @@ class _Export:
 
 
 class _Statistics:
-    """Least, greatest, mean and deviation of the columns of arrays [N, C] that come one after the other."""
+    """Minimum, maximum, mean and standard deviation of the columns of arrays [N, C], added one after the other."""
 
     def __init__(self, columns: int) -> None:
         self._count = 0
@@ -276,7 +277,7 @@ class _Statistics:
         self._sum, self._squares = np.zeros(columns), np.zeros(columns)
 
     def add(self, values: np.ndarray) -> None:
-        """Take in more of the rows; those that hold NaN are nobody's."""
+        """Add rows. Rows with NaN are skipped."""
         values = values[~np.isnan(values).any(axis=1)]
         if len(values):
             self._count += len(values)
@@ -286,38 +287,38 @@ class _Statistics:
             self._squares += np.square(values).sum(axis=0)
 
     def summary(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """As LeRobot's stats.json has it; zeros where there was nothing."""
+        """The entry of LeRobot's stats.json; zeros if there were no rows."""
         count, zero = max(self._count, 1), np.zeros_like(self._sum)
         mean = self._sum / count
-        found = {
+        values = {
             "min": self._least if self._count else zero,
             "max": self._greatest if self._count else zero,
             "mean": mean,
             "std": np.sqrt(np.maximum(self._squares / count - mean**2, 0)),
         }
-        return {**{name: value.reshape(shape).tolist() for name, value in found.items()}, "count": [self._count]}
+        return {**{name: value.reshape(shape).tolist() for name, value in values.items()}, "count": [self._count]}
 
 
 @contextmanager
 def _encoder(path: Path, width: int, height: int, fps: int) -> Iterator[Any]:
-    """A function that adds an RGB frame at its place to an H.264 mp4, and says how many bytes were written so far."""
+    """A function that adds an RGB frame at a position to an H.264 mp4, and returns the bytes written so far."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "medium", "forced-idr": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1  # with more, the file depends on the machine
+        stream.codec_context.thread_count = 1  # with more threads, the file depends on the machine
 
         written = 0
 
-        def show(pixels: np.ndarray, position: int, key: bool) -> int:
+        def encode(pixels: np.ndarray, position: int, key: bool) -> int:
             nonlocal written
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = position, Fraction(1, fps)
             if key:
-                frame.pict_type = PictureType.I  # an episode begins where a reader can enter
+                frame.pict_type = PictureType.I  # so that a reader can seek to the episode
             packets = stream.encode(frame)
             output.mux(packets)
             written += sum(packet.size for packet in packets)
             return written
 
-        yield show
+        yield encode
         output.mux(stream.encode(None))

@@ -1,9 +1,9 @@
-"""Whether what an ingest is given is what the corpus has: seals of units, and what is stored under each id.
+"""Whether the corpus already has what an ingest is about to read: seals of units, and facts stored under each id.
 
-A unit that was read has a seal: a hash of what its listing says and of the looks of its files. While the seal is the
-same nothing has changed, and nothing is read. Any other seal says only that something may have: a touched file, a copy,
-a new revision, a corrected label, another data set of the same name. Then the unit is read again, and each of its
-trajectories compared with the stored one by its labels, its frames and their rate.
+A unit that was read has a seal: a hash of its entry in the listing, and of the size, time and samples of its files. If
+the seal is the same, nothing has changed, and the unit is not read. Another seal only means that something may have
+changed: a touched file, a copy, a new revision, a corrected label, another data set of the same name. Then the unit is
+read again, and each of its trajectories is compared with the stored one by its labels, its frames and their rate.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from robometer.corpus.storage import Storage
 from robometer.trajectory import Episode
 
 _SAMPLE = 4096
-"""Bytes that are read of the beginning, the middle and the end of a file."""
+"""Bytes that are read at the beginning, in the middle and at the end of a file."""
 
 _THREADS = 16
 _CACHED_FILES = 4096
 
 
 class Sealer:
-    """Makes seals of units; what a file looks like is asked once, also where many units share it."""
+    """Makes seals of units. It looks at a file once, even if many units share it."""
 
     def __init__(self, split: str) -> None:
-        """`split` is that of trajectories whose format does not say: another one changes what is stored."""
+        """`split` is that of trajectories whose format names none. It is part of the seal, as it is stored."""
         self._split = split
         self._look = lru_cache(maxsize=_CACHED_FILES)(_look)
 
     def seals(self, units: Sequence[Unit]) -> list[str]:
-        """16 hex digits for each unit, the same wherever the data lie; empty for one that nobody can look at."""
+        """16 hex digits for each unit, wherever the data lies; empty if its files cannot be read."""
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self._seal, units))
 
     def _seal(self, unit: Unit) -> str:
-        said = json.dumps([self._split, _without_folders(unit.data)], sort_keys=True)
-        digest = hashlib.sha256(said.encode())
+        entry = json.dumps([self._split, _without_folders(unit.data)], sort_keys=True)
+        digest = hashlib.sha256(entry.encode())
         for file in unit.files or (unit.uri,):
             if not (look := self._look(file)):
                 return ""
@@ -57,7 +57,7 @@ class Sealer:
 
 
 def _without_folders(value: Any) -> Any:
-    """A unit's data with the names alone of absolute paths."""
+    """A unit's data, with absolute paths reduced to their last part."""
     if isinstance(value, dict):
         return {key: _without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -66,9 +66,9 @@ def _without_folders(value: Any) -> Any:
 
 
 def _look(path: str) -> str:
-    """Size, time of change and samples of a file; names, sizes and times of all files below a folder.
+    """Size, time of change and samples of a file, or names, sizes and times of all files below a folder.
 
-    Empty where it cannot be looked at: what an own source calls `uri` may be no file. That a file is missing is a look.
+    Empty if `path` cannot be read, as the `uri` of a user's own format may not be a file. A missing file gives "none".
     """
     try:
         if os.path.isdir(path):
@@ -85,7 +85,7 @@ def _look(path: str) -> str:
 
 
 def _below(folder: str) -> Iterator[tuple[str, int, int]]:
-    """A link that leads nowhere has no size, and hides nothing beside it."""
+    """Name, size and time of change of every file below a folder; a dangling link has size -1."""
     for path, _, names in walk(Path(folder)):
         for name in names:
             file = path / name
@@ -97,21 +97,21 @@ def _below(folder: str) -> Iterator[tuple[str, int, int]]:
 
 
 def labels_hash(episode: Episode, quality: str, split: str) -> str:
-    """16 hex digits over all that is said of a trajectory, its pixels left out.
+    """16 hex digits over everything that is known of a trajectory except its pixels.
 
     Args:
         episode: the trajectory.
-        quality: its quality label, normalised.
-        split: that of trajectories that name none.
+        quality: its normalised quality label.
+        split: the split of trajectories that name none.
     """
     truth = [None if values is None else list(values) for values in (episode.env_reward, episode.env_success)]
-    said = [" ".join(episode.task.split()), episode.is_robot, quality, episode.partial_success,
-            episode.split or split, episode.fps, *truth]  # fmt: skip
-    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
+    labels = [" ".join(episode.task.split()), episode.is_robot, quality, episode.partial_success,
+              episode.split or split, episode.fps, *truth]  # fmt: skip
+    return hashlib.sha256(json.dumps(labels, default=str).encode()).hexdigest()[:16]
 
 
 class Facts(NamedTuple):
-    """What a stored trajectory is compared by: `labels_hash`, `content_hash` and `source_fps` of its manifest row."""
+    """What trajectories are compared by: `labels_hash`, `content_hash` and `source_fps` of their manifest rows."""
 
     labels: str
     content: str
@@ -119,17 +119,17 @@ class Facts(NamedTuple):
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Facts:
-        """Of a row that is not stored yet; storage rounds its rate."""
+        """The facts of a row that is not stored yet, with its rate rounded as storage does."""
         return cls(record["labels_hash"], record["content_hash"], float(np.float32(record["source_fps"])))
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """What is stored under each id, as arrays that processes share: a lookup costs microseconds.
+    """The facts stored under each id, as arrays that processes share. A lookup takes microseconds.
 
     Attributes:
         ids: bytes [N], sorted.
-        facts: bytes [N], the labels' and the content's hash one after the other.
+        facts: bytes [N], the hash of the labels followed by the hash of the content.
         fps: float32 [N], frames per second.
     """
 
@@ -139,14 +139,14 @@ class StoredRows:
 
     @classmethod
     def read(cls, storage: Storage) -> StoredRows:
-        """What is visible of a corpus."""
+        """The visible rows of a corpus."""
         table = read_manifest(storage, ["id", "labels_hash", "content_hash", "source_fps"])
         labels, content = (table[name].fill_null("").to_pylist() for name in ("labels_hash", "content_hash"))
         facts = [f"{a:16}{b}" for a, b in zip(labels, content, strict=True)]
         return cls(_ascii(table["id"].to_pylist()), _ascii(facts), table["source_fps"].fill_null(0).to_numpy())
 
     def get(self, id: str) -> Facts | None:
-        """What is stored under `id`, if anything is."""
+        """The facts stored under `id`; None if there are none."""
         at = int(np.searchsorted(self.ids, id.encode())) if len(self.ids) else 0
         if at == len(self.ids) or self.ids[at] != id.encode():
             return None
@@ -158,5 +158,5 @@ def _ascii(texts: list[str]) -> np.ndarray:
     return np.array(texts, dtype="S") if texts else np.zeros(0, "S1")
 
 
-NOTHING = StoredRows(np.zeros(0, "S1"), np.zeros(0, "S1"), np.zeros(0, np.float32))
-"""Of an empty corpus."""
+NO_ROWS = StoredRows(np.zeros(0, "S1"), np.zeros(0, "S1"), np.zeros(0, np.float32))
+"""The rows of an empty corpus."""

@@ -1,7 +1,7 @@
-"""Looking after a corpus: re-read and mend it (`check_shard`), and join small shards (`join_shards`).
+"""Maintenance of a corpus: check and repair its shards (`check_shard`), and join small ones (`join_shards`).
 
-Both work on one shard, or on the shards that become one, so that a cluster can do many at a time; both may be killed
-and run again. No job may be writing to the corpus meanwhile, or reading while shards are joined.
+Both work on one shard, or on the shards that become one, so that a cluster can do many at a time. Both may be killed
+and run again. No other job may write to the corpus meanwhile, or read it while shards are joined.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from robometer.trajectory import MANIFEST_SCHEMA, SHARD_SCHEMA, trajectory_id
 
 @dataclass
 class ShardReport:
-    """What a look at one shard found.
+    """The state of one shard.
 
     Attributes:
         shard: its name.
-        rows: trajectories that are whole.
-        problems: sentences; empty for a shard that is in order.
-        repair: what was done about them: empty for nothing, `rebuilt` (its manifest, from its frames), or `dropped` (it
-            is no longer part of the corpus, and the next ingest makes it again).
+        rows: intact trajectories.
+        problems: a sentence each; empty if the shard is intact.
+        repair: what was repaired: empty for nothing, `rebuilt` (the manifest file, from the shard), or `dropped` (the
+            shard is removed from the corpus, and the next ingest makes it again).
     """
 
     shard: str
@@ -48,12 +48,12 @@ class ShardReport:
 
 
 def check_shard(storage: Storage, shard: str, repair: bool = False) -> ShardReport:
-    """Re-read one shard: every record batch, its counts and hashes, and whether the manifest says the same.
+    """Re-read one shard: check every record batch, its counts and hashes, and compare them with the manifest.
 
     Args:
         storage: the corpus.
         shard: name of a shard, committed or not.
-        repair: make a lost or false manifest file again from the shard; drop a shard that is itself corrupt.
+        repair: rebuild a missing or wrong manifest file from the shard; drop a shard that is corrupt itself.
     """
     report = ShardReport(shard)
     rows, stored, corrupt = _read_shard(storage, shard, report)
@@ -72,7 +72,7 @@ def check_shard(storage: Storage, shard: str, repair: bool = False) -> ShardRepo
 def _read_shard(
     storage: Storage, shard: str, report: ShardReport
 ) -> tuple[list[dict[str, Any]], dict[str, list[int]], bool]:
-    """Manifest rows of a shard and their revisions by unit, from the shard alone; and whether something is wrong."""
+    """Manifest rows of a shard, their revisions by unit, and whether something is wrong; from the shard alone."""
     rows: list[dict[str, Any]] = []
     stored: defaultdict[str, list[int]] = defaultdict(list)
     try:
@@ -91,19 +91,19 @@ def _read_shard(
 
 
 def _wrong(record: dict[str, Any]) -> str:
-    """What contradicts itself in a shard row."""
+    """How a shard row contradicts itself; empty if it does not."""
     frames, index = record["frames"] or [], record["frame_index"] or []
     if record["id"] != trajectory_id(record["source"], record["episode_key"], record["view"]):
-        return "its id does not follow from source, episode key and view"
+        return "its id does not fit its source, episode key and view"
     if not len(frames) == len(index) == record["num_frames"]:
         return f"it has {len(frames)} frames and {len(index)} indices instead of {record['num_frames']}"
     if sum(map(len, frames)) != record["size_bytes"] or content_hash(index, frames) != record["content_hash"]:
-        return "its frames are not those that were written"
+        return "its frames have changed since they were written"
     return ""
 
 
 def _compare(storage: Storage, shard: str, rows: Sequence[dict[str, Any]]) -> str:
-    """How the manifest file of a shard differs from `rows`, which are the shard's own."""
+    """How the manifest file of a shard differs from `rows`, the shard's own rows; empty if it does not."""
     name = f"manifest/{shard}.parquet"
     if not storage.exists(name):
         return "its manifest file is missing"
@@ -111,22 +111,20 @@ def _compare(storage: Storage, shard: str, rows: Sequence[dict[str, Any]]) -> st
         table = storage.read_parquet(name).cast(MANIFEST_SCHEMA)
     except (OSError, pa.ArrowException, ValueError) as error:
         return f"its manifest file cannot be read ({str(error).splitlines()[0]})"
-    return (
-        "" if table.equals(pa.Table.from_pylist(list(rows), MANIFEST_SCHEMA)) else "its manifest file differs from it"
-    )
+    same = table.equals(pa.Table.from_pylist(list(rows), MANIFEST_SCHEMA))
+    return "" if same else "its manifest file differs from it"
 
 
 def _ledger(storage: Storage, shard: str, stored: dict[str, list[int]]) -> Ledger:
-    """Units of a shard whose manifest is lost; one of which nothing is known is left out, to be read again."""
+    """The ledger of a shard whose manifest is lost. Units without any trajectory are left out, to be read again."""
     units = units_in(storage.open_arrow(f"shards/{shard}.arrow").schema)
     name = f"quarantine/{shard}.parquet"
     refused = storage.read_parquet(name).to_pylist() if storage.exists(name) else []
-    known = ledger_of(units, stored, refused)
-    return {unit: read for unit, read in known.items() if any(read[:3])}
+    return {unit: read for unit, read in ledger_of(units, stored, refused).items() if any(read[:3])}
 
 
 def _drop(storage: Storage, shard: str) -> None:
-    """Take a shard out of the corpus: first what makes it visible."""
+    """Remove a shard from the corpus, beginning with the file that makes it visible."""
     for name in (f"manifest/{shard}.parquet", f"quarantine/{shard}.parquet", f"shards/{shard}.arrow"):
         storage.remove(name)
     for folder in storage.folders("embeddings"):
@@ -135,11 +133,11 @@ def _drop(storage: Storage, shard: str) -> None:
 
 @dataclass
 class Join:
-    """Shards to make one of.
+    """Shards to join into one.
 
     Attributes:
         shards: their names.
-        seen: of those that hold rows which nobody sees any more, the numbers of the rows that are seen.
+        seen: numbers of the visible rows of each shard that also has hidden ones.
     """
 
     shards: list[str] = field(default_factory=list)
@@ -147,17 +145,17 @@ class Join:
 
 
 def plan_joins(storage: Storage, target_bytes: int) -> list[Join]:
-    """What to join to shards of about `target_bytes`; one of that size stays as it is, if all its rows are seen."""
+    """Joins that give shards of about `target_bytes`. A larger shard stays as it is, if all its rows are visible."""
     manifest = read_manifest(storage, ["shard", "row", "size_bytes"])
     seen: dict[str, list[int]] = {shard: [] for shard in read_schemas(storage)}
     sizes = dict.fromkeys(seen, 0)
     for shard, row, size in zip(*(manifest[name].to_pylist() for name in manifest.column_names), strict=True):
         seen[shard].append(row)
         sizes[shard] += size
-    hold = {shard: storage.count_rows(f"manifest/{shard}.parquet") for shard in seen}
+    counts = {shard: storage.count_rows(f"manifest/{shard}.parquet") for shard in seen}
     joins, total = [Join()], 0
     for shard, size in sorted(sizes.items()):
-        stale = len(seen[shard]) < hold[shard]
+        stale = len(seen[shard]) < counts[shard]
         if size >= target_bytes and not stale:
             continue
         if joins[-1].shards and total + size > target_bytes:
@@ -170,30 +168,30 @@ def plan_joins(storage: Storage, target_bytes: int) -> list[Join]:
 
 
 def join_shards(storage: Storage, join: Join) -> str:
-    """Make one shard of several, in order, with their quarantine and embeddings; one record is held at a time.
+    """Join shards, in order, with their quarantine and embeddings. One record is in memory at a time.
 
-    Rows that nobody sees any more, since an update has replaced them, go. The new manifest file names the shards that
-    it replaces: from its commit on, readers see it instead of them, and a join that is killed before or after can be
-    run again.
+    Rows that an update has replaced are dropped. The new manifest file names the shards that it replaces: from its
+    commit on, readers see the new shard instead. A join that was killed before or after the commit can be run again.
 
     Returns:
         The new shard's name.
     """
     shards = join.shards
     name = hashlib.sha256("\n".join(shards).encode()).hexdigest()[:20]
-    kept = _kept(storage, join)
+    visible = _visible_rows(storage, join)
     last = latest({s: ledger_in(storage.read_parquet_schema(f"manifest/{s}.parquet")) for s in shards})
     ledger = {unit: read for unit, (read, _) in last.items()}
-    write_shard(storage, name, _batches(storage, "shards", kept), {unit: read.seal for unit, read in ledger.items()})
+    seals = {unit: read.seal for unit, read in ledger.items()}
+    write_shard(storage, name, _batches(storage, "shards", visible), seals)
     for folder in storage.folders("embeddings"):
         if all(storage.exists(f"{folder}/{shard}.arrow") for shard in shards):
-            _join_embeddings(storage, folder, name, kept)
+            _join_embeddings(storage, folder, name, visible)
     refused = [
         refused_last(storage.read_parquet(n), s, last) for s in shards if storage.exists(n := f"quarantine/{s}.parquet")
     ]
     if refused:
         storage.write_parquet(f"quarantine/{name}.parquet", pa.concat_tables(refused))
-    rows = [row for rows in kept.values() for row in rows]
+    rows = [row for rows in visible.values() for row in rows]
     placed = [{**row, "shard": name, "row": number} for number, row in enumerate(rows)]
     write_manifest(storage, name, pa.Table.from_pylist(placed, MANIFEST_SCHEMA), ledger, shards)
     remove_replaced(storage, shards)
@@ -201,32 +199,32 @@ def join_shards(storage: Storage, join: Join) -> str:
 
 
 def remove_replaced(storage: Storage, shards: Sequence[str]) -> None:
-    """Delete the files of shards that another one has replaced."""
+    """Delete the files of shards that another shard has replaced."""
     for shard in shards:
         _drop(storage, shard)
 
 
-def _kept(storage: Storage, join: Join) -> dict[str, list[dict[str, Any]]]:
-    """Manifest rows of each shard that are seen, in its order."""
-    kept: dict[str, list[dict[str, Any]]] = {}
+def _visible_rows(storage: Storage, join: Join) -> dict[str, list[dict[str, Any]]]:
+    """The visible manifest rows of each shard, in its order."""
+    visible: dict[str, list[dict[str, Any]]] = {}
     for shard in join.shards:
         rows = storage.read_parquet(f"manifest/{shard}.parquet").cast(MANIFEST_SCHEMA).to_pylist()
         seen = set(join.seen.get(shard, range(len(rows))))
-        kept[shard] = [row for row in rows if row["row"] in seen]
-    return kept
+        visible[shard] = [row for row in rows if row["row"] in seen]
+    return visible
 
 
-def _batches(storage: Storage, folder: str, kept: dict[str, list[dict[str, Any]]]) -> Iterator[pa.RecordBatch]:
-    for shard, rows in kept.items():
+def _batches(storage: Storage, folder: str, visible: dict[str, list[dict[str, Any]]]) -> Iterator[pa.RecordBatch]:
+    for shard, rows in visible.items():
         reader = storage.open_arrow(f"{folder}/{shard}.arrow")
         for row in rows:
             yield reader.get_batch(row["row"])
 
 
-def _join_embeddings(storage: Storage, folder: str, name: str, kept: dict[str, list[dict[str, Any]]]) -> None:
-    schema: ipc.Schema = storage.open_arrow(f"{folder}/{next(iter(kept))}.arrow").schema
+def _join_embeddings(storage: Storage, folder: str, name: str, visible: dict[str, list[dict[str, Any]]]) -> None:
+    schema: ipc.Schema = storage.open_arrow(f"{folder}/{next(iter(visible))}.arrow").schema
     with storage.write(f"{folder}/{name}.arrow") as stream, pa.ipc.new_file(stream, schema) as writer:
-        for batch in _batches(storage, folder, kept):
+        for batch in _batches(storage, folder, visible):
             writer.write_batch(batch)
 
 

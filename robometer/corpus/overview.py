@@ -1,4 +1,4 @@
-"""The head of the corpus page: what the whole corpus holds, from its manifest, in a few vectorised passes."""
+"""The head of the corpus page: counts of the whole corpus, from its manifest in a few vectorised passes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bin: its count, its height in percent of the highest, its range in words, its tick label or nothing."""
+    """One bin: its count, its height in percent of the highest, its range in words, and its tick label or nothing."""
 
     count: int
     height: float
@@ -54,17 +54,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bins of equal drawn width; their ranges grow with the length where the lengths differ much."""
+    """Bins drawn with equal widths. If lengths differ by more than a decade, longer ones have wider ranges."""
 
     title: str
     bars: list[Bar]
     highest: int
-    says: str
+    caption: str
 
 
 @dataclass(frozen=True)
 class Overview:
-    """All numbers of the head; tables hold the most frequent entries, the summary has the totals."""
+    """All numbers of the head. Tables hold the most frequent entries; the summary has the totals."""
 
     summary: Summary
     sources: list[SourceRow]
@@ -73,22 +73,22 @@ class Overview:
 
 
 def overview(corpus: Corpus, columns: Columns) -> Overview:
-    """Count the whole corpus; reads no frames."""
+    """Count the whole corpus, without reading frames."""
     summary = summarise(corpus)
-    of_source = corpus.manifest["source_num_frames"].to_numpy()
+    source_frames = corpus.manifest["source_num_frames"].to_numpy()
     tasks = heapq.nlargest(MAX_TASKS, summary.by_task.items(), key=lambda item: sum(item[1].values()))
     return Overview(
         summary=summary,
-        sources=_sources(columns, of_source)[:MAX_SOURCES],
+        sources=_sources(columns, source_frames)[:MAX_SOURCES],
         tasks=[TaskRow(name, sum(counts.values()), counts) for name, counts in tasks],
         histograms=[
-            histogram("Frames of the source video", of_source),
+            histogram("Frames of the source video", source_frames),
             histogram("Frames stored", columns.num_frames),
         ],
     )
 
 
-def _sources(columns: Columns, of_source: np.ndarray) -> list[SourceRow]:
+def _sources(columns: Columns, source_frames: np.ndarray) -> list[SourceRow]:
     """The sources, largest first."""
     count, labels = len(columns.sources), len(QUALITY_LABELS)
     cells = columns.source.astype(np.int64) * labels + columns.quality
@@ -96,7 +96,7 @@ def _sources(columns: Columns, of_source: np.ndarray) -> list[SourceRow]:
     pairs = np.unique(columns.source.astype(np.int64) * len(columns.task_texts) + columns.task_text)
     tasks = np.bincount(pairs // max(1, len(columns.task_texts)), minlength=count)
     supervised = np.bincount(columns.source[columns.supervised], minlength=count)
-    stored, source = (_medians(columns.source, values, count) for values in (columns.num_frames, of_source))
+    stored, source = (_medians(columns.source, values, count) for values in (columns.num_frames, source_frames))
     order = np.argsort(-by_quality.sum(axis=1), kind="stable").tolist()
     return [
         SourceRow(
@@ -115,7 +115,7 @@ def _sources(columns: Columns, of_source: np.ndarray) -> list[SourceRow]:
 
 
 def _medians(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """Median of `values` in each of `count` groups, none of them empty, float64 [count]."""
+    """Median of `values` in each of `count` groups, none of which is empty; float64 [count]."""
     ordered = values[np.lexsort((values, groups))]
     sizes = np.bincount(groups, minlength=count)
     starts = np.cumsum(sizes) - sizes
@@ -123,7 +123,7 @@ def _medians(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 
 
 def histogram(title: str, lengths: np.ndarray) -> Histogram:
-    """Count lengths (whole numbers) in at most `MAX_BINS` bins, one per length where they are few."""
+    """Count lengths (whole numbers) in at most `MAX_BINS` bins, one per length if there are few."""
     if len(lengths) == 0:
         return Histogram(title, [], 0, "no trajectories")
     edges = bin_edges(int(lengths.min()), int(lengths.max()))
@@ -139,12 +139,11 @@ def histogram(title: str, lengths: np.ndarray) -> Histogram:
         )
         for i, ((low, high), count) in enumerate(zip(pairwise(edges), counts, strict=True))
     ]
-    says = f"median {np.median(lengths):.0f}, {lengths.min():,} to {lengths.max():,}"
-    return Histogram(title, bars, highest, says)
+    return Histogram(title, bars, highest, f"median {np.median(lengths):.0f}, {lengths.min():,} to {lengths.max():,}")
 
 
 def bin_edges(low: int, high: int) -> Sequence[int]:
-    """Ascending whole edges that hold `low` to `high`: in equal steps, or in equal ratios over more than a decade."""
+    """Ascending whole edges that span `low` to `high`: in equal steps, or in equal ratios over more than a decade."""
     bins = min(MAX_BINS, high - low + 1)
     if high < 10 * max(1, low):
         step = -(-(high - low + 1) // bins)

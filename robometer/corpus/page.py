@@ -1,4 +1,4 @@
-"""The corpus as one self-contained HTML file, to look at before anything is trained on it."""
+"""The corpus as one self-contained HTML file, to look at before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from robometer.trajectory import QUALITY_LABELS
 
 MAX_CLIPS = 200
 FILTERS = {"source": "Source", "quality_label": "Quality", "split": "Split", "view": "View"}
-"""Manifest columns that the page filters by their value, and what they are called there."""
+"""Manifest columns that the page can filter by, with their titles on the page."""
 
 
 def write_page(
@@ -33,17 +33,17 @@ def write_page(
 ) -> int:
     """Write a page of at most `max_clips` trajectories, spread over sources, tasks and qualities.
 
-    The head counts the whole corpus. Of the frames only those that are shown are read, and one clip is held at a time.
+    The head counts the whole corpus. Only the frames on the page are read, with one clip in memory at a time.
 
     Args:
-        corpus: what to show.
+        corpus: the corpus.
         path: HTML file to write, about 40 KB per clip.
-        max_clips: cap; the page says how many of how many it shows.
-        split: show clips of this split only.
-        sampling: how targets are made (default: as by default).
+        max_clips: most clips on the page, which says how many there are in all.
+        split: show only clips of this split.
+        sampling: settings of the targets; None means the defaults.
 
     Returns:
-        How many trajectories it shows.
+        The number of trajectories on the page.
     """
     sampling = sampling or SamplingConfig()
     columns = Columns.from_table(corpus.manifest, sampling)
@@ -62,8 +62,8 @@ def write_page(
             filters=_filters(corpus, chosen),
             tasks=sorted({columns.text_of(row) for row in chosen}),
             cards=cards(corpus, columns, chosen),
-            shown=len(chosen),
-            of=len(rows),
+            num_clips=len(chosen),
+            num_rows=len(rows),
             split=split,
         )
     )
@@ -73,16 +73,16 @@ def write_page(
 
 
 def _filters(corpus: Corpus, rows: Sequence[int]) -> list[tuple[str, str, list[tuple[str, int]]]]:
-    """Name, title and values of each filter; a value comes with how many of the shown clips have it."""
-    shown = corpus.manifest.take(list(rows)) if len(rows) else corpus.manifest.slice(0, 0)
-    found = [(name, title, shown[name].to_pylist()) for name, title in FILTERS.items()]
-    found.append(("agent", "By", ["robot" if robot else "human" for robot in shown["is_robot"].to_pylist()]))
-    made = []
-    for name, title, values in found:
+    """Name, title and values of each filter, with the number of clips on the page that have the value."""
+    clips = corpus.manifest.take(list(rows)) if len(rows) else corpus.manifest.slice(0, 0)
+    columns = [(name, title, clips[name].to_pylist()) for name, title in FILTERS.items()]
+    columns.append(("agent", "By", ["robot" if robot else "human" for robot in clips["is_robot"].to_pylist()]))
+    filters = []
+    for name, title, values in columns:
         best_first = [label for label in reversed(QUALITY_LABELS) if label in values]
         distinct = best_first if name == "quality_label" else sorted(set(values))
-        made.append((name.removesuffix("_label"), title, [(value, values.count(value)) for value in distinct]))
-    return made
+        filters.append((name.removesuffix("_label"), title, [(value, values.count(value)) for value in distinct]))
+    return filters
 
 
 def _text(name: str) -> str:

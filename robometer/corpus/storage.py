@@ -23,19 +23,19 @@ from robometer.runs.redaction import redacted
 _HOST = socket.gethostname().replace(".", "-")
 
 STALE_AFTER_S = 600.0
-"""A temporary file that nobody has written to for so long is of a crashed run; a younger one may be another's work,
-unless its name says that it is of a process of this machine that is gone."""
+"""Age at which a temporary file counts as left by a crashed run. A younger one may belong to a running process, unless
+its name says that it was written by a process of this machine that has ended."""
 
 
 class StorageError(RobometerError):
-    """Storage that cannot be written to; the message says what failed."""
+    """Storage that cannot be opened or written to. The message says what failed."""
 
 
 class Storage:
     """A folder on a pyarrow filesystem: a local path, or a URI such as s3://bucket/corpus or gs://bucket/corpus.
 
     Raises:
-        StorageError: no filesystem opens the URI.
+        StorageError: no filesystem can open the URI.
     """
 
     def __init__(self, path: str) -> None:
@@ -48,23 +48,23 @@ class Storage:
             except (OSError, ValueError, ImportError) as error:
                 reason = redacted(" ".join(str(error).split()))[:300]
                 raise StorageError(
-                    f"{redacted(path)} cannot be opened ({reason}): check the address, the keys and the library that "
-                    "opens it, or give a path on a disk"
+                    f"{redacted(path)} cannot be opened ({reason}): check the address, the credentials and the "
+                    "filesystem's library, or give a path on a disk"
                 ) from error
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.path,)
 
     def full(self, name: str) -> str:
-        """Path of `name` inside this folder, as the filesystem wants it."""
+        """Path of `name` in this folder, as the filesystem expects it."""
         return posixpath.join(self.root, name)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a committed file of this name."""
+        """Whether there is a committed file with this name."""
         return bool(self.fs.get_file_info(self.full(name)).type == pafs.FileType.File)
 
     def list(self, folder: str, suffix: str) -> Sequence[str]:
-        """Sorted names (relative to the root) of the committed files of a folder; temporary files are not shown."""
+        """Sorted names (relative to the root) of the committed files in a folder, without temporary ones."""
         names = [info.base_name for info in self._files(folder)]
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
@@ -74,9 +74,11 @@ class Storage:
         return sorted(f"{folder}/{info.base_name}" for info in infos if info.type == pafs.FileType.Directory)
 
     def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
-        """Delete what crashed runs left in a folder, returns how many files: temporary ones of processes that are gone
-        or that nobody has written to for `age_s` seconds and, with `keep`, as old committed ones whose stem it does not
-        contain."""
+        """Delete the files that crashed runs left in a folder, and return how many.
+
+        These are temporary files whose process has ended, or that are `age_s` seconds old. With `keep`, they are also
+        committed files of this age whose stem is not in `keep`.
+        """
         stale = []
         for info in self._files(folder):
             orphan = keep is not None and info.base_name.rsplit(".", 1)[0] not in keep
@@ -89,7 +91,7 @@ class Storage:
         return len(stale)
 
     def remove(self, name: str) -> None:
-        """Delete a file; one that is gone already is no error."""
+        """Delete a file, if it exists."""
         self._delete(self.full(name))
 
     def _delete(self, path: str) -> None:
@@ -102,7 +104,7 @@ class Storage:
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
-        """A stream that becomes `name` when the block ends well, and leaves nothing when it does not.
+        """A stream to a file that becomes `name` if the block ends without an error, and is deleted otherwise.
 
         Raises:
             StorageError: the disk is full, or the file cannot be written for another reason.
@@ -139,10 +141,10 @@ class Storage:
     def read_parquet(
         self, name: str, columns: Iterable[str] | None = None, dictionaries: Sequence[str] = ()
     ) -> pa.Table:
-        """Read a table, or some of its columns; `dictionaries` names those to be kept as dictionaries."""
+        """Read a table, or some of its columns; the columns in `dictionaries` stay dictionary-encoded."""
         with self.fs.open_input_file(self.full(name)) as source:
-            wanted = None if columns is None else list(columns)
-            return pq.read_table(source, columns=wanted, read_dictionary=list(dictionaries))
+            chosen = None if columns is None else list(columns)
+            return pq.read_table(source, columns=chosen, read_dictionary=list(dictionaries))
 
     def read_parquet_schema(self, name: str) -> pa.Schema:
         """Schema and metadata of a table."""
@@ -150,19 +152,19 @@ class Storage:
             return pq.read_schema(source)
 
     def count_rows(self, name: str) -> int:
-        """Rows of a table, from its footer."""
+        """Number of rows of a table, from its footer."""
         with self.fs.open_input_file(self.full(name)) as source:
             return int(pq.read_metadata(source).num_rows)
 
     def open_arrow(self, name: str) -> ipc.RecordBatchFileReader:
-        """Reader of an Arrow IPC file; memory-mapped where the filesystem is local, ranged reads elsewhere."""
+        """Reader of an Arrow IPC file: memory-mapped on a local filesystem, by ranged reads elsewhere."""
         local = isinstance(self.fs, pafs.LocalFileSystem)
         source = pa.memory_map(self.full(name)) if local else self.fs.open_input_file(self.full(name))
         return ipc.open_file(source)
 
 
 def _owner_is_gone(temporary: str) -> bool:
-    """Whether the process that wrote a temporary file ran on this machine and is no more."""
+    """Whether the process that wrote a temporary file ran on this machine and has ended."""
     host, pid = temporary.rsplit(".", 4)[-4:-2]
     if host != _HOST or not pid.isdigit():
         return False

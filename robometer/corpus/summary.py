@@ -1,4 +1,4 @@
-"""What a corpus holds, as numbers and as text tables."""
+"""Counts of a corpus, as numbers and as text tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MAX_TASKS = 60
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of trajectories, but for `frames` and `size_bytes` (JPEG).
+    """Counts of trajectories, except for `frames` and `size_bytes` (JPEG).
 
-    `by_task` is task -> quality label -> count; `refused` and `left_out` (by design) are (stage, reason) -> count,
-    numbers in the reason masked.
+    `by_task` maps task -> quality label -> count. `refused` and `left_out` (by design) map (stage, reason) -> count,
+    with the numbers in the reason masked.
     """
 
     path: str
@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarise(corpus: Corpus) -> Summary:
-    """Count a corpus; reads the manifest and the quarantine, no frames. Only distinct values pass through Python."""
+    """Count a corpus from its manifest and quarantine, without frames. Only distinct values pass through Python."""
     manifest = corpus.manifest
     by_task: dict[str, dict[str, int]] = {}
     for (task, quality), count in _counts(manifest, "task", "quality_label").items():
@@ -63,7 +63,7 @@ def summarise(corpus: Corpus) -> Summary:
 
 
 def render(summary: Summary, max_tasks: int = MAX_TASKS) -> str:
-    """The summary as plain text tables; tasks beyond `max_tasks` are counted in a last line."""
+    """The summary as plain text tables; a last line counts the tasks beyond `max_tasks`."""
     tasks = list(summary.by_task.items())[:max_tasks]
     parts = [
         f"corpus {summary.path}: {summary.trajectories} trajectories, {summary.frames} frames, "
@@ -79,7 +79,7 @@ def render(summary: Summary, max_tasks: int = MAX_TASKS) -> str:
         ),
     ]
     if len(summary.by_task) > max_tasks:
-        parts.append(f"({len(summary.by_task) - max_tasks} more tasks are counted in the last row)")
+        parts.append(f"({len(summary.by_task) - max_tasks} more tasks are included in the last row)")
     if summary.refused:
         rows = [(stage, reason, str(n)) for (stage, reason), n in summary.refused.items()]
         parts.append(table(("refused at", "reason", "episodes"), rows))
@@ -90,18 +90,18 @@ def render(summary: Summary, max_tasks: int = MAX_TASKS) -> str:
 
 
 def _counts(table: pa.Table, *names: str) -> dict[tuple[Any, ...], int]:
-    """Rows per distinct value of some columns, most frequent first, equal counts by value."""
-    found = table.select(names).group_by(list(names)).aggregate([([], "count_all")])
-    found = found.sort_by([("count_all", "descending"), *((name, "ascending") for name in names)])
-    values = zip(*(found[name].to_pylist() for name in names), strict=True)
-    return dict(zip(values, found["count_all"].to_pylist(), strict=True))
+    """Rows per distinct value of some columns, most frequent first; equal counts are sorted by value."""
+    groups = table.select(names).group_by(list(names)).aggregate([([], "count_all")])
+    groups = groups.sort_by([("count_all", "descending"), *((name, "ascending") for name in names)])
+    values = zip(*(groups[name].to_pylist() for name in names), strict=True)
+    return dict(zip(values, groups["count_all"].to_pylist(), strict=True))
 
 
 def _reasons(quarantine: pa.Table) -> dict[tuple[str, str], int]:
-    """(stage, reason) -> count; the reason is the error without what differs from one episode to the next."""
+    """Counts by (stage, reason); the reason is the error without the parts that differ between episodes."""
     text = pc.replace_substring_regex(pc.fill_null(quarantine["error"], ""), r"(?s)\n.*", "")
     text = pc.if_else(pc.equal(text, ""), "unknown", text)
     masked = pc.utf8_slice_codeunits(pc.replace_substring_regex(text, r"\d+", "#"), 0, 120)
-    for start in ("duplicate id", "there is no file"):
+    for start in ("duplicate", "there is no file"):
         masked = pc.if_else(pc.starts_with(text, start), start, masked)
     return _counts(pa.table({"stage": quarantine["stage"], "reason": masked}), "stage", "reason")

@@ -1,4 +1,4 @@
-"""How a shard gets into a corpus: frames first, then what was refused, then the manifest that makes both visible."""
+"""How a shard is committed: first the frames, then the quarantine, then the manifest that makes both visible."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from robometer.trajectory import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEM
 
 @dataclass(frozen=True)
 class Accepted:
-    """A trajectory on its way into the corpus.
+    """A trajectory to store.
 
     Attributes:
         record: its row of `SHARD_SCHEMA`.
-        unit: digest of the unit it came from.
-        replaces: whether it takes the place of a row of the same id.
+        unit: digest of the unit that it came from.
+        replaces: whether it replaces a row with the same id.
     """
 
     record: dict[str, Any]
@@ -33,12 +33,12 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Present:
-    """A trajectory that the corpus has.
+    """A trajectory that the corpus has already.
 
     Attributes:
-        id, uri: what it is, and where it was found now.
-        unit: digest of the unit it came from.
-        differs: what is other than in the corpus; empty where nothing is.
+        id, uri: its id, and where it lies now.
+        unit: digest of the unit that it came from.
+        differs: how it differs from the stored one; empty if it does not.
     """
 
     id: str
@@ -49,23 +49,23 @@ class Present:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A trajectory that was refused: its row of `QUARANTINE_SCHEMA`."""
+    """A refused trajectory: its row of `QUARANTINE_SCHEMA`."""
 
     row: dict[str, Any]
 
 
 ShardEntry = Accepted | Quarantined | Present
-"""What a shard is made of, one trajectory each."""
+"""What an ingest makes of one trajectory."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What a shard is made of.
+    """The units of a shard.
 
     Attributes:
-        seals: of the units that are read for it (`identity.Sealer`), by their digests.
-        before: what the corpus had of those that were read before.
-        revision: above that of all that was read before, where a unit is read again or an id may be there; else 0.
+        seals: of the units (`identity.Sealer`), by their digests.
+        before: the earlier readings of these units.
+        revision: above all earlier revisions if a unit is read again, or an id may exist already; else 0.
     """
 
     seals: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class ShardPlan:
 
 
 class Outcome(NamedTuple):
-    """What became of the trajectories that were read for a shard."""
+    """How many trajectories of a shard's units were new, updated, and so on."""
 
     new: int = 0
     updated: int = 0
@@ -86,22 +86,22 @@ class Outcome(NamedTuple):
 
 @dataclass
 class _Tally:
-    """What came of the units of a shard so far."""
+    """The rows and counts of a shard so far."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By unit and field of `Outcome`."""
+    """Trajectories by unit and field of `Outcome`."""
 
     def read(self, unit: str, job: ShardPlan) -> Reading:
-        """What the corpus has of a unit now; one of which something differs is to be read again."""
+        """The reading of a unit. If something differs from the corpus, it keeps its old seal, to be read again."""
         new, updated, present, differing, refused, skipped = (self.counts[unit, name] for name in Outcome._fields)
         before = job.before.get(unit, Reading())
         seal = before.seal if differing else job.seals[unit]
         return Reading(new + updated + present + differing, refused, skipped, seal, job.revision)
 
     def changed(self, unit: str, job: ShardPlan) -> bool:
-        """Whether the corpus has something else of a unit than before."""
+        """Whether this reading of a unit changes what the corpus has of it."""
         stored = self.counts[unit, "new"] + self.counts[unit, "updated"]
         return bool(stored) or unit not in job.before or self.read(unit, job)[:4] != job.before[unit][:4]
 
@@ -112,16 +112,16 @@ def commit_shard(
     entries: Iterable[ShardEntry],
     job: ShardPlan = ShardPlan(),
 ) -> Outcome:
-    """Write one shard of all `entries`, if they change anything; one is held in memory at a time.
+    """Write one shard of all `entries`, if they change anything. One entry is in memory at a time.
 
     Args:
         storage: the corpus.
-        name: of the shard; a second commit of the same name replaces the first.
-        entries: what the units gave, in their order.
-        job: the units, those that gave nothing included.
+        name: of the shard; a second commit with the same name replaces the first.
+        entries: the trajectories of the units, in their order.
+        job: the units, including those without trajectories.
     """
     tally = _Tally()
-    # Of a unit that is read again, the shard alone does not know all: if its manifest is lost, it is to be read anew.
+    # A shard lacks some rows of a unit that is read again: without a seal, it is read anew if the manifest is lost.
     seals = {unit: "" if unit in job.before else seal for unit, seal in job.seals.items()}
     write_shard(storage, name, _batches(entries, name, job, tally), seals)
     ledger = {unit: tally.read(unit, job) for unit in job.seals if tally.changed(unit, job)}
@@ -136,7 +136,7 @@ def commit_shard(
 
 
 def _batches(entries: Iterable[ShardEntry], name: str, job: ShardPlan, tally: _Tally) -> Iterator[pa.RecordBatch]:
-    """The record batches of a shard; `tally` counts along."""
+    """The record batches of a shard, counted in `tally`."""
     for entry in entries:
         if isinstance(entry, Quarantined):
             tally.refused.append(entry.row)
@@ -153,13 +153,19 @@ def _batches(entries: Iterable[ShardEntry], name: str, job: ShardPlan, tally: _T
 def ledger_of(
     seals: Mapping[str, str], stored: Mapping[str, Sequence[int]], refused: Iterable[Mapping[str, Any]]
 ) -> Ledger:
-    """What became of each unit, from the revisions of its trajectories in a shard and the quarantine rows of all."""
+    """The ledger of a shard whose manifest is lost.
+
+    Args:
+        seals: of the shard's units, by their digests.
+        stored: revisions of each unit's trajectories in the shard.
+        refused: quarantine rows of all units.
+    """
     skipped, bad = Counter[str](), Counter[str]()
     for row in refused:
         (skipped if row["stage"] == SKIP else bad)[row["unit"]] += 1
-    held = {unit: stored.get(unit, ()) for unit in seals}
+    revisions = {unit: stored.get(unit, ()) for unit in seals}
     return {
-        unit: Reading(len(held[unit]), bad[unit], skipped[unit], seal, max(held[unit], default=0))
+        unit: Reading(len(revisions[unit]), bad[unit], skipped[unit], seal, max(revisions[unit], default=0))
         for unit, seal in seals.items()
     }
 
@@ -167,7 +173,7 @@ def ledger_of(
 def write_shard(
     storage: Storage, name: str, batches: Iterable[pa.RecordBatch], units: Mapping[str, str] | None = None
 ) -> None:
-    """Write record batches of `SHARD_SCHEMA`, one trajectory each, as Arrow IPC; `units` (seals) are its metadata."""
+    """Write record batches of `SHARD_SCHEMA`, one trajectory each, as Arrow IPC; the seals in `units` are metadata."""
     schema = SHARD_SCHEMA.with_metadata({**(SHARD_SCHEMA.metadata or {}), UNITS: json.dumps(units or {}).encode()})
     with storage.write(f"shards/{name}.arrow") as stream, pa.ipc.new_file(stream, schema) as writer:
         for batch in batches:
@@ -181,8 +187,8 @@ def write_manifest(storage: Storage, name: str, rows: pa.Table, ledger: Ledger, 
         storage: the corpus.
         name: of the shard.
         rows: of `MANIFEST_SCHEMA`.
-        ledger: what became of the units that were read for it.
-        replaces: shards that it holds the rows of; from this commit on they are not seen any more.
+        ledger: the readings of its units.
+        replaces: shards whose rows it holds; this commit hides them.
     """
     notes = {UNITS: json.dumps(ledger).encode(), REPLACES: json.dumps(list(replaces)).encode()}
     table = rows.replace_schema_metadata({**(MANIFEST_SCHEMA.metadata or {}), **notes})
@@ -190,7 +196,7 @@ def write_manifest(storage: Storage, name: str, rows: pa.Table, ledger: Ledger, 
 
 
 def content_hash(frame_index: Sequence[int], frames: Sequence[bytes]) -> str:
-    """32 hex digits of SHA-256 over what is stored of a trajectory: which frames, and their JPEG bytes."""
+    """32 hex digits of SHA-256 over a trajectory's stored frames: their indices and their JPEG bytes."""
     digest = hashlib.sha256(",".join(map(str, frame_index)).encode())
     for frame in frames:
         digest.update(len(frame).to_bytes(8, "little"))

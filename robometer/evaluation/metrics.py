@@ -1,7 +1,7 @@
-"""Metrics of predicted progress, success and preference, and intervals for them. Pure numpy, no model, no corpus.
+"""Metrics of predicted progress, success and preference, and their intervals, in pure numpy without model or corpus.
 
-What is undefined is NaN here, never silently a number. Where the mean over clips is taken, an evaluation counts the NaN
-of a constant prediction as 0, as upstream does, and reports how many there were.
+An undefined value is NaN, never silently a number. In a mean over clips, an evaluation counts the NaN of a constant
+prediction as 0, as upstream, and reports how many there were.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 MIN_TASKS_TO_RESAMPLE = 5
-"""With fewer tasks a bootstrap over tasks has too few distinct resamples; trajectories are resampled instead."""
+"""With fewer tasks, a bootstrap over tasks has too few distinct resamples: trajectories are resampled instead."""
 
-_ELEMENTS_PER_CHUNK = 1 << 17  # resampling weights held at once: 1 MB, which stays in a core's cache
+_ELEMENTS_PER_CHUNK = 1 << 17  # resampling weights in memory at a time: 1 MB, which fits into a core's cache
 
 ITEM_RESAMPLES = 200
-"""For the variance that independent items would have: the square root of 2 / 200 is 10 %."""
+"""Resamples for the variance of independent items, which they give to 10 % (the square root of 2 / 200)."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Maps weights [B, N] of N items to a value per row [B]; the point estimate is its value at all ones."""
 
 
 Side = tuple[np.ndarray, np.ndarray]
-"""Scores [P] of some items, ascending, and the weights [B, P] of each."""
+"""Ascending scores [P] of some items, and their weights [B, P]."""
 
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
@@ -38,41 +38,42 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson correlation; NaN for unequal or too short input and where one side is constant."""
+    """Pearson correlation; NaN if the lengths differ, there are fewer than two values, or one side is constant."""
     pair = _pair(x, y)
     return math.nan if pair is None else float(pearson_rows(*(side.reshape(1, -1) for side in pair))[0])
 
 
 def pearson_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`pearson` of each row of x [N, T] and y [N, T], float64 [N]: many short clips in one go."""
+    """`pearson` of each row of x [N, T] and y [N, T], float64 [N]: fast for many short clips."""
     varies = (np.ptp(x, axis=1) > 0) & (np.ptp(y, axis=1) > 0)
     a, b = (np.asarray(side, dtype=np.float64) - side.mean(axis=1, keepdims=True, dtype=np.float64) for side in (x, y))
     scale = np.sqrt(np.einsum("nt,nt->n", a, a)) * np.sqrt(np.einsum("nt,nt->n", b, b))
-    known = varies & (scale > 0)
-    return np.where(known, (np.einsum("nt,nt->n", a, b) / np.where(known, scale, 1)).clip(-1, 1), math.nan)
+    is_defined = varies & (scale > 0)
+    values = (np.einsum("nt,nt->n", a, b) / np.where(is_defined, scale, 1)).clip(-1, 1)
+    return np.where(is_defined, values, math.nan)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson correlation of the average ranks; NaN where `pearson` is."""
+    """Pearson correlation of the average ranks; NaN if `pearson` is."""
     pair = _pair(x, y)
     return math.nan if pair is None else float(spearman_rows(*(side.reshape(1, -1) for side in pair))[0])
 
 
 def spearman_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`spearman` of each row of x [N, T] and y [N, T], float64 [N]."""
-    return pearson_rows(rankdata(x, axis=1), rankdata(y, axis=1))  # a row with a NaN has NaN for ranks
+    return pearson_rows(rankdata(x, axis=1), rankdata(y, axis=1))  # a row with a NaN has NaN ranks
 
 
 def kendall_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`kendall` of each row of x [N, T] and y [N, T], float64 [N]; one by one, since each takes T^2 of memory."""
+    """`kendall` of each row of x [N, T] and y [N, T], float64 [N]; one by one, as each needs T^2 of memory."""
     return np.array([kendall(a, b) for a, b in zip(x, y, strict=True)], dtype=np.float64)
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall tau-a, (concordant - discordant) / (n(n-1)/2): ties add 0 and stay in the denominator.
 
-    Constant input gives 0; unequal input, NaN or fewer than two values give NaN. Memory grows with n^2: meant for the
-    frames of one clip.
+    Constant input gives 0. Different lengths, a NaN, or fewer than two values give NaN. Memory grows with n^2, which is
+    fine for the frames of one clip.
     """
     pair = _pair(x, y)
     if pair is None or np.isnan(pair).any():
@@ -84,7 +85,7 @@ def kendall(x: ArrayLike, y: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How the predictions of two groups compare, over all pairs of one clip each; float64 [B], a row of weights each.
+    """How the predictions of two groups compare, over all pairs of one clip from each; float64 [B] for B weightings.
 
     Attributes:
         wins: pairs where the clip with the higher label has the higher prediction.
@@ -98,7 +99,7 @@ class PairCounts:
 
     @property
     def correct(self) -> np.ndarray:
-        """Pairs in the right order, a tie counts 1/2."""
+        """Pairs in the right order; a tie counts 1/2."""
         return self.wins + self.ties / 2
 
     @property
@@ -108,17 +109,19 @@ class PairCounts:
 
     @property
     def ceiling(self) -> np.ndarray:
-        """What tau would be if every pair that is no tie were in the right order."""
+        """What tau would be if every pair without a tie were in the right order."""
         return np.asarray(1 - self.ties / self.total)
 
 
 def compare_labels(
     labels: Sequence[int] | np.ndarray, scores: ArrayLike, weights: np.ndarray | None = None
 ) -> list[PairCounts]:
-    """Count in O(n log n) for every two of the labels [N] how often the higher one has the higher score [N].
+    """Count in O(n log n), for every two labels, how often the higher one has the higher score.
 
     Args:
-        weights: [B, N], how often each item counts; one row of ones without.
+        labels: [N].
+        scores: [N].
+        weights: [B, N], how often each item counts; None means once.
     """
     label, score = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     weight = np.ones((1, score.size)) if weights is None else weights
@@ -145,10 +148,10 @@ class Ranking:
         tau: tau-a averaged over every choice of one clip per label, in closed form: the mean over label pairs a < b of
             the mean over clips i in a, j in b of sign(r_j - r_i). Perfect order gives 1.
         ceiling: what tau would be if every pair that the prediction does not tie were in the right order.
-        accuracy: share of the pairs with different labels in the right order, pooled, a tie counts 1/2.
-        pairs: how many those are.
+        accuracy: share of the pairs with different labels that are in the right order, pooled; a tie counts 1/2.
+        pairs: number of these pairs.
         correct: accuracy * pairs.
-        ties: how many of the pairs the prediction ties.
+        ties: number of these pairs that the prediction ties.
     """
 
     tau: float
@@ -160,7 +163,7 @@ class Ranking:
 
 
 def ranking(labels: Sequence[int] | np.ndarray, scores: ArrayLike) -> Ranking:
-    """Compare predicted `scores` [N] with ordinal `labels` [N]; all NaN where there is only one label."""
+    """Compare predicted `scores` [N] with ordinal `labels` [N]; all NaN if there is only one label."""
     counts = compare_labels(labels, scores)
     if not counts:
         return Ranking(math.nan, math.nan, math.nan, 0, 0.0)
@@ -170,7 +173,7 @@ def ranking(labels: Sequence[int] | np.ndarray, scores: ArrayLike) -> Ranking:
 
 
 def tau_b_ceiling(labels: Sequence[int] | np.ndarray) -> float:
-    """The most that Kendall tau-b over all clips can be when labels tie and predictions do not."""
+    """The largest possible Kendall tau-b over all clips, if labels tie and predictions do not."""
     _, sizes = np.unique(np.asarray(labels), return_counts=True)
     total = sizes.sum() * (sizes.sum() - 1) / 2
     tied = (sizes * (sizes - 1) / 2).sum()
@@ -178,10 +181,10 @@ def tau_b_ceiling(labels: Sequence[int] | np.ndarray) -> float:
 
 
 class Areas:
-    """Areas under the curves of scores [N], higher meaning positive, against labels [N], 0 or 1.
+    """Areas under the curves of scores [N] (higher means positive) against labels [N] (0 or 1).
 
-    `auroc` and `auprc` are statistics: they map weights [B, N], how often each item counts, to values [B]. What does
-    not depend on weights is found once here, so that a bootstrap sorts nothing.
+    `auroc` and `auprc` are statistics: they map weights [B, N], how often each item counts, to values [B]. Everything
+    that does not depend on the weights is computed here once, so that a bootstrap need not sort.
     """
 
     def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
@@ -189,32 +192,32 @@ class Areas:
         order = np.argsort(score, kind="stable")
         self._positive, self._negative = order[positive[order]], order[~positive[order]]
         of_positive, of_negative = score[self._positive], score[self._negative]
-        # per positive: how many positives score less, how many negatives do, and how many do not score more
+        # Per positive: how many positives score less, how many negatives do, and how many negatives do not score more.
         self._positive_below = np.searchsorted(of_positive, of_positive, side="left")
         self._below = np.searchsorted(of_negative, of_positive, side="left")
         self._not_above = np.searchsorted(of_negative, of_positive, side="right")
 
     def auroc(self, weights: np.ndarray) -> np.ndarray:
-        """Area under the ROC curve, ties count 1/2; NaN with one class only."""
-        found = weights.take(self._positive, axis=1)  # [B, P]
-        missed = _running(weights.take(self._negative, axis=1))  # [B, 1 + N - P]
-        beaten = missed.take(self._below, axis=1) + missed.take(self._not_above, axis=1)
+        """Area under the ROC curve; ties count 1/2; NaN if there is only one class."""
+        positives = weights.take(self._positive, axis=1)  # [B, P]
+        negatives = _running(weights.take(self._negative, axis=1))  # [B, 1 + N - P]
+        beaten = negatives.take(self._below, axis=1) + negatives.take(self._not_above, axis=1)
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.einsum("bp,bp->b", found, beaten) / (2 * found.sum(1) * missed[:, -1]))
+            return np.asarray(np.einsum("bp,bp->b", positives, beaten) / (2 * positives.sum(1) * negatives[:, -1]))
 
     def auprc(self, weights: np.ndarray) -> np.ndarray:
-        """Average precision (area under the step-wise precision-recall curve); NaN with one class only."""
+        """Average precision (area under the step-wise precision-recall curve); NaN if there is only one class."""
         each = weights.take(self._positive, axis=1)
-        found, missed = _running(each), _running(weights.take(self._negative, axis=1))
-        true = found[:, -1:] - found.take(self._positive_below, axis=1)  # that score no less
-        false = missed[:, -1:] - missed.take(self._below, axis=1)
+        positives, negatives = _running(each), _running(weights.take(self._negative, axis=1))
+        true = positives[:, -1:] - positives.take(self._positive_below, axis=1)  # that score no less
+        false = negatives[:, -1:] - negatives.take(self._below, axis=1)
         area = np.einsum("bp,bp->b", each, true / np.maximum(true + false, 1e-300))
-        both = (found[:, -1] > 0) & (missed[:, -1] > 0)
-        return np.where(both, area / np.maximum(found[:, -1], 1e-300), math.nan)
+        both = (positives[:, -1] > 0) & (negatives[:, -1] > 0)
+        return np.where(both, area / np.maximum(positives[:, -1], 1e-300), math.nan)
 
 
 def _running(values: np.ndarray) -> np.ndarray:
-    """Sums [B, 1 + N] of the first 0, 1, ... N of values [B, N]."""
+    """Sums [B, 1 + N] of the first 0, 1, ..., N of the values [B, N]."""
     sums = np.zeros((len(values), values.shape[1] + 1))
     np.cumsum(values, axis=1, out=sums[:, 1:])
     return sums
@@ -224,9 +227,9 @@ def auroc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = Non
     """See `Areas.auroc`.
 
     Args:
-        scores: [N], higher means positive.
+        scores: [N]; higher means positive.
         labels: [N], 0 or 1.
-        weights: [B, N], how often each item counts; one row of ones without.
+        weights: [B, N], how often each item counts; None means once.
 
     Returns:
         float64 [B].
@@ -241,17 +244,17 @@ def auprc(scores: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = Non
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how sure it is.
+    """A number and its uncertainty.
 
     Attributes:
-        value: the point estimate, NaN where undefined.
-        low, high: percentile bootstrap interval, NaN where none could be made.
+        value: the point estimate; NaN if undefined.
+        low, high: percentile bootstrap interval; NaN if there is none.
         n: how many items (clips, pairs, frames, tasks) it is over.
         unit: what was resampled, `task` or `trajectory`.
-        groups: how many of those there are.
-        undefined: of the n items, how many had no defined value of their own and counted as 0.
-        replicates: float64 [resamples], the values whose percentiles the interval is; empty where there is none. Equal
-            groups, resamples and seed draw alike, so that two models' replicates differ pairwise
+        groups: how many of these there are.
+        undefined: how many of the n items had no defined value and counted as 0.
+        replicates: float64 [resamples], the values whose percentiles are the interval; empty if there is none. Equal
+            groups, resamples and seed give the same draws, so two models' replicates can be subtracted
             (`evaluation.paired`).
         effective_n: see `effective_n`.
     """
@@ -269,7 +272,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Bootstrap settings; `resamples=0` makes no intervals."""
+    """Bootstrap settings; `resamples=0` gives no intervals."""
 
     resamples: int = 1000
     confidence: float = 0.95
@@ -277,7 +280,7 @@ class Resampling:
 
 
 def grouping(tasks: Sequence[str], trajectories: Sequence[str]) -> tuple[np.ndarray, str]:
-    """Group index [N] of each item and its unit: tasks where there are enough of them, else trajectories."""
+    """Group index [N] of each item, and the unit of the groups: tasks if there are enough, else trajectories."""
     enough = len(set(tasks)) >= MIN_TASKS_TO_RESAMPLE
     names = np.asarray(tasks if enough else trajectories, dtype=str)
     return np.unique(names, return_inverse=True)[1].reshape(-1), "task" if enough else "trajectory"
@@ -286,10 +289,10 @@ def grouping(tasks: Sequence[str], trajectories: Sequence[str]) -> tuple[np.ndar
 def estimate(
     statistic: Statistic, group_of: np.ndarray, unit: str, settings: Resampling, undefined: int = 0
 ) -> Estimate:
-    """Value and percentile bootstrap interval of a statistic of N items, resampling whole groups of them.
+    """Value and percentile bootstrap interval of a statistic of N items, by resampling whole groups of them.
 
-    Each call draws from its own Generator with the same seed, so that one metric does not depend on which others were
-    computed, and metrics over the same groups share their resamples.
+    Each call uses its own Generator with the same seed. So a metric does not depend on which others are computed, and
+    metrics over the same groups share their resamples.
     """
     n, groups = len(group_of), int(group_of.max()) + 1 if len(group_of) else 0
     value = float(statistic(np.ones((1, n)))[0]) if n else math.nan
@@ -305,7 +308,7 @@ def estimate(
 
 @lru_cache(maxsize=2)
 def _group_draws(groups: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each group is drawn, uint16 [resamples, groups]; most metrics of a split have the same groups."""
+    """How often each group is drawn, uint16 [resamples, groups]. It is cached, as most metrics share their groups."""
     rng = np.random.default_rng(seed)
     share = np.full(groups, 1 / groups)
     return np.stack([rng.multinomial(groups, share).astype(np.uint16) for _ in range(resamples)])
@@ -319,7 +322,7 @@ def _replicates(statistic: Statistic, n: int, resamples: int, draw: Callable[[sl
 
 
 def _item_variance(statistic: Statistic, n: int, settings: Resampling) -> float:
-    """Variance that a statistic would have if its n items were independent: the items themselves are resampled."""
+    """Variance of a statistic if its n items were independent, by resampling the items themselves."""
     rng = np.random.default_rng(settings.seed)
 
     def draw(rows: slice) -> np.ndarray:
@@ -331,25 +334,25 @@ def _item_variance(statistic: Statistic, n: int, settings: Resampling) -> float:
 
 
 def effective_n(item_variance: float, replicates: np.ndarray) -> float:
-    """How many independent items would be as uncertain as an estimate of these replicates: n over the design effect.
+    """How many independent items would give the same uncertainty as these replicates: n over the design effect.
 
-    The design effect (Kish) is the variance of the replicates, in which what belongs together is drawn together, over
-    that of n independent items. It is known to about 10 % (`ITEM_RESAMPLES`), less well with few groups. More than n
-    says that groups are more alike than chance would make them, each with its share of easy and of hard items.
+    The design effect (Kish) is the variance of the replicates, which draw whole groups, over the variance of n
+    independent items. It is accurate to about 10 % (`ITEM_RESAMPLES`), less with few groups. A value above n means that
+    groups are more alike than chance, each with its share of easy and of hard items.
 
     Args:
-        item_variance: of one item; the variance of the statistic over n independent ones, times n.
+        item_variance: the variance of the statistic over n independent items, times n.
         replicates: [resamples], as in `Estimate`.
 
     Returns:
-        NaN where either side does not vary.
+        The effective n; NaN if either side does not vary.
     """
     spread = variance(replicates)
     return item_variance / spread if item_variance > 0 and spread > 0 else math.nan
 
 
 def variance(values: np.ndarray) -> float:
-    """Of the finite values, 0 where they differ by rounding alone; NaN with fewer than two."""
+    """Variance of the finite values; 0 if they differ only by rounding, NaN if there are fewer than two."""
     finite = values[np.isfinite(values)]
     if finite.size < 2:
         return math.nan
@@ -358,7 +361,7 @@ def variance(values: np.ndarray) -> float:
 
 
 def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The middle `confidence` of the finite replicates; NaN where there is none."""
+    """The central interval that holds the share `confidence` of the finite replicates; NaN if there are none."""
     finite = replicates[np.isfinite(replicates)]
     if finite.size == 0:
         return math.nan, math.nan
@@ -368,7 +371,7 @@ def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[floa
 
 
 def weighted_mean(values: ArrayLike, base: ArrayLike | None = None) -> Statistic:
-    """Statistic: the mean of `values` [N], each counting `base` [N] times (once without)."""
+    """Statistic: the mean of `values` [N], each of which counts `base` [N] times (once if it is None)."""
     value = np.asarray(values, dtype=np.float64)
     share = np.ones_like(value) if base is None else np.asarray(base, dtype=np.float64)
 
@@ -380,19 +383,19 @@ def weighted_mean(values: ArrayLike, base: ArrayLike | None = None) -> Statistic
 
 
 RELIABILITY_BINS = 10
-"""Equal bins of a probability from 0 to 1; 1 itself is in the last."""
+"""Equal bins of a probability from 0 to 1; the last one includes 1."""
 
 
 def reliability_bin(probabilities: ArrayLike) -> np.ndarray:
-    """Which of the bins each probability is in, int64 [N]."""
+    """The bin of each probability, int64 [N]."""
     value = np.asarray(probabilities, dtype=np.float64)
     return np.clip((value * RELIABILITY_BINS).astype(np.int64), 0, RELIABILITY_BINS - 1)
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
-    """Expected calibration error: mean over bins, by their size, of |mean probability - share of positives|.
+    """Expected calibration error: |mean probability - share of positives|, averaged over bins by their size.
 
-    Arguments as in `auroc`; float64 [B], NaN without items.
+    Arguments as in `auroc`. Returns float64 [B], NaN without items.
     """
     value, label = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     weight = np.ones((1, value.size)) if weights is None else weights

@@ -1,4 +1,4 @@
-"""Put planned units before a scorer. The same code runs in a Ray worker and inside a training process."""
+"""Ask a scorer the planned queries. The same code runs in a Ray worker and inside a training process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ Answer = TypeVar("Answer")
 
 
 class ClipSource:
-    """Clips of a corpus as one scorer wants them: embeddings alone where it can use them, else decoded frames.
+    """Clips of a corpus for one scorer: only embeddings if it can use them, else decoded frames.
 
     Args:
-        image_encoder: name of the corpus embeddings that the scorer takes in place of frames, or None.
+        corpus: the corpus.
+        image_encoder: name of the embeddings that the scorer takes instead of frames, or None.
     """
 
     def __init__(self, corpus: Corpus, image_encoder: str | None) -> None:
@@ -39,12 +40,12 @@ class ClipSource:
         return cls(corpus, scorer.info.image_encoder)
 
     def clip(self, row: int, task: str) -> Clip:
-        """A row's clip under `task`; with embeddings its frames are a blank view that takes no memory."""
+        """A row's clip under `task`. With embeddings, its frames are a blank view that takes no memory."""
         if self._encoder is not None:
             try:
                 features = self.corpus.embeddings(self._encoder, row)
             except CorpusError as error:
-                logger.warning("scoring from frames, which is slower: %s", error)
+                logger.warning("scoring frames instead of embeddings, which is slower: %s", error)
                 self._encoder = None
             else:
                 blank = np.broadcast_to(np.zeros((1, 1, 1, 3), dtype=np.uint8), (len(features), 1, 1, 3))
@@ -52,7 +53,7 @@ class ClipSource:
         return Clip(self.corpus.frames(row), task)
 
     def truth(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """The simulator's reward and success flag per frame, float32 [T] each; empty where unknown."""
+        """The simulator's reward and success flag per frame, float32 [T] each; empty if unknown."""
         record = self.corpus.record(row)
         reward, success = (np.asarray(record[n] or (), dtype=np.float32) for n in ("env_reward", "success"))
         return reward, success
@@ -62,17 +63,21 @@ class ClipSource:
         return int(self.corpus.manifest["num_frames"][row].as_py())
 
     def text(self, name: str, row: int) -> str:
-        """A string of the manifest."""
+        """The text of a manifest column."""
         return str(self.corpus.manifest[name][row].as_py())
 
 
 def predict(
     scorer: Scorer, source: ClipSource, queries: Sequence[Query], batch_size: int, mode: str = "whole"
 ) -> list[Prediction]:
-    """Records of all units; at most `batch_size` clips or pairs are scored at once. Errors are raised.
+    """The predictions for all queries. At most `batch_size` clips or pairs are scored at once. Errors are raised.
 
     Args:
-        mode: of clips in their views, `whole`: all frames are seen at once, or `prefix`: each with those before it.
+        scorer: the scorer.
+        source: the clips.
+        queries: what to ask.
+        batch_size: clips or pairs.
+        mode: how views are scored: `whole` shows all frames at once, `prefix` each frame with those before it.
     """
     clips = [query for query in queries if not query.pair_kind]
     pairs = [query for query in queries if query.pair_kind]
@@ -82,7 +87,7 @@ def predict(
 def predict_each(
     scorer: Scorer, source: ClipSource, queries: Sequence[Query], batch_size: int, mode: str = "whole"
 ) -> list[Prediction]:
-    """As `predict`, but a unit that fails becomes a record with its error; the others of its batch are kept."""
+    """As `predict`, but a query that fails becomes a prediction with an error, and affects no other of its batch."""
     try:
         return predict(scorer, source, queries, batch_size, mode)
     except Exception as error:  # noqa: BLE001  one bad clip must not end an evaluation of thousands
@@ -98,25 +103,27 @@ def predict_each(
 def _predict_clips(
     scorer: Scorer, source: ClipSource, queries: Sequence[Query], batch_size: int, mode: str
 ) -> list[Prediction]:
-    shown = [_shown(source, query) for query in queries]
-    ask = partial(score_prefixes, scorer) if mode == "prefix" else scorer.score
-    views = iter(_chunked(ask, [clip for of_query, _ in shown for clip in of_query], batch_size))
-    # the last frame of a clip has seen it whole in either mode
-    said = iter(_chunked(scorer.score, [clip for _, of_query in shown for clip in of_query], batch_size))
+    clips = [_clips_of(source, query) for query in queries]
+    score = partial(score_prefixes, scorer) if mode == "prefix" else scorer.score
+    of_views = iter(_chunked(score, [clip for views, _ in clips for clip in views], batch_size))
+    # Only the last frame counts, which sees the whole clip in either mode.
+    of_instructions = iter(_chunked(scorer.score, [clip for _, others in clips for clip in others], batch_size))
     records: list[Prediction] = []
-    for query, (clips, _) in zip(queries, shown, strict=True):
-        scores = [next(views) for _ in clips]
-        viewed = zip(query.views, scores, strict=True)
-        records += [_clip_record(source, query, view, score) for view, score in viewed]
+    for query in queries:
+        scores = [next(of_views) for _ in query.views]
+        records += [_clip_record(source, query, view, score) for view, score in zip(query.views, scores, strict=True)]
         if query.instructions:
             kinds, texts = ("own", *query.instruction_kinds), (query.task, *query.instructions)
-            asked = zip(kinds, texts, (scores[0], *(next(said) for _ in query.instructions)), strict=True)
-            records += [_instruction_record(source, query, kind, text, score) for kind, text, score in asked]
+            answers = (scores[0], *(next(of_instructions) for _ in query.instructions))
+            records += [
+                _instruction_record(source, query, kind, text, answer)
+                for kind, text, answer in zip(kinds, texts, answers, strict=True)
+            ]
     return records
 
 
-def _shown(source: ClipSource, query: Query) -> tuple[list[Clip], list[Clip]]:
-    """A unit's clip in its views (the first is the forward one), and under its other instructions."""
+def _clips_of(source: ClipSource, query: Query) -> tuple[list[Clip], list[Clip]]:
+    """A query's clip in its views (the first is the forward one), and under its other instructions."""
     own = source.clip(query.row, query.task)
     after = source.clip(query.second, query.second_task) if query.second >= 0 else None
     views = [
@@ -126,12 +133,12 @@ def _shown(source: ClipSource, query: Query) -> tuple[list[Clip], list[Clip]]:
 
 
 def _predict_pairs(scorer: Scorer, source: ClipSource, queries: Sequence[Query], batch_size: int) -> list[Prediction]:
-    shown: list[tuple[Clip, Clip]] = []
+    pairs: list[tuple[Clip, Clip]] = []
     for query in queries:
         chosen = source.clip(query.row, query.task)
         rejected = chosen.reversed() if query.pair_kind == "reversed" else source.clip(query.second, query.task)
-        shown += [(chosen, rejected), (rejected, chosen)]
-    answers = [float(p) for p in _chunked(lambda pairs: list(scorer.compare(pairs)), shown, batch_size)]
+        pairs += [(chosen, rejected), (rejected, chosen)]
+    answers = [float(p) for p in _chunked(lambda some: list(scorer.compare(some)), pairs, batch_size)]
     return [
         _pair_record(source, query, first, 1 - second)
         for query, first, second in zip(queries, answers[0::2], answers[1::2], strict=True)
@@ -144,7 +151,7 @@ def _chunked(ask: Callable[[Sequence[Item]], Sequence[Answer]], items: Sequence[
 
 def _clip_record(source: ClipSource, query: Query, view: str, score: ClipScore) -> ClipPrediction:
     if not (np.isfinite(score.progress).all() and np.isfinite(score.success).all()):
-        raise ValueError(f"the scorer gave a value that is not finite for clip {source.text('id', query.row)}")
+        raise ValueError(f"the scorer returned a value that is not finite for clip {source.text('id', query.row)}")
     truth = source.truth(query.row)
     if view == MEMORY:
         reward = success = np.zeros(0, dtype=np.float32)
@@ -165,12 +172,12 @@ def _clip_record(source: ClipSource, query: Query, view: str, score: ClipScore) 
 
 def _identity(source: ClipSource, query: Query) -> dict[str, Any]:
     names = ("id", "source", "quality_label")
-    known = source.corpus.manifest["partial_success"][query.row].as_py()
+    judged = source.corpus.manifest["partial_success"][query.row].as_py()
     return {
         "split": query.split,
         "row": query.row,
         "task": query.task,
-        "partial_success": math.nan if known is None else float(known),
+        "partial_success": math.nan if judged is None else float(judged),
     } | {n: source.text(n, query.row) for n in names}
 
 
@@ -200,7 +207,7 @@ def _pair_record(
 
 
 def failed(source: ClipSource, query: Query, error: str) -> Prediction:
-    """The record of a unit that was not scored, and why."""
+    """The prediction for a query that was not scored: its error."""
     error = redacted(error)
     if query.pair_kind:
         return _pair_record(source, query, math.nan, math.nan, error)

@@ -1,8 +1,8 @@
-"""What a scorer said, kept apart from the metrics: records, and the Parquet tables that hold them.
+"""Predictions of a scorer, independent of the metrics, and the Parquet tables that hold them.
 
-Three kinds. `predictions`: every clip with its own task, in one or more views (`views`), with the truth beside it.
-`instructions`: the last-frame progress of successful clips under other instructions. `pairs`: preferences, each pair
-asked in both orders. A record whose `error` is not empty has no prediction and enters no metric; it is counted.
+There are three kinds. `predictions`: every clip under its own task, in one or more views (`views`), beside the truth.
+`instructions`: the last-frame progress of successful clips under other instructions. `pairs`: preferences, with each
+pair shown in both orders. If `error` is not empty, the scorer failed: the record is counted, but enters no metric.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class ClipPrediction:
     """One clip under its own task.
 
     Attributes:
-        view: how it was shown, a name of `views`: `forward`, or its frames in another order as a clip of their own.
-        progress, success: float32 [T] in the order shown; empty where `error` says why there are none.
-        env_reward, env_success: float32 [T], the simulator's truth at the frames shown; empty where unknown.
-        reward: what the clip is ranked by (`ClipScore.reward`); NaN: the last progress.
+        view: how it was shown, a name in `views`: `forward`, or its frames in another order.
+        progress, success: float32 [T] in the order of the view; empty if there is an `error`.
+        env_reward, env_success: float32 [T], the simulator's reward and success flag at these frames; empty if unknown.
+        reward: what the clip is ranked by (`ClipScore.reward`); NaN means the last progress.
         coverage: see `ClipScore`.
-        partial_success: how much of the task was done, where that was judged; else NaN.
-        num_frames: how many stored frames the view is made of; 0: as many as were shown.
+        partial_success: how much of the task was done, if somebody judged that; else NaN.
+        num_frames: how many stored frames the view is made of; 0 means as many as it shows.
     """
 
     split: str
@@ -59,7 +59,7 @@ class ClipPrediction:
 
     @property
     def true_progress(self) -> np.ndarray:
-        """Of a successful clip, float64 [T]: how far into the clip the frame lies that is shown."""
+        """Of a successful clip, float64 [T]: how far into the clip each frame of the view lies."""
         positions = VIEWS[self.view](self.num_frames) if self.view in VIEWS and self.num_frames else None
         return true_progress(np.arange(len(self.progress)) if positions is None else positions)
 
@@ -69,7 +69,7 @@ class InstructionPrediction:
     """The last-frame progress of one clip under one instruction.
 
     Attributes:
-        kind: `own`; `other`, another task's of the split; `counterfactual`, its own turned around; or `paraphrase`.
+        kind: `own`; `other` (of another task in the split); `counterfactual` (its own, reversed); or `paraphrase`.
     """
 
     split: str
@@ -83,12 +83,12 @@ class InstructionPrediction:
 
 @dataclass(frozen=True)
 class PairPrediction:
-    """One preference under `task`, asked in both orders.
+    """One preference under `task`, with the pair shown in both orders.
 
     Attributes:
         kind: `quality` (two qualities of one task), `task` (a successful clip of this task against one of another
             task) or `reversed` (a successful clip against itself played backwards).
-        chosen_id, rejected_id: which clip is the better one by its labels, and which the worse.
+        chosen_id, rejected_id: the better and the worse clip by their labels.
         chosen_first: P(chosen better) with the chosen clip shown first.
         chosen_second: P(chosen better) with the chosen clip shown second.
     """
@@ -121,12 +121,12 @@ _KINDS: dict[str, type] = {
 }
 
 PREDICTION_SCHEMA = pa.schema([(name, _struct(kind)) for name, kind in _KINDS.items()])
-"""Records of all three kinds in one stream: exactly one column of a row is not null."""
+"""Predictions of all three kinds in one stream: exactly one column of each row is not null."""
 
 
 @dataclass
 class Predictions:
-    """All records of one scorer on the splits that were evaluated."""
+    """All predictions of one scorer on the evaluated splits."""
 
     clips: list[ClipPrediction] = field(default_factory=list)
     instructions: list[InstructionPrediction] = field(default_factory=list)
@@ -134,22 +134,22 @@ class Predictions:
 
     @classmethod
     def of(cls, records: Iterable[Prediction]) -> Predictions:
-        """Sort records into their tables, each in a fixed order, whatever order workers answered in."""
-        made = cls()
+        """Sort records into their tables. The order is fixed, whatever order workers answered in."""
+        predictions = cls()
         for record in records:
             if isinstance(record, ClipPrediction):
-                made.clips.append(record)
+                predictions.clips.append(record)
             elif isinstance(record, PairPrediction):
-                made.pairs.append(record)
+                predictions.pairs.append(record)
             else:
-                made.instructions.append(record)
-        made.clips.sort(key=lambda r: (r.split, r.id, r.view))
-        made.instructions.sort(key=lambda r: (r.split, r.id, r.instruction))
-        made.pairs.sort(key=lambda r: (r.split, r.kind, r.task, r.chosen_id, r.rejected_id))
-        return made
+                predictions.instructions.append(record)
+        predictions.clips.sort(key=lambda r: (r.split, r.id, r.view))
+        predictions.instructions.sort(key=lambda r: (r.split, r.id, r.instruction))
+        predictions.pairs.sort(key=lambda r: (r.split, r.kind, r.task, r.chosen_id, r.rejected_id))
+        return predictions
 
     def split(self, name: str) -> Predictions:
-        """What belongs to one split, without the records that failed."""
+        """The predictions on one split, without failed ones."""
         return Predictions(
             [r for r in self.clips if r.split == name and not r.error],
             [r for r in self.instructions if r.split == name],
@@ -157,11 +157,11 @@ class Predictions:
         )
 
     def split_names(self) -> list[str]:
-        """Splits with at least one clip or pair that was scored, sorted."""
+        """Splits with at least one scored clip or pair, sorted."""
         return sorted({c.split for c in self.clips if not c.error} | {p.split for p in self.pairs if not p.error})
 
     def errors(self) -> list[ClipPrediction | PairPrediction]:
-        """The records that failed."""
+        """The failed predictions."""
         return [*(c for c in self.clips if c.error), *(p for p in self.pairs if p.error)]
 
     def save(self, storage: Storage) -> None:
@@ -183,7 +183,7 @@ class Predictions:
 
 
 def to_table(records: Sequence[Prediction]) -> pa.Table:
-    """Records as one Arrow table of `RECORD_SCHEMA`, which is what workers hand back."""
+    """Predictions as one Arrow table of `PREDICTION_SCHEMA`, which workers return."""
     names = {kind: name for name, kind in _KINDS.items()}
     rows = [{names[type(record)]: _row(record)} for record in records]
     return pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)

@@ -1,4 +1,4 @@
-"""What an evaluation returns: metrics with intervals, and a table per task."""
+"""Results of an evaluation: metrics with intervals, and a table per task."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A labelled table of numbers: `values[i][j]` belongs to `rows[i]` and `columns[j]`; NaN where there is none."""
+    """A labelled table of numbers: `values[i][j]` is for `rows[i]` and `columns[j]`, NaN if it is empty."""
 
     rows: Sequence[str]
     columns: Sequence[str]
@@ -45,7 +45,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation on one split; `skipped` says why where there are no metrics."""
+    """One evaluation on one split. If there are no metrics, `skipped` says why."""
 
     evaluation: str
     split: str
@@ -85,6 +85,6 @@ def metric_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def flat(results: Sequence[Result]) -> dict[str, float]:
-    """Point estimates by `split/evaluation/metric`, for a tracker; undefined ones are left out."""
+    """Point estimates by `split/evaluation/metric`, for a tracker, without undefined ones."""
     rows = {f"{r['split']}/{r['evaluation']}/{r['metric']}": float(r["value"]) for r in metric_rows(results)}
     return {name: value for name, value in rows.items() if math.isfinite(value)}

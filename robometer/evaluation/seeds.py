@@ -1,7 +1,7 @@
-"""Runs of one recipe that were trained with different seeds: what a number would be if the training were repeated.
+"""Runs of one recipe with different training seeds: how a number varies if the training is repeated.
 
-The intervals of a run are over the clips that it was evaluated on. How much of a difference between two models is the
-luck of one training run, they do not know; the spread over seeds does.
+The intervals of a run are over the clips that it was evaluated on. They do not say how much of a difference between two
+models is the luck of one training run; the spread over seeds does.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from robometer.report.runs import EvaluationRun, splits_of
 from robometer.report.tables import Table, interval, number
 
 OVER_SEEDS = (
-    "Intervals elsewhere are over the clips of one trained model each; here it is training itself that was repeated: "
-    "mean and sample standard deviation over runs of one recipe with different seeds, and the smallest to the largest."
+    "Elsewhere, intervals are over the clips of one trained model. Here the training itself was repeated: mean and "
+    "sample standard deviation over runs of one recipe with different seeds, and the range from smallest to largest."
 )
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ in `train.seed` alone, two or more, ordered by it; of two runs with one seed the first given."""
+    """Two or more runs that differ only in `train.seed`, ordered by it; of two runs with one seed, the first."""
 
     name: str
     seeds: Sequence[int]
@@ -34,7 +34,7 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class Spread:
-    """One metric over the runs of a group where it is defined: `std` is the sample's, with n - 1."""
+    """One metric over the runs of a group that define it; `std` is the sample standard deviation, with n - 1."""
 
     mean: float
     std: float
@@ -44,23 +44,23 @@ class Spread:
 
 
 def seed_groups(runs: Sequence[EvaluationRun]) -> list[SeedGroup]:
-    """Groups in the order of their first runs: equal recipe and mode, over the corpus that a report is over."""
-    found: dict[tuple[str, str], dict[int, EvaluationRun]] = defaultdict(dict)
+    """Groups of runs with equal recipe and mode, in the order of their first runs."""
+    by_recipe: dict[tuple[str, str], dict[int, EvaluationRun]] = defaultdict(dict)
     for run in runs:
         recipe, seed = run.provenance.get("recipe"), run.provenance.get("train_seed")
         if recipe and seed is not None:
-            found[str(recipe), str(run.provenance.get("mode"))].setdefault(int(seed), run)
-    return [_group(recipe, of_seed) for (recipe, _), of_seed in found.items() if len(of_seed) > 1]
+            by_recipe[str(recipe), str(run.provenance.get("mode"))].setdefault(int(seed), run)
+    return [_group(recipe, by_seed) for (recipe, _), by_seed in by_recipe.items() if len(by_seed) > 1]
 
 
-def _group(recipe: str, of_seed: dict[int, EvaluationRun]) -> SeedGroup:
-    seeds = sorted(of_seed)
-    model = str(of_seed[seeds[0]].provenance.get("model", "")).partition("@")[0]
-    return SeedGroup(f"{model}, recipe {recipe}", seeds, [of_seed[seed] for seed in seeds])
+def _group(recipe: str, by_seed: dict[int, EvaluationRun]) -> SeedGroup:
+    seeds = sorted(by_seed)
+    model = str(by_seed[seeds[0]].provenance.get("model", "")).partition("@")[0]
+    return SeedGroup(f"{model}, recipe {recipe}", seeds, [by_seed[seed] for seed in seeds])
 
 
 def spread(group: SeedGroup, evaluation: str, split: str, name: str) -> Spread | None:
-    """A metric over the seeds; None where fewer than two of them have it."""
+    """A metric over the seeds; None if fewer than two of them have it."""
     metrics = [run.metric(evaluation, split, name) for run in group.runs]
     values = [m.estimate.value for m in metrics if m is not None and math.isfinite(m.estimate.value)]
     if len(values) < 2:
@@ -69,7 +69,7 @@ def spread(group: SeedGroup, evaluation: str, split: str, name: str) -> Spread |
 
 
 def seed_tables(runs: Sequence[EvaluationRun]) -> list[Table]:
-    """Per split: groups down, headlines across; empty without a group of two seeds."""
+    """Per split: groups down, headlines across; empty if no group has two seeds."""
     groups, headlines = seed_groups(runs), headlines_of(runs)
     tables = []
     for split in splits_of(runs) if groups else []:
@@ -86,8 +86,8 @@ def seed_tables(runs: Sequence[EvaluationRun]) -> list[Table]:
     return tables
 
 
-def _cell(found: Spread | None, group: SeedGroup) -> Table:
-    if found is None:
+def _cell(values: Spread | None, group: SeedGroup) -> Table:
+    if values is None:
         return {"value": "–", "range": ""}
-    some = f", {found.n} of {len(group.seeds)} seeds" if found.n < len(group.seeds) else ""
-    return {"value": f"{number(found.mean)} ± {number(found.std)}", "range": interval(found.low, found.high) + some}
+    some = f", {values.n} of {len(group.seeds)} seeds" if values.n < len(group.seeds) else ""
+    return {"value": f"{number(values.mean)} ± {number(values.std)}", "range": interval(values.low, values.high) + some}

@@ -1,4 +1,4 @@
-"""All evaluations by name, and how they run on stored predictions without the model."""
+"""All evaluations by name, and how to run them on stored predictions without the model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_evaluations(names: Sequence[str]) -> None:
     """Raise `ConfigError` for an evaluation that does not exist."""
     for name in names:
         if name not in EVALUATIONS:
-            raise ConfigError(f"evaluate.evaluations: {name!r} is none of {', '.join(EVALUATIONS)}")
+            raise ConfigError(f"evaluate.evaluations: unknown {name!r}; choose from {', '.join(EVALUATIONS)}")
 
 
 def evaluate_all(predictions: Predictions, config: EvaluateConfig) -> list[Result]:

@@ -1,4 +1,4 @@
-"""A quick look at a scorer in the middle of training: few clips, no intervals, no files."""
+"""A quick evaluation during training: few clips, no intervals, no files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BATCH_SIZE = 16
 def validate(
     scorer: Scorer, corpus: Corpus, splits: Sequence[str], max_clips: int, seed: int, batch_size: int = BATCH_SIZE
 ) -> dict[str, float]:
-    """Point estimates by `split/metric`, with the metrics of `summary`.
+    """Point estimates of the metrics of `summary`, by `split/metric`.
 
-    At most `max_clips` clips per split, balanced over tasks and qualities, and about as many pairs of different
-    quality. What a split cannot define (a quality is missing, or the whole split) is left out.
+    Each split gives at most `max_clips` clips, balanced over tasks and qualities, and about as many pairs of different
+    quality. Metrics that a split cannot define (because it lacks a quality, or is empty) are left out.
     """
     values: dict[str, float] = {}
     source = ClipSource.for_scorer(corpus, scorer)
@@ -34,8 +34,8 @@ def validate(
         per_task = max(1, max_clips // max(1, len(np.unique(_tasks(corpus, split)))))
         queries = plan_split(corpus, split, max_clips, per_task, seed, ["preference", "reward_alignment"])
         queries = [_quick(query) for query in queries if query.pair_kind in ("", "quality")]
-        found = summary(Predictions.of(predict(scorer, source, queries, batch_size)))
-        values |= {f"{split}/{name}": value for name, value in found.items() if math.isfinite(value)}
+        metrics = summary(Predictions.of(predict(scorer, source, queries, batch_size)))
+        values |= {f"{split}/{name}": value for name, value in metrics.items() if math.isfinite(value)}
     return values
 
 
@@ -44,7 +44,7 @@ def _quick(query: Query) -> Query:
 
 
 def summary(predictions: Predictions) -> dict[str, float]:
-    """The headline numbers of one split; NaN where undefined."""
+    """The headline numbers of one split; NaN if undefined."""
     good = [c for c in predictions.clips if c.quality_label == SUCCESSFUL]
     ranking = policy_ranking.summary(predictions.clips)
     return {

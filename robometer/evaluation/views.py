@@ -1,7 +1,7 @@
-"""Other ways to show a clip: its frames in another order, or under other words. They turn any corpus into a test.
+"""Other ways to show a clip: with its frames in another order, or under other words. They turn any corpus into a test.
 
-A view is a list of positions: which stored frame is shown at each moment. A successful clip progresses evenly, so that
-what a model should say of a moment is how far into the clip its frame lies: `true_progress`.
+A view is a list of positions: which stored frame to show at each moment. A successful clip is taken to progress evenly,
+so the right progress at a moment is how far into the clip its frame lies: `true_progress`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _rewound(n: int) -> np.ndarray:
 
 
 def _retry(n: int) -> np.ndarray:
-    """Two thirds of the way, back to one third, and then to the end: an attempt that is given up and made again."""
+    """Two thirds of the way, back to one third, and then to the end: a failed attempt and a second one."""
     first, second = (n - 1) // 3, 2 * (n - 1) // 3
     return np.concatenate([np.arange(second + 1), np.arange(second - 1, first - 1, -1), np.arange(first + 1, n)])
 
@@ -33,7 +33,7 @@ def _cycle(n: int) -> np.ndarray:
 
 
 def _hesitation(n: int) -> np.ndarray:
-    """Half way, a stop of half the clip's length, and on."""
+    """Half way, a stop as long as half the clip, and then to the end."""
     return np.concatenate([np.arange(n // 2), np.full(n // 2, n // 2), np.arange(n // 2, n)])
 
 
@@ -45,11 +45,11 @@ VIEWS: dict[str, Callable[[int], np.ndarray]] = {
     CYCLE: _cycle,
     HESITATION: _hesitation,
 }
-"""Positions int [T'] of a clip of T frames, by view. `memory`, which takes a second clip, is made by `predict`."""
+"""Positions int [T'] of a clip of T frames, by view. `predict` makes `memory`, which takes a second clip."""
 
 
 def true_progress(positions: np.ndarray) -> np.ndarray:
-    """What a successful clip's progress is at the frames shown, float64 [T'] in [0, 1]."""
+    """True progress of a successful clip at the frames of a view, float64 [T'] in [0, 1]."""
     last = int(positions.max(initial=0))
     return positions / last if last else np.zeros(len(positions))
 
@@ -64,13 +64,13 @@ _WORD = re.compile(rf"\b({'|'.join(sorted(_SWAP, key=len, reverse=True))})(?:ing
 
 
 def counterfactual(task: str) -> str | None:
-    """The instruction with its first telling word turned around (open: close), or None where it has none of them."""
-    found = _WORD.search(task)
-    return task[: found.start()] + _SWAP[found[1].lower()] + task[found.end() :] if found else None
+    """The instruction with its first reversible word replaced by the opposite (open: close); None if it has none."""
+    match = _WORD.search(task)
+    return task[: match.start()] + _SWAP[match[1].lower()] + task[match.end() :] if match else None
 
 
 def paraphrases(task: str) -> tuple[str, ...]:
-    """The same instruction in other words, which should change nothing."""
+    """The same instruction in other words, which should not change the progress."""
     plain = task.strip().rstrip(".")
     plain = plain[:1].lower() + plain[1:]
     return f"Please {plain}.", f"The robot should {plain}.", plain.upper()

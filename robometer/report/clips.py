@@ -1,4 +1,4 @@
-"""Clips of the report: which are worth looking at, and each with its pictures and every model's curve."""
+"""Clips of the report: which ones to show, and each with its frames and every model's curve."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ from robometer.report.runs import EvaluationRun
 from robometer.report.tables import number
 from robometer.trajectory import QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
-FRAME_WIDTH = 176  # px, of the frames in the page
+FRAME_WIDTH = 176  # px, of the frames on the page
 MAX_FRAMES_SHOWN = 48  # per clip
 THUMBNAILS = 8
 JPEG_QUALITY = 72
 WORST_PER_RUN = 2
 MOST_DISPUTED = 2
 
-Shown = Mapping[str, ClipPrediction]
-"""A clip as each model judged it, by the name of the run."""
+ByRun = Mapping[str, ClipPrediction]
+"""The predictions of one clip, by the name of the run."""
 
 
 def clip_cards(runs: Sequence[EvaluationRun], corpus: Corpus, splits: Sequence[str]) -> list[dict[str, Any]]:
-    """Per split the clips worth looking at.
+    """Per split, the clips to look at.
 
-    Of one run a typical and a badly judged clip of each quality; of several the typical ones of the first run, the
-    worst judged of each, and those that two of them judge most differently.
+    For one run, a typical and a badly judged clip of each quality. For several runs, the typical clips of the first
+    run, the worst judged clips of each, and the clips that two of them judge most differently.
     """
     groups = []
     for split in splits:
-        shown = _by_clip(runs, split)
-        own = {run.name: [found[run.name] for found in shown.values() if run.name in found] for run in runs}
-        first = own[runs[0].name]
-        chosen = _of_each_quality(first, worst=True) if len(runs) == 1 else _compared(own, shown)
-        cards = [_card(runs, shown[id], "; ".join(why), corpus, first) for id, why in chosen.items()]
+        by_clip = _by_clip(runs, split)
+        by_run = {run.name: [clips[run.name] for clips in by_clip.values() if run.name in clips] for run in runs}
+        first = by_run[runs[0].name]
+        chosen = _of_each_quality(first, worst=True) if len(runs) == 1 else _compared(by_run, by_clip)
+        cards = [_card(runs, by_clip[id], "; ".join(why), corpus, first) for id, why in chosen.items()]
         if cards:
             groups.append({"split": split, "clips": cards})
     return groups
 
 
 def _by_clip(runs: Sequence[EvaluationRun], split: str) -> dict[str, dict[str, ClipPrediction]]:
-    found: dict[str, dict[str, ClipPrediction]] = defaultdict(dict)
+    by_clip: dict[str, dict[str, ClipPrediction]] = defaultdict(dict)
     for run in runs:
         for clip in run.predictions.split(split).clips:
             if clip.view == FORWARD:
-                found[clip.id][run.name] = clip
-    return found
+                by_clip[clip.id][run.name] = clip
+    return by_clip
 
 
 def _of_each_quality(clips: Sequence[ClipPrediction], worst: bool) -> dict[str, list[str]]:
-    """Why each clip is shown, by id."""
+    """The chosen clips by id, with the reasons."""
     chosen: dict[str, list[str]] = {}
     for quality in reversed(QUALITY_LABELS):
         members = sorted((c for c in clips if c.quality_label == quality), key=lambda c: (_error(c), c.id))
@@ -74,44 +74,44 @@ def _of_each_quality(clips: Sequence[ClipPrediction], worst: bool) -> dict[str, 
 
 
 def _error(clip: ClipPrediction) -> float:
-    """How badly the last frame is judged: a success should end high, anything else low."""
+    """How wrong the last progress is: a success should end high, any other clip low."""
     last = float(clip.progress[-1])
     return 1 - last if clip.quality_label == SUCCESSFUL else last
 
 
-def _compared(own: Mapping[str, Sequence[ClipPrediction]], shown: Mapping[str, Shown]) -> dict[str, list[str]]:
+def _compared(by_run: Mapping[str, Sequence[ClipPrediction]], by_clip: Mapping[str, ByRun]) -> dict[str, list[str]]:
     chosen: dict[str, list[str]] = defaultdict(list)
-    for id, found in _of_each_quality(next(iter(own.values())), worst=False).items():
-        chosen[id] += [f"{next(iter(own))}: {why}" for why in found]
-    for name, clips in own.items():
-        # a suboptimal clip ends somewhere between, nobody says where
+    for id, reasons in _of_each_quality(next(iter(by_run.values())), worst=False).items():
+        chosen[id] += [f"{next(iter(by_run))}: {why}" for why in reasons]
+    for name, clips in by_run.items():
+        # A suboptimal clip ends somewhere in between, so its error is unknown.
         judged = [c for c in clips if c.quality_label != SUBOPTIMAL]
         for clip in sorted(judged, key=lambda c: (-_error(c), c.id))[:WORST_PER_RUN]:
             chosen[clip.id].append(f"worst judged by {name} ({number(float(clip.progress[-1]))})")
-    disputed = sorted(((gap, id, a, b) for id, found in shown.items() for gap, a, b in _gap(found)), reverse=True)
+    disputed = sorted(((gap, id, a, b) for id, clips in by_clip.items() for gap, a, b in _gap(clips)), reverse=True)
     for gap, id, a, b in disputed[:MOST_DISPUTED]:
         chosen[id].append(f"{a} and {b} disagree most (by {number(gap)} a frame)")
     return chosen
 
 
-def _gap(found: Shown) -> list[tuple[float, str, str]]:
-    """The two models that are furthest apart over a clip, and how far in the mean over its frames."""
+def _gap(by_run: ByRun) -> list[tuple[float, str, str]]:
+    """The largest mean distance between two models' progress on a clip, and the models."""
     gaps = [
-        (float(np.abs(found[a].progress - found[b].progress).mean()), a, b)
-        for a, b in combinations(found, 2)
-        if len(found[a].progress) == len(found[b].progress)
+        (float(np.abs(by_run[a].progress - by_run[b].progress).mean()), a, b)
+        for a, b in combinations(by_run, 2)
+        if len(by_run[a].progress) == len(by_run[b].progress)
     ]
     return [max(gaps)] if gaps else []
 
 
 def _card(
-    runs: Sequence[EvaluationRun], found: Shown, why: str, corpus: Corpus, first: Sequence[ClipPrediction]
+    runs: Sequence[EvaluationRun], by_run: ByRun, why: str, corpus: Corpus, first: Sequence[ClipPrediction]
 ) -> dict[str, Any]:
-    clip = next(iter(found.values()))
+    clip = next(iter(by_run.values()))
     count = len(clip.progress)
     cells = thin_positions(count, MAX_FRAMES_SHOWN)
     sprite, ratio = _sprite(corpus.frames(clip.row, cells))
-    series = _series(runs, found, _reward_range(clip.task, first))
+    series = _series(runs, by_run, _reward_range(clip.task, first))
     return {
         "task": clip.task,
         "quality": clip.quality_label,
@@ -131,17 +131,17 @@ def _card(
     }
 
 
-def _series(runs: Sequence[EvaluationRun], found: Shown, reward_range: tuple[float, float]) -> list[dict[str, Any]]:
-    """What is drawn over a clip: with one run its progress and success, with several everyone's progress."""
-    clip = next(iter(found.values()))
+def _series(runs: Sequence[EvaluationRun], by_run: ByRun, reward_range: tuple[float, float]) -> list[dict[str, Any]]:
+    """The curves of a clip: progress and success of one run, or the progress of several."""
+    clip = next(iter(by_run.values()))
     count = len(clip.progress)
     if len(runs) == 1:
         series = [_one("progress", "progress", clip.progress), _one("success", "success", clip.success)]
     else:
         series = [
-            _one(run.name, "model", found[run.name].progress, model=i)
+            _one(run.name, "model", by_run[run.name].progress, model=i)
             for i, run in enumerate(runs)
-            if run.name in found and len(found[run.name].progress) == count
+            if run.name in by_run and len(by_run[run.name].progress) == count
         ]
     if clip.quality_label == SUCCESSFUL:
         series.append(_one("true progress", "target", target_progress(count)))
@@ -156,7 +156,7 @@ def _one(name: str, kind: str, values: np.ndarray, model: int = 0) -> dict[str, 
 
 
 def _reward_range(task: str, clips: Sequence[ClipPrediction]) -> tuple[float, float]:
-    """Smallest and largest simulator reward of a task: one scale for all its clips, good and bad."""
+    """Smallest and largest simulator reward of a task: one scale for all its clips."""
     rewards = [c.env_reward for c in clips if c.task == task and len(c.env_reward)]
     return (float(min(map(np.min, rewards))), float(max(map(np.max, rewards)))) if rewards else (0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""Runs beside one another: differences to the first over what both scored, and each run by data source."""
+"""Comparison of runs: differences to the first run over what both scored, and each run by data source."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from robometer.evaluation.predictions import ClipPrediction, InstructionPredicti
 from robometer.report.runs import EvaluationRun, splits_of
 
 SOURCE_RESAMPLES = 200
-"""Of the intervals of one data source: coarser ones, since everything is computed once more for each of them."""
+"""Most resamples for the intervals of one data source, as everything is computed again for each source."""
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Everything that a report is made of but the pictures.
+    """Everything that a report is made of, except the frames of its clips.
 
     Attributes:
-        runs: one or more; the others are compared with the first.
+        runs: one or more runs; the others are compared with the first.
         differences: run name -> (evaluation, split, metric) -> difference to the first run.
-        sources: run name -> data source -> the run on the clips of that source alone, with at most
-            `SOURCE_RESAMPLES` resamples.
+        sources: run name -> data source -> the run on the clips of this source only, with at most `SOURCE_RESAMPLES`
+            resamples.
     """
 
     runs: Sequence[EvaluationRun]
@@ -38,8 +38,8 @@ class RunComparison:
 
 def compare_runs(runs: Sequence[EvaluationRun]) -> RunComparison:
     """Compare runs over one corpus with the first of them."""
-    found = {run.name: _differences(runs[0], run) for run in runs[1:]}
-    return RunComparison(runs, found, {run.name: _by_source(run) for run in runs})
+    differences = {run.name: _differences(runs[0], run) for run in runs[1:]}
+    return RunComparison(runs, differences, {run.name: _by_source(run) for run in runs})
 
 
 def _clip(record: ClipPrediction) -> tuple[str, ...]:
@@ -58,17 +58,17 @@ _KEYS: Mapping[str, Callable[[Any], tuple[str, ...]]] = {"clips": _clip, "instru
 
 
 def common(first: EvaluationRun, second: EvaluationRun) -> tuple[EvaluationRun, EvaluationRun]:
-    """Both runs on what both scored; a run that scored no more than that is returned as it is."""
+    """Both runs, limited to what both scored. A run that scored no more is returned as it is."""
     shared = {name: _scored(first, name, key) & _scored(second, name, key) for name, key in _KEYS.items()}
 
     def cut(run: EvaluationRun) -> EvaluationRun:
         if all(_scored(run, name, key) == shared[name] for name, key in _KEYS.items()):
             return run
-        kept = {
+        records = {
             name: [record for record in getattr(run.predictions, name) if key(record) in shared[name]]
             for name, key in _KEYS.items()
         }
-        return run.on(replace(run.predictions, **kept))
+        return run.on(replace(run.predictions, **records))
 
     return cut(first), cut(second)
 
@@ -81,18 +81,18 @@ def _differences(baseline: EvaluationRun, other: EvaluationRun) -> dict[tuple[st
     """`other` minus `baseline` by (evaluation, split, metric), over what both scored."""
     first, second = common(baseline, other)
     settings = Resampling(first.settings.bootstrap, first.settings.confidence, first.settings.seed)
-    found = {}
+    differences = {}
     for result in first.results:
         for metric in result.metrics:
-            theirs = second.metric(result.evaluation, result.split, metric.name)
-            if theirs is not None:
+            counterpart = second.metric(result.evaluation, result.split, metric.name)
+            if counterpart is not None:
                 key = result.evaluation, result.split, metric.name
-                found[key] = paired(metric.estimate, theirs.estimate, settings)
-    return found
+                differences[key] = paired(metric.estimate, counterpart.estimate, settings)
+    return differences
 
 
 def _by_source(run: EvaluationRun) -> dict[str, EvaluationRun]:
-    """The run on the clips of each data source alone."""
+    """The run on the clips of each data source only."""
     predictions = run.predictions
     sources = {clip.id: clip.source for clip in predictions.clips}
     names = sorted(set(sources.values()))
@@ -113,23 +113,23 @@ def _by_source(run: EvaluationRun) -> dict[str, EvaluationRun]:
 
 
 def remarks(runs: Sequence[EvaluationRun]) -> list[str]:
-    """What keeps runs from being compared as they are, one sentence each."""
-    said = [_other_clips(runs[0], run, split) for run in runs[1:] for split in splits_of(runs)]
+    """Why runs are not directly comparable, a sentence each."""
+    sentences = [_other_clips(runs[0], run, split) for run in runs[1:] for split in splits_of(runs)]
     for name in ("mode", "frames"):
         values = {run.name: str(run.provenance.get(name, "unknown")) for run in runs}
         if len(set(values.values())) > 1:
-            said.append(f"The runs differ in {name}: " + "; ".join(f"{n}: {v}" for n, v in values.items()) + ".")
-    return [sentence for sentence in said if sentence]
+            sentences.append(f"The runs differ in {name}: " + "; ".join(f"{n}: {v}" for n, v in values.items()) + ".")
+    return [sentence for sentence in sentences if sentence]
 
 
 def _other_clips(first: EvaluationRun, run: EvaluationRun, split: str) -> str:
     ours, theirs = ({clip.id for clip in r.predictions.split(split).clips} for r in (first, run))
     if bool(ours) != bool(theirs):
         scored, missing = (first, run) if ours else (run, first)
-        return f"On {split}, {scored.name} scored clips and {missing.name} none."
+        return f"On {split}, {scored.name} scored clips, but {missing.name} scored none."
     if ours == theirs:
         return ""
     return (
-        f"On {split}, {run.name} scored {len(theirs)} clips and {first.name} {len(ours)}, {len(ours & theirs)} of them "
-        "the same: differences are over those alone."
+        f"On {split}, {run.name} scored {len(theirs)} clips and {first.name} {len(ours)}. Differences are over the "
+        f"{len(ours & theirs)} clips that both scored."
     )

@@ -1,4 +1,4 @@
-"""Charts of the HTML pages: per-frame values as what SVG and CSS want, in percent of the chart."""
+"""Charts of the HTML pages: per-frame values for SVG and CSS, in percent of the chart."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class Span:
 
 
 def place(position: float, count: int) -> float:
-    """Where a frame lies: the first at 0, the last of `count` at 100."""
+    """Position of a frame: the first of `count` at 0, the last at 100."""
     return 100 * position / max(1, count - 1)
 
 
 def points(values: Sequence[float] | np.ndarray) -> str:
-    """Points of an SVG polyline in a box of 100 x 100, y down; values from 0 to 1."""
+    """Points of an SVG polyline in a box of 100 x 100, y down, for values from 0 to 1."""
     return " ".join(f"{place(i, len(values)):.2f},{100 - 100 * float(v):.2f}" for i, v in enumerate(values))
 
 
 def spans(flags: Sequence[float] | np.ndarray) -> list[Span]:
-    """Where a flag (0 or 1 per frame) is up; a frame reaches half way to its neighbours."""
-    found, start, last = [], 0, len(flags) - 1
+    """Where a flag (0 or 1 per frame) is set; a frame extends half way to its neighbours."""
+    stretches, start, last = [], 0, len(flags) - 1
     for up, run in groupby(flag > 0.5 for flag in flags):
         stop = start + len(list(run))
         if up:
             left, right = place(max(start - 0.5, 0), len(flags)), place(min(stop - 0.5, last), len(flags))
-            found.append(Span(round(left, 2), round(right - left, 2)))
+            stretches.append(Span(round(left, 2), round(right - left, 2)))
         start = stop
-    return found
+    return stretches

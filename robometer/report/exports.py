@@ -1,4 +1,4 @@
-"""The numbers of a report for other tools: Markdown to read, LaTeX to include, CSV to compute with."""
+"""The numbers of a report for other tools: Markdown to read, LaTeX to include, and CSV to compute with."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ Row = Sequence[str]
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
         "τ": r"$\tau$", "±": r"$\pm$", "→": r"$\rightarrow$", "↔": r"$\leftrightarrow$", "…": r"\dots{}",
         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-        "[": "{[}", "]": "{]}", "*": "{*}",  # after the \\ of a row these would be its arguments
+        "[": "{[}", "]": "{]}", "*": "{*}",  # after the \\ of a row, these would be its arguments
         } | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
 def files(comparison: RunComparison) -> dict[str, str]:
-    """Text of each file by its name."""
-    return {"report.md": markdown(comparison), "report.tex": latex(comparison), "report.csv": table(comparison)}
+    """The text of each file, by its name."""
+    return {"report.md": markdown(comparison), "report.tex": latex(comparison), "report.csv": csv_table(comparison)}
 
 
-def table(comparison: RunComparison) -> str:
-    """Every metric of every run as CSV: a row each with value, interval, n, and the difference to the first run.
+def csv_table(comparison: RunComparison) -> str:
+    """Every metric of every run as CSV: a row with value, interval, n, and the difference to the first run.
 
-    Below them, where there are runs of one recipe, a row each for the mean, the standard deviation, the minimum and the
-    maximum over seeds (`statistic`). An undefined number is an empty cell.
+    If there are runs of one recipe, rows follow for the mean, standard deviation, minimum and maximum over seeds
+    (`statistic`). An undefined number is an empty cell.
     """
     baseline = comparison.runs[0].name
     rows: list[dict[str, Any]] = []
     for run in comparison.runs:
-        found = comparison.differences.get(run.name, {})
+        differences = comparison.differences.get(run.name, {})
         for row in metric_rows(run.results):
-            difference = found.get((row["evaluation"], row["split"], row["metric"]))
+            difference = differences.get((row["evaluation"], row["split"], row["metric"]))
             rows.append({"model": run.name, "statistic": "value"} | row | _compared(difference, baseline))
     rows += [dict.fromkeys(rows[0], "") | row for row in _over_seeds(comparison.runs)]
     stream = io.StringIO()
@@ -57,19 +57,20 @@ def _over_seeds(runs: Sequence[EvaluationRun]) -> Iterable[dict[str, Any]]:
     for group in seed_groups(runs):
         for result in group.runs[0].results:
             for metric in result.metrics:
-                found = spread(group, result.evaluation, result.split, metric.name)
-                if found is None:
+                over_seeds = spread(group, result.evaluation, result.split, metric.name)
+                if over_seeds is None:
                     continue
                 key = {"split": result.split, "evaluation": result.evaluation, "metric": metric.name}
                 for words, name in statistics.items():
-                    value = {"statistic": f"{words} over seeds", "value": getattr(found, name)}
-                    yield {"model": group.name} | key | value | {"n": found.n, "over": "seeds"}
+                    value = {"statistic": f"{words} over seeds", "value": getattr(over_seeds, name)}
+                    yield {"model": group.name} | key | value | {"n": over_seeds.n, "over": "seeds"}
 
 
-def _compared(found: Difference | None, baseline: str) -> dict[str, Any]:
+def _compared(difference: Difference | None, baseline: str) -> dict[str, Any]:
     names = {"difference": "value", "difference_low": "low", "difference_high": "high", "p": "p"}
-    values = {name: getattr(found, field) if found else "" for name, field in names.items()}
-    return {"baseline": baseline if found else ""} | values | {"not_compared": found.reason if found else ""}
+    values = {name: getattr(difference, field) if difference else "" for name, field in names.items()}
+    reason = difference.reason if difference else ""
+    return {"baseline": baseline if difference else ""} | values | {"not_compared": reason}
 
 
 def _plain(value: Any) -> Any:
@@ -80,24 +81,24 @@ def markdown(comparison: RunComparison) -> str:
     """Leaderboard, differences, sources, published results and provenance as Markdown tables."""
     runs = comparison.runs
     parts = [f"# Evaluation of {', '.join(_md(run.name) for run in runs)}"]
-    if said := remarks(runs):
-        parts.append(_md_list(said))
+    if sentences := remarks(runs):
+        parts.append(_md_list(sentences))
     for board in leaderboards(runs):
         parts += [f"## {_md(board['split'])}", _md(EFFECTIVE_N), _md_table(*_board(board))]
-    for made in seed_tables(runs):
-        parts += [f"## Over seeds, {_md(made['split'])}", _md(OVER_SEEDS), _md_table(*_seeds(made))]
-    for made in difference_tables(comparison):
-        title = f"## Differences to {_md(runs[0].name)}, {_md(made['split'])}"
-        parts += [title, _md_table(*_differences(runs, made))]
-    for made in source_tables(comparison):
-        header = ["data source", "model", "clips", *(f"{h.title}: {h.what}" for h in made["headlines"])]
-        rows = [[r["source"], r["name"], r["clips"], *map(_with_interval, r["cells"])] for r in made["rows"]]
-        parts += [f"## Data sources, {_md(made['split'])}", _md_table(map(_md, header), (map(_md, r) for r in rows))]
+    for table in seed_tables(runs):
+        parts += [f"## Over seeds, {_md(table['split'])}", _md(OVER_SEEDS), _md_table(*_seeds(table))]
+    for table in difference_tables(comparison):
+        title = f"## Differences to {_md(runs[0].name)}, {_md(table['split'])}"
+        parts += [title, _md_table(*_differences(runs, table))]
+    for table in source_tables(comparison):
+        header = ["data source", "model", "clips", *(f"{h.title}: {h.what}" for h in table["headlines"])]
+        rows = [[r["source"], r["name"], r["clips"], *map(_with_interval, r["cells"])] for r in table["rows"]]
+        parts += [f"## Data sources, {_md(table['split'])}", _md_table(map(_md, header), (map(_md, r) for r in rows))]
     parts += ["## Published results", _md_list(protocol(runs))]
-    for made in anchor_tables(comparison):
-        header = ["model", *made["columns"]]
-        rows = [[row["name"], *(cell["value"] for cell in row["cells"])] for row in made["rows"]]
-        parts += [f"### {_md(made['anchor'].title)}", _md_list(made["caveats"])]
+    for table in anchor_tables(comparison):
+        header = ["model", *table["columns"]]
+        rows = [[row["name"], *(cell["value"] for cell in row["cells"])] for row in table["rows"]]
+        parts += [f"### {_md(table['anchor'].title)}", _md_list(table["caveats"])]
         parts += [_md_table(map(_md, header), (map(_md, row) for row in rows))]
     return "\n\n".join([*parts, *map(_md_provenance, runs)]) + "\n"
 
@@ -116,7 +117,7 @@ def _flat(value: Any) -> str:
 
 
 def _md(text: Any) -> str:
-    """Text that is no markup, on one line."""
+    """Text with its markup escaped, on one line."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in str(text))
     return " ".join(escaped.split())
 
@@ -132,29 +133,28 @@ def _md_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def latex(comparison: RunComparison) -> str:
-    """Leaderboards and differences as LaTeX tables, to be included; they need the package booktabs."""
+    """Leaderboards and differences as LaTeX tables to include; they need the package booktabs."""
     runs = comparison.runs
     parts = ["% by `robometer report`; needs \\usepackage{booktabs}; names in other scripts need lualatex or xelatex"]
     for board in leaderboards(runs):
         caption = f"{board['split']}: value, interval and n; the best in bold. {EFFECTIVE_N}"
         parts.append(_tex_table(caption, [row["name"] for row in board["rows"]], *_across(board, _tex_value)))
-    for made in seed_tables(runs):
-        names = [f"{row['name']}, seeds {row['seeds']}" for row in made["rows"]]
-        cells = _across(made, lambda cell: _tex_stack("r", _tex(cell["value"]), cell["range"]))
-        parts.append(_tex_table(f"{made['split']}, over seeds. {OVER_SEEDS}", names, *cells))
-    for made in difference_tables(comparison):
-        caption = f"{made['split']}: difference to {runs[0].name}, its interval and two-sided p."
-        headlines = [row["headline"] for row in made["rows"]]
-        differences = [[_tex_difference(cell) for cell in row["cells"]] for row in made["rows"]]
+    for table in seed_tables(runs):
+        names = [f"{row['name']}, seeds {row['seeds']}" for row in table["rows"]]
+        cells = _across(table, lambda cell: _tex_stack("r", _tex(cell["value"]), cell["range"]))
+        parts.append(_tex_table(f"{table['split']}, over seeds. {OVER_SEEDS}", names, *cells))
+    for table in difference_tables(comparison):
+        caption = f"{table['split']}: difference to {runs[0].name}, its interval and two-sided p."
+        headlines = [row["headline"] for row in table["rows"]]
+        differences = [[_tex_difference(cell) for cell in row["cells"]] for row in table["rows"]]
         parts.append(_tex_table(caption, [run.name for run in runs[1:]], headlines, differences))
     return "\n\n".join(parts) + "\n"
 
 
-def _across(made: Table, show: Callable[[Table], str]) -> tuple[Sequence[Headline], list[Row]]:
-    """Headlines, and of each the cells of all rows: numbers of a page's width go across, however many models."""
-    return made["headlines"], [
-        list(map(show, cells)) for cells in zip(*(r["cells"] for r in made["rows"]), strict=True)
-    ]
+def _across(table: Table, show: Callable[[Table], str]) -> tuple[Sequence[Headline], list[Row]]:
+    """Headlines, and for each the cells of all rows: headlines go down in LaTeX, as many would not fit across."""
+    columns = zip(*(row["cells"] for row in table["rows"]), strict=True)
+    return table["headlines"], [list(map(show, cells)) for cells in columns]
 
 
 def _tex_value(cell: Table) -> str:
@@ -177,7 +177,7 @@ def _tex_stack(side: str, first: str, *under: str) -> str:
 
 
 def _tex(text: str) -> str:
-    """Text that is no markup, on one line; letters of other scripts stay, and need lualatex or xelatex."""
+    """Text with its markup escaped, on one line. Letters of other scripts stay, and need lualatex or xelatex."""
     printable = "".join(c if c.isprintable() else " " for c in str(text))
     return "".join(_TEX.get(character, character) for character in " ".join(printable.split()))
 
@@ -218,19 +218,19 @@ def _board(board: Table) -> tuple[Row, list[Row]]:
     return header, rows
 
 
-def _seeds(made: Table) -> tuple[Row, list[Row]]:
-    header = ["model", "seeds", *(_md(f"{h.title}: {h.what}") for h in made["headlines"])]
+def _seeds(table: Table) -> tuple[Row, list[Row]]:
+    header = ["model", "seeds", *(_md(f"{h.title}: {h.what}") for h in table["headlines"])]
     rows: list[Row] = []
-    for row in made["rows"]:
+    for row in table["rows"]:
         cells = [f"{cell['value']} ({cell['range']})" if cell["range"] else cell["value"] for cell in row["cells"]]
         rows.append([_md(text) for text in (row["name"], row["seeds"], *cells)])
     return header, rows
 
 
-def _differences(runs: Sequence[EvaluationRun], made: Table) -> tuple[Row, list[Row]]:
+def _differences(runs: Sequence[EvaluationRun], table: Table) -> tuple[Row, list[Row]]:
     header = ["metric", *(_md(run.name) for run in runs[1:])]
     rows: list[Row] = []
-    for row in made["rows"]:
+    for row in table["rows"]:
         cells = []
         for cell in row["cells"]:
             text = f"{cell['value']} ({cell['interval']}), p {cell['p']}" if cell and cell["interval"] else ""

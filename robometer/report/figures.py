@@ -16,13 +16,13 @@ from robometer.report.runs import EvaluationRun, splits_of
 from robometer.report.tables import number
 from robometer.trajectory import QUALITY_LABELS, SUCCESSFUL
 
-LABEL_CHARACTERS = 34  # of a task beside the confusion matrix; all of it shows on hovering
+LABEL_CHARACTERS = 34  # of a task beside the confusion matrix; hovering shows the whole text
 
 Figure = dict[str, Any]
 
 
 def heat_maps(runs: Sequence[EvaluationRun]) -> list[Figure]:
-    """Per split the confusion matrix of each run, with positions in units of one cell."""
+    """Per split, the confusion matrix of each run, with positions in units of one cell."""
     groups = []
     for split in splits_of(runs):
         maps = [
@@ -57,15 +57,15 @@ def _heat_map(matrix: Matrix) -> Figure:
         "columns": matrix.columns,
         "cells": cells,
         "size": len(matrix.rows),
-        # px that labels of 12 px text take: in full to the left of the rows, slanted by 50 degrees above the columns
+        # px for labels in 12 px text: horizontal to the left of the rows, slanted by 50 degrees above the columns
         "left": 24 + round(6.8 * max(min(longest, LABEL_CHARACTERS), 24)),
         "top": 24 + round(5.4 * min(longest, LABEL_CHARACTERS)),
     }
 
 
 def strips(runs: Sequence[EvaluationRun]) -> list[Figure]:
-    """Per split and task a strip per run with a dot per clip at its last-frame progress; worst-ranked task first."""
-    made = []
+    """Per split and task, a strip per run with a dot per clip at its last-frame progress; worst-ranked task first."""
+    by_split = []
     for split in splits_of(runs):
         tasks: dict[str, list[Figure]] = {}
         for i, run in enumerate(runs):
@@ -75,8 +75,8 @@ def strips(runs: Sequence[EvaluationRun]) -> list[Figure]:
                         tasks.setdefault(task, []).append({"model": i, "name": run.name} | line)
         if tasks:
             order = sorted(tasks, key=lambda task: (tasks[task][0]["order"], task))
-            made.append({"split": split, "tasks": [{"task": task, "lines": tasks[task]} for task in order]})
-    return made
+            by_split.append({"split": split, "tasks": [{"task": task, "lines": tasks[task]} for task in order]})
+    return by_split
 
 
 def _strip_lines(per_task: Sequence[Row], dots: Sequence[Row]) -> dict[str, Figure]:
@@ -103,8 +103,8 @@ def _dot(row: Row) -> Figure:
 
 
 def reliability(runs: Sequence[EvaluationRun]) -> list[Figure]:
-    """Per split: of the clips in each of 10 bins of the last frame's success probability, how many are successful."""
-    made = []
+    """Per split, the share of successful clips in each of 10 bins of the last frame's success probability."""
+    by_split = []
     for split in splits_of(runs):
         curves = []
         for i, run in enumerate(runs):
@@ -113,8 +113,8 @@ def reliability(runs: Sequence[EvaluationRun]) -> list[Figure]:
                 labels = np.array([float(c.quality_label == SUCCESSFUL) for c in clips])
                 curves.append({"model": i, "name": run.name} | _reliability_curve(last_success(clips), labels))
         if curves:
-            made.append({"split": split, "curves": curves})
-    return made
+            by_split.append({"split": split, "curves": curves})
+    return by_split
 
 
 def _reliability_curve(probabilities: np.ndarray, labels: np.ndarray) -> Figure:

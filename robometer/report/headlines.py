@@ -1,4 +1,4 @@
-"""The metrics that stand for an evaluation, and which way they are better."""
+"""The metrics that represent an evaluation, and whether lower or higher is better."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class Headline:
     """One evaluation in one number.
 
     Attributes:
-        what: the words for `main`, which is the large number.
-        beside: the metric that is to be read with it, and the words for that; empty where there is none.
+        what: the words for `main`, the large number.
+        beside: the metric to read together with it; empty if there is none.
+        beside_what: the words for `beside`.
     """
 
     title: str
@@ -29,7 +30,7 @@ class Headline:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a word of the metric's name says that it is an error."""
+        """Whether a word in the metric's name says that it is an error."""
         return not _LOWER_IS_BETTER.isdisjoint(self.main.split("_"))
 
 
@@ -49,25 +50,25 @@ HEADLINES = (
 
 
 def headlines_of(runs: Sequence[EvaluationRun]) -> list[Headline]:
-    """A headline for every evaluation that has metrics; one that is not among `HEADLINES` shows its first metric."""
-    known = {headline.evaluation: headline for headline in HEADLINES}
-    found = []
+    """A headline for every evaluation that has metrics: one of `HEADLINES`, or else its first metric."""
+    by_evaluation = {headline.evaluation: headline for headline in HEADLINES}
+    headlines = []
     for evaluation in evaluations_of(runs):
         names = [m.name for run in runs for r in run.results if r.evaluation == evaluation for m in r.metrics]
         if names:
             own = Headline(words(evaluation), names[0].replace("_", " "), evaluation, names[0])
-            found.append(known.get(evaluation, own))
-    return found
+            headlines.append(by_evaluation.get(evaluation, own))
+    return headlines
 
 
 def words(name: str) -> str:
-    """A name of the code as the page writes it."""
+    """A name from the code in the spelling of the page."""
     return name.replace("_", " ").capitalize()
 
 
 def best(values: Sequence[float], lower_is_better: bool) -> float:
-    """The best of some values, NaN if fewer than two of them are defined or all of those are equal."""
-    known = [value for value in values if math.isfinite(value)]
-    if len(known) < 2 or min(known) == max(known):
+    """The best of some values; NaN if fewer than two are defined, or all are equal."""
+    defined = [value for value in values if math.isfinite(value)]
+    if len(defined) < 2 or min(defined) == max(defined):
         return math.nan
-    return min(known) if lower_is_better else max(known)
+    return min(defined) if lower_is_better else max(defined)

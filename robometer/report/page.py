@@ -1,4 +1,4 @@
-"""Files of an evaluation: one self-contained HTML page of one run or several, and the same numbers for other tools."""
+"""Files of an evaluation: a self-contained HTML page of one run or several, and the same numbers for other tools."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from robometer.trajectory import QUALITY_LABELS
 
 REPORT, METRICS_TABLE = "report.html", "metrics.parquet"
 
-COLOURS = 8  # of models on the page; the ninth has the first one's
+COLOURS = 8  # of models on the page; the ninth model has the first colour again
 
 _MAX_ERRORS_SHOWN = 20
 
 
 def summary(results: Sequence[Result], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What `metrics.json` holds: strict JSON, null where a number is undefined.
+    """The content of `metrics.json`: strict JSON, with null for an undefined number.
 
-    `metrics[split][evaluation][name]` has value, low, high, n and how it was resampled; `skipped` and `per_task` are
-    keyed the same way.
+    `metrics[split][evaluation][name]` has value, low, high, n and how it was resampled. `per_task` has the same keys
+    without the name; `skipped` has the keys `split/evaluation`.
     """
     metrics: dict[str, Any] = {}
     for row in metric_rows(results):
@@ -64,12 +64,12 @@ def write(
     provenance: Mapping[str, Any],
     corpus: Corpus | None,
 ) -> dict[str, Any]:
-    """Write all files of one evaluation but the predictions themselves, and return what `metrics.json` holds.
+    """Write all files of one evaluation except the predictions, and return the content of `metrics.json`.
 
-    Without the corpus, which holds the pictures, the page has no clips.
+    Without the corpus, which holds the frames, the page has no clips.
     """
-    found = summary(results, provenance)
-    storage.write_bytes(METRICS_JSON, json.dumps(found, indent=1, allow_nan=False).encode())
+    content = summary(results, provenance)
+    storage.write_bytes(METRICS_JSON, json.dumps(content, indent=1, allow_nan=False).encode())
     if rows := metric_rows(results):
         storage.write_parquet(METRICS_TABLE, pa.Table.from_pylist(rows))
     settings = replace(
@@ -79,12 +79,14 @@ def write(
     )
     run = EvaluationRun(str(provenance["model"]), predictions, provenance, results, settings)
     storage.write_bytes(REPORT, render(compare_runs([run]), corpus).encode())
-    return found
+    return content
 
 
 def write_report(storage: Storage, runs: Sequence[EvaluationRun], corpus: Corpus | None) -> None:
-    """Write `report.html`, `report.md`, `report.tex` and `report.csv` of runs over one corpus; the others are compared
-    with the first."""
+    """Write `report.html`, `report.md`, `report.tex` and `report.csv` of runs over one corpus.
+
+    The first run is the baseline that the others are compared with.
+    """
     comparison = compare_runs(runs)
     storage.write_bytes(REPORT, render(comparison, corpus).encode())
     for name, text in exports.files(comparison).items():
@@ -92,7 +94,7 @@ def write_report(storage: Storage, runs: Sequence[EvaluationRun], corpus: Corpus
 
 
 def render(comparison: RunComparison, corpus: Corpus | None) -> str:
-    """The page: everything it shows is inside it. Without the corpus, which holds the pictures, it has no clips."""
+    """The self-contained page. Without the corpus, which holds the frames, it has no clips."""
     environment = Environment(
         loader=PackageLoader("robometer.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -102,7 +104,7 @@ def render(comparison: RunComparison, corpus: Corpus | None) -> str:
         runs=runs,
         several=several,
         colours=COLOURS,
-        remarks=remarks(runs) + ([] if corpus else ["The corpus was not at hand: clips are not shown."]),
+        remarks=remarks(runs) + ([] if corpus else ["The corpus was not available, so there are no clips."]),
         cards=[] if several else tables.cards(runs[0]),
         leaderboards=tables.leaderboards(runs) if several else [],
         seed_tables=seeds.seed_tables(runs),

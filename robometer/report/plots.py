@@ -1,4 +1,4 @@
-"""Pictures of scores. Figures are drawn without a display and without pyplot's global state."""
+"""Plots of scores, drawn without a display and without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PROGRESS_COLOUR, _SUCCESS_COLOUR = "#1b6ca8", "#c8553d"
 def plot_curve(
     frames: np.ndarray, score: ClipScore, task: str, path: str | Path, times_s: Sequence[float] | None = None
 ) -> None:
-    """Write a PNG: progress and success over time, and beneath them a strip of frames at their times.
+    """Write a PNG with progress and success over time, and below them a strip of frames at their times.
 
     Args:
         frames: uint8 [T, H, W, 3] RGB.
         score: of these frames.
-        task: the instruction, the title.
+        task: the instruction, which becomes the title.
         path: of the PNG.
-        times_s: seconds of each frame [T]; without it the axis counts frames.
+        times_s: time of each frame in seconds [T]; without it, the axis counts frames.
 
     Raises:
-        ValueError: frames, score and times are of different lengths.
+        ValueError: frames, score and times have different lengths.
     """
     at = np.arange(len(frames), dtype=float) if times_s is None else np.asarray(times_s, dtype=float)
     if not len(frames) == len(score.progress) == len(score.success) == len(at):
@@ -41,8 +41,8 @@ def plot_curve(
     FigureCanvasAgg(figure)
     curves, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
     _draw_curves(curves, at, score, task)
-    shown = thin_positions(len(frames), STRIP_FRAMES)
-    _draw_strip(strip, frames[shown], at[shown])
+    chosen = thin_positions(len(frames), STRIP_FRAMES)
+    _draw_strip(strip, frames[chosen], at[chosen])
     strip.set_xlabel("frame" if times_s is None else "time (s)")
     figure.savefig(path, format="png", dpi=120)
 
@@ -58,7 +58,7 @@ def _draw_curves(axes: Axes, at: np.ndarray, score: ClipScore, task: str) -> Non
 
 
 def _draw_strip(axes: Axes, frames: np.ndarray, at: np.ndarray) -> None:
-    """Thumbnails of equal width in time order, each joined to its time on the axis above."""
+    """Thumbnails of equal width in order of time, each connected with its time on the axis above."""
     span = max(float(at[-1] - at[0]), 1e-9)
     slot = span / max(len(frames) - 1, 1)
     axes.set_xlim(at[0] - slot / 2, at[-1] + slot / 2)
@@ -66,7 +66,7 @@ def _draw_strip(axes: Axes, frames: np.ndarray, at: np.ndarray) -> None:
     axes.spines[["left", "right", "top"]].set_visible(False)
     box = axes.get_window_extent()
     height, width = frames.shape[1:3]
-    # As wide as its slot, unless that would be taller than the strip.
+    # As wide as the slot, unless the thumbnail would be taller than the strip.
     thumb = min(0.94 * slot, (span + slot) * 0.9 * box.height * width / height / box.width)
     tall = thumb / (span + slot) * box.width * height / width / box.height
     for frame, time, middle in zip(frames, at, np.linspace(at[0], at[-1], len(at)), strict=True):
@@ -80,7 +80,7 @@ def plot_history(history: Sequence[Mapping[str, float]], path: str | Path) -> No
     """Write a PNG of a training run: losses on the left, validation metrics on the right, both over steps.
 
     Args:
-        history: entries that hold `step` and either `*loss` values or validation metrics named `split/metric`.
+        history: entries with `step`, and either `*loss` values or validation metrics named `split/metric`.
         path: of the PNG.
     """
     figure = Figure(figsize=(12, 4.5), layout="constrained")

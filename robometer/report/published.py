@@ -1,4 +1,4 @@
-"""Published results beside ours, with what keeps the two from being compared."""
+"""Published results beside ours, and why they may not be comparable."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from robometer.report.tables import Table, number
 
 
 def anchor_tables(comparison: RunComparison) -> list[Table]:
-    """Every published table that has a counterpart in these runs: models down, theirs and then ours.
+    """Every published table with a counterpart in these runs. Rows are models, first theirs and then ours.
 
-    Columns are the published averages (the rows where there are none), the published data sets that our corpus has
-    too, and our splits; all rows follow in a table of their own.
+    Columns are the published averages (or the rows, if there are none), the published data sets that our corpus also
+    has, and our splits. All published rows follow in a table of their own.
     """
     return [_table(anchor, comparison) for anchor in anchors().values() if _splits(anchor, comparison.runs)]
 
@@ -49,7 +49,7 @@ def _columns(anchor: Anchor, comparison: RunComparison) -> list[Average | Anchor
     averages = [average for average in anchor.averages if set(anchor.models) <= set(average.values)]
     if not averages:
         return list(anchor.rows)
-    ours = {source for found in comparison.sources.values() for source in found}
+    ours = {source for by_source in comparison.sources.values() for source in by_source}
     return [*averages, *(row for row in anchor.rows if row.data_source in ours)]
 
 
@@ -79,10 +79,10 @@ def _ours(anchor: Anchor, run: EvaluationRun, split: str) -> float:
 
 
 def _ours_on(anchor: Anchor, column: AnchorRow | Average, by_source: Mapping[str, EvaluationRun]) -> float:
-    """Ours on a published data set; NaN for an average, and for a set that we do not have or have in several splits."""
+    """Our value on a published data set; NaN for an average, and for a data set that is in no split or in several."""
     run = by_source.get(column.data_source) if isinstance(column, AnchorRow) else None
-    known = [v for s in splits_of([run]) if math.isfinite(v := _ours(anchor, run, s))] if run else []
-    return known[0] if len(known) == 1 else math.nan
+    values = [v for s in splits_of([run]) if math.isfinite(v := _ours(anchor, run, s))] if run else []
+    return values[0] if len(values) == 1 else math.nan
 
 
 def _all_rows(anchor: Anchor) -> list[list[str]]:
@@ -97,25 +97,29 @@ def _all_rows(anchor: Anchor) -> list[list[str]]:
 
 
 def protocol(runs: Sequence[EvaluationRun]) -> list[str]:
-    """How ours was measured otherwise than any published number, one sentence each."""
+    """How our protocol differs from all published numbers, a sentence each."""
     facts = [(name, _once([run.provenance.get(name) for run in runs])) for name in ("mode", "frames")]
     ours = "; ".join(f"{name} {value}" for name, value in facts if value)
-    theirs = "theirs padded clips to a fixed number of frames, and scored prefixes or whole clips (which is disputed)"
-    return [f"Other protocol: ours {ours or 'is not recorded'}; {theirs}.", *map(_sentence, common_caveats())]
+    theirs = "theirs padded clips to a fixed number of frames, and scored prefixes or whole clips (accounts differ)"
+    return [f"Other protocol: ours is {ours or 'not recorded'}; {theirs}.", *map(_sentence, common_caveats())]
 
 
 def _caveats(anchor: Anchor, runs: Sequence[EvaluationRun]) -> list[str]:
-    """Whether a table is over other data than ours, and what else is to be known of it."""
+    """Whether a table is over other data than ours, and its other caveats."""
     sources = {clip.source for run in runs for clip in run.predictions.clips}
     published = [row for row in anchor.rows if row.data_source]
     here = [row.name for row in published if row.data_source in sources]
     names = ", ".join(sorted(sources)) or "none"
-    said = []
+    sentences = []
     if not here:
-        said.append(f"Other data: no published data set is among ours ({names}), so the numbers do not compare.")
+        sentences.append(
+            f"Other data: no published data set is among ours ({names}), so the numbers are not comparable."
+        )
     elif len(here) < len(published):
-        said.append(f"Other data: of {len(published)} published data sets ours has {len(here)} ({', '.join(here)}).")
-    return [*said, *map(_sentence, anchor.caveats)]
+        sentences.append(
+            f"Other data: ours has {len(here)} of {len(published)} published data sets ({', '.join(here)})."
+        )
+    return [*sentences, *map(_sentence, anchor.caveats)]
 
 
 def _sentence(words: str) -> str:

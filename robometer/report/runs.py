@@ -1,4 +1,4 @@
-"""What `robometer evaluate` left in its output folders, read back to be reported together."""
+"""Output folders of `robometer evaluate`, read back to be reported together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS_JSON = "metrics.json"
 
 
 class ReportError(RobometerError):
-    """Runs that cannot be reported; the message says why in one sentence."""
+    """Runs that cannot be reported. The message says why in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EvaluationRun:
 
     Attributes:
         name: of the model, unique among the runs of a report.
-        settings: how its metrics were computed from its predictions.
+        settings: by which its metrics were computed from its predictions.
     """
 
     name: str
@@ -39,11 +39,11 @@ class EvaluationRun:
     settings: EvaluateConfig
 
     def result(self, evaluation: str, split: str) -> Result | None:
-        """One evaluation on one split; None where it was not run."""
+        """One evaluation on one split; None if it was not run."""
         return next((r for r in self.results if (r.evaluation, r.split) == (evaluation, split)), None)
 
     def metric(self, evaluation: str, split: str, name: str) -> Metric | None:
-        """One metric; None where there is none."""
+        """One metric; None if the run does not have it."""
         result = self.result(evaluation, split)
         return next((m for m in result.metrics if m.name == name), None) if result else None
 
@@ -53,25 +53,26 @@ class EvaluationRun:
 
 
 def load_runs(folders: Sequence[str], baseline: str = "") -> list[EvaluationRun]:
-    """Runs of these output folders; metrics are computed anew, all with the settings of the first one.
+    """Runs of these output folders. Metrics are computed again, all with the settings of the first run.
 
     Args:
-        baseline: name of the run that the others are compared with, which becomes the first.
+        folders: output folders of evaluations.
+        baseline: name of the run to compare the others with, which becomes the first; empty keeps the order.
 
     Raises:
-        ReportError: a folder without predictions, runs over different corpora, or no run of that name.
+        ReportError: a folder has no predictions, the corpora differ, or no run has the baseline's name.
     """
     stored = [_read(folder) for folder in folders]
     hashes = [provenance.get("corpus_hash") for _, provenance in stored]
-    for folder, found in zip(folders, hashes, strict=True):
-        if found != hashes[0]:
+    for folder, corpus_hash in zip(folders, hashes, strict=True):
+        if corpus_hash != hashes[0]:
             raise ReportError(
-                f"{folder} was evaluated on another corpus than {folders[0]} (hash {found}, not {hashes[0]}): "
-                "report them apart, or evaluate both on one corpus"
+                f"{folder} was evaluated on another corpus than {folders[0]} (hash {corpus_hash}, not {hashes[0]}): "
+                "report them separately, or evaluate both on one corpus"
             )
     names = _unique([str(provenance["model"]) for _, provenance in stored], folders)
     if baseline and baseline not in names:
-        raise ReportError(f"--baseline {baseline!r} is none of the runs: {', '.join(names)}")
+        raise ReportError(f"no run is named {baseline!r} (--baseline): choose from {', '.join(names)}")
     settings = settings_of([provenance for _, provenance in stored])
     runs = [
         EvaluationRun(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)
@@ -83,33 +84,33 @@ def load_runs(folders: Sequence[str], baseline: str = "") -> list[EvaluationRun]
 def _read(folder: str) -> tuple[Predictions, Mapping[str, Any]]:
     storage = Storage(folder)
     if not storage.exists("predictions.parquet") or not storage.exists(METRICS_JSON):
-        raise ReportError(f"no predictions in {folder}: give the evaluate.output of a `robometer evaluate` that ended")
+        raise ReportError(f"no predictions in {folder}: give the evaluate.output of a finished `robometer evaluate`")
     return Predictions.load(storage), json.loads(storage.read_bytes(METRICS_JSON))["provenance"]
 
 
 def _unique(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """Names of models, with their folder where two models share one."""
+    """Names of models, followed by their folder if two models have the same name."""
     bare = [f"{n} ({PurePath(f).name})" if names.count(n) > 1 else n for n, f in zip(names, folders, strict=True)]
     return [f"{n} {bare[:i].count(n) + 1}" if bare.count(n) > 1 else n for i, n in enumerate(bare)]
 
 
 def settings_of(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
-    """Of the first run, with the splits and evaluations of all; what this version does not know is left out."""
-    stored = [current(p.get("config", {})).get("evaluate", {}) for p in provenances]
-    known = {f.name for f in fields(EvaluateConfig)}
-    settings = EvaluateConfig(**{k: v for k, v in stored[0].items() if k in known})
-    splits = dict.fromkeys(s for found in stored for s in found.get("splits", settings.splits))
-    evaluations = dict.fromkeys(e for found in stored for e in found.get("evaluations", settings.evaluations))
+    """The settings of the first run, with the splits and evaluations of all; keys of other versions are ignored."""
+    stored = [p.get("config", {}).get("evaluate", {}) for p in provenances]
+    names = {f.name for f in fields(EvaluateConfig)}
+    settings = EvaluateConfig(**{k: v for k, v in stored[0].items() if k in names})
+    splits = dict.fromkeys(s for of_run in stored for s in of_run.get("splits", settings.splits))
+    evaluations = dict.fromkeys(e for of_run in stored for e in of_run.get("evaluations", settings.evaluations))
     return replace(
         settings, splits=list(splits), evaluations=[name for name in evaluations if name in suite.EVALUATIONS]
     )
 
 
 def splits_of(runs: Sequence[EvaluationRun]) -> list[str]:
-    """Splits that at least one run has, in the order of the configuration."""
+    """Splits of at least one run, in the order of the configuration."""
     return list(dict.fromkeys(result.split for run in runs for result in run.results))
 
 
 def evaluations_of(runs: Sequence[EvaluationRun]) -> list[str]:
-    """Evaluations that at least one run has, in the order of the report."""
+    """Evaluations of at least one run, in the order of the report."""
     return list(dict.fromkeys(result.evaluation for run in runs for result in run.results))

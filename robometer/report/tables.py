@@ -20,38 +20,38 @@ _SIGNED = ("voc", "spearman", "kendall", "tau", "env_reward", "diagonal_gap")
 
 
 EFFECTIVE_N = (
-    "Effective n is how many independent items would be as uncertain as these n (Kish): fewer where those that are "
-    "resampled together are alike, more where each group has its share of easy and of hard ones."
+    "Effective n is how many independent items would give the same uncertainty (Kish). It is below n if items that are "
+    "resampled together are alike, and above n if each group has its share of easy and of hard items."
 )
 
 
 def number(value: Any) -> str:
-    """Three decimals with a true minus sign for a float, a dash for NaN; anything else as it is."""
+    """A float with three decimals and a true minus sign, or a dash for NaN; anything else as it is."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def signed(value: float) -> str:
-    """A difference: as `number`, with a plus sign."""
+    """A difference: as `number`, with a sign."""
     return f"+{number(value)}" if value > 0 else number(value)
 
 
 def interval(low: float, high: float) -> str:
-    """Ends of an interval; empty where there is none."""
+    """The ends of an interval; empty if there is none."""
     return f"{number(low)} to {number(high)}" if math.isfinite(low) else ""
 
 
 def extent(metric: Metric) -> str:
-    """What a metric is over: n, and the effective n where there is one."""
+    """What a metric is over: n, and the effective n if there is one."""
     estimate = metric.estimate
     effective = f"{estimate.effective_n:.{0 if estimate.effective_n >= 10 else 1}f}"
     return f"{estimate.n} {metric.over}" + (f" (effective {effective})" if math.isfinite(estimate.effective_n) else "")
 
 
 def cards(run: EvaluationRun) -> list[Table]:
-    """A card per headline with a line per split."""
-    made = []
+    """A card per headline, with a line per split."""
+    headline_cards = []
     for headline in headlines_of([run]):
         lines = [
             {"split": r.split, "value": number(r.value(headline.main)), "beside": number(r.value(headline.beside))}
@@ -59,12 +59,12 @@ def cards(run: EvaluationRun) -> list[Table]:
             if r.evaluation == headline.evaluation and not r.skipped
         ]
         if lines:
-            made.append({"headline": headline, "lines": lines})
-    return made
+            headline_cards.append({"headline": headline, "lines": lines})
+    return headline_cards
 
 
 def leaderboards(runs: Sequence[EvaluationRun]) -> list[Table]:
-    """Per split: models down, headlines across; the best of a column is marked."""
+    """Per split: models down, headlines across. The best of a column is marked."""
     headlines = headlines_of(runs)
     boards = []
     for split in splits_of(runs):
@@ -77,11 +77,11 @@ def leaderboards(runs: Sequence[EvaluationRun]) -> list[Table]:
 
 
 def _board_column(runs: Sequence[EvaluationRun], split: str, headline: Headline) -> list[Table]:
-    found = [run.metric(headline.evaluation, split, headline.main) for run in runs]
-    values = [metric.estimate.value if metric else math.nan for metric in found]
+    metrics = [run.metric(headline.evaluation, split, headline.main) for run in runs]
+    values = [metric.estimate.value if metric else math.nan for metric in metrics]
     top = best(values, headline.lower_is_better)
     cells = []
-    for run, metric, value in zip(runs, found, values, strict=True):
+    for run, metric, value in zip(runs, metrics, values, strict=True):
         beside = run.metric(headline.evaluation, split, headline.beside)
         cells.append(
             {
@@ -97,38 +97,38 @@ def _board_column(runs: Sequence[EvaluationRun], split: str, headline: Headline)
 
 
 def difference_tables(comparison: RunComparison) -> list[Table]:
-    """Per split: headlines down, the runs but the first across."""
-    runs, found = comparison.runs, comparison.differences
+    """Per split: headlines down, all runs except the first across."""
+    runs, differences = comparison.runs, comparison.differences
     tables = []
     for split in splits_of(runs):
         rows: list[Table] = []
         for headline in headlines_of(runs):
             key = headline.evaluation, split, headline.main
             rows.append(
-                {"headline": headline, "cells": [difference_cell(found[run.name].get(key)) for run in runs[1:]]}
+                {"headline": headline, "cells": [difference_cell(differences[run.name].get(key)) for run in runs[1:]]}
             )
         if any(cell for row in rows for cell in row["cells"]):
             tables.append({"split": split, "rows": rows})
     return tables
 
 
-def difference_cell(found: Difference | None) -> Table | None:
-    """A difference as text, and where to draw it on a track from −1 to 1."""
-    if found is None:
+def difference_cell(difference: Difference | None) -> Table | None:
+    """A difference as text, and its position on a track from −1 to 1."""
+    if difference is None:
         return None
-    known = math.isfinite(found.low)
+    value, low, high, p = difference.value, difference.low, difference.high, difference.p
     return {
-        "value": signed(found.value),
-        "interval": interval(found.low, found.high),
-        "p": ("< 0.001" if found.p < 0.001 else f"= {found.p:.3f}") if math.isfinite(found.p) else "",
-        "is_clear": known and (found.low > 0 or found.high < 0),
-        "reason": found.reason,
-        "track": _track(found.value, found.low, found.high, is_signed=True),
+        "value": signed(value),
+        "interval": interval(low, high),
+        "p": ("< 0.001" if p < 0.001 else f"= {p:.3f}") if math.isfinite(p) else "",
+        "is_clear": math.isfinite(low) and (low > 0 or high < 0),
+        "reason": difference.reason,
+        "track": _track(value, low, high, is_signed=True),
     }
 
 
 def metric_tables(comparison: RunComparison) -> list[Table]:
-    """All metrics: of one run per evaluation with a column per split, of several per split with a column per run."""
+    """All metrics: of one run, per evaluation with a column per split; of several, per split with a column per run."""
     runs, tables = comparison.runs, []
     for evaluation in evaluations_of(runs):
         for split, columns in _columns(runs, evaluation):
@@ -164,23 +164,23 @@ def _metric_cell(comparison: RunComparison, name: str, result: Result | None, me
 
 def _cell(metric: Metric) -> Table:
     estimate = metric.estimate
-    known = math.isfinite(estimate.low)
+    units = "tasks" if estimate.unit == "task" else "trajectories"
     return {
         "value": number(estimate.value),
         "interval": interval(estimate.low, estimate.high),
         "n": extent(metric),
-        "resampled": f"{estimate.groups} {'tasks' if estimate.unit == 'task' else 'trajectories'}" if known else "",
+        "resampled": f"{estimate.groups} {units}" if math.isfinite(estimate.low) else "",
         "undefined": estimate.undefined,
         "track": _track(estimate.value, estimate.low, estimate.high, metric.name.startswith(_SIGNED)),
     }
 
 
 def _track(value: float, low: float, high: float, is_signed: bool) -> Table | None:
-    """Value and interval in percent of a track from 0 to 1, or from −1 where one may be negative; None off it."""
-    known = [v for v in (value, low, high) if math.isfinite(v)]
-    if not known or max(map(abs, known)) > 1:
+    """Value and interval in percent of a track from 0 to 1, or from −1 if they may be negative; None if beyond it."""
+    defined = [v for v in (value, low, high) if math.isfinite(v)]
+    if not defined or max(map(abs, defined)) > 1:
         return None
-    is_signed = is_signed or min(known) < 0
+    is_signed = is_signed or min(defined) < 0
 
     def place(v: float) -> float:
         return round(100 * ((v + 1) / 2 if is_signed else v), 2)
@@ -194,7 +194,7 @@ def _track(value: float, low: float, high: float, is_signed: bool) -> Table | No
 
 
 def task_tables(runs: Sequence[EvaluationRun]) -> list[Table]:
-    """Per evaluation and split the tables per task side by side: a column that all runs agree on is shown once."""
+    """Per evaluation and split, the runs' tables per task side by side; a column that all runs share appears once."""
     tables = []
     for evaluation in evaluations_of(runs):
         for split in splits_of(runs):
@@ -206,16 +206,15 @@ def task_tables(runs: Sequence[EvaluationRun]) -> list[Table]:
 
 
 def _side_by_side(runs: Sequence[EvaluationRun], by_task: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
-    tasks = sorted({task for found in by_task for task in found})
-    names = list(dict.fromkeys(name for found in by_task for row in found.values() for name in row))
+    tasks = sorted({task for rows in by_task for task in rows})
+    names = list(dict.fromkeys(name for rows in by_task for row in rows.values() for name in row))
 
     def values(task: str, name: str) -> list[str]:
-        return [number(found[task].get(name, math.nan)) if task in found else "–" for found in by_task]
+        return [number(rows[task].get(name, math.nan)) if task in rows else "–" for rows in by_task]
 
-    def shared(name: str) -> bool:  # counts are the clips' and alike; measurements are floats
-        return not any(isinstance(row.get(name), float) for found in by_task for row in found.values()) and all(
-            len(set(values(task, name))) == 1 for task in tasks
-        )
+    def shared(name: str) -> bool:  # counts of clips are equal for all runs; measurements are floats
+        is_float = any(isinstance(row.get(name), float) for rows in by_task for row in rows.values())
+        return not is_float and all(len(set(values(task, name))) == 1 for task in tasks)
 
     once = {name: len(runs) == 1 or shared(name) for name in names}
     header = [{"name": name.replace("_", " "), "span": 1 if once[name] else len(runs)} for name in names]
@@ -227,8 +226,7 @@ def _side_by_side(runs: Sequence[EvaluationRun], by_task: Sequence[Mapping[str, 
 
 
 def source_tables(comparison: RunComparison) -> list[Table]:
-    """Per split with more than one source: headlines of each with their intervals, and the unweighted mean that papers
-    print."""
+    """Per split with more than one source: the headlines of each with their intervals, and their unweighted mean."""
     headlines = headlines_of(comparison.runs)
     tables = []
     for split in splits_of(comparison.runs):
@@ -247,9 +245,9 @@ def _source_rows(
     by_source: Mapping[str, EvaluationRun], split: str, sources: Sequence[str], headlines: Sequence[Headline]
 ) -> list[Table]:
     counts = [_clips(by_source.get(source), split) for source in sources]
-    found = [[_headline(by_source.get(source), split, headline) for headline in headlines] for source in sources]
-    cells = [[_source_cell(metric) for metric in row] for row in found]
-    means = [_mean([m.estimate.value for row in found if (m := row[i]) is not None]) for i in range(len(headlines))]
+    metrics = [[_headline(by_source.get(source), split, headline) for headline in headlines] for source in sources]
+    cells = [[_source_cell(metric) for metric in row] for row in metrics]
+    means = [_mean([m.estimate.value for row in metrics if (m := row[i]) is not None]) for i in range(len(headlines))]
     cells.append([{"value": number(mean), "sort": _sortable(mean), "interval": "", "n": ""} for mean in means])
     lines = zip([*sources, "mean over sources"], [*counts, sum(counts)], cells, strict=True)
     return [{"source": s, "clips": count, "cells": row} for s, count, row in lines]
@@ -258,9 +256,13 @@ def _source_rows(
 def _source_cell(metric: Metric | None) -> Table:
     if metric is None:
         return {"value": number(math.nan), "sort": "", "interval": "", "n": ""}
-    found = metric.estimate
-    shown = {"value": number(found.value), "sort": _sortable(found.value), "n": extent(metric)}
-    return shown | {"interval": interval(found.low, found.high)}
+    estimate = metric.estimate
+    return {
+        "value": number(estimate.value),
+        "sort": _sortable(estimate.value),
+        "n": extent(metric),
+        "interval": interval(estimate.low, estimate.high),
+    }
 
 
 def _sortable(value: float) -> float | str:
@@ -276,5 +278,5 @@ def _headline(run: EvaluationRun | None, split: str, headline: Headline) -> Metr
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.mean(known)) if known else math.nan
+    defined = [value for value in values if math.isfinite(value)]
+    return float(np.mean(defined)) if defined else math.nan

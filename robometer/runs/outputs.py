@@ -1,9 +1,9 @@
-"""Output folders: places that outlast the job, and that one job at a time writes into.
+"""Output folders: they outlast the job, and only one job at a time writes into one.
 
-A job that wants to write into a folder puts a file there that says who it is, and renews it every few seconds. Then it
-looks for the files of others: of two that start at once each sees the other's or is seen, on any filesystem. It is
-refused while another lives. On one machine that is asked of the operating system, so that who was killed is followed at
-once; from another machine the file is watched, and who does not renew it in time is gone.
+A job that wants to write into a folder puts a file there that identifies it, and renews the file every few seconds.
+Then it looks for the files of other jobs: if two jobs start at once, at least one sees the other, on any filesystem. A
+job is refused while another one is alive. On the same machine the operating system knows whether the other is alive, so
+a killed job blocks nobody. On another machine the file is watched: a job that does not renew it in time counts as dead.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ from robometer.runs.paths import absolute_path, make_folder
 logger = logging.getLogger(__name__)
 
 IN_USE = ".in_use."
-"""What the names of these files start with."""
+"""Prefix of these files' names."""
 
 RENEWED_EVERY_S = 3.0
 GONE_AFTER_S = 15.0
-"""Without renewal, seen from another machine. Far above the other, since storage that nodes share may be slow."""
+"""Time without renewal after which a job on another machine counts as dead. It is long because shared storage may be
+slow."""
 
 LOST = signal.SIGUSR1
-"""Ends a job whose folder is lost; not SIGINT, which a job in the background (`nohup`, `&`) ignores."""
+"""Ends a job that has lost its folder; not SIGINT, which background jobs (`nohup`, `&`) ignore."""
 
 
 class InUseError(RobometerError):
-    """An output folder that another job writes into; the message names that job."""
+    """An output folder into which another job writes. The message names the job."""
 
 
 def with_absolute_paths(config: Config, *keys: str) -> Config:
     """The configuration with these settings (paths and URIs, as `section.key`) made absolute.
 
     Raises:
-        PathError: one is relative, in a job that was submitted with its working directory.
+        PathError: a path is relative in a job that was submitted with its working directory.
     """
     values = to_dict(config)
     return override(config, {key: absolute_path(key, _at(values, key)) for key in keys})
@@ -63,14 +64,15 @@ def _at(values: dict[str, Any], key: str) -> str:
 
 @contextmanager
 def exclusive_folder(name: str, folder: str | Path) -> Iterator[None]:
-    """Write into a folder, which is made where it is not there, while nobody else does; URIs are not held.
+    """Have a folder, which is created if needed, for this job alone. URIs are not protected.
 
     Args:
-        name: of the setting that names the folder, for messages.
+        name: of the setting with the folder, for messages.
+        folder: a path or URI.
 
     Raises:
-        InUseError: another job writes into it, or took it over because this one seemed dead.
-        PathError: it cannot be a folder.
+        InUseError: another job writes into the folder, or took it over because this job seemed dead.
+        PathError: the folder cannot be created or written to.
     """
     if "://" in str(folder):
         yield
@@ -91,10 +93,10 @@ def exclusive_folder(name: str, folder: str | Path) -> Iterator[None]:
 
 
 class _Lease:
-    """The file of a job in its folder, renewed by a thread.
+    """The file of a job in its folder, which a thread renews.
 
     Attributes:
-        lost: why the folder is this job's no more, where that is so.
+        lost: why the job has lost its folder; empty if it has not.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -126,22 +128,22 @@ class _Lease:
         self._write()
 
     def release(self) -> None:
-        """Give the folder free."""
+        """Let other jobs use the folder."""
         self._end.set()
         self._thread.join()
         self._path.unlink(missing_ok=True)
 
     def _must_wait(self) -> bool:
-        """Whether somebody else started at the same time, and gives way.
+        """Whether another job started at the same time and will give way.
 
         Raises:
-            InUseError: somebody else has the folder, or started at the same time and comes first.
+            InUseError: another job has the folder, or started at the same time and comes first.
         """
         wait = False
         for path in sorted(self._folder.glob(f"{IN_USE}*.json")):
-            if path == self._path or (there := _read(path)) is None:
+            if path == self._path or (text := _read(path)) is None:
                 continue
-            if not self._lives(path, there):
+            if not self._is_alive(path, text):
                 path.unlink(missing_ok=True)
                 continue
             if (now := _read(path)) is None:
@@ -152,15 +154,15 @@ class _Lease:
             wait = True
         return wait
 
-    def _lives(self, path: Path, there: str) -> bool:
-        other = _parsed(there)
+    def _is_alive(self, path: Path, text: str) -> bool:
+        other = _parsed(text)
         if other.get("machine") == self._me["machine"]:
             return bool(_started(int(other["pid"])) == other["started"] != "")
-        logger.info("%s=%s: watching whether the job on %s lives", self._name, self._folder, other.get("host"))
+        logger.info("%s=%s: checking whether the job on %s is alive", self._name, self._folder, other.get("host"))
         end = time.monotonic() + GONE_AFTER_S
         while time.monotonic() < end:
             time.sleep(RENEWED_EVERY_S / 3)
-            if (now := _read(path)) != there:
+            if (now := _read(path)) != text:
                 return now is not None
         return False
 
@@ -171,19 +173,21 @@ class _Lease:
                 self._write()
             except FileNotFoundError:
                 others = [_parsed(_read(path) or "") for path in self._folder.glob(f"{IN_USE}*.json")]
-                why = self._sentence(others[0]) if others else f"{self._name}={self._folder} was deleted"
-                self.lost = f"{why}; this job had seemed dead to it, and ends" if others else f"{why}: this job ends"
+                if others:
+                    self.lost = f"{self._sentence(others[0])}. That job took this one for dead; this job ends"
+                else:
+                    self.lost = f"{self._name}={self._folder} was deleted: this job ends"
                 logger.error("%s", self.lost)
                 signal.pthread_kill(threading.main_thread().ident or 0, LOST)
                 return
-            except OSError as error:  # of a storage that may come back
+            except OSError as error:  # storage may come back
                 logger.warning("%s cannot be renewed: %s", self._path, error)
 
     def _announce(self) -> None:
         write_atomically(self._path, json.dumps(self._me))
 
     def _write(self) -> None:
-        """Write anew; never make the file again that another has taken away."""
+        """Rewrite the file, but never create it again after another job has removed it."""
         with self._writing:
             file = os.open(self._path, os.O_WRONLY)
             try:
@@ -204,22 +208,22 @@ class _Lease:
 
 
 def _read(path: Path) -> str | None:
-    """None where there is none (any more)."""
+    """The content of a file; None if it does not exist (any more)."""
     with suppress(FileNotFoundError):
         return path.read_text()
     return None
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Empty for what is being written just now."""
+    """A JSON object; empty while it is being written."""
     with suppress(ValueError):
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
+        value = json.loads(text)
+        return value if isinstance(value, dict) else {}
     return {}
 
 
 def _machine() -> str:
-    """What tells apart the machines and containers whose process numbers mean different processes."""
+    """A name for the machine or container in which process ids are unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -227,9 +231,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine started, which tells it from another that got its number; empty where it is gone.
+    """When a process of this machine started, which distinguishes it from a later one with its id; empty if it ended.
 
-    Where there is no /proc, the number alone has to do.
+    Without /proc, only the id is checked.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -246,6 +250,6 @@ def _started(pid: int) -> str:
 
 
 def _ray_job() -> str:
-    """The submission id of the Ray job that this process drives, if it does."""
+    """The submission id of the Ray job that this process drives; empty if there is none."""
     settings = _parsed(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))
     return str((settings.get("metadata") or {}).get("job_submission_id", ""))

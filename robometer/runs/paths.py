@@ -1,7 +1,7 @@
-"""Where a setting may point: folders, storage and tracking stores told apart from mistakes, before anything is made.
+"""Checks of paths and URIs in settings: folders, storage and tracking stores, before anything is created.
 
-Whatever takes a path asks here. A value that its stage cannot use is refused in one sentence; it never becomes a folder
-of a strange name.
+Everything that takes a path checks it here. A value that cannot be used is refused in one sentence, and never becomes a
+folder with a strange name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from robometer.errors import RobometerError
 from robometer.runs.redaction import redacted
 
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
-"""Of the URIs that pyarrow opens, and can write files and rename them."""
+"""Schemes of URIs on which pyarrow can write and rename files."""
 
 SQLITE = "sqlite:///"
 
@@ -30,33 +30,34 @@ _SPELT_OTHERWISE = {"s3a": "s3", "s3n": "s3", "google": "gs", "az": "abfs", "azu
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _RAYS_COPIES = "working_dir_files"
-"""Ray unpacks the working directory of a job below a folder of this name in its own session folder."""
+"""Ray unpacks the working directory of a job below a folder with this name in its session folder."""
 
 
 class PathError(RobometerError):
-    """A path or URI that cannot be used; the message says why and what to give instead."""
+    """A path or URI that cannot be used. The message says why, and what to give instead."""
 
 
 def check_local(name: str, value: str, empty: bool = False) -> str:
-    """The path of a folder or file on a disk, as it was given.
+    """The path of a folder or file on a disk, unchanged.
 
     Args:
         name: of the setting or flag, for the message.
-        empty: whether it may be left out.
+        value: the path.
+        empty: whether it may be empty.
 
     Raises:
         PathError: it is a URI, or looks like a mistake.
     """
     scheme = _checked(name, value, empty)
     if scheme in (*STORAGE_SCHEMES, *_SPELT_OTHERWISE):
-        raise _refusal(name, value, "is object storage, where this cannot be: give a path on a disk that all nodes see")
+        raise _refusal(name, value, "is object storage, which is not possible here: give a path that all nodes see")
     if scheme:
-        raise _refusal(name, value, f"is no path of a disk: {_what_instead(value, scheme, 'give a plain path')}")
+        raise _refusal(name, value, f"is not a path on a disk: {_what_instead(value, scheme, 'give a plain path')}")
     return value
 
 
 def check_storage(name: str, value: str) -> str:
-    """A path on a disk, or the URI of a folder that pyarrow opens, as it was given.
+    """A path on a disk, or the URI of a folder that pyarrow opens, unchanged.
 
     Raises:
         PathError: it is neither, or looks like a mistake.
@@ -64,12 +65,12 @@ def check_storage(name: str, value: str) -> str:
     scheme = _checked(name, value)
     if scheme not in STORAGE_SCHEMES:
         if scheme:
-            known = ", ".join(f"{one}://" for one in STORAGE_SCHEMES)
-            wanted = f"give a path, or a URI that starts with {known}"
-            raise _refusal(name, value, f"is no folder that can be opened: {_what_instead(value, scheme, wanted)}")
+            schemes = ", ".join(f"{one}://" for one in STORAGE_SCHEMES)
+            remedy = f"give a path, or a URI that starts with {schemes}"
+            raise _refusal(name, value, f"cannot be opened as a folder: {_what_instead(value, scheme, remedy)}")
         return value
     if not re.match(r"[a-z0-9]+://[^/?#\s]", value):
-        raise _refusal(name, value, f"is not whole: write {scheme}://BUCKET/FOLDER, with two slashes and small letters")
+        raise _refusal(name, value, f"is incomplete: write {scheme}://BUCKET/FOLDER, with two slashes, in lower case")
     return value
 
 
@@ -102,30 +103,30 @@ def check_scorer(name: str, value: str) -> str:
 
 
 def check_tracking(name: str, value: str) -> str:
-    """The URI of an MLflow store: a SQLite file, a database or a server; `none` or nothing turns tracking off.
+    """The URI of an MLflow store: a SQLite file, a database or a server. `none` or an empty text turns tracking off.
 
     Raises:
         PathError: it is none of these.
     """
-    wanted = "give sqlite:///FOLDER/mlflow.db (a fourth slash for an absolute path), http://HOST:PORT, or none"
+    remedy = "give sqlite:///FOLDER/mlflow.db (a fourth slash for an absolute path), http://HOST:PORT, or none"
     if value in ("", "none"):
         return value
     scheme = _checked(name, value)
     if value.startswith(SQLITE):
         path = value.removeprefix(SQLITE)
         if _checked(name, path or "/") or not path or path.endswith("/") or path.startswith(":memory:"):
-            raise _refusal(name, value, f"names no file: {wanted}")
+            raise _refusal(name, value, f"does not name a file: {remedy}")
         return value
     if scheme.split("+")[0] in (*_SERVERS, *_DATABASES) and re.match(r"[a-z0-9+]+://[^/?#\s]", value):
         return value
-    raise _refusal(name, value, f"is no store of MLflow's: {wanted}")
+    raise _refusal(name, value, f"is not an MLflow store: {remedy}")
 
 
 def absolute_path(name: str, value: str) -> str:
-    """The path made absolute, so that every process means the same by it; URIs as they are.
+    """The path made absolute, so that it means the same in every process; URIs are unchanged.
 
     Raises:
-        PathError: it is relative, and this process works in a copy that Ray deletes.
+        PathError: the path is relative, and this process works in a copy that Ray deletes.
     """
     prefix = SQLITE if value.startswith(SQLITE) else ""
     path = value.removeprefix(prefix)
@@ -134,54 +135,54 @@ def absolute_path(name: str, value: str) -> str:
     if not os.path.isabs(path) and _RAYS_COPIES in Path.cwd().parts:
         example = f"{prefix}/data/{path}"
         raise PathError(
-            f"{name}={redacted(value)} is relative, and a submitted job works in a copy of its folder, which Ray "
+            f"{name}={redacted(value)} is relative, but a submitted job works in a copy of its folder that Ray "
             f"deletes: give an absolute path on storage that every node sees, such as {name}={example}"
         )
     return prefix + os.path.abspath(path)
 
 
 def make_folder(name: str, path: str | Path) -> Path:
-    """The folder, made where it is not there.
+    """The folder, which is created if needed.
 
     Raises:
-        PathError: it cannot be made or written to.
+        PathError: it cannot be created or written to.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PathError(f"{name}={folder} cannot be a folder ({error.strerror}): choose another") from error
+        raise PathError(f"{name}={folder} cannot be created ({error.strerror}): choose another folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PathError(f"{name}={folder} cannot be written to: choose another, or change its permissions")
+        raise PathError(f"{name}={folder} cannot be written to: choose another folder, or change its permissions")
     return folder
 
 
 def _checked(name: str, value: str, empty: bool = False) -> str:
-    """The scheme of a value in small letters, empty for a path; what is a mistake in any place is refused."""
+    """The scheme of a value in lower case; empty for a path. Refuses what is a mistake anywhere."""
     if not value and not empty:
         raise PathError(f"{name} is empty: give a path")
     if "\0" in value:
-        raise PathError(f"{name} holds a zero byte, which no path has")
+        raise PathError(f"{name} has a zero byte, which no path can have")
     if value.startswith(("~", "$")):
         raise _refusal(
-            name, value, f"was not expanded by the shell, and is no path as it is: write {name}=/the/whole/path"
+            name, value, f"was not expanded by the shell, and is not a path as it is: write {name}=/the/whole/path"
         )
     if _WINDOWS.match(value):
-        raise _refusal(name, value, "is a path of Windows: give one of this machine")
+        raise _refusal(name, value, "is a Windows path: give a path on this machine")
     match = _SCHEME.match(value)
     if not match and "://" in value:
-        raise _refusal(name, value, "has a URI in its middle: give a plain path, or the URI alone")
+        raise _refusal(name, value, "contains a URI: give a plain path, or only the URI")
     return match[1].lower() if match else ""
 
 
-def _what_instead(value: str, scheme: str, wanted: str) -> str:
+def _what_instead(value: str, scheme: str, remedy: str) -> str:
     if scheme == "file":
         return f"write the plain path, {re.sub('^[A-Za-z]+:(//)?', '', value) or '/FOLDER'}"
-    if scheme in _SPELT_OTHERWISE and "s3://" in wanted:
+    if scheme in _SPELT_OTHERWISE and "s3://" in remedy:
         return f"write {_SPELT_OTHERWISE[scheme]}:// instead of {scheme}://"
     if "/" not in value:
-        return f"{wanted}, or ./{value} for a folder of this name"
-    return wanted
+        return f"{remedy}, or ./{value} for a folder with this name"
+    return remedy
 
 
 def _refusal(name: str, value: str, why: str) -> PathError:

@@ -1,4 +1,4 @@
-"""Where a model comes from: the corpus that it learned from and the code that trained it."""
+"""Provenance of a model: the corpus that it was trained on, and the code that trained it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from robometer.corpus.summary import summarise
 
 
 def provenance_of(corpus: Corpus) -> dict[str, Any]:
-    """Hash, size and sources of a corpus, how its frames were made, and the commit of this code; part of every
-    checkpoint, whose scorer is shown frames that are made alike."""
+    """Hash, size, sources and frame settings of a corpus, and the commit of this code.
+
+    Every checkpoint holds it, and its scorer makes frames by the same settings.
+    """
     counts = summarise(corpus)
     return {
         "corpus": counts.content_hash,
@@ -51,15 +53,15 @@ HOW_IT_RUNS = {
     "validate_async",
     "validation_gpus",
 }
-"""Keys of `train` that say where a run lies and how its computation is spread; the others decide what is computed."""
+"""Keys of `train` that say where a run is stored and how it is distributed. The others decide what is computed."""
 
-_NOT_THE_RECIPE = HOW_IT_RUNS | {"seed", "load_from_checkpoint"}  # for which the hash of its weights stands (`base`)
+_NOT_THE_RECIPE = HOW_IT_RUNS | {"seed", "load_from_checkpoint"}  # `base`, the hash of its weights, stands for it
 
 
 def trained_by(folder: str | Path) -> dict[str, str | int]:
-    """`recipe` and `train_seed` of a checkpoint folder; empty where the folder does not say.
+    """`recipe` and `train_seed` of a checkpoint folder; empty if the folder does not say.
 
-    Runs of one recipe and different seeds are one experiment that was repeated.
+    Runs with one recipe and different seeds are repetitions of one experiment.
     """
     config, provenance = Path(folder, "config.yaml"), Path(folder, "provenance.json")
     if not config.is_file() or not provenance.is_file():
@@ -71,24 +73,23 @@ def trained_by(folder: str | Path) -> dict[str, str | int]:
 
 
 def recipe(config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
-    """First 12 hex digits of a hash of what was trained, on which corpus and from which weights, without the seed.
+    """First 12 hex digits of a hash over what was trained, on which corpus and from which weights, without the seed.
 
     Args:
-        config: of the run, as `to_dict` has it.
+        config: of the run, as `to_dict` returns it.
         origin: the checkpoint's provenance.
     """
-    values = first_names(config)
-    kept = {section: values[section] for section in sorted(_TRAINED - {"train"})}
-    kept["train"] = {key: value for key, value in values["train"].items() if key not in _NOT_THE_RECIPE}
-    kept["encoders"] = {key: v for key, v in values.get("embed", {}).items() if key.endswith("_encoder")}
-    kept["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    parts = {section: config[section] for section in sorted(_TRAINED - {"train"})}
+    parts["train"] = {key: value for key, value in config["train"].items() if key not in _NOT_THE_RECIPE}
+    parts["encoders"] = {key: v for key, v in config.get("embed", {}).items() if key.endswith("_encoder")}
+    parts["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def commit() -> str:
-    """Commit of this code: ROBOMETER_COMMIT, or what git says (`-dirty` with changes), else the package's version."""
-    if given := os.environ.get("ROBOMETER_COMMIT"):
-        return given
+    """Commit of this code: ROBOMETER_COMMIT, else git's (with `-dirty` if there are changes), else the version."""
+    if from_environment := os.environ.get("ROBOMETER_COMMIT"):
+        return from_environment
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,4 +1,4 @@
-"""Runs tracked in MLflow; tracking that is off is a run that does nothing."""
+"""Tracking of runs in MLflow. If tracking is off, a run does nothing."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 REGISTERED_MODEL = "robometer"
 
 PATIENCE_S = 20.0
-"""How long a store may take to answer the first question."""
+"""How long a store may take to answer the first request."""
 
 LONGEST = 300
-"""Characters of a reason that is given."""
+"""Most characters of a quoted reason."""
 
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 class TrackingError(RobometerError):
-    """A tracking store that cannot be used; the message says why, and what to do."""
+    """A tracking store that cannot be used. The message says why, and what to do."""
 
 
 class TrackedRun(Protocol):
-    """What a job records."""
+    """What a job can record."""
 
     run_id: str
 
@@ -47,7 +47,7 @@ class TrackedRun(Protocol):
 
 
 class NullRun:
-    """Tracking that is off."""
+    """A run that records nothing, as tracking is off."""
 
     run_id = ""
 
@@ -59,13 +59,13 @@ class NullRun:
 
 
 class MlflowRun:
-    """One run of an MLflow store."""
+    """A run in an MLflow store."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         self._client, self.run_id = client, run_id
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at a step; names keep to what MLflow allows."""
+        """Record numbers at a step."""
         import time
 
         from mlflow.entities import Metric
@@ -104,12 +104,12 @@ class MlflowRun:
 
 
 def is_off(config: Config) -> bool:
-    """Whether nothing is tracked."""
+    """Whether tracking is off."""
     return config.tracking.uri in ("", "none")
 
 
 def close_open_run(config: Config, run_id: str) -> None:
-    """Mark a run that somebody stopped (an early-stopped trial) as KILLED, if it still counts as running."""
+    """Mark a stopped run (such as an early-stopped trial) as KILLED, if it still counts as running."""
     if is_off(config) or not run_id:
         return
     client = client_of(config.tracking.uri)
@@ -118,21 +118,21 @@ def close_open_run(config: Config, run_id: str) -> None:
 
 
 def attached(config: Config, run_id: str) -> TrackedRun:
-    """A run that another process has open, to add to it: whether it has ended is that process's to say."""
+    """A run of another process, to add to it. Only that process ends the run."""
     return NullRun() if is_off(config) else MlflowRun(client_of(config.tracking.uri), run_id)
 
 
 def continued(config: Config, run_id: str) -> str:
-    """The run, where it can go on: empty, with a warning, where the store has lost it, or is another than before."""
+    """The id of a run that can be continued; empty, with a warning, if the store does not have it."""
     if is_off(config) or not run_id or _status(client_of(config.tracking.uri), run_id):
         return run_id
     store = redacted(absolute_path("tracking.uri", config.tracking.uri))
-    logger.warning("%s has no run %s (any more): what follows is tracked as a new one", store, run_id)
+    logger.warning("%s does not have run %s: continuing in a new run", store, run_id)
     return ""
 
 
 def _status(client: Any, run_id: str) -> str:
-    """Of a run; empty where the store has none, or has deleted it."""
+    """The status of a run; empty if the store does not have it, or has deleted it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -145,24 +145,24 @@ def _status(client: Any, run_id: str) -> str:
 
 
 def client_of(uri: str) -> Any:
-    """MLflow's client of a store that answers; an absent SQLite file is made.
+    """MLflow's client of a store that answers. A missing SQLite file is created.
 
     Raises:
-        TrackingError: it does not answer within seconds, is no store of MLflow's, or one of another version.
+        TrackingError: the store does not answer within seconds, is not MLflow's, or has another version.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a server, with the password that stands in it
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a server's URL may contain a password
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     store = absolute_path("tracking.uri", uri)
     if store.startswith(SQLITE):
         make_folder("tracking.uri", Path(store.removeprefix(SQLITE)).parent)
     try:
-        with _impatient():
+        with _without_retries():
             _reach(store)
             client = MlflowClient(tracking_uri=store, registry_uri=store)
             client.search_experiments(max_results=1)
@@ -170,14 +170,14 @@ def client_of(uri: str) -> Any:
         reason = redacted(" ".join(str(error).split()).rstrip("."))
         reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
         raise TrackingError(
-            f"tracking.uri={redacted(store)} cannot be used ({reason}): start that store, give another, or "
-            "tracking.uri=none to do without"
+            f"tracking.uri={redacted(store)} cannot be used ({reason}): start that store, give another one, or turn "
+            "tracking off with tracking.uri=none"
         ) from error
     return client
 
 
 def _reach(store: str) -> None:
-    """Raise at once what MLflow would find out after minutes of retries."""
+    """Raise at once the error that MLflow would raise after minutes of retries."""
     if store.startswith(SQLITE):
         with closing(sqlite3.connect(store.removeprefix(SQLITE).partition("?")[0])) as database:
             database.execute("PRAGMA schema_version").fetchone()
@@ -192,8 +192,8 @@ def _reach(store: str) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """MLflow's client without its retries, which take minutes, for the first question that a store is asked."""
+def _without_retries() -> Iterator[None]:
+    """MLflow's client without its retries, which take minutes, for the first request to a store."""
     quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(PATIENCE_S))}
     before = {name: os.environ.get(name) for name in quick}
     os.environ.update(quick)
@@ -208,11 +208,13 @@ def _impatient() -> Iterator[None]:
 
 @contextmanager
 def start(config: Config, kind: str, run_id: str = "", parent_run_id: str = "") -> Iterator[TrackedRun]:
-    """A run of `kind` (train, evaluate, ...) for the duration of the block; it ends FAILED when the block raises.
+    """A run of `kind` (train, evaluate, ...) for the duration of the block. It ends as FAILED if the block raises.
 
     Args:
-        run_id: continue this run (see `continued`) instead of opening a new one.
-        parent_run_id: the sweep that this run is a trial of.
+        config: the configuration, which is recorded.
+        kind: of the run.
+        run_id: run to continue (see `continued`); empty starts a new one.
+        parent_run_id: run of the sweep that this is a trial of.
 
     Raises:
         TrackingError: the store cannot be used.
@@ -244,15 +246,15 @@ def _experiment(client: Any, config: Config) -> str:
     from mlflow.exceptions import MlflowException
 
     name = config.tracking.experiment
-    known = client.get_experiment_by_name(name)
-    if known is not None:
-        return str(known.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     artifacts, store = None, absolute_path("tracking.uri", config.tracking.uri)
     if store.startswith(SQLITE):
         artifacts = (Path(store.removeprefix(SQLITE)).parent / "mlflow-artifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=artifacts))
-    except MlflowException:  # another process of the same sweep was faster
+    except MlflowException:  # another trial of the same sweep created it meanwhile
         return str(client.get_experiment_by_name(name).experiment_id)
 
 

@@ -10,8 +10,8 @@ from robometer.sampling.groups import members
 PRINTED = [(name, average.name) for name, anchor in anchors().items() for average in anchor.averages]
 
 
-def test_the_tables_of_the_specification_are_there() -> None:
-    assert {anchor.section for anchor in anchors().values()} == {"9.1", "9.2", "9.3", "9.4"}
+def test_all_tables_are_there() -> None:
+    assert len(anchors()) == 13
     rows = {name: len(anchor.rows) for name, anchor in anchors().items()}
     assert (rows["reward_alignment"], rows["trajectory_ranking"], rows["preference_task"]) == (15, 6, 6)
     assert len(common_caveats()) == 6

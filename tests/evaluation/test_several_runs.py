@@ -195,7 +195,7 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path: Path, capsys: pytes
 def test_a_corpus_that_is_gone_leaves_a_page_without_clips(corpus: Corpus, tmp_path: Path) -> None:
     run = store(tmp_path / "run", "clock", Clock(), corpus, corpus=str(tmp_path / "gone"))
     assert job.main([run, "--output", str(tmp_path / "page")]) == 0
-    assert "clips are not shown" in (tmp_path / "page/report.html").read_text()
+    assert "there are no clips" in (tmp_path / "page/report.html").read_text()
     assert job.main([run, "--output", str(tmp_path / "page"), "--corpus", corpus.storage.path]) == 0
     assert "data:image/jpeg" in (tmp_path / "page/report.html").read_text()
 

@@ -50,7 +50,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     """The one trajectory of a pickle."""
     path = Path(unit.uri)
-    content = load(path, records=PACKAGES)
+    content = load(path, packages=PACKAGES)
     steps = [_fields(step) for step in content] if isinstance(content, list) else None
     episode = _fields(content) if steps is None else _joined(steps)
     frames = _frames(episode)

@@ -1,15 +1,15 @@
-"""MotIF: the same motions by people and by a Stretch robot, each with a sentence on what is done and how.
+"""MotIF: the same motions by people and by a Stretch robot, each with a sentence that says what is done and how.
 
     motif/
       annotations/human_motion_data_info.json      [{"video_path", "task_instruction", "motion_description"}, ...]
       annotations/stretch_motion_data_info.json
-      human_motion/videos_raw/*.mp4                the file that `video_path` names last
+      human_motion/videos_raw/*.mp4                the last part of `video_path`
       stretch_motion/videos_raw/*.mp4
 
-One episode per entry, `motif_rfm`, successful; the task is "task_instruction: motion_description". Only instructions of
-which both a human's and a robot's video are there make episodes, the others are left out by design. Differences from
-upstream: instructions are compared without regard to case and spaces, and the name is that of its success cut-off
-(upstream's loader writes `motif`, which its cut-offs do not know).
+Each entry is an episode of the data set `motif_rfm`, successful. The task is "task_instruction: motion_description". An
+instruction without both a human's and a robot's video is left out by design. Differences from upstream: instructions
+are compared without case and spaces, and the data set has the name of its success cut-off (upstream's loader writes
+`motif`, for which upstream has no cut-off).
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The entries of both annotation files.
 
     Raises:
-        FormatError: one of them is missing or no list.
+        FormatError: one of them is missing, or is not a list.
     """
     root = folder(input, "the folder of MotIF, which holds `annotations`")
     name = source or "motif_rfm"
-    found = {side: list(_entries(root, side, name)) for side in SIDES}
-    common = set.intersection(*({_instruction(unit) for unit in found[side]} for side in SIDES))
+    entries = {side: list(_entries(root, side, name)) for side in SIDES}
+    common = set.intersection(*({_instruction(entry) for entry in entries[side]} for side in SIDES))
     for side, other in zip(SIDES, reversed(SIDES), strict=True):
-        for unit in found[side]:
-            if isinstance(unit, Unit) and _instruction(unit) not in common:
-                reason = f"no {other} video shows {unit.data['task']!r}"
-                yield Refused(unit.uri, reason, name, unit.data["video"], skipped=True)
+        for entry in entries[side]:
+            if isinstance(entry, Unit) and _instruction(entry) not in common:
+                reason = f"no {other} video shows {entry.data['task']!r}"
+                yield Refused(entry.uri, reason, name, entry.data["video"], skipped=True)
             else:
-                yield unit
+                yield entry
 
 
 def _entries(root: Path, side: str, source: str) -> Iterator[Unit | Refused]:
     path = root / "annotations" / f"{side}_motion_data_info.json"
     content = read_json(path)
     if not isinstance(content, list):
-        raise FormatError(f"{path} is no list of annotations")
+        raise FormatError(f"{path} must be a list of annotations")
     for number, entry in enumerate(content, start=1):
         try:
             unit = video_unit(_row(side, entry), root, source)

@@ -1,20 +1,20 @@
-"""Videos with a `trajectories.jsonl` beside them: the packaged corpus, and the format to bring your own data in.
+"""Videos with a `trajectories.jsonl` beside them: the bundled corpus, and the format for your own data.
 
-One JSON object per line. `video` (a path relative to the file) and `task` (the instruction) are required; then
+Each line is a JSON object. `video` (a path relative to the file) and `task` (the instruction) are required; then
 
     quality_label     successful (default), suboptimal or failure
-    source            name of the data set (default: the folder's name); training balances and reports by it
-    episode_key       names the episode within its source (default: `video`); with `view` it is its identity
-    view              name of the camera (default: main); another view of an episode is a line of its own
+    source            name of the data set (default: the folder's name); training and reports group by it
+    episode_key       names the episode within its source (default: `video`); with `view` it identifies the trajectory
+    view              name of the camera (default: main); each view of an episode is a line of its own
     is_robot          true (default) or false for a human
-    partial_success   0 to 1, how much of the task was done, where that was judged
+    partial_success   0 to 1, how much of the task was done, if somebody judged that
     split             train or the name of an evaluation split (default: ingest.split)
-    fps               frames per second, where the video's own figure is wrong
-    first, count      a cut: `count` frames from frame `first` on (default: from frame 0, to the end)
-    env_reward        list of numbers, one per frame of the video, where a simulator knows it
-    success           list of 0 and 1, one per frame of the video, where a simulator knows it
+    fps               frames per second, if the video's own value is wrong
+    first, count      a cut: `count` frames from frame `first` on (default: from frame 0 to the end)
+    env_reward        the simulator's reward: a list of numbers, one per frame of the video
+    success           the simulator's success flag: a list of 0 and 1, one per frame of the video
 
-Tables of another make (CSV, JSON, YAML, other names of columns) are read by `annotated_videos`.
+Read other tables (CSV, JSON, YAML, other names of columns) with `annotated_videos`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ episodes = video_episodes
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """The lines of a folder's `trajectories.jsonl`, of such a file, or of the packaged corpus (`bundled`).
+    """The lines of a folder's `trajectories.jsonl`, of such a file, or of the bundled corpus (`bundled`).
 
     Raises:
         FormatError: there is no such file.
@@ -45,8 +45,8 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     with path.open("rb") as content:
         for number, line in enumerate(content, start=1):
             if line.strip():
-                where = {"place": f"line {number} of {path.name}", "uri": f"{path}:{number}"}
-                yield from_row(_object, line, path.parent, source, **where)
+                place = f"line {number} of {path.name}"
+                yield from_row(_object, line, path.parent, source, place=place, uri=f"{path}:{number}")
 
 
 def _listing(input: str) -> Path:

@@ -1,16 +1,16 @@
-"""PH2D: people and humanoids doing the same, HDF5 files with one encoded image a frame and eye.
+"""PH2D: people and humanoids doing the same tasks, in HDF5 files with an encoded image per frame and eye.
 
     ph2d_metadata.json                      per_task_attributes: {"104-grasping_...": {"embodiment_type": "human_avp"}}
     104-grasping_.../
         processed_episode_0.hdf5            attribute description: the task
-            observation.image.right         [T] encoded images, or uint8 [T, N] with zeros behind each image
+            observation.image.right         [T] encoded images, or uint8 [T, N] with zeros after each image
             observation.image.left          the same; one of the two may be missing
 
-Each eye of a file is a trajectory, views `right` and `left` of one episode, successful with partial_success 1, in the
-data set ph2d. The embodiment of the folder tells people (human_...) from robots (h1_..., and any other).
+Each eye of a file is a trajectory of the data set ph2d: views `right` and `left` of one episode, successful, with
+partial_success 1. The folder's embodiment says who acts: people (human_...) or robots (h1_..., and any other).
 
-* Upstream decodes with OpenCV and takes its BGR for RGB: here frames are RGB.
-* A folder that `ph2d_metadata.json` does not name is refused: who acts in it is not known. Upstream never opens it.
+* Upstream decodes with OpenCV and treats its BGR as RGB; here frames are RGB.
+* A folder that `ph2d_metadata.json` does not name is refused, as it is unknown who acts in it. Upstream never opens it.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ _HUMAN = re.compile(r"human(_.*)?")  # not humanoid
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """The HDF5 files of all folders that are listed, and a refusal for each that is not or is empty.
+    """The HDF5 files of all listed folders, and a refusal for each folder that is not listed, or is empty.
 
     Raises:
-        FormatError: no folder, no listing in it, or one that is malformed.
+        FormatError: there is no such folder, or its listing is missing or malformed.
     """
     root = common.folder(input, f"the folder of PH2D's {LISTING}")
     if not (root / LISTING).is_file():
-        raise FormatError(f"no {LISTING} in {input}: give ingest.input the folder that PH2D was downloaded to, with it")
+        raise FormatError(f"no {LISTING} in {input}: give ingest.input the downloaded folder of PH2D, which holds it")
     listing = common.read_json(root / LISTING)
     tasks = listing.get("per_task_attributes") if isinstance(listing, dict) else None
     if not isinstance(tasks, dict):
-        raise FormatError(f"{root / LISTING} has no per_task_attributes: it is not PH2D's")
+        raise FormatError(f"{root / LISTING} has no per_task_attributes: it is not from PH2D")
     name = source or SOURCE
-    present = {path.name: common.files(path, "*.hdf5") for path in common.subfolders(root)}
-    for folder in sorted(tasks.keys() | {folder for folder, found in present.items() if found}):
-        attributes, found = tasks.get(folder), present.get(folder, [])
+    files = {path.name: common.files(path, "*.hdf5") for path in common.subfolders(root)}
+    for folder in sorted(tasks.keys() | {folder for folder, paths in files.items() if paths}):
+        attributes, paths = tasks.get(folder), files.get(folder, [])
         who = attributes.get("embodiment_type") if isinstance(attributes, dict) else None
         if not isinstance(who, str) or not who:
-            reason = f"{LISTING} names no embodiment_type of it: human or robot is not known"
+            reason = f"{LISTING} names no embodiment_type for it: it is unknown whether humans or robots act"
             yield Refused(str(root / folder), reason, name, folder)
-        elif not found:
+        elif not paths:
             yield Refused(str(root / folder), f"{LISTING} names it, but it holds no *.hdf5 file", name, folder)
         else:
             data = {"is_robot": _HUMAN.fullmatch(who) is None}
-            yield from (Unit(f"{folder}/{path.stem}", name, str(path), count=2, data=data) for path in found)
+            yield from (Unit(f"{folder}/{path.stem}", name, str(path), count=2, data=data) for path in paths)
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
@@ -65,7 +65,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         for view in views:
             images = dataset(file, f"observation.image.{view}")
             if images is None or not images.shape:
-                raise TrajectoryError(f"observation.image.{view} is no array")
+                raise TrajectoryError(f"observation.image.{view} is not an array")
             yield Episode(
                 source=unit.source,
                 episode_key=unit.key,

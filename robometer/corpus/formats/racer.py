@@ -1,18 +1,18 @@
-"""RACER (RLBench with failures added): PNG frames of three cameras, and what happens in them.
+"""RACER (RLBench with added failures): PNG frames of three cameras, and a description of what happens in them.
 
     <input>/{train,val}/                     or {train,val}/samples/
       open_drawer/<episode>/
         language_description.json
         {front,left_shoulder,right_shoulder}_rgb/0_expert.png, 0_perturb.png, 48_expert.png ...
 
-From `language_description.json`: `task_goal` is the task text; `subgoal` has a key `<frame>_expert` for each key frame
-of the expert, whose `augmentation` names images of what could go wrong there. Each view gives a successful trajectory
-of the expert's frames, and for each key frame with an augmentation labelled a failure one that fails: the expert's
-frames before it, then the first such image. The sources are racer_train and racer_val (upstream writes `racer` into
-both); `ingest.source_name` of one of the two takes that part alone.
+In `language_description.json`, `task_goal` is the task text. `subgoal` has a key `<frame>_expert` for each key frame of
+the expert, whose `augmentation` names images of what could go wrong there. Each view gives a successful trajectory of
+the expert's frames. For each key frame with an augmentation that is labelled as a failure, it also gives a failed one:
+the expert's frames before the key frame, then the first such image. The sources are racer_train and racer_val (upstream
+writes `racer` into both). Set `ingest.data_source` to one of the two to read only that part.
 
-Other than upstream: where the image of a failure is missing the trajectory is refused (upstream keeps the expert's
-frames and calls them a failure), and images are found by their whole name.
+Unlike upstream, a trajectory whose failure image is missing is refused (upstream keeps the expert's frames and labels
+them a failure), and images are found by their full name.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
-    """For each view the expert's way, then its failures."""
+    """For each view the expert's trajectory, then its failures."""
     base = Path(unit.uri)
     described = read_json(base / DESCRIPTION)
     if not isinstance(described, dict) or not isinstance(described.get("subgoal") or {}, dict):
-        raise FormatError(f"{DESCRIPTION} is no object with the objects `subgoal`")
+        raise FormatError(f"{DESCRIPTION} must be an object, and its `subgoal` too")
     task = str(described.get("task_goal") or "").strip() or base.parent.name
     failures = dict(_failures(described.get("subgoal") or {}))
     for view, name in CAMERAS.items():
@@ -74,20 +74,20 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
             if image not in paths:
                 yield Refused(str(place), f"there is no image {image}.png of the failure", unit.source, key, view)
                 continue
-            shown = [path for stem, path in expert.items() if _frame(stem) < frame] + [paths[image]]
+            chosen = [path for stem, path in expert.items() if _frame(stem) < frame] + [paths[image]]
             yield Episode(
                 unit.source,
                 key,
                 view,
                 task,
-                sequence(shown),
+                sequence(chosen),
                 str(place / paths[image].name),
                 raw_quality_label="failure",
             )
 
 
 def _failures(subgoals: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """(frame, name of the image of its first failure) of the expert's key frames."""
+    """(frame, name of the first failure's image) of the expert's key frames."""
     for key in natural(subgoals):
         entry = subgoals[key]
         added = entry.get("augmentation") if isinstance(entry, dict) else None

@@ -1,19 +1,19 @@
-"""Roll-outs of policies, and demonstrations to compare them with, whose labels stand in the names of files and folders.
+"""Roll-outs of policies and demonstrations, whose labels stand in the names of files and folders.
 
-Each layout of the table below is named after its data set; {x} is any name:
+Each layout below has the name of its data set; {x} is any name:
 
     rfm_new_mit_franka_rfm[_nowrist]          {task}/{success|suboptimal|failure}/{episode}_{ext|wrist}.mp4
     mit_franka_p-rank                         {any}/{task}_metadata.json: [{"filename", "instruction", "success"}, ...]
     utd_so101_clean_policy_ranking_{top|wrist}  {quality}/{any}/episode_{n}_{top|wrist}.gif (or mp4), and beside them
                                               vla_task.json: the instructions, a list by n; closs_succ is suboptimal
-    utd_so101_policy_ranking, utd_so101_human {task}_{quality}_{n}.mp4; of the human, all are successful
+    utd_so101_policy_ranking, utd_so101_human {task}_{quality}_{n}.mp4; those of the human are all successful
     usc_koch_rewind                           {task}/{episode}.mp4 or {task}_{n}.mp4, all successful
     usc_koch_human_robot_paired_human         human/recordings/{episode}.mp4 and .json {"notes": the instruction}
 
-ingest.source_name names the layout. Without it, or under a name of your own, the layout is the first in the table that
-fits a video of the folder, and the data set has its name or yours. A {task} is looked up in an optional `tasks.json`
+`ingest.data_source` names the layout. If it is empty, or a name of your own, the first layout that fits a video of the
+folder is used, and the data set gets the layout's name or yours. A {task} is looked up in an optional `tasks.json`
 ({"foldtowel": "Fold the towel in half"}; upstream has such tables in its code), else it is the name in words. Cameras
-that a layout leaves out are skipped. Other views of an episode are episodes with the same key.
+that a layout does not take are skipped. The views of an episode share its key.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ _QUALITY = (
     ("failure", re.compile(r"(?<![a-z])fail")),
     ("successful", re.compile(r"(?<![a-z])succ")),
 )
-"""Quality label, and how names begin that mean it; the first that fits counts."""
+"""Quality labels, and how names with this meaning begin; the first that fits counts."""
 
 episodes = video_episodes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a data set are called, and what their names mean.
+    """How a data set names its files, and what the names mean.
 
     Attributes:
-        pattern: of a video's path; its groups `task`, `quality`, `view`, `number` are read where they are.
-        task: the instruction of a video, from its path, its match and `tasks.json`.
-        view: the only one to take; empty takes all.
+        pattern: of a video's path, with any of the groups `task`, `quality`, `view` and `number`.
+        task: gives a video's instruction from its path, its match and `tasks.json`.
+        view: the only view to take; empty takes all.
         is_robot: false for humans.
         always: quality label of all videos; empty reads it from the group `quality`.
-        inside: folder of a whole data set that holds the videos.
+        inside: folder of the data set that holds the videos.
     """
 
     pattern: re.Pattern[str]
@@ -68,7 +68,7 @@ def _by_name(video: Path, match: re.Match[str], tasks: Mapping[str, str]) -> str
 def _by_number(video: Path, match: re.Match[str], tasks: Mapping[str, str]) -> str:
     listed, number = read_json(video.parent / "vla_task.json"), int(match["number"])
     if not isinstance(listed, list) or number >= len(listed):
-        raise ValueError(f"vla_task.json has no instruction of episode {number}")
+        raise ValueError(f"vla_task.json has no instruction for episode {number}")
     return str(listed[number])
 
 
@@ -95,17 +95,17 @@ LAYOUTS = {
     ),
     "usc_koch_rewind": Layout(_TASK, _by_name, always="successful"),
 }
-"""Data set -> layout; where none is named, the first one that fits is taken, so the strictest patterns stand first."""
+"""Layouts by data set. If the user names none, the first that fits is used: the strictest patterns come first."""
 
 METADATA = "mit_franka_p-rank"
-"""The data set whose labels stand in metadata files instead."""
+"""The data set whose labels stand in metadata files."""
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The videos of a folder.
 
     Raises:
-        FormatError: no video, none that fits the layout, or no layout that fits.
+        FormatError: there are no videos, or none fits the layout, or any layout.
     """
     root = folder(input, "a folder of videos in one of the layouts of ranking_videos")
     if source == METADATA or (source not in LAYOUTS and files(root, "*_metadata.json", "*/*_metadata.json")):
@@ -114,7 +114,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     names = [source] if source in LAYOUTS else list(LAYOUTS)
     fitting = next((name for name in names if any(_fits(LAYOUTS[name], *place) for place in _videos(root, name))), None)
     if fitting is None:
-        raise FormatError(f"no video in {root} is called as those of {', '.join(names)}: see ranking_videos' layouts")
+        raise FormatError(f"no video in {root} is named as in {', '.join(names)}: see the layouts of ranking_videos")
     layout, tasks, name = LAYOUTS[fitting], task_texts(root), source or fitting
     for base, video in _videos(root, fitting):
         try:
@@ -139,8 +139,8 @@ def _unit(video: str, layout: Layout, tasks: Mapping[str, str], root: Path, sour
     match = layout.pattern.fullmatch(video)
     if match is None:
         raise ValueError(f"its name does not fit the layout of {source}")
-    named = match.groupdict()
-    view, key = named.get("view") or "main", video.rpartition(".")[0]
+    groups = match.groupdict()
+    view, key = groups.get("view") or "main", video.rpartition(".")[0]
     if layout.view and view != layout.view:
         return Refused(str(root / video), f"not the {layout.view} camera", source, key, view, skipped=True)
     row = {
@@ -148,7 +148,7 @@ def _unit(video: str, layout: Layout, tasks: Mapping[str, str], root: Path, sour
         "task": layout.task(root / video, match, tasks),
         "episode_key": key.removesuffix(f"_{view}"),
         "view": view,
-        "quality_label": layout.always or _quality(named["quality"]),
+        "quality_label": layout.always or _quality(groups["quality"]),
         "is_robot": layout.is_robot,
     }
     return video_unit(row, root, source)
@@ -168,7 +168,7 @@ def _from_metadata(root: Path, source: str) -> Iterator[Unit | Refused]:
     for path in tables:
         content = read_json(path)
         if not isinstance(content, list):
-            raise FormatError(f"{path} is no list of episodes")
+            raise FormatError(f"{path} must be a list of episodes")
         for number, entry in enumerate(content, start=1):
             try:
                 yield _from_entry(entry, path.parent, root, source)
@@ -178,10 +178,10 @@ def _from_metadata(root: Path, source: str) -> Iterator[Unit | Refused]:
 
 def _from_entry(entry: Any, beside: Path, root: Path, source: str) -> Unit:
     if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
-        raise ValueError("it is no object with a filename")
+        raise ValueError("it must be an object with a filename")
     path = Path(os.path.normpath(beside / entry["filename"]))
     if not path.is_relative_to(root):
-        raise ValueError(f"{entry['filename']} lies outside of {root.name}")
+        raise ValueError(f"{entry['filename']} lies outside {root.name}")
     video = path.relative_to(root).as_posix()
     return video_unit(
         {"video": video, "task": entry.get("instruction"), "quality_label": _quality(str(entry.get("success")))},

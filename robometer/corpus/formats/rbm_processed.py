@@ -1,20 +1,20 @@
-"""Upstream's own processed data sets (RBM-1M as it is published), so that who downloaded them need not start again.
+"""Upstream's processed data sets (RBM-1M as it is published), so that nobody must process the raw data again.
 
     <name>/processed_dataset/state.json, data-*.arrow    rows, as the library `datasets` saves them (Arrow IPC stream)
     <name>/frames/trajectory_<id>.npz                    array `frames`, uint8 [T, H, W, 3] RGB
 
 `ingest.input` is such a folder or one that holds several (up to two levels down), a tar of one, also split
-(`<name>.tar.partaa`, `<name>.tar.part-aa`, ...), or a folder of tars. Tars are read where they lie: nothing is
-extracted, and of a compressed array no more than one frame is in memory. What is made of a row:
+(`<name>.tar.partaa`, `<name>.tar.part-aa`, ...), or a folder of tars. Tars are read in place: nothing is extracted, and
+at most one frame of a compressed array is in memory. A row gives:
 
     source                        data_source, else the folder's name
-    episode_key                   id; every row is one view of one episode, whose name is not kept (view `main`)
-    task, is_robot                task; is_robot, true where it is null, as upstream takes it
-    quality_label                 quality_label, `failed` and `optimal` included
-    partial_success               partial_success; null for metaworld_*, whose rows all say 0, successes too
+    episode_key                   id; a row is one view of an episode, and the view's name is not recorded (view `main`)
+    task, is_robot                task; is_robot, with null as true, as upstream
+    quality_label                 quality_label, including `failed` and `optimal`
+    partial_success               partial_success; null for metaworld_*, whose rows all say 0, even successes
 
-Of frames_path only the file's name is used: the folders in it are upstream's. The published OXE archives hold
-embeddings without frames: all their rows are refused. The last source frame may be missing, and is not to be had.
+Only the file name of frames_path is used, as its folders are upstream's. The published OXE archives hold embeddings
+without frames: all their rows are refused. The last source frame may be missing and cannot be recovered.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TAR = re.compile(r"(?P<name>.+)\.tar(\.part-?(?P<part>[a-z]+))?")
 
 @dataclass(frozen=True)
 class _Place:
-    """A file: a whole one, or `size` bytes from `start` on of some that are read as one."""
+    """A file: a whole one, or `size` bytes from `start` on in several files that are read as one."""
 
     paths: Sequence[str]
     start: int = 0
@@ -61,7 +61,7 @@ class _Place:
 
 
 class _Window(io.RawIOBase):
-    """What a place holds, one of its files open at a time."""
+    """The content of a place, with one of its files open at a time."""
 
     def __init__(self, place: _Place) -> None:
         self._sizes = [Path(path).stat().st_size for path in place.paths]
@@ -101,26 +101,26 @@ class _Window(io.RawIOBase):
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """Every row of every data set, in its own order.
+    """Every row of every data set, in order.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there is no data set.
     """
     root = absolute(input)
     if not root.exists():
         raise FormatError(
             f"no file or folder {input}: give ingest.input a processed data set of upstream's, or its tar"
         )
-    found = 0
+    is_empty = True
     for folder in _folders(root):
         members = {path.relative_to(folder.parent).as_posix(): _Place([str(path)])
                    for path in files(folder, "processed_dataset/*", "frames/*.npz")}  # fmt: skip
-        found += 1
+        is_empty = False
         yield from _rows_of(name_of(folder), members, str(folder), source)
     for name, parts in _tars(root):
-        found += 1
+        is_empty = False
         yield from _of_tar(name, parts, source)
-    if not found:
+    if is_empty:
         raise FormatError(f"no processed_dataset/ and no tar at {input}: give ingest.input upstream's processed data")
 
 
@@ -131,7 +131,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
     with place.open() as file:
         frames = _Frames(file)
         if row["num_frames"] not in (None, frames.count):
-            raise VideoError(f"the npz holds {frames.count} frames, its row says {row['num_frames']}")
+            raise VideoError(f"the npz holds {frames.count} frames, but its row says {row['num_frames']}")
         yield Episode(
             source=unit.source,
             episode_key=unit.key,
@@ -146,10 +146,10 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 
 
 class _Frames:
-    """The array `frames` of an npz, one frame at a time; asked in ascending order, it is inflated once.
+    """The array `frames` of an npz, one frame at a time. If frames are read in ascending order, it is inflated once.
 
     Raises:
-        VideoError: it is not such an npz.
+        VideoError: it is not an npz with such an array.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -172,19 +172,19 @@ class _Frames:
         self._stream.seek(self._start + frame * size)
         content = self._stream.read(size)
         if frame == self.count - 1:
-            self._stream.read(1)  # past the end, where the checksum of all is compared
+            self._stream.read(1)  # at the end the checksum is compared
         return np.frombuffer(content, np.uint8).reshape(self._shape[1:])
 
 
 def _folders(root: Path) -> list[Path]:
     if (root / "processed_dataset").is_dir():
         return [root]
-    found = [path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/processed_dataset") if path.is_dir()]
-    return sorted(found)
+    tables = [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/processed_dataset") if path.is_dir()]
+    return sorted(path.parent for path in tables)
 
 
 def _tars(root: Path) -> list[tuple[str, list[Path]]]:
-    """(name, parts in order) of the tars in a folder, or of the one that is given, by any of its parts."""
+    """(name, parts in order) of the tars in a folder, or of the one tar that `root` is a part of."""
     groups: dict[str, list[tuple[str, Path]]] = {}
     for path in files(root if root.is_dir() else root.parent, "*.tar", "*.tar.part*"):
         if match := _TAR.fullmatch(path.name):
@@ -206,7 +206,7 @@ def _of_tar(name: str, parts: list[Path], source: str) -> Iterator[Unit | Refuse
                     if member.isreg():
                         members[str(PurePosixPath(member.name))] = _Place(paths, member.offset_data, member.size)
         except (tarfile.TarError, OSError, EOFError) as error:
-            broken = f"the tar is broken after {len(members)} files ({first_line(error)}): is a part missing?"
+            broken = f"the tar breaks off after {len(members)} files ({first_line(error)}): is a part missing?"
     if broken:
         yield Refused(paths[0], broken, source or name)
     if not broken or _tables(members):
@@ -221,32 +221,34 @@ def _rows_of(name: str, members: Mapping[str, _Place], uri: str, source: str) ->
     """The rows of all data sets among some files."""
     tables = _tables(members)
     if not tables:
-        yield Refused(uri, "there is no processed_dataset/*.arrow in it", source or name)
+        yield Refused(uri, "it has no processed_dataset/*.arrow", source or name)
     for table in tables:
         folder = PurePosixPath(table).parent.parent
         try:
             with members[table].open() as file, closing(pa.ipc.open_stream(file)) as batches:
                 for batch in batches:
-                    known = batch.select([column for column in COLUMNS if column in batch.schema.names])
-                    for row in known.to_pylist():
+                    rows = batch.select([column for column in COLUMNS if column in batch.schema.names])
+                    for row in rows.to_pylist():
                         yield _unit(row, folder, members, uri, source or row.get("data_source") or name)
         except (pa.ArrowException, OSError) as error:
-            yield Refused(f"{uri}/{table}", f"the table cannot be read on ({first_line(error)})", source or name)
+            yield Refused(
+                f"{uri}/{table}", f"the rest of the table cannot be read ({first_line(error)})", source or name
+            )
     yield from _missing(tables, members, uri, source or name)
 
 
 def _missing(tables: Sequence[str], members: Mapping[str, _Place], uri: str, source: str) -> Iterator[Refused]:
-    """Tables that state.json names and that are not there."""
+    """Tables that state.json names but that are missing."""
     for folder in sorted({PurePosixPath(table).parent for table in tables}):
         if state := members.get(str(folder / "state.json")):
             try:
                 with state.open() as file:
-                    named = [str(entry["filename"]) for entry in json.load(file)["_data_files"]]
+                    listed = [str(entry["filename"]) for entry in json.load(file)["_data_files"]]
             except (ValueError, KeyError, TypeError) as error:
                 yield Refused(f"{uri}/{folder}/state.json", f"it is malformed ({type(error).__name__})", source)
                 continue
-            for table in sorted(set(named) - {PurePosixPath(table).name for table in tables}):
-                yield Refused(f"{uri}/{folder}/{table}", "state.json names this table, and it is missing", source)
+            for table in sorted(set(listed) - {PurePosixPath(table).name for table in tables}):
+                yield Refused(f"{uri}/{folder}/{table}", "state.json names this table, but it is missing", source)
 
 
 def _unit(
@@ -258,7 +260,7 @@ def _unit(
         return Refused(uri, f"a row has no {'frames_path' if key else 'id'}", source, key)
     name = str(folder / "frames" / PurePosixPath(path.replace("\\", "/")).name)
     if name not in members:
-        return Refused(f"{uri}/{name}", "there is no such file, which its row names", source, key)
+        return Refused(f"{uri}/{name}", "its row names this file, but it is missing", source, key)
     place = members[name]
     data = {
         "paths": list(place.paths),

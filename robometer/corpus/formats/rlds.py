@@ -1,27 +1,27 @@
-"""RLDS episodes as TensorFlow Datasets writes them: Open X-Embodiment, DROID, Bridge and others; no TensorFlow needed.
+"""RLDS episodes as TensorFlow Datasets writes them (Open X-Embodiment, DROID, Bridge, ...), read without TensorFlow.
 
     <input>/.../<data set>/<version>/          the input may also be one data set, or one version of it
         dataset_info.json                      name, number of records per file
         features.json                          which features are images, and their shapes
         <data set>-<split>.tfrecord-00000-of-01024
 
-One record is one episode. `steps/observation/<key>` holds the encoded images (or plain uint8 tensors) of all steps.
+Each record is an episode. `steps/observation/<key>` holds the encoded images (or plain uint8 tensors) of all steps.
 
-    task      of the steps, in their observation or beside it, else in episode_metadata or at the record's root:
-              natural_language_instruction, language_instruction, instruction, language_instruction1 to 3 (DROID: _2,
-              _3); rows of zero-padded character codes are text too, and of several texts a step (ragged ones) the
-              first is taken. Of several tasks in one episode that of two thirds of its steps, else it is refused
-    quality   episode_metadata's flag success (or the like) where there is one; else the word success or failure as a
-              folder in its file_path (DROID); else successful: these are demonstrations
-    views     each camera is a trajectory. Of data sets in `VIEWS` those named there; of others all but those on a wrist
-              or in a hand. A camera whose first frame is black was not connected, and is left out
-    source    oxe_<data set> for the split train, oxe_<data set>_eval for any other; the split of these is their own
-    caps      of language_table the first 50,000 episodes, in the order of the files
+    task      natural_language_instruction, language_instruction, instruction or language_instruction1 to 3 (DROID: _2,
+              _3), in the steps' observation or beside it, else in episode_metadata or at the record's root. Rows of
+              zero-padded character codes are text too. If a step has several texts (ragged ones), the first is taken.
+              If an episode has several tasks, the one of two thirds of its steps; else the episode is refused
+    quality   a flag such as success in episode_metadata; else a folder named success or failure in its file_path
+              (DROID); else successful, since these are demonstrations
+    views     each camera is a trajectory. Data sets in `VIEWS` give the cameras named there, others all cameras but
+              those on a wrist or hand. A camera whose first frame is black was not connected, and is left out
+    source    oxe_<data set> for the split train, oxe_<data set>_eval for any other split, whose name is kept
+    caps      language_table is cut to its first 50,000 episodes, in the order of the files
 
-A checksum that is wrong costs its record; a file that breaks off costs what would follow.
+A wrong checksum loses its record; a file that breaks off loses the records after that point.
 
-Unlike upstream, data sets whose only camera is on the wrist (berkeley_mvp, berkeley_rpt) keep it: upstream's code
-makes nothing of them, although it trains on them.
+Unlike upstream, data sets with only a wrist camera (berkeley_mvp, berkeley_rpt) keep it: upstream trains on them, but
+its code makes nothing of them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from robometer.trajectory import Episode, TrajectoryError
 logger = logging.getLogger(__name__)
 
 ALIASES = {"bridge_dataset": "bridge_v2", "bridge_orig": "bridge_v2", "droid_100": "droid"}
-"""Data sets that upstream names otherwise."""
+"""Data sets that have another name upstream."""
 
 VIEWS = {
     "aloha_mobile": ("cam_high",),
@@ -58,10 +58,10 @@ VIEWS = {
     "droid": ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"),
     "robo_set": ("image_right", "image_left"),
 }
-"""Cameras that upstream takes, where those are not all external ones."""
+"""Cameras that upstream takes, if these are not all external cameras."""
 
 READ_BY = {"soar_dataset": "soar", "merge_dataset_large_r1_lite": "galaxea"}
-"""Data sets whose labels or tasks another format of ours knows how to read."""
+"""Data sets whose labels or tasks another of our formats reads."""
 
 BGR = ("nyu_rot_dataset_converted_externally_to_rlds",)
 CAPS = {"language_table": 50_000}
@@ -81,7 +81,7 @@ _OUTCOMES = {
     **dict.fromkeys(("success", "successes", "successful", "succeeded", "true", "1"), "successful"),
     **dict.fromkeys(("failure", "failures", "fail", "failed", "unsuccessful", "false", "0"), "failure"),
 }
-"""What a flag, or a folder of a path, says of how the episode ended."""
+"""Meaning of a flag, or of a folder in a path, for how the episode ended."""
 
 _WRIST = re.compile(r"wrist|hand(?!le)|gripper")
 
@@ -90,33 +90,31 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The record files of all data sets below a folder.
 
     Raises:
-        FormatError: there is none, two versions of one, or one that another format reads.
+        FormatError: there are none, a data set has two versions, or another format reads it.
     """
     seen: dict[str, Path] = {}
     for builder in tfds.builders(input):
         name = ALIASES.get(builder.name, builder.name)
         if name in READ_BY:
-            raise FormatError(f"{builder.folder} is {name}: ingest.format={READ_BY[name]} knows its labels")
+            raise FormatError(f"{builder.folder} is {name}: use ingest.source={READ_BY[name]}, which reads its labels")
         if name in seen:
             raise FormatError(f"{seen[name]} and {builder.folder} are both {name}: give ingest.input one of them")
         seen[name] = builder.folder
-        of = source or f"oxe_{name}"
+        data_set = source or f"oxe_{name}"
         views, others = _chosen(name, builder.cameras())
         for view in others:
-            reason = (
-                "a wrist camera" if _WRIST.search(view) else "not among the cameras that are taken of this data set"
-            )
-            yield Refused(str(builder.folder), reason, of, view=view, skipped=True)
+            reason = "a wrist camera" if _WRIST.search(view) else "a camera that is not taken from this data set"
+            yield Refused(str(builder.folder), reason, data_set, view=view, skipped=True)
         for reason in builder.absent():
-            yield Refused(str(builder.folder), reason, of, skipped=True)
+            yield Refused(str(builder.folder), reason, data_set, skipped=True)
         if not (views and builder.files()):
-            yield Refused(str(builder.folder), "it has no *.tfrecord files, or none of its observations is RGB", of)
+            yield Refused(str(builder.folder), "it has no *.tfrecord files, or no RGB observations", data_set)
             continue
         yield from _units(builder, name, source, views)
 
 
 def _chosen(name: str, cameras: list[str]) -> tuple[list[str], list[str]]:
-    """The cameras to take of a data set, and those that it has besides."""
+    """The cameras to take from a data set, and its other cameras."""
     views = [view for view in VIEWS.get(name, ()) if view in cameras]
     views = views or [view for view in cameras if not _WRIST.search(view)] or cameras
     return views, [view for view in cameras if view not in views]
@@ -126,18 +124,18 @@ def _units(builder: tfds.Builder, name: str, source: str, views: list[str]) -> I
     left = CAPS.get(name)
     for file in builder.files():
         training = file.split == "train"
-        of = source or f"oxe_{name}" + ("" if training else "_eval")
+        data_set = source or f"oxe_{name}" + ("" if training else "_eval")
         most = left
         if left is not None:
             if file.length is None:
-                raise FormatError(f"{builder.folder}/dataset_info.json has no shardLengths, by which {name} is capped")
+                raise FormatError(f"{builder.folder}/dataset_info.json has no shardLengths, which cap {name}")
             left -= min(left, file.length)
         if most == 0:
             reason = f"{file.length} episodes above the cap of {CAPS[name]}"
-            yield Refused(str(file.path), reason, of, skipped=True)
+            yield Refused(str(file.path), reason, data_set, skipped=True)
             continue
         data = {"most": most, "split": "" if training else file.split, "bgr": name in BGR}
-        yield builder.unit(file, name, of, views, **data)
+        yield builder.unit(file, name, data_set, views, **data)
 
 
 def episodes(unit: Unit) -> Iterator[Episode | Refused]:
@@ -148,7 +146,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode of a file: its number in it, and its task; empty if it has none."""
+    """One episode of a record file: its number in the file, and its task (empty if it has none)."""
 
     unit: Unit
     number: int
@@ -159,8 +157,8 @@ class EpisodeRecord:
         """A trajectory per camera that was connected.
 
         Args:
-            task: where the format knows it better than the record.
-            quality: the same; without it the record's own outcome.
+            task: instead of the record's own.
+            quality: instead of the record's own outcome.
         """
         task = self.task if task is None else task
         if not task.strip():
@@ -192,7 +190,7 @@ class EpisodeRecord:
             )
 
     def frames(self, view: str) -> ImageSequence:
-        """The images of a camera: encoded ones are looked at one by one, plain ones unpacked when the first is.
+        """The images of a camera. Encoded images are read one by one, plain ones unpacked with the first.
 
         Raises:
             RecordError: the record is malformed.
@@ -212,7 +210,7 @@ class EpisodeRecord:
         return ImageSequence(count, lambda i: array()[i], change=change)
 
     def refused(self, reason: str, view: str = "", skipped: bool = True) -> Refused:
-        """The record, or a view of it, as something left out."""
+        """The refusal of the record, or of a view of it."""
         key = _key(self.unit, self.number)
         return Refused(f"{self.unit.uri}#{self.number}", reason, self.unit.source, key, view, skipped)
 
@@ -221,7 +219,7 @@ def read(unit: Unit) -> Iterator[EpisodeRecord | Refused]:
     """The episodes of a record file, one record in memory at a time.
 
     Raises:
-        FormatError: the file ends before its last record; those before it have been given.
+        FormatError: the file ends before its last record. The records before that point have been yielded.
     """
     expected, most, done = unit.data["records"], unit.data.get("most"), 0
     try:
@@ -235,9 +233,9 @@ def read(unit: Unit) -> Iterator[EpisodeRecord | Refused]:
                 yield Refused(f"{unit.uri}#{number}", str(error), unit.source, _key(unit, number))
             done = number + 1
     except RecordError as error:
-        raise FormatError(f"{error}; {done} records were read before") from error
+        raise FormatError(f"{error}; {done} records were read before it") from error
     if expected is not None and done < expected:
-        raise FormatError(f"the file ends after {done} of the {expected} records that it should have")
+        raise FormatError(f"the file ends after {done} of its {expected} records")
 
 
 def _record(unit: Unit, number: int, content: bytes | RecordError) -> EpisodeRecord:
@@ -255,7 +253,7 @@ def _task(example: Example, features: dict[str, Any]) -> str:
     """The instruction of an episode; empty if there is none.
 
     Raises:
-        TrajectoryError: its steps have several, or it is not UTF-8.
+        TrajectoryError: its steps have several instructions, or one is not UTF-8.
     """
     for path in (place + name for place in _PLACES for name in _TASKS):
         counts = Counter(text for text in _texts(example, path, features) if text)
@@ -263,16 +261,18 @@ def _task(example: Example, features: dict[str, Any]) -> str:
             continue
         task, most = counts.most_common(1)[0]
         if 3 * most < 2 * counts.total():
-            told = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common(3))
-            raise TrajectoryError(f"its {counts.total()} steps have several tasks, and none two thirds of them: {told}")
+            shares = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common(3))
+            raise TrajectoryError(
+                f"its {counts.total()} steps have several tasks, and none has two thirds of them: {shares}"
+            )
         if len(counts) > 1:
-            logger.info("of the tasks of an episode's steps that of most is taken: %s", dict(counts))
+            logger.info("the steps of an episode have several tasks; the most frequent is used: %s", dict(counts))
         return task
     return ""
 
 
 def _texts(example: Example, path: str, features: dict[str, Any]) -> list[str]:
-    """The texts of a feature, one per step; of several of a step the first that is not empty."""
+    """The texts of a feature, one per step: the first that is not empty if a step has several."""
     texts = [common.text(bytes(blob)).strip() for blob in example.blobs(path)]
     if flat := example.blobs(path + _RAGGED):
         texts, left = [], iter(common.text(bytes(blob)).strip() for blob in flat)
@@ -287,31 +287,31 @@ def _texts(example: Example, path: str, features: dict[str, Any]) -> list[str]:
 
 
 def outcome(example: Example) -> str:
-    """`successful`, `failure`, or empty where the record says neither.
+    """`successful`, `failure`, or empty if the record says neither.
 
     Raises:
         TrajectoryError: its path says both.
     """
     for name in (place + flag for place in ("episode_metadata/", "") for flag in _FLAGS):
-        said = [bytes(blob).decode("utf-8", "replace").strip().lower() for blob in example.blobs(name)]
-        said = said or [str(int(value)) for value in example.numbers(name)]
-        if said and said[-1] in _OUTCOMES:
-            return _OUTCOMES[said[-1]]
+        flags = [bytes(blob).decode("utf-8", "replace").strip().lower() for blob in example.blobs(name)]
+        flags = flags or [str(int(value)) for value in example.numbers(name)]
+        if flags and flags[-1] in _OUTCOMES:
+            return _OUTCOMES[flags[-1]]
     for name in _PATHS:
         for blob in example.blobs(f"episode_metadata/{name}"):
             path = bytes(blob).decode("utf-8", "replace").lower().replace("\\", "/")
-            found = {_OUTCOMES[part] for part in path.split("/") if part in _OUTCOMES and part.isalpha()}
-            if len(found) > 1:
+            outcomes = {_OUTCOMES[part] for part in path.split("/") if part in _OUTCOMES and part.isalpha()}
+            if len(outcomes) > 1:
                 raise TrajectoryError(f"its {name} names both success and failure: {path}")
-            if found:
-                return found.pop()
+            if outcomes:
+                return outcomes.pop()
     return ""
 
 
 def _no_task(example: Example) -> str:
     places = ", ".join(place.rstrip("/") or "the record's root" for place in _PLACES)
-    there = ", ".join(sorted(name for name in example.names if "observation" not in name)[:12])
-    return f"no task text: looked for {', '.join(_TASKS[:3])} ... in {places}; the record has {there}"
+    names = ", ".join(sorted(name for name in example.names if "observation" not in name)[:12])
+    return f"no task text: there is no {', '.join(_TASKS[:3])} ... in {places}; the record has {names}"
 
 
 def _swapped(frame: np.ndarray) -> np.ndarray:
@@ -322,4 +322,4 @@ def _is_black(frames: ImageSequence) -> bool:
     try:
         return not replace(frames, count=min(1, frames.count)).read(lambda count, fps: np.zeros(1, int)).frames.any()
     except VideoError:
-        return False  # it is refused for that
+        return False  # it is refused for this later

@@ -1,4 +1,4 @@
-"""RoboArena: policies on a DROID Franka, run in pairs by evaluators all over the world and graded by them.
+"""RoboArena: policies on a DROID Franka, run in pairs and graded by evaluators around the world.
 
     roboarena/
       evaluation_sessions/                       (or ingest.input is this folder)
@@ -6,9 +6,9 @@
           metadata.yaml                          language_instruction, policies: {A: {policy_name, partial_success}}
           A_<policy_name>/*_left.mp4, *_right.mp4, *_wrist.mp4
 
-Each policy of a session is an episode seen by two external cameras (views `left` and `right`); the wrist camera is left
-out, as by upstream. The evaluator's grade, 0 to 1, is its partial success; 1 is successful, less is failure.
-The name is `roboarena`; upstream's `roboarena_eval_debug_nowrist` has the same layout: name it by ingest.source_name.
+Each policy of a session is an episode with two external cameras (views `left` and `right`); the wrist camera is left
+out, as upstream. The evaluator's grade, 0 to 1, is the partial success; 1 means successful, less means failure. The
+data set is `roboarena`; upstream's `roboarena_eval_debug_nowrist` has the same layout: name it with ingest.data_source.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _policy(unit: Unit, task: str, name: str, policy: Any) -> Iterator[Episode |
     success: Any = policy.get("partial_success")
     if type(success) not in (int, float) or not 0 <= success <= 1:
         raise ValueError(f"partial_success {success!r} is not in [0, 1]")
-    # Chosen among the folders that are there, so that no name can lead out of the session.
+    # Chosen among the session's own folders, so that no name can lead out of it.
     folders = [path for path in subfolders(Path(unit.uri)) if path.name == f"{name}_{policy.get('policy_name')}"]
     videos = files(folders[0], "*.mp4") if folders else []
     if not any(video.stem.rpartition("_")[2] in VIEWS for video in videos):
@@ -74,7 +74,7 @@ def _policy(unit: Unit, task: str, name: str, policy: Any) -> Iterator[Episode |
     for video in videos:
         view, key = video.stem.rpartition("_")[2], f"{unit.key}/{folders[0].name}"
         if view not in VIEWS:
-            yield Refused(str(video), "not one of the external cameras", unit.source, key, view, skipped=True)
+            yield Refused(str(video), "not an external camera", unit.source, key, view, skipped=True)
             continue
         yield Episode(
             source=unit.source,

@@ -1,4 +1,4 @@
-"""RoboFAC: failures of an SO-100 arm and simulated successes and failures, with questions and answers about them.
+"""RoboFAC: failures of an SO-100 arm, simulated successes and failures, and questions and answers about them.
 
     robofac/                                               (or below `main`)
       realworld_data/<so100_task_error>/videos/**/*.mp4    all failures; a folder observation.images.<camera> is a view
@@ -8,10 +8,10 @@
       test_qa_*/annos_per_video_split*.json                {id: {"video", "annos": {"Task identification": [...]}}}
       tasks.json                                           optional: {"PickCube-apple" or "PickCube": "instruction"}
 
-One episode per video, `robofac`, partial success 1 or 0. The task is the answer to the question what the robot is doing
-in this very video; else what `tasks.json` says of its folder, else the folder's name in words, without so100_, _error
-and variant ("pick cube"; upstream has a table of 16 sentences in its code). Videos in no folder that says success or
-failure are refused; upstream takes them for failures.
+Each video is an episode of the data set `robofac`, with partial success 1 or 0. The task is the answer to the question
+what the robot is doing in this very video; else the folder's entry in `tasks.json`; else the folder's name in words,
+without so100_, _error and variant ("pick cube"; upstream has a table of 16 sentences in its code). A video that is in
+no folder of successes or failures is refused; upstream labels it a failure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CAMERA = "observation.images."
 QUESTION = "identify what task the robot is doing"
 
 _Answers = dict[tuple[str, str], str]
-"""(a folder of the video, stem of its name) -> task; a name such as episode_000000 stands in many folders."""
+"""Tasks by (a folder of the video, stem of its name): a name such as episode_000000 occurs in many folders."""
 
 episodes = video_episodes
 
@@ -61,7 +61,7 @@ def _row(video: Path, answers: _Answers, tasks: dict[str, str]) -> dict[str, Any
     quality = "failure" if part == REAL else QUALITY.get(folders[0] if folders else "")
     kind = folders[part == SIMULATED :][:1]
     if quality is None or not kind:
-        raise ValueError(f"it lies in no folder of a task below {REAL} or {' or '.join(QUALITY)}")
+        raise ValueError(f"it is not in a task's folder below {REAL} or {' or '.join(QUALITY)}")
     plain = re.sub(r"^so100_|_error$|-\w+$", "", kind[0])
     answer = answers.get((kind[0], video.stem))
     camera = next((name for name in folders if name.startswith(CAMERA)), None)
@@ -76,7 +76,7 @@ def _row(video: Path, answers: _Answers, tasks: dict[str, str]) -> dict[str, Any
 
 
 def _answers(root: Path) -> _Answers:
-    found: _Answers = {}
+    answers: _Answers = {}
     for path in files(root, "training_qa.json", "test_qa_*/annos_per_video_split*.json"):
         content = read_json(path)
         entries = content.values() if isinstance(content, dict) else content
@@ -85,17 +85,17 @@ def _answers(root: Path) -> _Answers:
         for entry in entries:
             video = PurePosixPath(str(entry.get("video", "")))
             if answer := _answer(entry):
-                found |= {(name, video.stem): answer for name in video.parts[:-1]}
-    return found
+                answers |= {(name, video.stem): answer for name in video.parts[:-1]}
+    return answers
 
 
 def _answer(entry: dict[str, Any]) -> str:
-    """What the assistant says on the question which task this is; empty where nobody asked."""
+    """The assistant's answer to the question which task this is; empty if nobody asks it."""
     annotations = entry.get("annos")
-    asked = annotations.get("Task identification") if isinstance(annotations, dict) else None
-    turns = asked if asked is not None else entry.get("conversations")
+    identification = annotations.get("Task identification") if isinstance(annotations, dict) else None
+    turns = identification if identification is not None else entry.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     for question, reply in pairwise(turns):
-        if asked is not None or QUESTION in str(question.get("value")).lower():
+        if identification is not None or QUESTION in str(question.get("value")).lower():
             return str(reply.get("value") or "").strip()
     return ""

@@ -1,12 +1,12 @@
-"""RoboFail: a real robot that fails at household tasks.
+"""RoboFail: failures of a real robot at household tasks.
 
     robofail/
       real_data/<folder>/videos/color.mp4        putAppleBowl1, putAppleBowl2, boilWater1 ...
       tasks.json                                 optional: {"putAppleBowl": "put the apple into the bowl", ...}
 
-One episode per folder, `robofail`, a robot, a failure. The task stands in `tasks.json` under the folder's name or that
-without its number, else it is the name without its number, in words: "put apple bowl" (upstream has a table of 30
-sentences in its code).
+Each folder is an episode of the data set `robofail`: a robot, a failure. The task is the entry of `tasks.json` for the
+folder's name, with or without its number; else the name without its number, in words: "put apple bowl" (upstream has a
+table of 30 sentences in its code).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
         FormatError: there is no such folder, or it is empty.
     """
     root = folder(input, "the folder of RoboFail, which holds `real_data`")
-    found = subfolders(root / "real_data") if (root / "real_data").is_dir() else []
-    if not found:
+    folders = subfolders(root / "real_data") if (root / "real_data").is_dir() else []
+    if not folders:
         raise FormatError(f"no folders in {root / 'real_data'}: give ingest.input a copy of RoboFail")
     tasks, name = task_texts(root), source or "robofail"
-    for path in found:
+    for path in folders:
         kind = re.sub(r"_?\d+$", "", path.name)
         video = f"real_data/{path.name}/{VIDEO}"
         if not (root / video).is_file():

@@ -1,13 +1,13 @@
-"""RoboReward: roll-outs of Open X-Embodiment and RoboArena, each graded from 1 (nothing done) to 5 (all done).
+"""RoboReward: roll-outs of Open X-Embodiment and RoboArena, graded from 1 (nothing done) to 5 (all done).
 
     roboreward/
       train/metadata.jsonl            {"file_name": "bridge/0001.mp4", "task": ..., "reward": 4}
       train/bridge/0001.mp4
       val/ ..., test/ ...             (ingest.input is the whole, or one of these folders)
 
-One episode per line. Its grade r is a partial success of (r - 1) / 4; successful is r = 5, all else failure. The first
-folder of the file's name makes the data set, `roboreward_bridge`; `robo_arena` is spelt `roboarena`, as by upstream.
-What lies in `val` and `test` goes to the evaluation splits of these names, `train` to ingest.split.
+Each line is an episode. A grade r is a partial success of (r - 1) / 4; r = 5 means successful, any other failure. The
+first folder in file_name gives the data set, such as `roboreward_bridge`; `robo_arena` becomes `roboarena`, as
+upstream. Episodes in `val` and `test` go to the evaluation splits of these names, those in `train` to ingest.split.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def _unit(fields: dict[str, Any] | ValueError, part: Path, source: str) -> Unit:
     video, task, reward = (fields.get(name) for name in ("file_name", "task", "reward"))
     parts = PurePosixPath(video).parts if isinstance(video, str) else ()
     if len(parts) < 2 or ".." in parts or parts[0] == "/":
-        raise ValueError(f"file_name {json.dumps(video)} is no path of a file in a folder of its data set")
+        raise ValueError(f"file_name {json.dumps(video)} must be the path of a file in a folder of its data set")
     if reward not in (1, 2, 3, 4, 5) or isinstance(reward, bool):
         raise ValueError(f"reward {reward!r} is none of 1, 2, 3, 4, 5")
     split = name_of(part)
     row = {
         "video": video,
         "task": task,
-        # The split is part of the key: the same file name may be in two of them.
+        # The split is part of the key, as two splits may have the same file name.
         "episode_key": f"{split}/{video}" if split in SPLITS else video,
         "quality_label": "successful" if reward == 5 else "failure",
         "partial_success": (reward - 1) / 4,

@@ -1,10 +1,11 @@
-"""USC Franka policy ranking: PNG frames of one camera, which hangs turned by 90 degrees.
+"""USC Franka policy ranking: PNG frames of one camera, which is mounted at 90 degrees.
 
     <input>/
       fold_towel_success_3/                     <task>_<quality>_<id>
-        images/camera_south_color_0.png ...     turned clockwise here
+        images/camera_south_color_0.png ...     turned clockwise when read
 
-Quality: success(ful), subopt(imal), fail(ure). Four tasks have their sentence; another's is its words, as upstream.
+Quality: success(ful), subopt(imal), fail(ure). Four tasks have a sentence; the others are their name in words, as
+upstream.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The episode folders.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     root = folder(input, "with folders <task>_<quality>_<id>")
     yield from ranked_units(root, source or NAME, TASKS, clockwise=True, views=VIEWS)
 
 
 def ranked_units(root: Path, source: str, tasks: Mapping[str, str], **data: Any) -> Iterator[Unit | Refused]:
-    """The folders `<task>_<quality>_<id>` below `root` as units with `data`, in the order of their numbers.
+    """The folders `<task>_<quality>_<id>` in `root` as units with `data`, in the order of their numbers.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     if not (paths := numbered(subfolders(root))):
         raise FormatError(f"{root} has no folders <task>_<quality>_<id>")
@@ -62,7 +63,7 @@ def ranked(name: str, tasks: Mapping[str, str]) -> tuple[str, str]:
     """Task text and quality label of a folder `<task>_<quality>_<id>`.
 
     Raises:
-        FormatError, TrajectoryError: the name is none such.
+        FormatError, TrajectoryError: the name has another form.
     """
     task, *rest = name.rsplit("_", 2)
     if len(rest) != 2:

@@ -2,12 +2,12 @@
 
     <input>/                             or below <input>/xarm_policy_ranking
       fold_towel_success_3/              <task>_<quality>_<id>
-        0.pkl, 1.pkl ...                 a dict with a camera's frame uint8, blue first, [H, W, 3] or [3, H, W]
+        0.pkl, 1.pkl ...                 a dict with a camera's frame uint8, BGR, [H, W, 3] or [3, H, W]
 
-Quality: success(ful), subopt(imal), fail(ure). One view: the first camera of `CAMERAS` that the first step has. Pickles
-are read without running what they ask for (`robometer.corpus.readers.safe_pickle`). Six tasks have their sentence;
-another's is its words, as upstream. A step without the camera ends its episode in quarantine (upstream leaves the step
-out).
+Quality: success(ful), subopt(imal), fail(ure). The view is the first camera of `CAMERAS` that the first step has.
+Pickles are read without running any code of theirs (`robometer.corpus.readers.safe_pickle`). Six tasks have a sentence;
+the others are their name in words, as upstream. An episode with a step that lacks the camera goes to quarantine
+(upstream leaves out the step).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     """The episode folders.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there are none.
     """
     root = folder(input, "with folders <task>_<quality>_<id> of pickles")
     root = root / "xarm_policy_ranking" if (root / "xarm_policy_ranking").is_dir() else root

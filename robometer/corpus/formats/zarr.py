@@ -1,13 +1,13 @@
-"""Zarr stores as diffusion policy writes them (a replay buffer): many episodes one after the other in one array.
+"""Zarr stores as diffusion policy writes them (replay buffers): many episodes one after the other in one array.
 
     <input>                       a store, or a folder with stores *.zarr and *.zarr.zip in it; zarr format 2 or 3
       data/<camera>               [N, H, W, 3] uint8, or float from 0 to 255; each such array is a view
-      meta/episode_ends           [E] where each episode ends in N
+      meta/episode_ends           [E], the end of each episode in N
 
-Task: the store's attribute `task`, or `tasks.json` in <input> or beside the store ({store's name: ...}), which wins.
-Either is a text or an object of the fields of `image_folders` (quality_label, partial_success, ...), or a list of
-these, one per episode. A frame is read when it is kept, with the chunk it lies in. Arrays whose codec is not on
-a short list are refused: among the others is one that runs pickles. Needs the extra `robometer[zarr]`.
+The task is in `tasks.json` in <input> or beside the store ({store's name: ...}), or else in the store's attribute
+`task`. Either is a text, an object with the fields of `image_folders` (quality_label, partial_success, ...), or a list
+of these, one per episode. Only frames that are kept are read, with their chunks. Only the codecs of a short list are
+allowed, as others may run pickles. Needs the extra `robometer[zarr]`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     root = path.parent if single else folder(input, "a zarr store, or stores in it")
     stores = [path] if single else numbered(p for p in root.iterdir() if p.name.endswith(".zarr.zip") or _is_store(p))
     if not stores:
-        raise FormatError(f"{input} has no zarr store: neither zarr.json nor .zgroup, and no *.zarr.zip")
+        raise FormatError(f"{input} has no zarr store: no zarr.json, .zgroup or *.zarr.zip")
     places = [place / "tasks.json" for place in (path, root)]
     tasks: Any = next((read_json(place) for place in places if place.is_file()), {})
     if not isinstance(tasks, dict):
-        raise FormatError("tasks.json is no object of the stores' names and their tasks")
+        raise FormatError("tasks.json must be an object of the stores' names and their tasks")
     for store in stores:
         try:
             yield from _store(store, tasks.get(store.name), source)
@@ -81,7 +81,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
 
 
 class _opened:
-    """The root group of a store, closed at the end (a zip file stays open until then)."""
+    """The root group of a store, which is closed at the end (a zip file must be)."""
 
     def __init__(self, path: Path) -> None:
         zipped = path.suffix == ".zip"
@@ -98,7 +98,7 @@ def _is_store(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
-def _store(path: Path, given: Any, source: str) -> Iterator[Unit | Refused]:
+def _store(path: Path, tasks: Any, source: str) -> Iterator[Unit | Refused]:
     name = utf8(Path(path.name))
     with _opened(path) as group:
         if "meta/episode_ends" not in group:
@@ -107,16 +107,16 @@ def _store(path: Path, given: Any, source: str) -> Iterator[Unit | Refused]:
             raise FormatError(error)
         ends = np.asarray(group["meta/episode_ends"][:])
         views = sorted(view for view, array in group["data"].arrays() if array.ndim == 4 and array.shape[3] == 3)
-        given = group.attrs.asdict().get("task") if given is None else given
+        tasks = group.attrs.asdict().get("task") if tasks is None else tasks
     if ends.ndim != 1 or ends.dtype.kind not in "iu" or (np.diff(ends.astype(np.int64), prepend=0) <= 0).any():
-        raise FormatError("meta/episode_ends is not a rising list of numbers")
+        raise FormatError("meta/episode_ends must be ascending whole numbers")
     if not views:
-        raise FormatError("it has no array data/<camera> of [N, H, W, 3]")
+        raise FormatError("it has no array data/<camera> of shape [N, H, W, 3]")
     for number, (first, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
-        entry = given if not isinstance(given, list) else given[number] if number < len(given) else None
+        entry = tasks if not isinstance(tasks, list) else tasks[number] if number < len(tasks) else None
         try:
             if entry is None:
-                raise FormatError("no task text: give the store an attribute `task`, or its name in a tasks.json")
+                raise FormatError("no task text: give the store an attribute `task`, or list it in a tasks.json")
             fields = fields_of(entry, f"the task of episode {number}")
         except FormatError as error:
             yield Refused(f"{path}#{number}", str(error), source, f"{name}/{number}")
@@ -131,15 +131,15 @@ def _unusable(array: Any, end: int) -> str:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         return f"its frames are {array.dtype}, not uint8"
     if end > array.shape[0]:
-        return f"the episode ends at {end}, the array has {array.shape[0]} frames"
+        return f"the episode ends at {end}, but the array has {array.shape[0]} frames"
     return ""
 
 
 def _forbidden(array: Any) -> str:
-    """Why not to read an array: a codec that is not known to be harmless, or a chunk that would fill the memory."""
+    """Why an array must not be read: its codec is not known to be safe, or its chunks would fill the memory."""
     used = set(_codecs({k: v for k, v in array.metadata.to_dict().items() if k in ("codecs", "compressor", "filters")}))
     if unknown := sorted(used - CODECS):
-        return f"it is written with the codec {unknown[0]}, which is none of {', '.join(sorted(CODECS))}"
+        return f"it is written with the codec {unknown[0]}; the allowed ones are {', '.join(sorted(CODECS))}"
     if int(np.prod(array.chunks, dtype=np.float64)) * array.dtype.itemsize > MAX_CHUNK_BYTES:
         return f"its chunks of {array.chunks} are larger than {MAX_CHUNK_BYTES} bytes"
     return ""
@@ -164,6 +164,6 @@ def _frame(array: Any, first: int, i: int) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if 0 < pixels.max() <= 1:
-        raise FormatError("its frames are of numbers from 0 to 1, not to 255")
+        raise FormatError("its frames have values from 0 to 1 instead of 0 to 255")
     whole: np.ndarray = np.clip(np.rint(pixels), 0, 255)
     return whole.astype(np.uint8)

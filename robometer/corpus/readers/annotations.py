@@ -1,4 +1,4 @@
-"""What is said of one video, as a row of values: the fields of `trajectories.jsonl`, which most formats come down to.
+"""Annotations of one video as a row: the fields of `trajectories.jsonl`, to which most formats can be reduced.
 
 A format whose episodes are videos turns its annotations into such rows (`video_unit`), and reads them with
 `video_episodes`. A row travels in `Unit.data` as JSON.
@@ -33,16 +33,16 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "env_reward": (list,),
     "success": (list,),
 }
-"""The fields of a row and their types; their meaning stands in `sources.mp4_jsonl`."""
+"""The fields of a row and their types; `formats.mp4_jsonl` says what they mean."""
 
 
 def check_row(row: Mapping[str, Any]) -> None:
-    """Refuse a row with a reason.
+    """Check the fields of a row.
 
     Raises:
-        ValueError: an unknown field, a missing one, or a value that it cannot have.
+        ValueError: a field is unknown or missing, or has a wrong value.
     """
-    # A misspelt key would silently leave its default, and a failure would be learnt as a success.
+    # A misspelt key would silently keep its default: a failure would be trained as a success.
     if unknown := sorted(row.keys() - FIELDS.keys()):
         raise ValueError(f"unknown key {unknown[0]!r}; the keys are {', '.join(FIELDS)}")
     if missing := [key for key in ("video", "task") if not row.get(key)]:
@@ -50,11 +50,11 @@ def check_row(row: Mapping[str, Any]) -> None:
     for key, value in row.items():
         _check_type(key, value)
     if any(type(value) not in (int, float) or not math.isfinite(value) for value in row.get("env_reward", ())):
-        raise ValueError("'env_reward' holds something that is not a number")
+        raise ValueError("'env_reward' has a value that is not a number")
     if any(value not in (0, 1) for value in row.get("success", ())):
-        raise ValueError("'success' holds something that is neither 0 nor 1")
+        raise ValueError("'success' has a value that is neither 0 nor 1")
     if not 0 < row.get("fps", 1) < math.inf:
-        raise ValueError("'fps' is not above 0")
+        raise ValueError("'fps' must be above 0")
     if row.get("first", 0) < 0 or row.get("count", 1) < 1:
         raise ValueError("'first' is below 0 or 'count' below 1")
 
@@ -66,12 +66,12 @@ def _check_type(key: str, value: Any) -> None:
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # what is no text could not be stored either
+        except UnicodeEncodeError as error:  # it could not be stored
             raise ValueError(f"{key!r} is not UTF-8") from error
 
 
 def episode_key(row: Mapping[str, Any]) -> str:
-    """The row's own key, else its video's path, with the cut where it is one."""
+    """The row's own key, else the path of its video, followed by the cut if there is one."""
     if "first" in row or "count" in row:
         cut = f"{row['video']}@{row.get('first', 0)}+{row.get('count', '')}"
         return str(row.get("episode_key", cut))
@@ -79,7 +79,7 @@ def episode_key(row: Mapping[str, Any]) -> str:
 
 
 def video_unit(row: Mapping[str, Any], root: Path, source: str) -> Unit:
-    """The unit of one row, whose video lies below `root`; raises `ValueError` as `check` does."""
+    """The unit of one row, whose video lies below `root`; raises `ValueError` as `check_row`."""
     check_row(row)
     key = "\x1f".join((episode_key(row), row.get("view", "main")))
     return Unit(key, source, str(root / row["video"]), data=row)
@@ -108,9 +108,15 @@ def video_episodes(unit: Unit) -> Iterator[Episode | Refused]:
 def from_row(
     read: Callable[[Any], Mapping[str, Any]], raw: Any, root: Path, source: str, *, place: str, uri: str
 ) -> Unit | Refused:
-    """The unit of the row that `read` makes of `raw`, or why there is none: `place` is malformed.
+    """The unit of the row that `read` makes of `raw`, or the refusal of a malformed row.
 
-    `source` is the name that the user wants; without one it is the row's, else the folder's.
+    Args:
+        read: makes a row; raises `ValueError` if it cannot.
+        raw: its argument.
+        root: folder of the videos.
+        source: the user's name for the data set; if it is empty, the row's, else the folder's name.
+        place: the row's place in its table, for the message.
+        uri: the same place for quarantine.
     """
     try:
         row = {key: value for key, value in read(raw).items() if value is not None}
@@ -120,6 +126,6 @@ def from_row(
 
 
 def spaced(name: str) -> str:
-    """A name as words: `_`, `-` and the humps of camelCase become spaces."""
+    """A name as words: `_`, `-` and the word boundaries of camelCase become spaces."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", re.sub(r"[_\-\s]+", " ", name))
     return words.strip().lower() if words != name else name.strip()

@@ -17,16 +17,16 @@ from robometer.frames.video import VideoError
 from robometer.trajectory import TrajectoryError
 
 BATCH_ROWS = 4
-"""Rows of images that are in memory at once."""
+"""Rows of images in memory at a time."""
 
 
 class EpisodeRows:
-    """Rows whose `episode_index` is one episode's, in the order of `frame_index`, wherever they lie in the files.
+    """The rows with one `episode_index`, in the order of `frame_index`, wherever they lie in the files.
 
-    Without that column they are in the order of `index`, or in that of the files (GR00T writes no frame_index).
+    Without `frame_index`, which GR00T does not write, they are in the order of `index`, or of the files.
 
-    Small columns are read whole, images a few rows at a time, forward: a file may be far larger than memory. Use it in
-    a `with` block, which closes the files.
+    Small columns are read whole. Images are read a few rows at a time, since a file may be far larger than memory. Use
+    it in a `with` block, which closes the files.
 
     Raises:
         TrajectoryError: a file is missing, is not parquet, or has no column `episode_index`.
@@ -35,18 +35,18 @@ class EpisodeRows:
     def __init__(self, paths: Sequence[Path], episode: int) -> None:
         self._files: list[tuple[pq.ParquetFile, list[int]]] = []
         self._rows = np.zeros(0, np.int64)
-        found: list[np.ndarray] = []
+        columns: list[np.ndarray] = []
         with ExitStack() as stack:
             for path in paths:
                 file = stack.enter_context(open_parquet(path))
                 self._files.append((file, [i for i, (lo, hi) in enumerate(ranges(file)) if lo <= episode <= hi]))
             if paths:
                 order = next((name for name in ("frame_index", "index") if self.has(name)), "episode_index")
-                found = [np.asarray(self._column(name)) for name in ("episode_index", order)]
+                columns = [np.asarray(self._column(name)) for name in ("episode_index", order)]
             self._stack = stack.pop_all()
-        if found:
-            mine = np.flatnonzero(found[0] == episode)
-            self._rows = mine[np.argsort(found[1][mine], kind="stable")]
+        if columns:
+            rows = np.flatnonzero(columns[0] == episode)
+            self._rows = rows[np.argsort(columns[1][rows], kind="stable")]
 
     def __enter__(self) -> EpisodeRows:
         return self
@@ -62,19 +62,19 @@ class EpisodeRows:
         return all(name in file.schema_arrow.names for file, _ in self._files)
 
     def numbers(self, name: str) -> list[float]:
-        """A column of one number per row.
+        """A column with one number per row.
 
         Raises:
-            TrajectoryError: there is no such column, or something in it is not a number.
+            TrajectoryError: there is no such column, or it has a value that is not a number.
         """
-        values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in self._column(name)]
-        mine = [values[row] for row in self._rows]
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in mine):
-            raise TrajectoryError(f"column {name} holds something that is not a number")
-        return mine
+        column = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in self._column(name)]
+        values = [column[row] for row in self._rows]
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            raise TrajectoryError(f"column {name} has a value that is not a number")
+        return values
 
     def images(self, name: str) -> Callable[[int], bytes]:
-        """A function from a frame's number to its encoded image; asked in ascending order, it reads the column once."""
+        """A function from a frame's number to its encoded image. In ascending order, it reads the column once."""
         column = _Forward(lambda: self._batches(name))
         rows = self._rows
 
@@ -105,7 +105,7 @@ class EpisodeRows:
 
 
 class _Forward:
-    """Access by row number to arrays that can only be read one after the other; going back begins anew."""
+    """Access by row number to arrays that can only be read one after the other; going back starts from the first."""
 
     def __init__(self, arrays: Callable[[], Iterator[pa.Array]]) -> None:
         self._arrays, self._left, self._start = arrays, arrays(), 0
@@ -121,7 +121,7 @@ class _Forward:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A parquet file, read in pieces as they are asked for.
+    """A parquet file that is read in pieces, on demand.
 
     Raises:
         TrajectoryError: it is missing, or not parquet.
@@ -129,26 +129,26 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, buffer_size=2**16, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        reason = "there is no file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise TrajectoryError(f"{path.name} cannot be read ({reason})") from error
 
 
 def ranges(file: pq.ParquetFile) -> list[tuple[int, int]]:
-    """Least and greatest `episode_index` of every row group, from the footer where it says so.
+    """Least and greatest `episode_index` of every row group, from the footer if it has them.
 
     Raises:
         TrajectoryError: there is no such column.
     """
     if "episode_index" not in file.schema_arrow.names:
         raise TrajectoryError("the parquet file has no column episode_index")
-    found = []
+    bounds = []
     for group in range(file.num_row_groups):
         least, greatest = _statistics(file.metadata.row_group(group))
         if least is None:
             column = file.read_row_group(group, columns=["episode_index"])["episode_index"]
             least, greatest = pc.min(column).as_py(), pc.max(column).as_py()
-        found.append((0, -1) if least is None else (int(least), int(greatest)))
-    return found
+        bounds.append((0, -1) if least is None else (int(least), int(greatest)))
+    return bounds
 
 
 def _statistics(group: Any) -> tuple[Any, Any]:

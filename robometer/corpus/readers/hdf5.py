@@ -1,4 +1,4 @@
-"""Pictures in HDF5 files, for the formats that keep them there: read row by row, from the file itself and no other."""
+"""Images in HDF5 files, read row by row, from the file itself and never from another that it points to."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
     """An HDF5 file to read.
 
     Raises:
-        FormatError: it is missing, truncated or something else.
+        FormatError: it is missing, truncated, or not HDF5.
     """
     try:
-        # No lock: the file is only read, and some network file systems have none to give.
+        # No lock: the file is only read, and some network file systems have no locks.
         file = h5py.File(path, "r", locking=False)
     except FileNotFoundError as error:
         raise FormatError(f"no file {path}") from error
     except OSError as error:
-        raise FormatError(f"{Path(path).name} is not an HDF5 file that can be read ({first_line(error)})") from error
+        raise FormatError(f"{Path(path).name} cannot be read as HDF5 ({first_line(error)})") from error
     with file:
         yield file
 
@@ -43,21 +43,21 @@ def members(group: h5py.Group) -> list[str]:
     """
     try:
         return natural(text(name) for name in group)
-    except (RuntimeError, TrajectoryError) as error:  # h5py raises RuntimeError, and gives bytes that are not UTF-8
+    except (RuntimeError, TrajectoryError) as error:  # h5py raises RuntimeError, or returns bytes that are not UTF-8
         raise FormatError(f"the names in {group.name} cannot be read ({first_line(error)})") from error
 
 
 def dataset(parent: h5py.Group, name: str) -> h5py.Dataset | None:
-    """The array of this name below `parent`, None if there is none.
+    """The array of this name below `parent`; None if there is none.
 
     Raises:
-        TrajectoryError: it is kept in another file, which might be any file of this machine.
+        TrajectoryError: it is stored in another file, which might be any file of this machine.
     """
     node = parent.get(name)
     if not isinstance(node, h5py.Dataset):
         return None
     if node.external or node.is_virtual or node.file.filename != parent.file.filename:
-        raise TrajectoryError(f"{name} is kept in another file: write it into the file itself, with h5repack or h5py")
+        raise TrajectoryError(f"{name} is stored in another file: copy it into this one, with h5repack or h5py")
     return node
 
 
@@ -69,13 +69,13 @@ def attribute(node: h5py.HLObject, name: str) -> str:
     """
     value = node.attrs.get(name, "")
     value = "" if isinstance(value, h5py.Empty) else value
-    # h5py hands out bytes that are not UTF-8 as a string of surrogates.
+    # h5py returns bytes that are not UTF-8 as a string of surrogates.
     return text(value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The recording in an array uint8 [T, H, W, 3]; `change` is that of `ImageSequence`."""
+    """The recording in an array uint8 [T, H, W, 3]; for `change` see `ImageSequence`."""
 
     array: h5py.Dataset
     fps: float = 0.0
@@ -92,5 +92,5 @@ class Frames:
 
 
 def encoded_frames(array: h5py.Dataset, fps: float = 0.0) -> ImageSequence:
-    """The recording in an array [T] of encoded images: byte strings, or rows of bytes with zeros behind the image."""
+    """The recording in an array [T] of encoded images: byte strings, or rows of bytes with zeros after the image."""
     return ImageSequence(len(array), lambda i: np.asarray(array[i]).tobytes(), fps)

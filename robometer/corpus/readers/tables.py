@@ -1,4 +1,4 @@
-"""Tables of annotations (CSV, JSON, JSON Lines, YAML), row by row, so that a broken row spoils no other."""
+"""Tables of annotations (CSV, JSON, JSON Lines, YAML), read row by row, so that a broken row affects no other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from robometer.corpus.formats import FormatError
 
 
 class Entry(NamedTuple):
-    """A row as it stands in its table.
+    """A row of a table.
 
     Attributes:
-        place: "line 3" of a CSV or JSON Lines file, "entry 2" or "entry 'a.mp4'" of another.
+        place: "line 3" of a CSV or JSON Lines file; "entry 2" or "entry 'a.mp4'" of another kind.
         number: of the line or the entry.
-        fields: its object, or why there is none.
+        fields: its object, or an error that says why it has none.
     """
 
     place: str
@@ -29,15 +29,15 @@ class Entry(NamedTuple):
 
 
 def read_table(path: Path) -> Iterator[Entry]:
-    """The rows of a table; what is no UTF-8 stays in it as lone surrogates, for the one row's check to find.
+    """The rows of a table. Bytes that are not UTF-8 become lone surrogates, so that only their own row is refused.
 
     A JSON or YAML table is a list of objects, or an object of objects, whose keys become their `video`.
 
     Raises:
-        FormatError: the table is missing, of no known kind, or malformed as a whole.
+        FormatError: the table is missing, of an unknown kind, or malformed as a whole.
     """
     if not path.is_file() or path.suffix not in KINDS:
-        raise FormatError(f"{path} is no table of the kinds {', '.join(KINDS)}")
+        raise FormatError(f"{path} must be a table of one of the kinds {', '.join(KINDS)}")
     content = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     try:
         yield from KINDS[path.suffix](content)
@@ -46,7 +46,7 @@ def read_table(path: Path) -> Iterator[Entry]:
 
 
 def header(path: Path) -> list[str] | None:
-    """Names of the columns where the whole table has the same (a CSV); None for other kinds."""
+    """Names of the columns of a CSV; None for the other kinds, whose rows may have different ones."""
     if path.suffix != ".csv":
         return None
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as content:
@@ -73,7 +73,7 @@ def _csv(content: str) -> Iterator[Entry]:
             continue
         if cells:
             fits = len(cells) == len(names)
-            problem = ValueError(f"it has {len(cells)} cells, the header has {len(names)}")
+            problem = ValueError(f"it has {len(cells)} cells, but the header has {len(names)}")
             yield Entry(f"line {line}", line, dict(zip(names, cells, strict=True)) if fits else problem)
 
 
@@ -113,12 +113,12 @@ def _object(value: Any) -> dict[str, Any] | ValueError:
     if not isinstance(value, dict):
         return ValueError("it is not an object")
     if isinstance(value, _Pairs) and len(value.pairs) > len(value):
-        return ValueError("it has two values of one name")
+        return ValueError("it has a key twice")
     return dict(value)
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object that still knows the keys that it has twice: the second one is refused, not lost."""
+    """A JSON object that keeps duplicate keys, so that they can be refused instead of lost."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -126,14 +126,14 @@ class _Pairs(dict[str, Any]):
 
 
 class _UniqueLoader(yaml.SafeLoader):
-    """YAML that has no key twice."""
+    """YAML in which a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
         if len({str(name) for name in names}) < len(names):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice in one mapping", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key occurs twice in one mapping", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 KINDS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".yaml": _yaml, ".yml": _yaml}
-"""Reader of a table's content by its file's ending."""
+"""Readers of a table's content, by the file's extension."""

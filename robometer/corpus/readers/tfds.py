@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets on disk, without TensorFlow: what a version holds, and in which order it is read.
+"""Data sets of TensorFlow Datasets on disk, without TensorFlow: what a version holds, and the order of reading it.
 
 <data set>/<version>/
     dataset_info.json                      name, number of records per file
@@ -25,7 +25,7 @@ _CYCLE = _BLOCK = 16  # TensorFlow Datasets reads 16 files in turn, 16 records o
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records: of which split, which number in it, and how many records, where that is written down."""
+    """A file of records: its split, its number in the split, and how many records it has, if that is recorded."""
 
     path: Path
     split: str
@@ -38,9 +38,9 @@ class Builder:
     """One version of a data set.
 
     Attributes:
-        name, version: as it names itself, or as its folders do.
+        name, version: as dataset_info.json says, or else the names of its folders.
         features: the description of each leaf, by its path (`steps/observation/image`).
-        lengths: number of records of each file, by split; empty where it is not written down.
+        lengths: number of records of each file, by split; empty if it is not recorded.
     """
 
     folder: Path
@@ -51,45 +51,46 @@ class Builder:
 
     def files(self) -> list[RecordFile]:
         """Its record files, sorted by name."""
-        found = [(path, _FILE.fullmatch(path.name)) for path in common.files(self.folder, "*.tfrecord*")]
-        return [self._file(path, name["split"], int(name["number"] or 0)) for path, name in found if name]
+        paths = [(path, _FILE.fullmatch(path.name)) for path in common.files(self.folder, "*.tfrecord*")]
+        return [self._file(path, name["split"], int(name["number"] or 0)) for path, name in paths if name]
 
     def _file(self, path: Path, split: str, number: int) -> RecordFile:
         lengths = self.lengths.get(split, [])
         return RecordFile(path, split, number, lengths[number] if number < len(lengths) else None)
 
     def absent(self) -> list[str]:
-        """What is written down of this version, but is not there."""
-        there = {(file.split, file.number) for file in self.files()}
+        """How many files of each split are recorded, but missing; a sentence each."""
+        present = {(file.split, file.number) for file in self.files()}
         missing = {
-            split: sum((split, number) not in there for number in range(len(of))) for split, of in self.lengths.items()
+            split: sum((split, number) not in present for number in range(len(lengths)))
+            for split, lengths in self.lengths.items()
         }
-        return [f"{n} of {len(self.lengths[s])} files of the split {s} are not there" for s, n in missing.items() if n]
+        return [f"{n} of {len(self.lengths[s])} files of the split {s} are missing" for s, n in missing.items() if n]
 
     def cameras(self) -> list[str]:
         """Keys of the observation that are RGB images, sorted."""
         return sorted(path.removeprefix(OBSERVATION) for path, leaf in self.features.items() if _is_rgb(path, leaf))
 
     def unit(self, file: RecordFile, data_set: str, source: str, views: Sequence[str], **data: Any) -> Unit:
-        """A record file with the views to take of it."""
-        known = {"views": list(views), "records": file.length, **data}
+        """A record file with the views to take from it."""
+        content = {"views": list(views), "records": file.length, **data}
         key = f"{data_set}/{self.version}/{file.path.name}"
         files = [str(file.path), str(self.folder / "features.json")]
-        return Unit(key, source, str(file.path), (file.length or 1) * len(views), known, files)
+        return Unit(key, source, str(file.path), (file.length or 1) * len(views), content, files)
 
 
 def builders(input: str) -> list[Builder]:
     """All versions of data sets below a folder, by path.
 
     Raises:
-        FormatError: there is none, or a description of one cannot be read.
+        FormatError: there are none, or the description of one cannot be read.
     """
     what = "a folder with data sets of TensorFlow Datasets (features.json and *.tfrecord files)"
     root = common.folder(input, what)
-    found = [_builder(path.parent) for path in common.files(root, "**/features.json")]
-    if not any(builder.files() for builder in found):
+    versions = [_builder(path.parent) for path in common.files(root, "**/features.json")]
+    if not any(builder.files() for builder in versions):
         raise FormatError(f"no record files beside a features.json below {input}: give ingest.input {what}")
-    return found
+    return versions
 
 
 def _builder(folder: Path) -> Builder:
@@ -99,7 +100,7 @@ def _builder(folder: Path) -> Builder:
         lengths = {split["name"]: [int(n) for n in split.get("shardLengths", ())] for split in info.get("splits", ())}
         name, version = str(info.get("name") or folder.parent.name), str(info.get("version") or folder.name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{described} is no description of a data set ({type(error).__name__}: {error})") from error
+        raise FormatError(f"{described} does not describe a data set ({type(error).__name__}: {error})") from error
     return Builder(folder, name, version, features(folder), lengths)
 
 
@@ -112,12 +113,12 @@ def features(folder: Path) -> dict[str, Any]:
     """
     path = folder / "features.json"
     try:
-        found = dict(_leaves(common.read_json(path), ""))
-        for leaf in found.values():
+        leaves = dict(_leaves(common.read_json(path), ""))
+        for leaf in leaves.values():
             shape(leaf)
     except (AttributeError, TypeError, ValueError) as error:
-        raise FormatError(f"{path} is no description of features ({type(error).__name__}: {error})") from error
-    return found
+        raise FormatError(f"{path} does not describe features ({type(error).__name__}: {error})") from error
+    return leaves
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -133,7 +134,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def shape(leaf: dict[str, Any]) -> list[int]:
-    """Shape of an image or a tensor; empty for a scalar, or where it is not written down."""
+    """Shape of an image or a tensor; empty for a scalar, or if it is not recorded."""
     return [int(n) for n in leaf.get("image", leaf.get("tensor", {})).get("shape", {}).get("dimensions", ())]
 
 
@@ -147,10 +148,10 @@ def _is_rgb(path: str, leaf: dict[str, Any]) -> bool:
 
 
 def reading_order(lengths: Sequence[int]) -> list[list[int]]:
-    """For each file of a split the places of its records in the order in which TensorFlow Datasets gives them.
+    """For each file of a split, the positions of its records in the order in which TensorFlow Datasets reads the split.
 
-    It goes around 16 places; each gives 16 records of its file, or what is left of it, and takes the next file when
-    it comes around again. Labels that were written down by that order are found by it.
+    It cycles through 16 slots. Each slot gives 16 records of its file, or the rest of it, and then takes the next file.
+    Labels that were recorded in this order need it.
     """
     order: list[list[int]] = [[] for _ in lengths]
     waiting, place = iter(range(len(lengths))), 0

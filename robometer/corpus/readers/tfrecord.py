@@ -1,11 +1,11 @@
 """TFRecord files of tf.train.Example messages, without TensorFlow: framing, checksums, and the few fields needed.
 
-A file is a row of records, each one framed as
+A file is a sequence of records, each of which is framed as
 
     uint64 length, uint32 masked CRC32C of the length, the content, uint32 masked CRC32C of the content
 
-all little-endian. An Example is a map from names to lists of bytes, of floats or of integers. Only what is asked for is
-taken out of a record: names first, then the values of one name, as views into the record that copy nothing.
+all little-endian. An Example maps names to lists of bytes, floats or integers. Only what is needed is parsed: first the
+names, then the values of one name, as views of the record without a copy.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ import numpy as np
 from robometer.errors import RobometerError
 
 MAX_RECORD_BYTES = 2**31
-"""More than the 2 GiB of a protocol buffer message cannot be one; what says so is refused before memory is spent."""
+"""Limit of a protocol buffer message, 2 GiB. A record that claims more is refused before memory is allocated."""
 
 _POLYNOMIAL = 0x82F63B78
 _BLOCK = 1 << 16  # words
-_VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types of protocol buffers; the fixed ones by their size
+_VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types of protocol buffers; fixed ones with their sizes
 _LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 
 
 class RecordError(RobometerError):
-    """A record, or what follows it, that is damaged; the message says how."""
+    """A damaged record, or a damaged rest of a file. The message says what is wrong."""
 
 
 def read_records(path: Path) -> Iterator[bytes | RecordError]:
-    """The contents of a file's records, one at a time; in place of one whose checksum is wrong, the error.
+    """The contents of a file's records, one at a time. For a record with a wrong checksum, the error instead.
 
-    Files that are compressed as a whole (gzip, zlib), as TensorFlow may write them, are read as well.
+    Files that are compressed as a whole (gzip, zlib), as TensorFlow may write them, are read too.
 
     Raises:
-        RecordError: the file is empty, breaks off, or has a wrong length, so that nothing can be read from there on.
+        RecordError: the file is empty or breaks off, or a length is wrong, so that the rest cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(12)
@@ -52,7 +52,7 @@ def read_records(path: Path) -> Iterator[bytes | RecordError]:
         try:
             yield from _records(file if _is_head(start) else _unpacking(file, start))
         except (zlib.error, EOFError, OSError) as error:
-            raise RecordError(f"the compressed file breaks off, or is damaged ({error})") from error
+            raise RecordError(f"the compressed file breaks off or is damaged ({error})") from error
 
 
 def _records(file: IO[bytes]) -> Iterator[bytes | RecordError]:
@@ -61,7 +61,7 @@ def _records(file: IO[bytes]) -> Iterator[bytes | RecordError]:
         if len(head) < 12:
             raise RecordError(f"the file breaks off in the header of record {number}")
         if not _is_head(head):
-            raise RecordError(f"the length of record {number} has a wrong checksum: it is no TFRecord, or damaged")
+            raise RecordError(f"the length of record {number} has a wrong checksum: it is not a TFRecord, or damaged")
         (length,) = _LENGTH.unpack_from(head)
         if length > MAX_RECORD_BYTES:
             raise RecordError(f"record {number} has {length} bytes, more than {MAX_RECORD_BYTES}")
@@ -74,12 +74,12 @@ def _records(file: IO[bytes]) -> Iterator[bytes | RecordError]:
 
 
 def _is_head(head: bytes) -> bool:
-    """Whether 12 bytes are a length and its checksum."""
+    """Whether these are 12 bytes of a length and its checksum."""
     return len(head) == 12 and _CRC.unpack_from(head, 8)[0] == masked(crc32c(head[:8]))
 
 
 def _unpacking(file: IO[bytes], start: bytes) -> IO[bytes]:
-    """What a file is that was compressed as a whole; the file itself, if nothing says that it was."""
+    """The content of a file that was compressed as a whole; the file itself if it was not."""
     if start[:2] == b"\x1f\x8b":
         return cast(IO[bytes], gzip.GzipFile(fileobj=file))
     if start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0:
@@ -88,7 +88,7 @@ def _unpacking(file: IO[bytes], start: bytes) -> IO[bytes]:
 
 
 class _Inflated(io.RawIOBase):
-    """A file that was compressed with zlib."""
+    """The content of a file that was compressed with zlib."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._inflate, self._left = file, zlib.decompressobj(), b""
@@ -109,14 +109,14 @@ class _Inflated(io.RawIOBase):
 
 
 def masked(crc: int) -> int:
-    """A checksum as it is stored: rotated and shifted, so that a record may hold other records."""
+    """A checksum as it is stored: rotated and offset, so that a record may contain other records."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli).
 
-    Halves of a block are added after the first has been moved past the second, until one word is left: so NumPy works
+    A block is halved until one word is left: the first half is shifted past the second, and added to it. So NumPy works
     on long rows, and one table per power of two is enough.
     """
     crc, odd = 0xFFFFFFFF, len(data) % 4
@@ -136,7 +136,7 @@ def crc32c(data: bytes) -> int:
 
 
 def _moved(words: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Each word times the power of x that the tables stand for, byte by byte."""
+    """Each word times the power of x that the tables encode, byte by byte."""
     parts = words.view(np.uint8).reshape(-1, 4)
     result: np.ndarray = tables[0][parts[:, 0]]
     for i in (1, 2, 3):
@@ -146,7 +146,7 @@ def _moved(words: np.ndarray, tables: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _tables(level: int) -> np.ndarray:
-    """uint32 [4, 256]: what a byte at each place of a word becomes when 2**level zero words follow."""
+    """uint32 [4, 256]: what a byte at each position of a word becomes when 2**level zero words follow."""
     if level:
         half = _tables(level - 1)
         return _moved(half.ravel(), half).reshape(4, 256)
@@ -165,23 +165,23 @@ def _shifted(words: np.ndarray, bits: int) -> np.ndarray:
 
 
 class Example:
-    """A tf.train.Example: lists of values by name; `names` are those that have one."""
+    """A tf.train.Example: lists of values by name. `names` holds the names."""
 
     def __init__(self, record: bytes) -> None:
-        """Find the names.
+        """Parse the names.
 
         Raises:
-            RecordError: the record is no Example.
+            RecordError: the record is not an Example.
         """
         self._features: dict[str, memoryview] = {}
         for features in _messages(memoryview(record), 1):
             for entry in _messages(features, 1):
                 names, values = list(_messages(entry, 1)), list(_messages(entry, 2))
                 if len(names) != 1 or len(values) != 1:
-                    raise RecordError("the record is no tf.train.Example")
+                    raise RecordError("the record is not a tf.train.Example")
                 self._features[bytes(names[0]).decode("utf-8", "replace")] = values[0]
         if not self._features:
-            raise RecordError("the record is no tf.train.Example")
+            raise RecordError("the record is not a tf.train.Example")
         self.names = self._features.keys()
 
     def blobs(self, name: str) -> list[memoryview]:
@@ -191,13 +191,13 @@ class Example:
     def integers(self, name: str) -> list[int]:
         """The integers of a name; empty if it has none."""
         lists = _messages(self._features.get(name, _NOTHING), 3)
-        found: list[int] = []
+        numbers: list[int] = []
         for packed in (part for values in lists for part in _messages(values, 1)):
             at = 0
             while at < len(packed):
                 value, at = _varint(packed, at)
-                found.append(value)
-        return found
+                numbers.append(value)
+        return numbers
 
     def numbers(self, name: str) -> list[float]:
         """The integers or the floats of a name; empty if it has none."""
@@ -232,10 +232,10 @@ def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
         elif kind in _FIXED:
             size = _FIXED[kind]
         if kind not in (_DELIMITED, _VARINT, *_FIXED) or at + size > end:
-            raise RecordError("the record is no tf.train.Example")
+            raise RecordError("the record is not a tf.train.Example")
         if tag >> 3 == number:
             if kind != _DELIMITED:
-                raise RecordError("the record is no tf.train.Example, or its integers are not packed")
+                raise RecordError("the record is not a tf.train.Example, or its integers are not packed")
             yield message[at : at + size]
         at += size
 
@@ -247,7 +247,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * shift
         if byte < 128:
             return value, at + shift + 1
-    raise RecordError("the record is no tf.train.Example")
+    raise RecordError("the record is not a tf.train.Example")
 
 
 def _unpacked(packed: memoryview, name: str) -> np.ndarray:

@@ -1,19 +1,19 @@
 "use strict";
 const FRAME_MS = 125;
-const HOLD = 5; // frames for which the last one stays before a clip begins again
+const HOLD = 5; // ticks for which the last frame stays before a clip starts again
 const form = document.querySelector(".filters");
 const fields = [...form.elements].filter((element) => element.name);
 const playAll = document.getElementById("play-all");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const clips = [...document.querySelectorAll(".card")].map(makeClip);
 
-// One clip: its frame, chart cursor and readout move together.
+// One clip: its frame, chart cursor and caption move together.
 function makeClip(card) {
-  const says = card.dataset.says.split("|");
+  const captions = card.dataset.captions.split("|");
   const at = card.dataset.at.split(" ");
   const last = at.length - 1;
   const [view, range] = [card.querySelector(".view"), card.querySelector("input")];
-  const readout = card.querySelector(".says");
+  const caption = card.querySelector(".caption");
   const clip = { card, playing: false, visible: false, held: 0, frame: last };
   clip.words = { ...card.dataset, task: card.dataset.task.toLowerCase() };
   clip.go = (index) => {
@@ -22,12 +22,12 @@ function makeClip(card) {
     card.style.setProperty("--row", Math.floor(clip.frame / card.dataset.across));
     card.style.setProperty("--at", `${at[clip.frame]}%`);
     range.value = clip.frame;
-    range.setAttribute("aria-valuetext", says[clip.frame]);
-    readout.textContent = says[clip.frame];
+    range.setAttribute("aria-valuetext", captions[clip.frame]);
+    caption.textContent = captions[clip.frame];
   };
   clip.play = (playing) => {
     clip.playing = playing;
-    if (playing && clip.frame === last) clip.held = HOLD; // begin at once
+    if (playing && clip.frame === last) clip.held = HOLD; // start at once
     card.classList.toggle("playing", playing);
     view.setAttribute("aria-pressed", playing);
   };
@@ -40,7 +40,7 @@ function makeClip(card) {
     clip.play(false);
     clip.go(nearest(at, (100 * (event.clientX - box.left)) / box.width));
   };
-  // The range is drawn as the chart's cursor; a mouse moves it by pointing, a finger and the keyboard by dragging.
+  // The range is the chart's cursor. A mouse moves it by pointing; a finger and the keyboard move it as a slider.
   range.addEventListener("pointermove", (event) => (event.pointerType === "mouse" || event.buttons) && scrub(event));
   range.addEventListener("pointerdown", scrub);
   range.addEventListener("input", () => (clip.play(false), clip.go(Number(range.value))));
@@ -64,7 +64,7 @@ function allPlay() {
   return playAll.getAttribute("aria-pressed") === "true";
 }
 
-// What does not lie in the window does not move.
+// Clips outside the window do not play.
 const clipOf = new Map(clips.map((clip) => [clip.card, clip]));
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) clipOf.get(entry.target).visible = entry.isIntersecting;
@@ -79,7 +79,7 @@ playAll.addEventListener("click", () => {
   clips.forEach((clip) => clip.play(playing));
 });
 
-// Filters: the form, the address and what is shown say the same.
+// Filters: the form, the address and the visible clips always agree.
 function filter() {
   const chosen = fields.filter((field) => field.value.trim());
   const tests = chosen.map((field) => {
@@ -100,16 +100,16 @@ function filter() {
 
 let pending = 0;
 function remember() {
-  const found = new URLSearchParams(fields.filter((f) => f.value.trim()).map((f) => [f.name, f.value.trim()]));
-  history.replaceState(null, "", `#${found}`);
+  const filters = new URLSearchParams(fields.filter((f) => f.value.trim()).map((f) => [f.name, f.value.trim()]));
+  history.replaceState(null, "", `#${filters}`);
 }
 
 function recall() {
-  const wanted = new URLSearchParams(location.hash.slice(1));
+  const filters = new URLSearchParams(location.hash.slice(1));
   for (const field of fields) {
-    const value = wanted.get(field.name) || "";
+    const value = filters.get(field.name) || "";
     field.value = value;
-    // A link may ask for what no shown clip has: say so instead of showing everything.
+    // A link may name a value that no clip on the page has: show that nothing matches instead of everything.
     if (field.value !== value) field.add(new Option(`${value} (0)`, value, false, true));
   }
   filter();

@@ -1,4 +1,4 @@
-"""Published results as data, to stand beside ours; `published.yaml` has them with their sources."""
+"""Published results, to compare with ours. `published.yaml` holds them with their sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 Values = Mapping[str, float]
-"""Model -> published value; a model without one is left out."""
+"""Published values by model; a model without a value is left out."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class AnchorRow:
 
     Attributes:
         name: data set or setting, as published.
-        group: which rows an average is over.
-        data_source: our name of the data set, empty where there is none.
+        group: averages are over the rows of a group.
+        data_source: our name for the data set; empty if there is none.
     """
 
     name: str
@@ -33,7 +33,7 @@ class AnchorRow:
 
 @dataclass(frozen=True)
 class Average:
-    """A printed average over the rows of `group`; `differs` says why those do not give it, by model."""
+    """A published average over the rows of `group`. If the rows do not give it, `differs` says why, by model."""
 
     name: str
     group: str
@@ -46,17 +46,15 @@ class Anchor:
     """One published table.
 
     Attributes:
-        section: of the spec, where it was taken from.
         source, date: who published it, and when it was read (year and month).
         models: its columns.
-        caveats: why a number of ours may differ, beside the `common_caveats`.
-        evaluation, metric: our counterpart; empty where there is none.
-        scale: what ours is multiplied by to be in its unit.
-        lower_is_better: the smallest value of a row is the best.
+        caveats: why our numbers may differ, besides the `common_caveats`.
+        evaluation, metric: our counterpart; empty if there is none.
+        scale: factor from our unit to the table's.
+        lower_is_better: whether the smallest value of a row is the best.
     """
 
     title: str
-    section: str
     source: str
     date: str
     models: Sequence[str]
@@ -69,7 +67,7 @@ class Anchor:
     lower_is_better: bool = False
 
     def recomputed(self, average: Average) -> dict[str, float]:
-        """Mean of the rows of an average's group, by model, for those that it is printed for."""
+        """Mean of the rows of an average's group, for each model that the average is published for."""
         rows = [row for row in self.rows if row.group == average.group]
         return {model: float(np.mean([row.values[model] for row in rows])) for model in average.values}
 
@@ -81,7 +79,7 @@ def anchors() -> dict[str, Anchor]:
 
 
 def common_caveats() -> list[str]:
-    """Why a number of ours may differ from any of them."""
+    """Why our numbers may differ from all published ones."""
     return list(_file()["caveats"])
 
 

@@ -1,7 +1,7 @@
 """Confusion matrix: is a successful clip's last-frame progress highest under its own instruction?
 
-Rows are instructions, columns are the tasks of the videos, both sorted by name; a cell is the mean over that column's
-clips, and NaN where nothing was predicted. A column is balanced, since every clip is shown under every instruction.
+Rows are instructions and columns are the tasks of the videos, both sorted by name. A cell is the mean over the column's
+clips, NaN if nothing was predicted. A column is balanced, as every clip is scored under every instruction.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def matrix_of(records: Sequence[InstructionPrediction]) -> Matrix:
 
 
 def diagonal_gap(matrix: np.ndarray) -> float:
-    """Mean of the diagonal minus mean off it, empty cells left out; NaN where one of them is empty."""
+    """Mean of the diagonal minus mean of the other cells, without empty cells; NaN if either has none."""
     on = np.eye(len(matrix), dtype=bool)
-    known = ~np.isnan(matrix)
-    if not (on & known).any() or not (~on & known).any():
+    has_value = ~np.isnan(matrix)
+    if not (on & has_value).any() or not (~on & has_value).any():
         return math.nan
-    return float(matrix[on & known].mean() - matrix[~on & known].mean())
+    return float(matrix[on & has_value].mean() - matrix[~on & has_value].mean())
 
 
 def column_maximum_on_diagonal(column: np.ndarray, own: int) -> float:
@@ -51,60 +51,60 @@ def column_maximum_on_diagonal(column: np.ndarray, own: int) -> float:
 
 
 def column_share(column: np.ndarray, own: int) -> float:
-    """The own row's share of a column's sum, 0/0 = 0 (the papers' column-normalised diagonal); NaN if own is empty."""
+    """The own cell's share of a column's sum, 0/0 = 0 (the papers' column-normalised diagonal); NaN if it is empty."""
     total = float(np.nansum(column))
     return math.nan if math.isnan(column[own]) else float(column[own]) / total if total > 0 else 0.0
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """How far a split's videos are told apart by their instructions."""
-    asked = [r for r in predictions.instructions if r.kind in ("own", "other")]
-    matrix = matrix_of(asked)
+    """How well the scorer tells a split's videos apart by their instructions."""
+    records = [r for r in predictions.instructions if r.kind in ("own", "other")]
+    matrix = matrix_of(records)
     values = np.array(matrix.values)
     if len(values) < 2:
         return Result(NAME, split, skipped="fewer than two tasks have successful clips")
     columns = [i for i in range(len(values)) if not math.isnan(values[i, i])]
-    found = [
-        _gap(asked, settings),
+    results = [
+        _gap(records, settings),
         _over_columns("own_instruction_highest", [column_maximum_on_diagonal(values[:, i], i) for i in columns],
-                      settings, "videos' tasks whose own instruction gets the most progress (chance: 1 / tasks)"),
+                      settings, "tasks whose videos get most progress under their own instruction (chance: 1 / tasks)"),
         _over_columns("diagonal_share", [column_share(values[:, i], i) for i in columns],
-                      settings, "own instruction's share of a column's sum, mean over columns (chance: 1 / tasks)"),
+                      settings, "the own instruction's share of a column's sum, mean over columns (chance: 1 / tasks)"),
     ]  # fmt: skip
-    return Result(NAME, split, found, _per_task(matrix, values, columns), matrix=matrix)
+    return Result(NAME, split, results, _per_task(matrix, values, columns), matrix=matrix)
 
 
 def _gap(records: Sequence[InstructionPrediction], settings: Resampling) -> Metric:
-    """Mean over columns of (own - mean of the others), which is diagonal minus off-diagonal, resampled."""
+    """Mean over columns of (own - mean of the others), which is diagonal minus off-diagonal."""
     by_clip: dict[str, list[InstructionPrediction]] = defaultdict(list)
     for record in records:
         by_clip[record.id].append(record)
     tasks, values = [], []
-    for shown in by_clip.values():
-        own = [r.final_progress for r in shown if r.instruction == r.task]
-        others = [r.final_progress for r in shown if r.instruction != r.task]
+    for of_clip in by_clip.values():
+        own = [r.final_progress for r in of_clip if r.instruction == r.task]
+        others = [r.final_progress for r in of_clip if r.instruction != r.task]
         if own and others:
-            tasks.append(shown[0].task)
+            tasks.append(of_clip[0].task)
             values.append(own[0] - float(np.mean(others)))
     counts = {task: tasks.count(task) for task in set(tasks)}
     group_of, unit = metrics.grouping(tasks, [str(i) for i in range(len(tasks))])
     statistic = metrics.weighted_mean(values, [1 / counts[task] for task in tasks])
-    meaning = "mean progress under the own instruction minus mean under others (diagonal minus off-diagonal)"
+    meaning = "mean progress under the own instruction minus the mean under others (diagonal minus off-diagonal)"
     return Metric("diagonal_gap", metrics.estimate(statistic, group_of, unit, settings), "clips", meaning)
 
 
 def _over_columns(name: str, values: Sequence[float], settings: Resampling, meaning: str) -> Metric:
     enough = len(values) >= metrics.MIN_TASKS_TO_RESAMPLE
-    used = settings if enough else Resampling(0, settings.confidence, settings.seed)
+    resampling = settings if enough else Resampling(0, settings.confidence, settings.seed)
     statistic = metrics.weighted_mean(values)
-    return Metric(name, metrics.estimate(statistic, np.arange(len(values)), "task", used), "tasks", meaning)
+    return Metric(name, metrics.estimate(statistic, np.arange(len(values)), "task", resampling), "tasks", meaning)
 
 
 def _per_task(matrix: Matrix, values: np.ndarray, columns: Sequence[int]) -> list[Row]:
     rows: list[Row] = []
     for i in columns:
         others = np.delete(values[:, i], i)
-        known = np.where(np.isnan(others), -np.inf, others)
+        defined = np.where(np.isnan(others), -np.inf, others)
         names = [name for j, name in enumerate(matrix.rows) if j != i]
         rows.append(
             {
@@ -112,8 +112,8 @@ def _per_task(matrix: Matrix, values: np.ndarray, columns: Sequence[int]) -> lis
                 "clips": int(matrix.counts[i][i]),
                 "own": float(values[i, i]),
                 "others": float(np.nanmean(others)),
-                "strongest_other": names[int(known.argmax())],
-                "its_progress": float(known.max()),
+                "strongest_other": names[int(defined.argmax())],
+                "its_progress": float(defined.max()),
             }
         )
     return rows

@@ -1,7 +1,7 @@
-"""Instruction grounding: does a model read the instruction, and no more into it than it says?
+"""Instruction grounding: does a model read the instruction, and only what it says?
 
-A successful clip gets its own instruction, the same turned around (open: close), which it does not fulfil, and the same
-in other words, which it does. Turned-around instructions need no second task, so that any corpus has them.
+A successful clip is scored under its own instruction, under the opposite (open: close), which it does not fulfil, and
+under paraphrases, which it does. Opposites need no second task, so any corpus has them.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from robometer.evaluation.results import Metric, Result, Row
 NAME = "instruction_grounding"
 
 _MEANINGS = {
-    "counterfactual_accuracy": "clips that get more progress under their own instruction than turned around, ties 1/2",
-    "counterfactual_gap": "progress under the own instruction minus under the same turned around",
-    "paraphrase_sensitivity": "mean change of progress when the instruction is put in other words; 0 is right",
+    "counterfactual_accuracy": "clips with more progress under their own instruction than under the opposite; ties 1/2",
+    "counterfactual_gap": "progress under the own instruction minus progress under the opposite",
+    "paraphrase_sensitivity": "mean change of progress if the instruction is paraphrased; 0 is right",
 }
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Last-frame progress of successful clips under their own instruction against variants of it."""
+    """Last-frame progress of successful clips under their own instruction, against variants of it."""
     clips = _by_clip(predictions.instructions)
-    found = [_metric(name, clips, settings) for name in _MEANINGS]
-    found = [metric for metric in found if metric.estimate.n]
-    if not found:
-        return Result(NAME, split, skipped="no successful clips, or none was shown under variants of its instruction")
-    return Result(NAME, split, found, _per_task(clips))
+    results = [_metric(name, clips, settings) for name in _MEANINGS]
+    results = [metric for metric in results if metric.estimate.n]
+    if not results:
+        return Result(NAME, split, skipped="no successful clip was scored under variants of its instruction")
+    return Result(NAME, split, results, _per_task(clips))
 
 
 class _Clip:
-    """One clip's last progress by kind of instruction."""
+    """One clip's last-frame progress, compared between kinds of instructions."""
 
     def __init__(self, records: Sequence[InstructionPrediction]) -> None:
         self.id, self.task = records[0].id, records[0].task
-        of = defaultdict(list)
+        by_kind = defaultdict(list)
         for record in records:
-            of[record.kind].append(record.final_progress)
-        own, turned, reworded = (np.array(of[kind]) for kind in ("own", "counterfactual", "paraphrase"))
+            by_kind[record.kind].append(record.final_progress)
+        own, opposite, paraphrased = (np.array(by_kind[kind]) for kind in ("own", "counterfactual", "paraphrase"))
         self.values: dict[str, float] = {}
-        if len(own) and len(turned):
-            gap = float(own[0] - turned[0])
+        if len(own) and len(opposite):
+            gap = float(own[0] - opposite[0])
             self.values = {"counterfactual_accuracy": (np.sign(gap) + 1) / 2, "counterfactual_gap": gap}
-        if len(own) and len(reworded):
-            self.values["paraphrase_sensitivity"] = float(np.abs(reworded - own[0]).mean())
+        if len(own) and len(paraphrased):
+            self.values["paraphrase_sensitivity"] = float(np.abs(paraphrased - own[0]).mean())
 
 
 def _by_clip(records: Sequence[InstructionPrediction]) -> list[_Clip]:
@@ -60,9 +60,9 @@ def _by_clip(records: Sequence[InstructionPrediction]) -> list[_Clip]:
 
 
 def _metric(name: str, clips: Sequence[_Clip], settings: Resampling) -> Metric:
-    known = [clip for clip in clips if name in clip.values]
-    group_of, unit = metrics.grouping([c.task for c in known], [c.id for c in known])
-    statistic = metrics.weighted_mean([clip.values[name] for clip in known])
+    with_value = [clip for clip in clips if name in clip.values]
+    group_of, unit = metrics.grouping([c.task for c in with_value], [c.id for c in with_value])
+    statistic = metrics.weighted_mean([clip.values[name] for clip in with_value])
     return Metric(name, metrics.estimate(statistic, group_of, unit, settings), "clips", _MEANINGS[name])
 
 

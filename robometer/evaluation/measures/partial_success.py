@@ -1,4 +1,4 @@
-"""Partial success: is the last progress how much of the task was done, where somebody judged that?"""
+"""Partial success: does the last progress equal how much of the task was done, if somebody judged that?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robometer.evaluation.views import FORWARD
 NAME = "partial_success"
 
 GRADES = 5
-"""Of RoboReward's scale, 1 to 5: MAE is in grades, as RoboRewardBench prints it."""
+"""RoboReward's scale from 1 to 5: the MAE is in grades, as in RoboRewardBench."""
 
 _MEANINGS = {
     "mae": f"mean distance in grades of 1 to {GRADES} between last progress and judged partial success (RoboReward)",
@@ -26,7 +26,7 @@ _MEANINGS = {
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Errors over clips with a judgement, and how often two clips of a task are in the order of their judgements."""
+    """Errors over judged clips, and how often two clips of a task are in the order of their judgements."""
     clips = [c for c in predictions.clips if c.view == FORWARD and not math.isnan(c.partial_success)]
     if not clips:
         return Result(NAME, split, skipped="no clip has a judged partial success")
@@ -34,34 +34,34 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
     last = np.array([float(c.progress[-1]) for c in clips])
     values = {"mae": np.abs(grade(last) - grade(judged)), "absolute_error": np.abs(last - judged)}
     group_of, unit = metrics.grouping([c.task for c in clips], [c.id for c in clips])
-    found = [
+    errors = [
         Metric(name, metrics.estimate(metrics.weighted_mean(value), group_of, unit, settings), "clips", _MEANINGS[name])
         for name, value in values.items()
     ]
-    return Result(NAME, split, [*found, *_order(clips, settings)], _per_task(clips))
+    return Result(NAME, split, [*errors, *_order(clips, settings)], _per_task(clips))
 
 
 def grade(values: np.ndarray) -> np.ndarray:
-    """Grade float [N], 0 to 4, of values in [0, 1]; halves go to the even one, as upstream's do."""
+    """Grade float [N], 0 to 4, of values in [0, 1]; halves are rounded to even, as upstream."""
     return np.asarray(np.rint(np.clip(values, 0, 1) * (GRADES - 1)))
 
 
 def _order(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric]:
     counted = {task: _pairs(members) for task, members in _by_task(clips).items()}
-    known = {task: (correct, total) for task, (correct, total) in counted.items() if total}
-    if not known:
+    with_pairs = {task: (correct, total) for task, (correct, total) in counted.items() if total}
+    if not with_pairs:
         return []
-    correct, total = (np.array([pair[i] for pair in known.values()]) for i in (0, 1))
-    enough = len(known) >= metrics.MIN_TASKS_TO_RESAMPLE
-    used = settings if enough else Resampling(0, settings.confidence, settings.seed)
+    correct, total = (np.array([pair[i] for pair in with_pairs.values()]) for i in (0, 1))
+    enough = len(with_pairs) >= metrics.MIN_TASKS_TO_RESAMPLE
+    resampling = settings if enough else Resampling(0, settings.confidence, settings.seed)
     statistic = metrics.weighted_mean(correct / total, total)
-    meaning = f"{int(total.sum())} pairs of one task with different judgements in the right order, ties 1/2"
-    estimate = metrics.estimate(statistic, np.arange(len(known)), "task", used)
+    meaning = f"share in the right order of {int(total.sum())} pairs of one task with different judgements; ties 1/2"
+    estimate = metrics.estimate(statistic, np.arange(len(with_pairs)), "task", resampling)
     return [Metric("pair_accuracy", estimate, "tasks", meaning)]
 
 
 def _pairs(clips: Sequence[ClipPrediction]) -> tuple[float, int]:
-    """How many pairs of different judgement are in the right order, and how many there are."""
+    """How many pairs with different judgements are in the right order, and how many there are."""
     judged, value = np.array([c.partial_success for c in clips]), np.array([c.value for c in clips])
     ranking = metrics.ranking(np.unique(judged, return_inverse=True)[1], value)
     return ranking.correct, ranking.pairs

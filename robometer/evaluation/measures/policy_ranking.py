@@ -24,15 +24,15 @@ REWARDS: dict[str, Callable[[ClipPrediction], float]] = {
     "mean": lambda clip: float(clip.progress.mean()),
     "sum": lambda clip: float(clip.progress.sum()),
 }
-"""What one number a clip is ranked by; `last` is a raw value where a scorer gives one to rank by, and `sum` is what a
-policy that is paid by the frame would get: of two clips alike the longer one gets more."""
+"""The number that a clip is ranked by. `last` is the scorer's own ranking value if it gives one. `sum` is what a policy
+that is paid per frame would get: of two similar clips, the longer one gets more."""
 
 _MEANINGS = {
     "kendall": "tau-a over one clip of each quality, by {} progress, mean over tasks",
     "kendall_ceiling": "what kendall would be if all pairs that {} progress does not tie were in order",
-    "accuracy": "pairs of different quality in the right order by {} progress, a tie counts 1/2",
+    "accuracy": "pairs of different quality in the right order by {} progress; a tie counts 1/2",
     "tau_b": "Kendall tau-b over all clips of a task by {} progress, mean over tasks",
-    "tau_b_ceiling": "the most tau_b can be, since clips of one quality tie",
+    "tau_b_ceiling": "the largest possible tau_b, since clips of one quality tie",
 }
 
 
@@ -47,7 +47,7 @@ class _Task:
         return metrics.ranking(self.labels, self.rewards)
 
     def replicates(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Tau, its ceiling, and the pairs in the right order, each [B], where clips count `weights` [B, N] times."""
+        """Tau, its ceiling, and the pairs in the right order, each [B]; clips count `weights` [B, N] times."""
         counts = metrics.compare_labels(self.labels, self.rewards, weights)
         return {
             "kendall": np.mean([c.tau for c in counts], axis=0),
@@ -57,18 +57,18 @@ class _Task:
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Ranking metrics by the last frame's progress, its mean and its sum; tasks with one quality do not count."""
+    """Ranking metrics by the last, the mean and the summed progress; tasks with only one quality do not count."""
     clips = [c for c in predictions.clips if c.view == FORWARD]
     by_reward = {name: _tasks(clips, reward) for name, reward in REWARDS.items()}
     if not by_reward["last"]:
         return Result(NAME, split, skipped="no task has clips of two qualities")
-    found = [m for name, tasks in by_reward.items() for m in _metrics(name, tasks, settings)]
+    results = [m for name, tasks in by_reward.items() for m in _metrics(name, tasks, settings)]
     strips: list[Row] = [
         {"task": c.task, "quality": c.quality_label, "id": c.id, "progress": float(c.progress[-1])}
         for c in clips
         if c.task in by_reward["last"]
     ]
-    return Result(NAME, split, found, _per_task(by_reward["last"]), strips=strips)
+    return Result(NAME, split, results, _per_task(by_reward["last"]), strips=strips)
 
 
 def _tasks(clips: Sequence[ClipPrediction], reward: Callable[[ClipPrediction], float]) -> dict[str, _Task]:
@@ -85,7 +85,7 @@ def _tasks(clips: Sequence[ClipPrediction], reward: Callable[[ClipPrediction], f
 
 
 def summary(clips: Sequence[ClipPrediction]) -> dict[str, float]:
-    """Mean tau (`kendall`) and pooled pair `accuracy` by last-frame progress; NaN where no task has two qualities."""
+    """Mean tau (`kendall`) and pooled pair `accuracy` by last-frame progress; NaN if no task has two qualities."""
     tasks = _tasks([c for c in clips if c.view == FORWARD], REWARDS["last"])
     values = _statistics({name: task.ranking() for name, task in tasks.items()})
     return {"kendall": values["kendall"], "accuracy": values["accuracy"]}
@@ -94,11 +94,11 @@ def summary(clips: Sequence[ClipPrediction]) -> dict[str, float]:
 def _statistics(rankings: Mapping[str, Ranking]) -> dict[str, float]:
     if not rankings:
         return dict.fromkeys(("kendall", "kendall_ceiling", "accuracy"), math.nan)
-    all_of = list(rankings.values())
+    values = list(rankings.values())
     return {
-        "kendall": float(np.mean([r.tau for r in all_of])),
-        "kendall_ceiling": float(np.mean([r.ceiling for r in all_of])),
-        "accuracy": sum(r.correct for r in all_of) / sum(r.pairs for r in all_of),
+        "kendall": float(np.mean([r.tau for r in values])),
+        "kendall_ceiling": float(np.mean([r.ceiling for r in values])),
+        "accuracy": sum(r.correct for r in values) / sum(r.pairs for r in values),
     }
 
 
@@ -148,21 +148,21 @@ def _over_clips(tasks: Mapping[str, _Task], settings: Resampling) -> dict[str, E
 
 
 def _over_draws(tasks: Mapping[str, _Task], settings: Resampling, pairs: int) -> dict[str, np.ndarray]:
-    """`_statistics` [resamples] of clips that are drawn anew within each label of a task: no label disappears."""
+    """`_statistics` [resamples] of clips that are resampled within each label of a task: no label disappears."""
     rng = np.random.default_rng(settings.seed)
-    found = []
+    replicates = []
     for task in tasks.values():
         weights = np.empty((settings.resamples, len(task.labels)))
         for value in np.unique(task.labels):
             cell = np.flatnonzero(task.labels == value)
             weights[:, cell] = rng.multinomial(len(cell), np.full(len(cell), 1 / len(cell)), size=settings.resamples)
-        found.append(task.replicates(weights))
-    means = {name: np.mean([f[name] for f in found], axis=0) for name in ("kendall", "kendall_ceiling")}
-    return means | {"accuracy": np.sum([f["correct"] for f in found], axis=0) / pairs}
+        replicates.append(task.replicates(weights))
+    means = {name: np.mean([values[name] for values in replicates], axis=0) for name in ("kendall", "kendall_ceiling")}
+    return means | {"accuracy": np.sum([values["correct"] for values in replicates], axis=0) / pairs}
 
 
 def _effective_pairs(rankings: Sequence[Ranking], replicates: np.ndarray) -> float:
-    """Pairs share clips and tasks: how many independent ones would be as uncertain, each 1, 1/2 (a tie) or 0."""
+    """Effective n of pairs, which share clips and tasks; a pair is 1, 1/2 (a tie) or 0."""
     pairs, correct, ties = (sum(getattr(r, name) for r in rankings) for name in ("pairs", "correct", "ties"))
     return metrics.effective_n((correct - ties / 4) / pairs - (correct / pairs) ** 2, replicates)
 

@@ -1,7 +1,7 @@
-"""Preference: which of two clips did better at a task? Every pair is asked in both orders.
+"""Preference: which of two clips did a task better? Every pair is shown in both orders.
 
-A model that always prefers the first clip scores 1.0 in one order and 0.0 in the other; the two answers are averaged as
-logits, so that it scores 1/2 here, and order consistency shows it.
+A model that always prefers the first clip scores 1.0 in one order and 0.0 in the other. The logits of the two answers
+are averaged, so it scores 1/2 here, and order consistency reveals the bias.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
     """Accuracy and order consistency by kind of pair."""
     if not predictions.pairs:
         return Result(NAME, split, skipped="no pairs")
-    found: list[Metric] = []
+    results: list[Metric] = []
     for kind in PAIR_KINDS:
         pairs = [p for p in predictions.pairs if p.kind == kind]
         if pairs:
-            found += _metrics(kind, pairs, settings)
+            results += _metrics(kind, pairs, settings)
     for name, (of_success, meaning) in _QUALITY_PARTS.items():
         part = [p for p in predictions.pairs if p.kind == "quality" and (p.chosen_quality == SUCCESSFUL) == of_success]
         if part:
-            found.append(_metrics("quality", part, settings)[0].renamed(name, meaning))
-    return Result(NAME, split, found, _per_task(predictions.pairs))
+            results.append(_metrics("quality", part, settings)[0].renamed(name, meaning))
+    return Result(NAME, split, results, _per_task(predictions.pairs))
 
 
 def correct(pair: PairPrediction) -> float:
-    """1 if the chosen clip wins over both orders together (mean logit above 0), 1/2 for a draw, 0 if it loses."""
+    """1 if the chosen clip wins over both orders together (mean logit above 0), 1/2 for a draw, else 0."""
     return float((np.sign(_logit(pair.chosen_first) + _logit(pair.chosen_second)) + 1) / 2)
 
 
 def consistent(pair: PairPrediction) -> float:
-    """1 if both orders name the same winner (or both none)."""
+    """1 if both orders give the same winner, or both a draw; else 0."""
     return float(np.sign(pair.chosen_first - 0.5) == np.sign(pair.chosen_second - 0.5))
 
 
@@ -65,7 +65,7 @@ def accuracy(pairs: Sequence[PairPrediction]) -> float:
 
 def _logit(probability: float) -> float:
     p = min(max(probability, 1e-7), 1 - 1e-7)
-    # exact at 1/2 and antisymmetric, so that opposite answers cancel to a draw
+    # Exact at 1/2 and antisymmetric, so that opposite answers cancel out to a draw.
     return math.atanh(2 * p - 1)
 
 
@@ -80,7 +80,7 @@ def _metrics(kind: str, pairs: Sequence[PairPrediction], settings: Resampling) -
         f"accuracy_{kind}": ([correct(p) for p in pairs], f"both orders averaged; {over}"),
         f"accuracy_{kind}_chosen_first": ([_win(p.chosen_first) for p in pairs], "the better clip shown first"),
         f"accuracy_{kind}_chosen_second": ([_win(p.chosen_second) for p in pairs], "the better clip shown second"),
-        f"order_consistency_{kind}": ([consistent(p) for p in pairs], "pairs where both orders name one winner"),
+        f"order_consistency_{kind}": ([consistent(p) for p in pairs], "pairs where both orders give the same winner"),
     }
     return [
         Metric(name, metrics.estimate(metrics.weighted_mean(value), group_of, unit, settings), "pairs", meaning)

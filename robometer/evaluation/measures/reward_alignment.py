@@ -1,8 +1,8 @@
-"""Reward alignment: does predicted progress rise as a successful clip does, and fall when it is played backwards?
+"""Reward alignment: does predicted progress rise along a successful clip, and fall if the clip is played backwards?
 
-The target of frame i of T is i / (T - 1). The mean Pearson correlation with it is what papers call VOC r. A clock
-scores 1.0 there, so the same clips are also shown backwards and correlated with the same rising target: a model that
-judges what it sees gets a negative number, a clock gets 1.0 again.
+The target of frame i of T is i / (T - 1). Papers call the mean Pearson correlation with it VOC r. A clock scores 1.0,
+so the same clips are also played backwards and correlated with the same rising target: a model that judges what it sees
+gets a negative number, a clock gets 1.0 again.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _WITH_TIME: dict[str, tuple[Correlation, str]] = {
     "spearman": (metrics.spearman_rows, "Spearman correlation with time"),
     "kendall": (metrics.kendall_rows, "Kendall tau-a with time"),
 }
-_BACKWARDS = ", video played backwards: below 0 where states are judged, as high as forwards for a clock"
-_REWOUND = "Pearson r with how far into the clip each frame lies, video rewound to its middle at the end"
+_BACKWARDS = ", video played backwards: below 0 if states are judged, as high as forwards for a clock"
+_REWOUND = "Pearson r with how far into the clip each frame lies, video rewound from its end to its middle"
 _WITH_REWARD = "Pearson r with the simulator's reward, clips that {}"
 
 
 @cache
 def target_progress(frames: int) -> np.ndarray:
-    """True progress float64 [T] of a successful clip: linear from 0 to 1 over the whole clip. Not to be written to."""
+    """True progress float64 [T] of a successful clip: linear from 0 to 1 over the whole clip. It is read-only."""
     target = np.linspace(0.0, 1.0, frames)
     target.setflags(write=False)
     return target
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Mean correlations of a split's clips; see the module for what they are with."""
+    """Mean correlations of a split's clips with the truths of this module's docstring."""
     good = [c for c in predictions.clips if c.quality_label == SUCCESSFUL]
     forward = [c for c in good if c.view == FORWARD]
     if not forward:
@@ -72,7 +72,7 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
 
 
 def mean_correlation(clips: Sequence[ClipPrediction]) -> float:
-    """Mean Pearson correlation with time of clips, undefined ones 0; NaN without clips."""
+    """Mean Pearson correlation of clips with time; undefined ones count as 0; NaN without clips."""
     values = [value for _, value in _correlations(clips, _time, metrics.pearson_rows)]
     return float(np.mean(np.nan_to_num(values))) if values else math.nan
 
@@ -92,16 +92,16 @@ def _reward(clip: ClipPrediction) -> np.ndarray:
 def _correlations(
     clips: Sequence[ClipPrediction], truth: Truth, correlation: Correlation
 ) -> list[tuple[ClipPrediction, float]]:
-    """Value per clip whose truth varies, in their order; NaN where the prediction does not."""
-    with_truth = [(clip, truth(clip)) for clip in clips]
-    known = [(clip, true) for clip, true in with_truth if len(true) == len(clip.progress) > 1 and np.ptp(true) > 0]
-    values, of_length = np.full(len(known), math.nan), defaultdict(list)
-    for i, (clip, _) in enumerate(known):
-        of_length[len(clip.progress)].append(i)
-    for members in of_length.values():  # clips of one length at once, which is many times as fast as one by one
-        true, said = [known[i][1] for i in members], [known[i][0].progress for i in members]
-        values[members] = correlation(np.stack(true), np.stack(said))
-    return [(clip, value) for (clip, _), value in zip(known, values.tolist(), strict=True)]
+    """Value of each clip whose truth varies, in their order; NaN if the prediction does not vary."""
+    truths = [(clip, truth(clip)) for clip in clips]
+    varying = [(clip, true) for clip, true in truths if len(true) == len(clip.progress) > 1 and np.ptp(true) > 0]
+    values, by_length = np.full(len(varying), math.nan), defaultdict(list)
+    for i, (clip, _) in enumerate(varying):
+        by_length[len(clip.progress)].append(i)
+    for members in by_length.values():  # clips of one length together, which is many times faster than one by one
+        true, predicted = [varying[i][1] for i in members], [varying[i][0].progress for i in members]
+        values[members] = correlation(np.stack(true), np.stack(predicted))
+    return [(clip, value) for (clip, _), value in zip(varying, values.tolist(), strict=True)]
 
 
 def correlation_metric(
@@ -112,17 +112,17 @@ def correlation_metric(
     settings: Resampling,
     meaning: str,
 ) -> Metric:
-    """Mean correlation of progress with a truth over the clips that have one that varies; undefined ones are 0."""
-    found = _correlations(clips, truth, correlation)
-    values = np.array([value for _, value in found])
-    group_of, unit = metrics.grouping([c.task for c, _ in found], [c.id for c, _ in found])
+    """Mean correlation of progress with a truth, over the clips whose truth varies; undefined ones count as 0."""
+    correlations = _correlations(clips, truth, correlation)
+    values = np.array([value for _, value in correlations])
+    group_of, unit = metrics.grouping([c.task for c, _ in correlations], [c.id for c, _ in correlations])
     undefined = int(np.isnan(values).sum())
     statistic = metrics.weighted_mean(np.nan_to_num(values))
     return Metric(name, metrics.estimate(statistic, group_of, unit, settings, undefined), "clips", meaning)
 
 
 def correlation_by_task(clips: Sequence[ClipPrediction], truth: Truth) -> dict[str, float]:
-    """Mean Pearson correlation of progress with a truth in each task that has one, undefined ones 0."""
+    """Mean Pearson correlation of progress with a truth, for each task that has one; undefined ones count as 0."""
     values: dict[str, list[float]] = defaultdict(list)
     for clip, value in _correlations(clips, truth, metrics.pearson_rows):
         values[clip.task].append(value)

@@ -1,7 +1,7 @@
-"""Robustness: is progress what the robot has reached, or only what usually comes next?
+"""Robustness: does progress follow what the robot has reached, or only what usually comes next?
 
-Successful clips are shown with their frames in another order (`views`): an attempt that is given up and made again, a
-cycle of doing and undoing, a stop half way, and two tasks one after the other. A clock fails all but the last.
+Successful clips are shown with their frames in another order (`views`): a failed attempt and a second one, a cycle of
+doing and undoing, a stop half way, and two tasks one after the other. A clock fails all but the last.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from robometer.trajectory import SUCCESSFUL
 NAME = "robustness"
 
 _MEANINGS = {
-    RETRY: "video goes back from 2/3 to 1/3 of the way and on: an attempt made again",
+    RETRY: "video goes back from 2/3 to 1/3 of the way and then on: a second attempt",
     CYCLE: "video goes to its end, back to its start, and to its end again",
-    MEMORY: "two clips one after the other under 'A, then B': what was done before counts, and is out of sight",
+    MEMORY: "two clips one after the other under 'A, then B': A still counts when it is out of sight",
 }
-_HESITATION = "mean change of progress while the picture stands still half way, for as long as half the clip"
+_HESITATION = "mean change of progress while the video stands still half way, for as long as half the clip"
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Correlations with the progress of the state shown, and the drift of a picture that stands still."""
+    """Correlations with the progress of the state that is shown, and the drift while the video stands still."""
     of_view: dict[str, list[ClipPrediction]] = defaultdict(list)
     for clip in predictions.clips:
         if clip.quality_label == SUCCESSFUL:
             of_view[clip.view].append(clip)
-    found = [
+    results = [
         correlation_metric(
             f"voc_{view}", of_view[view], _state, metrics.pearson_rows, settings, f"Pearson r, {meaning}"
         )
         for view, meaning in _MEANINGS.items()
     ]
     stopped = [clip for clip in of_view[HESITATION] if clip.num_frames > 1]
-    found.append(_drift(stopped, settings))
-    found = [metric for metric in found if metric.estimate.n]
-    if not found:
-        return Result(NAME, split, skipped="no successful clips of two frames or more were shown in other orders")
-    return Result(NAME, split, found, _per_task(of_view))
+    results.append(_drift(stopped, settings))
+    results = [metric for metric in results if metric.estimate.n]
+    if not results:
+        return Result(NAME, split, skipped="no successful clip of two frames or more was shown in other orders")
+    return Result(NAME, split, results, _per_task(of_view))
 
 
 def hesitation_error(clip: ClipPrediction) -> float:
-    """Mean absolute change of progress over the frames of the stop, from the one where it began; 0 is right."""
+    """Mean absolute change of progress during the stop, relative to its first frame; 0 is right."""
     start = clip.num_frames // 2
     still = clip.progress[start : start + clip.num_frames // 2 + 1]
     return float(np.abs(still[1:] - still[0]).mean())
@@ -74,8 +74,5 @@ def _per_task(of_view: dict[str, list[ClipPrediction]]) -> list[Row]:
         if clip.num_frames > 1:
             drift[clip.task].append(hesitation_error(clip))
     columns["hesitation_error"] = {task: float(np.mean(values)) for task, values in drift.items()}
-    tasks = sorted({clip.task for view in SHOWN for clip in of_view[view]})
-    return [{"task": task} | {name: known.get(task, math.nan) for name, known in columns.items()} for task in tasks]
-
-
-SHOWN = (*_MEANINGS, HESITATION)
+    tasks = sorted({clip.task for view in (*_MEANINGS, HESITATION) for clip in of_view[view]})
+    return [{"task": task} | {name: values.get(task, math.nan) for name, values in columns.items()} for task in tasks]

@@ -1,4 +1,4 @@
-"""Success detection: does the success head tell clips that succeed from those that do not, and when?"""
+"""Success detection: does the success head tell whether a clip succeeds, and when?"""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ THRESHOLD = 0.5
 
 
 def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Result:
-    """Per clip (largest and last probability against the label) and per frame (against the simulator's flag)."""
+    """Metrics per clip (largest and last probability against the label), and per frame against the simulator's flag."""
     clips = [c for c in predictions.clips if c.view == FORWARD]
     labels = np.array([float(c.quality_label == SUCCESSFUL) for c in clips])
     if len(np.unique(labels)) < 2:
-        return Result(NAME, split, skipped="needs clips that succeed and clips that do not")
+        return Result(NAME, split, skipped="it needs clips that succeed and clips that do not")
     group_of, unit = metrics.grouping([c.task for c in clips], [c.id for c in clips])
-    share = f"{labels.mean():.2f} of them positive, which is the AUPRC of chance"
-    found: list[Metric] = []
+    share = f"{labels.mean():.2f} of them are positive, which is the AUPRC of chance"
+    results: list[Metric] = []
     for name, scores in {"last": last_success(clips), "max": max_success(clips)}.items():
         meaning = f"{name} success probability of a clip against its label; {share}"
-        found += _areas(f"_{name}", scores, labels, group_of, unit, settings, "clips", meaning)
-    found += _rates(max_success(clips), labels, group_of, unit, settings)
-    found += _calibration(last_success(clips), labels, group_of, unit, settings)
-    return Result(NAME, split, found + _delay(clips, settings) + _per_frame(clips, settings), _per_task(clips))
+        results += _areas(f"_{name}", scores, labels, group_of, unit, settings, "clips", meaning)
+    results += _rates(max_success(clips), labels, group_of, unit, settings)
+    results += _calibration(last_success(clips), labels, group_of, unit, settings)
+    return Result(NAME, split, results + _delay(clips, settings) + _per_frame(clips, settings), _per_task(clips))
 
 
 def last_success(clips: Sequence[ClipPrediction]) -> np.ndarray:
@@ -48,7 +48,7 @@ def max_success(clips: Sequence[ClipPrediction]) -> np.ndarray:
 
 
 def clip_auroc(clips: Sequence[ClipPrediction]) -> float:
-    """AUROC of the last success probability against the label over forward clips; NaN with one class only."""
+    """AUROC of the last success probability against the label, over forward clips; NaN if there is only one class."""
     forward = [c for c in clips if c.view == FORWARD]
     return float(metrics.auroc(last_success(forward), [c.quality_label == SUCCESSFUL for c in forward])[0])
 
@@ -73,7 +73,7 @@ def _areas(
 def _rates(
     scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, unit: str, settings: Resampling
 ) -> list[Metric]:
-    hit = ((scores > THRESHOLD) == (labels > 0)).astype(np.float64)
+    is_right = ((scores > THRESHOLD) == (labels > 0)).astype(np.float64)
     sides = {
         "true_positive_rate": (labels > 0, "successful clips that reach the threshold"),
         "true_negative_rate": (labels == 0, "other clips that never reach it"),
@@ -84,7 +84,7 @@ def _rates(
         *(
             Metric(
                 name,
-                metrics.estimate(metrics.weighted_mean(hit[side]), _compact(group_of[side]), unit, settings),
+                metrics.estimate(metrics.weighted_mean(is_right[side]), _compact(group_of[side]), unit, settings),
                 "clips",
                 f"{meaning} (success probability above {THRESHOLD})",
             )
@@ -94,11 +94,11 @@ def _rates(
 
 
 def _f1(scores: np.ndarray, labels: np.ndarray) -> metrics.Statistic:
-    """2 TP / (2 TP + FP + FN), NaN where there is nothing to find."""
-    said, true = scores > THRESHOLD, labels > 0
+    """2 TP / (2 TP + FP + FN); NaN if there are no positives, true or predicted."""
+    predicted, true = scores > THRESHOLD, labels > 0
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        hits, wrong = weights @ (said & true), weights @ (said != true)
+        hits, wrong = weights @ (predicted & true), weights @ (predicted != true)
         with np.errstate(invalid="ignore"):
             return np.asarray(2 * hits / (2 * hits + wrong))
 
@@ -125,36 +125,38 @@ def _calibration(
 
 
 def _delay(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric]:
-    known = [(clip, delay) for clip in clips if not math.isnan(delay := detection_delay(clip))]
-    if not known:
+    delays = [(clip, delay) for clip in clips if not math.isnan(delay := detection_delay(clip))]
+    if not delays:
         return []
-    group_of, unit = metrics.grouping([c.task for c, _ in known], [c.id for c, _ in known])
-    statistic = metrics.weighted_mean([delay for _, delay in known])
-    meaning = "first frame above the threshold after the first that succeeded, as a share of the clip; early is below 0"
+    group_of, unit = metrics.grouping([c.task for c, _ in delays], [c.id for c, _ in delays])
+    statistic = metrics.weighted_mean([delay for _, delay in delays])
+    meaning = (
+        "from the first frame that succeeds to the first above the threshold, as a share of the clip; early is < 0"
+    )
     return [Metric("detection_delay", metrics.estimate(statistic, group_of, unit, settings), "clips", meaning)]
 
 
 def detection_delay(clip: ClipPrediction) -> float:
-    """Frames from success by the simulator's flag to its detection, over T; NaN where one of the two is missing."""
-    said, true = (np.flatnonzero(values > THRESHOLD) for values in (clip.success, clip.env_success))
-    return float(said[0] - true[0]) / len(clip.success) if len(said) and len(true) else math.nan
+    """Frames from success by the simulator's flag to its detection, divided by T; NaN if one of the two is missing."""
+    predicted, true = (np.flatnonzero(values > THRESHOLD) for values in (clip.success, clip.env_success))
+    return float(predicted[0] - true[0]) / len(clip.success) if len(predicted) and len(true) else math.nan
 
 
 def _compact(group_of: np.ndarray) -> np.ndarray:
-    """The same grouping numbered without gaps."""
+    """The same groups, numbered without gaps."""
     return np.unique(group_of, return_inverse=True)[1].reshape(-1)
 
 
 def _per_frame(clips: Sequence[ClipPrediction], settings: Resampling) -> list[Metric]:
-    known = [c for c in clips if len(c.env_success) == len(c.success)]
-    if not known:
+    with_truth = [c for c in clips if len(c.env_success) == len(c.success)]
+    if not with_truth:
         return []
-    scores, labels = np.concatenate([c.success for c in known]), np.concatenate([c.env_success for c in known])
+    scores, labels = (np.concatenate([getattr(c, name) for c in with_truth]) for name in ("success", "env_success"))
     if len(np.unique(labels)) < 2:
         return []
-    of_clip, unit = metrics.grouping([c.task for c in known], [c.id for c in known])
-    group_of = np.repeat(of_clip, [len(c.success) for c in known])
-    meaning = f"success probability of a frame against the simulator's flag; {labels.mean():.2f} of them positive"
+    of_clip, unit = metrics.grouping([c.task for c in with_truth], [c.id for c in with_truth])
+    group_of = np.repeat(of_clip, [len(c.success) for c in with_truth])
+    meaning = f"success probability of a frame against the simulator's flag; {labels.mean():.2f} of them are positive"
     return _areas("_frame", scores, labels, group_of, unit, settings, "frames", meaning)
 
 

@@ -158,7 +158,7 @@ def test_damaged_files_keep_what_can_be_read(ray_local: None, tmp_path: Path) ->
         "steps/observation, steps, episode_metadata, the record's root; the record has steps/language_instruction"
     )
     assert reasons == {
-        "00000-of-00005#2": "the record is no tf.train.Example",
+        "00000-of-00005#2": "the record is not a tf.train.Example",
         "00000-of-00005#4": "a text is not UTF-8 (byte 0)",
         "00000-of-00005#5": "the recording has no frames",
         "00001-of-00005#1": "record 1 has a wrong checksum: it is damaged",
