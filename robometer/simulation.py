@@ -371,8 +371,8 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int) -> bytes:
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # For the same bytes in every run: x264 splits its work by the number of threads, and its macroblock tree differs
-        # between runs (and lowers the quality of the last frame, which shows an episode's outcome).
+        # For the same bytes in every run: x264 splits its work by the number of threads, and its macroblock tree
+        # differs between runs (and lowers the quality of the last frame, which shows an episode's outcome).
         options = {"crf": str(crf), "preset": "veryslow", "threads": "1", "x264-params": "no-mbtree=1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -438,7 +438,7 @@ def _with_noise(controller: Controller, sigma: float, seed: int) -> Controller:
 
 
 def _lose_interest(expert: Controller, turn_step: int, rng: np.random.Generator) -> Controller:
-    """The expert up to `turn_step`. Then the arm hovers, drifts off slowly, or backs off, without moving the gripper."""
+    """The expert up to `turn_step`. Then the arm hovers, drifts off slowly or backs off; the gripper does not move."""
     mode = rng.choice(["hover", "drift", "back off"])
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
@@ -507,8 +507,8 @@ class _Stage:
         self._mujoco = mujoco
         self._policy: Any = ENV_POLICY_MAP[task]
         self._env = ALL_V3_ENVIRONMENTS[task]()
-        # Meta-World's benchmark classes do this through 50 trial resets: the goal becomes part of the observation (whose
-        # cached bounds would otherwise clip it to zero), and each reset draws the scene from the seed.
+        # Meta-World's benchmark classes do this through 50 trial resets: the goal becomes part of the observation
+        # (whose cached bounds would otherwise clip it to zero), and each reset draws the scene from the seed.
         self._env._partially_observable = False
         self._env.__dict__.pop("sawyer_observation_space", None)
         self._env._set_task_called = True

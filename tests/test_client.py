@@ -60,7 +60,7 @@ def test_token_is_sent(clips: list[Clip]) -> None:
     with endpoint(FrameDifference(), token="geheim ü") as url:
         for token in ("geheim ü", " geheim ü\n"):
             assert len(RemoteScorer(url, token=token).score(clips[:1])) == 1
-        with pytest.raises(ScoringError, match="the token holds control characters, which no header can carry"):
+        with pytest.raises(ScoringError, match="the token has control characters, which a header cannot carry"):
             RemoteScorer(url, token="ge\nheim")
         with pytest.raises(ScoringError, match=r"401.*not the one"):
             RemoteScorer(url, token="guess")
@@ -92,7 +92,7 @@ class Another(Unwell):
 
 
 def test_another_server_that_has_the_route_is_recognised() -> None:
-    with serving(Another) as url, pytest.raises(ScoringError, match="is no Robometer endpoint, or one of another"):
+    with serving(Another) as url, pytest.raises(ScoringError, match="is not a Robometer endpoint, or has another"):
         RemoteScorer(url)
 
 
@@ -117,7 +117,7 @@ def test_headers_of_another_server_that_make_no_sense_are_one_sentence(monkeypat
 def test_retry_after_is_honoured_and_another_server_is_recognised() -> None:
     Unwell.seen = []
     with serving(Unwell) as url:
-        with pytest.raises(ScoringError, match="answered 200: the answer is not one of a Robometer endpoint"):
+        with pytest.raises(ScoringError, match="answered 200: the answer is not from a Robometer endpoint"):
             RemoteScorer(url)
     assert len(Unwell.seen) == 3
     assert min(np.diff(Unwell.seen)) >= 0.95

@@ -201,7 +201,7 @@ def test_missing_parts_are_one_sentence_with_the_way_out(corpus: Corpus, tmp_pat
 def test_an_unfinished_ingest_is_said(storage: Storage, corpus: Corpus, caplog: pytest.LogCaptureFixture) -> None:
     storage.write_bytes("corpus.json", b'{"schema_version": %d, "state": "ingesting"}' % SCHEMA_VERSION)
     Corpus(storage.path)
-    assert "did not end" in caplog.text
+    assert "did not finish" in caplog.text
 
 
 def test_another_schema_version_is_refused(storage: Storage) -> None:

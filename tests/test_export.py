@@ -107,8 +107,8 @@ def test_smaller_trajectories_are_padded_and_rewards_that_not_all_know_are_left_
 def test_what_cannot_be_exported_leaves_nothing_behind(corpus: Corpus, tmp_path: Path) -> None:
     wrong = {corpus.manifest["id"][0].as_py(): ([0.5], [0.5])}
     for arguments, message in (
-        ({"rows": []}, "no trajectory"),
-        ({"fps": 0}, "not above 0"),
+        ({"rows": []}, "no trajectories"),
+        ({"fps": 0}, "must be above 0"),
         ({"scores": wrong}, "shape"),
     ):
         with pytest.raises(ExportError, match=message):

@@ -148,7 +148,7 @@ def test_what_was_corrected_is_counted_and_taken_on_demand(
     with caplog.at_level(logging.WARNING):
         assert counts(ingest(corpus, data)) == (2, 0, 1, 2)
     assert "2 trajectories of" in caplog.text and "ingest.update=true" in caplog.text
-    assert "0.mp4: other frames" in caplog.text and "1.mp4: other labels" in caplog.text
+    assert "0.mp4: its frames differ" in caplog.text and "1.mp4: its labels differ" in caplog.text
     assert labels(corpus) == {f"{i}.mp4": "successful" for i in range(5)}
     assert counts(ingest(corpus, data)) == (0, 0, 3, 2)  # it is said again until it is settled
     assert counts(ingest(corpus, data, "ingest.update=true")) == (0, 2, 3, 0)
@@ -282,7 +282,8 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": 2 * fps}))
     other = found(have)
     assert (
-        isinstance(other, Present) and f"another rate than in the corpus (now {2 * fps:g}, not {fps:g}" in other.differs
+        isinstance(other, Present)
+        and f"its rate differs from the corpus (now {2 * fps:g}, not {fps:g}" in other.differs
     )
     taken = found(have, update=True)
     assert isinstance(taken, Accepted) and taken.replaces and taken.record["source_fps"] == 2 * fps

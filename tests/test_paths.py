@@ -31,8 +31,8 @@ NEVER = {
     "D:/data": "Windows",
     "~/x": "expanded",
     "$HOME/x": "expanded",
-    "outputs/s3://bucket/x": "in its middle",
-    "/s3://bucket": "in its middle",
+    "outputs/s3://bucket/x": "contains a URI",
+    "/s3://bucket": "contains a URI",
 }
 """What no setting takes, and a word of the sentence."""
 
@@ -170,6 +170,6 @@ def test_a_relative_path_is_refused_in_a_copy_that_ray_deletes(tmp_path: Path, m
 def test_what_cannot_be_a_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(PathError, match=r"train.output=.*cannot be a folder"):
+        with pytest.raises(PathError, match=r"train.output=.*cannot be created"):
             make_folder("train.output", path)
     assert make_folder("train.output", tmp_path / "a/b").is_dir()

@@ -81,7 +81,7 @@ def test_objects_become_records_without_their_package(eval_log: types.ModuleType
     value.success, value.obs = np.bool_(True), {"image": ARRAYS[0]}
     data = pickle.dumps(value, protocol)
     del sys.modules["eval_log"]
-    record = loads(data, records=("eval_log",))
+    record = loads(data, packages=("eval_log",))
     assert isinstance(record, PickledObject) and record.fields["success"]
     assert (np.asarray(record.fields["obs"]["image"]) == ARRAYS[0]).all()
     with pytest.raises(FormatError, match=r"eval_log\.TrajData"):
@@ -160,7 +160,7 @@ def test_hostile_pickles_are_refused_and_nothing_runs(tmp_path: Path, name: str)
     data, reason = hostile(mark)[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(FormatError) as refused:
-        loads(data, records=("eval_log",), name=name)
+        loads(data, packages=("eval_log",), name=name)
     assert reason in str(refused.value) and not mark.exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 

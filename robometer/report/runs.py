@@ -96,7 +96,7 @@ def _unique(names: Sequence[str], folders: Sequence[str]) -> list[str]:
 
 def settings_of(provenances: Sequence[Mapping[str, Any]]) -> EvaluateConfig:
     """The settings of the first run, with the splits and evaluations of all; keys of other versions are ignored."""
-    stored = [p.get("config", {}).get("evaluate", {}) for p in provenances]
+    stored = [current(p.get("config", {})).get("evaluate", {}) for p in provenances]
     names = {f.name for f in fields(EvaluateConfig)}
     settings = EvaluateConfig(**{k: v for k, v in stored[0].items() if k in names})
     splits = dict.fromkeys(s for of_run in stored for s in of_run.get("splits", settings.splits))

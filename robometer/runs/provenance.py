@@ -79,9 +79,10 @@ def recipe(config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
         config: of the run, as `to_dict` returns it.
         origin: the checkpoint's provenance.
     """
-    parts = {section: config[section] for section in sorted(_TRAINED - {"train"})}
-    parts["train"] = {key: value for key, value in config["train"].items() if key not in _NOT_THE_RECIPE}
-    parts["encoders"] = {key: v for key, v in config.get("embed", {}).items() if key.endswith("_encoder")}
+    values = first_names(config)
+    parts = {section: values[section] for section in sorted(_TRAINED - {"train"})}
+    parts["train"] = {key: value for key, value in values["train"].items() if key not in _NOT_THE_RECIPE}
+    parts["encoders"] = {key: v for key, v in values.get("embed", {}).items() if key.endswith("_encoder")}
     parts["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -43,7 +43,7 @@ def redacted(text: str, *secrets: str) -> str:
 
 
 def _without_user(word: re.Match[str]) -> str:
-    """A word without users of URIs. Only the part before its last @ is searched: else each `://` starts a new search."""
+    """A word without users of URIs. Only the part before its last @ is searched, else each `://` starts a search."""
     before, at, after = word[0].rpartition("@")
     return f"{_USER.sub(HIDDEN, before + at)}{after}"
 

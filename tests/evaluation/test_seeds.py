@@ -70,7 +70,7 @@ def test_the_table_is_in_every_file_and_says_what_it_is_over() -> None:
     tags = Tags()
     tags.feed(html)
     assert tags.open == [] and 'id="seeds"' in html and "0.700 ± 0.100" in html and "0.600 to 0.800" in html
-    assert "training itself that was repeated" in html and "3 (1, 2, 3)" in html
+    assert "the training itself was repeated" in html and "3 (1, 2, 3)" in html
     made = exports.files(comparison)
     assert "| rewind, recipe abc123 | 3 (1, 2, 3) | 0.700 ± 0.100 (0.600 to 0.800) |" in made["report.md"]
     assert r"0.700 $\pm$ 0.100 \\ \scriptsize 0.600 to 0.800" in made["report.tex"]

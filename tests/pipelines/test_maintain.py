@@ -65,7 +65,7 @@ def test_a_damaged_shard_is_found_dropped_and_made_again(made: Config, capsys: p
     missing.unlink()
     wrong = {report.shard: report.problems[0] for report in run_verify(made).wrong}
     assert wrong.keys() == {damaged.stem, missing.stem} and "cannot be read" in wrong[missing.stem]
-    assert "not those that were written" in wrong[damaged.stem]
+    assert "have changed since" in wrong[damaged.stem]
     where = f"corpus.path={made.corpus.path}"
     assert job.main(["verify", where]) == 2
     assert "verify --repair" in capsys.readouterr().err

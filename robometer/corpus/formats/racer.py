@@ -9,7 +9,7 @@ In `language_description.json`, `task_goal` is the task text. `subgoal` has a ke
 the expert, whose `augmentation` names images of what could go wrong there. Each view gives a successful trajectory of
 the expert's frames. For each key frame with an augmentation that is labelled as a failure, it also gives a failed one:
 the expert's frames before the key frame, then the first such image. The sources are racer_train and racer_val (upstream
-writes `racer` into both). Set `ingest.data_source` to one of the two to read only that part.
+writes `racer` into both). Set `ingest.source_name` to one of the two to read only that part.
 
 Unlike upstream, a trajectory whose failure image is missing is refused (upstream keeps the expert's frames and labels
 them a failure), and images are found by their full name.

@@ -10,7 +10,7 @@ Each layout below has the name of its data set; {x} is any name:
     usc_koch_rewind                           {task}/{episode}.mp4 or {task}_{n}.mp4, all successful
     usc_koch_human_robot_paired_human         human/recordings/{episode}.mp4 and .json {"notes": the instruction}
 
-`ingest.data_source` names the layout. If it is empty, or a name of your own, the first layout that fits a video of the
+`ingest.source_name` names the layout. If it is empty, or a name of your own, the first layout that fits a video of the
 folder is used, and the data set gets the layout's name or yours. A {task} is looked up in an optional `tasks.json`
 ({"foldtowel": "Fold the towel in half"}; upstream has such tables in its code), else it is the name in words. Cameras
 that a layout does not take are skipped. The views of an episode share its key.

@@ -96,7 +96,7 @@ def units(input: str, source: str) -> Iterator[Unit | Refused]:
     for builder in tfds.builders(input):
         name = ALIASES.get(builder.name, builder.name)
         if name in READ_BY:
-            raise FormatError(f"{builder.folder} is {name}: use ingest.source={READ_BY[name]}, which reads its labels")
+            raise FormatError(f"{builder.folder} is {name}: use ingest.format={READ_BY[name]}, which reads its labels")
         if name in seen:
             raise FormatError(f"{seen[name]} and {builder.folder} are both {name}: give ingest.input one of them")
         seen[name] = builder.folder

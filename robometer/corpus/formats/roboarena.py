@@ -8,7 +8,7 @@
 
 Each policy of a session is an episode with two external cameras (views `left` and `right`); the wrist camera is left
 out, as upstream. The evaluator's grade, 0 to 1, is the partial success; 1 means successful, less means failure. The
-data set is `roboarena`; upstream's `roboarena_eval_debug_nowrist` has the same layout: name it with ingest.data_source.
+data set is `roboarena`; upstream's `roboarena_eval_debug_nowrist` has the same layout: name it with ingest.source_name.
 """
 
 from __future__ import annotations

@@ -69,9 +69,9 @@ def test_an_archive_becomes_episodes_and_actions(ray_local: None, tmp_path: Path
     assert reasons.pop("4-6.tar observations/327/4-6.tar").startswith("the archive breaks off after 0 videos")
     assert reasons.pop("7-9.tar observations/327/7-9.tar").startswith("the archive breaks off after 0 videos")
     assert reasons == {
-        "1-5.tar#1 1#3 head_color": f"an action that cannot be cut out (ValueError: frames 5 to 5 of {count})",
-        "1-5.tar#1 1#4 head_color": "an action that cannot be cut out (KeyError: 'end_frame')",
-        "1-5.tar#2 2 head_color": "no task_name of it in task_info/task_327.json, nor beside its video",
+        "1-5.tar#1 1#3 head_color": f"an action cannot be cut out (ValueError: frames 5 to 5 of {count})",
+        "1-5.tar#1 1#4 head_color": "an action cannot be cut out (KeyError: 'end_frame')",
+        "1-5.tar#2 2 head_color": "it has no task_name in task_info/task_327.json, nor beside its video",
     }
 
 
@@ -98,5 +98,5 @@ def test_unpacked_episodes_and_named_cameras(ray_local: None, tmp_path: Path) ->
 
 def test_a_folder_without_videos_says_what_to_give(tmp_path: Path) -> None:
     _tasks(tmp_path, 1, _info(1, "a"))
-    with pytest.raises(FormatError, match=r"neither archives .* nor videos .*task_info/ and observations/"):
+    with pytest.raises(FormatError, match=r"has neither archives .* nor videos.*task_info/ and observations/"):
         list(list_units("agibotworld", str(tmp_path)))

@@ -35,7 +35,7 @@ REFUSED = {
     "line 5 of annotations.csv is malformed: 'quality_label' is '2', which columns.yaml does not map",
     "partial_success nan is not in [0, 1]",
     "line 7 of annotations.csv is malformed: 'task' is not UTF-8",
-    "line 8 of annotations.csv is malformed: it has 3 cells, the header has 6",
+    "line 8 of annotations.csv is malformed: it has 3 cells, but the header has 6",
     "duplicate: clips/a.mp4, main of source 'mine' came before",
     "line 10 of annotations.csv is malformed: 'partial_success' is 'high', not int or float",
 }
@@ -99,7 +99,7 @@ def test_an_object_of_videos_keeps_what_it_names_twice(tmp_path: Path) -> None:
     ]
     assert [entry.error for entry in found if isinstance(entry, Refused)] == [
         "entry 'b.mp4' of annotations.json is malformed: it is not an object",
-        "entry 'c.mp4' of annotations.json is malformed: it has two values of one name",
+        "entry 'c.mp4' of annotations.json is malformed: it has a key twice",
     ]
 
 
@@ -108,16 +108,16 @@ def test_an_object_of_videos_keeps_what_it_names_twice(tmp_path: Path) -> None:
     [
         ({}, "no annotations.csv"),
         ({"annotations.csv": "video,task\n", "annotations.json": "[]"}, "give ingest.input the one to read"),
-        ({"annotations.csv": "video,task,quality\n"}, "'quality' .* none of the fields"),
+        ({"annotations.csv": "video,task,quality\n"}, "'quality', which is not a field"),
         ({"annotations.csv": "video,task,task\n"}, "two columns have the same name"),
         ({"annotations.json": '{"a": '}, r"malformed \(Expecting value: line 1"),
         ({"annotations.json": "3"}, "neither a list of objects"),
-        ({"annotations.yaml": "a: {task: t}\na: {task: u}\n"}, "a key stands twice"),
+        ({"annotations.yaml": "a: {task: t}\na: {task: u}\n"}, "a key occurs twice"),
         ({"annotations.yaml": "!!python/object/apply:os.getcwd []"}, "malformed"),
         ({"annotations.csv": "video\n", "columns.yaml": "task: words"}, "no column 'words'"),
-        ({"annotations.csv": "video\n", "columns.yaml": "tasks: video"}, "'tasks', which is none of the fields"),
-        ({"annotations.csv": "video\n", "columns.yaml": "task: {name: video}"}, "'task' is neither a column"),
-        ({"annotations.csv": "video\n", "columns.yaml": "[task]"}, "no mapping of fields"),
+        ({"annotations.csv": "video\n", "columns.yaml": "tasks: video"}, "names 'tasks'; the fields are"),
+        ({"annotations.csv": "video\n", "columns.yaml": "task: {name: video}"}, "'task' must be a column"),
+        ({"annotations.csv": "video\n", "columns.yaml": "[task]"}, "must map fields"),
     ],
 )
 def test_what_fits_nothing_is_one_sentence(files: dict[str, str], reason: str, tmp_path: Path) -> None:

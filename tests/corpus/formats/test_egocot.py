@@ -54,7 +54,7 @@ def test_arrays(ray_local: None, tmp_path: Path) -> None:
         "the array is float32 [8, 160, 160, 3], not uint8",
         "the array is uint8 [160, 160, 3], not uint8",
         "the array cannot be read",
-        "image '../x.npy' is no path",
+        "image '../x.npy' must be the path",
         "there is no file no.npy",
         "entry 9 of results.json is malformed: no 'task'",
         "duplicate: part/EgoCOT_clear/a.npy",
@@ -71,5 +71,5 @@ def test_what_is_no_egocot_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"no results.json in"):
         list(list_units("egocot", str(tmp_path)))
     (tmp_path / "results.json").write_text('{"images": []}')
-    with pytest.raises(FormatError, match="is no list of annotations"):
+    with pytest.raises(FormatError, match="must be a list of annotations"):
         list(list_units("egocot", str(tmp_path)))

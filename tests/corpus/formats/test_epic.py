@@ -43,7 +43,7 @@ def test_clips_and_cuts(ray_local: None, tmp_path: Path) -> None:
     assert stages["the clip has 5000 frames, more than 1000"] == "skip"
     reasons = "\n".join(refusals(corpus).values())
     for reason in (
-        "frames 9 to 9",
+        "frames 9 to 9 are not a range",
         "neither a clip P01_02_0 nor a video P01_02",
         "does not hold frames",
         "'never'",

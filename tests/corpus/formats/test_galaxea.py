@@ -56,4 +56,4 @@ def test_parts_become_sources_with_the_english_task(ray_local: None, tmp_path: P
 def test_a_data_set_without_the_head_camera_is_refused(tmp_path: Path) -> None:
     data_set(tmp_path / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [[b""]]})
     (entry,) = list_units("galaxea", str(tmp_path))
-    assert isinstance(entry, Refused) and "it is no part of the Galaxea data set" in entry.error and not entry.skipped
+    assert isinstance(entry, Refused) and "it is not part of the Galaxea data set" in entry.error and not entry.skipped

@@ -47,7 +47,7 @@ def test_h2r(ray_local: None, tmp_path: Path) -> None:
         "a.hdf5 7/a human": "no frames",
         "a.hdf5 7/a robot": "is float32",
         "a.hdf5 8/a": "the folder's name '8' has no words",
-        "a.hdf5 writing_circle/a": "has no aim",
+        "a.hdf5 writing_circle/a": "has no goal",
         "a.hdf5 push_box/a human": "no cam_data/human_camera",
         "b.hdf5 push_box/b": "truncated file",
     }

@@ -14,7 +14,7 @@ from tests.corpus.formats.raw import roll_out
 @pytest.mark.parametrize("name", ["libero", "metaworld", "egodex", "h2r", "ph2d"])
 def test_an_empty_or_absent_folder(name: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FormatError, match=r"give ingest.input (a|the) folder"):
+        with pytest.raises(FormatError, match=r"give ingest.input (a|the) (downloaded )?folder"):
             list(list_units(name, str(folder)))
 
 

@@ -73,8 +73,10 @@ def test_archives_and_folders(ray_local: None, tmp_path: Path) -> None:
     for key, number in (("push_a_button.zip/push_a_button/episode_1", 1), ("wipe_table/episode_0", 3)):
         assert shows(corpus, row_of(corpus, episode_key=key), roll_out(number).frames)
     reasons = {key.split("/")[-1].removesuffix(" ego"): value for key, value in refusals(corpus).items()}
-    assert "secret.png lies outside of the episode's folder" in reasons["outside"]
-    assert "cannot be read (Expecting value" in reasons["malformed"] and "no list of frames" in reasons["no_image"]
+    assert "secret.png lies outside the episode's folder" in reasons["outside"]
+    assert (
+        "cannot be read (Expecting value" in reasons["malformed"] and "must be a list of frames" in reasons["no_image"]
+    )
     assert "There is no item named" in reasons["gone"]
     text = "\n".join(row["error"] for row in corpus.quarantine().to_pylist())
     for reason in ("the archive cannot be opened", "the archive holds no data.json", "known to be wrong"):

@@ -45,7 +45,7 @@ def test_fino_net(ray_local: None, tmp_path: Path) -> None:
     assert shows(corpus, row_of(corpus, episode_key="put_on/9"), clip(0, 14)[10:])
     why = refusals(corpus)
     assert set(why) == {"11 put_on/11 main", "77", "12", "put_on_annotation.txt:6", "push", "place_annotation.txt"}
-    assert "10 images, of which the first 10" in why["11 put_on/11 main"]
+    assert "10 images, and the first 10" in why["11 put_on/11 main"]
     assert "no such folder" in why["77"] and "no label" in why["12"] and "'x,0'" in why["put_on_annotation.txt:6"]
     assert "push_annotation.txt" in why["push"] and "UTF-8" in why["place_annotation.txt"]
 
@@ -160,7 +160,7 @@ def test_racer(ray_local: None, tmp_path: Path) -> None:
     why = refusals(corpus)
     assert "24_perturb_0.png" in why[f"front_rgb {key}/failure@24 front"]
     assert "not recorded" in why[f"right_shoulder_rgb {key} right_sh"]
-    assert "no object" in why["8 val/close_jar/8"] and "language_description.json" in why["9"]
+    assert "must be an object" in why["8 val/close_jar/8"] and "language_description.json" in why["9"]
     assert {unit.source for unit in list_units("racer", str(raw), "racer_val")} == {"racer_val", ""}
 
 

@@ -131,8 +131,8 @@ def test_v21_refuses_what_is_broken_and_keeps_the_rest(ray_local: None, tmp_path
     assert "there is no file" in found["episode_000000.mp4 episode_000000 front"]
     assert "decoded" in found["episode_000001.mp4 episode_000001 front"]
     assert "episode_000002.parquet cannot be read" in found["raw episode_000002"]
-    assert "there is no file" in found["raw episode_000003"]
-    assert found["raw episode_000004"].startswith("no task text: it has 0 tasks, and no column annotation.human")
+    assert "there is no such file" in found["raw episode_000003"]
+    assert found["raw episode_000004"].startswith("no task text: it lists 0 tasks and has no column annotation.human")
     assert "line 7 of episodes.jsonl is malformed" in found["episodes.jsonl:7"]
     assert "label 0.7 is neither" in found["episodes.jsonl:8"]
     assert "KeyError: 'episode_index'" in found["episodes.jsonl:9"]
@@ -309,7 +309,7 @@ def test_frames_that_may_be_a_neighbours_are_refused(
     tmp_path: Path, firsts: tuple[float, ...], lengths: tuple[int, ...]
 ) -> None:
     found = held(write_v3(tmp_path / "raw", firsts, lengths))
-    assert len(found) == 3 and all("do not say which frames are whose" in str(reason) for reason in found.values())
+    assert len(found) == 3 and all("do not say which frames belong" in str(reason) for reason in found.values())
 
 
 @pytest.mark.parametrize("first", [math.nan, math.inf])
@@ -355,8 +355,10 @@ def test_of_several_tasks_that_of_most_frames_is_taken_if_it_is_clear(tmp_path: 
         assert told(write_tasks(tmp_path / str(number), tasks, [0] * first + [1] * (12 - first), listed)) == "put it in"
     assert told(write_tasks(tmp_path / "late", tasks, [0] * 2 + [1] * 10, tasks)) == "close it"
     unclear = told(write_tasks(tmp_path / "unclear", tasks, [0] * 7 + [1] * 5, tasks))
-    assert unclear == "its 12 frames have several tasks, and none two thirds of them: 'put it in' (7), 'close it' (5)"
-    assert "in its list stand" in told(write_tasks(tmp_path / "odd", tasks, [0] * 12, ["other", "close it"]))
+    assert (
+        unclear == "its 12 frames have several tasks, and none has two thirds of them: 'put it in' (7), 'close it' (5)"
+    )
+    assert "but it lists" in told(write_tasks(tmp_path / "odd", tasks, [0] * 12, ["other", "close it"]))
     assert told(write_tasks(tmp_path / "one", tasks, [0] * 12, ["as listed"])) == "as listed"
 
 

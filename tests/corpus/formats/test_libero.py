@@ -102,16 +102,16 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
     reasons = refusals(corpus)
     wanted = {name: reason for name, (_, reason) in bad_arrays(frames).items()}
     wanted |= {"blind": "no camera obs/agentview_rgb", "stray": "no camera", "huge": "more than the limit of"}
-    wanted |= {"outside": "kept in another file", "linked": "kept in another file"}
+    wanted |= {"outside": "stored in another file", "linked": "stored in another file"}
     wanted = {f"all_demo.hdf5 libero_10/all_demo/{name} agentview": reason for name, reason in wanted.items()}
     wanted |= {
         "cut_demo.hdf5 libero_10/cut_demo": "truncated file",
-        "text_demo.hdf5 libero_10/text_demo": "not an HDF5 file that can be read",
+        "text_demo.hdf5 libero_10/text_demo": "cannot be read as HDF5",
         "empty_demo.hdf5 libero_10/empty_demo": "no group `data`",
         "demo.hdf5 libero_10/demo/demo_0 agentview": "no task text",
-        "info_demo.hdf5 libero_10/info_demo": "no JSON object",
+        "info_demo.hdf5 libero_10/info_demo": "must be JSON with",
         "bytes_demo.hdf5 libero_10/bytes_demo": "not UTF-8",
-        "push_the_box.hdf5": "'mine' names no LIBERO suite",
+        "push_the_box.hdf5": "'mine' is not named after a LIBERO suite",
     }
     assert reasons.keys() == wanted.keys()
     assert all(wanted[name] in reason for name, reason in reasons.items()), reasons

@@ -64,9 +64,9 @@ def test_demonstrations_and_labelled_videos(ray_local: None, tmp_path: Path) -> 
     assert shows(corpus, gif, roll_out(3, "failure").frames)
     assert corpus.manifest["source_num_frames"][gif].as_py() == len(roll_out(3, "failure").frames)
     assert refusals(corpus) == {
-        "metaworld_video.h5 metaworld_video.h5/assembly-v2": "upstream uses 'assembly-v2' in neither of its sets",
+        "metaworld_video.h5 metaworld_video.h5/assembly-v2": "upstream uses 'assembly-v2' in neither of its data sets",
         "metaworld_video.h5 metaworld_video.h5/door-open-v2/2 main": (
-            "upstream takes the demonstrations 0, 1, 10, 11, 12 of a task"
+            "upstream takes only the demonstrations 0, 1, 10, 11, 12 of a task"
         ),
     }
     assert set(corpus.quarantine()["stage"].to_pylist()) == {"skip"}
@@ -96,9 +96,9 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
     assert rows(corpus, "episode_key") == [("a.h5/push-v2/12",)]
     wanted = {f"a.h5 a.h5/push-v2/{key} main": bad[name][1] for key, name in keys.items()}
     wanted |= {
-        "b.h5 b.h5/reach-v2": "no group of demonstrations",
-        "b.h5 b.h5/juggle-v2": "no task of Meta-World",
-        "b.h5 b.h5/dial-turn-v2/0 main": "no array of frames",
+        "b.h5 b.h5/reach-v2": "not a group of demonstrations",
+        "b.h5 b.h5/juggle-v2": "not a task of Meta-World",
+        "b.h5 b.h5/dial-turn-v2/0 main": "not an array of frames",
         "c.h5": "truncated file",
         "d.h5": "the names in / cannot be read (a text is not UTF-8",
         "0.mp4": "'so_so' is none of GT, success, close_succ, all_fail",

@@ -78,12 +78,12 @@ def test_what_upstream_leaves_out_is_skipped_and_what_is_broken_is_refused(ray_l
     corpus = ingest(tmp_path, "molmoact")
     assert rows(corpus, "source", "episode_key")[::2] == [("molmoact_dataset_tabletop", "tabletop/episode_000001")]
     found = refusals(corpus)
-    assert found["tabletop tabletop/episode_000000"] == "tasks with 'load the bowl' are left out, as upstream does"
+    assert found["tabletop tabletop/episode_000000"] == "tasks with 'load the bowl' are left out, as upstream"
     assert found["tabletop tabletop/episode_000002"] == "no parquet file holds rows of episode 2"
-    assert found["tabletop tabletop/episode_000003"] == "there are 5 rows of episode 3, not 8"
-    assert "no task text: it has 0 tasks" in found["tabletop tabletop/episode_000004"]
+    assert found["tabletop tabletop/episode_000003"] == "episode 3 has 5 rows, not 8"
+    assert "no task text: it lists 0 tasks" in found["tabletop tabletop/episode_000004"]
     assert found["tabletop tabletop/episode_000009"] == "episode 9 is not in meta/episodes.jsonl"
     assert "3.parquet cannot be read" in found["3.parquet"]
-    assert "neither household nor tabletop" in found["kitchen"]
+    assert "has neither household nor tabletop" in found["kitchen"]
     stages = {row["error"][:5]: row["stage"] for row in corpus.quarantine().to_pylist()}
     assert stages["tasks"] == "skip"

@@ -73,7 +73,7 @@ def test_autoeval(ray_local: None, tmp_path: Path, traj_data: type) -> None:
     assert "fewer than 6" in why["short.pkl"] and "no flag" in why["no_flag.pkl"]
     assert "'False'" in why["odd_flag.pkl"] and "no task text" in why["no_task.pkl"]
     assert "no obs.image_primary" in why["no_frames.pkl"]
-    assert "builtins.eval" in why["hostile.pkl"] and "no pickle" in why["cut.pkl"] and len(why) == 7
+    assert "builtins.eval" in why["hostile.pkl"] and "cannot be read as a pickle" in why["cut.pkl"] and len(why) == 7
     stages = {Path(row["uri"]).name: row["stage"] for row in corpus.quarantine().to_pylist()}
     assert stages["short.pkl"] == "skip" and stages["no_flag.pkl"] == "list"
 

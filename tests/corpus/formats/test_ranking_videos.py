@@ -69,7 +69,7 @@ def test_utd_so101_gifs(view: str, ray_local: None, tmp_path: Path) -> None:
     ]
     assert all(shows(corpus, row, frames) for row in range(3))
     reasons = refusals(corpus).values()
-    assert any(reason == "vla_task.json has no instruction of episode 2" for reason in reasons)
+    assert any(reason == "vla_task.json has no instruction for episode 2" for reason in reasons)
     assert any("no file" in reason and "vla_task.json" in reason for reason in reasons) and len(reasons) == 3
 
 
@@ -130,7 +130,7 @@ def test_mit_franka_metadata(ray_local: None, tmp_path: Path) -> None:
 
 
 def test_what_fits_no_layout_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="is called as those of"):
+    with pytest.raises(FormatError, match="is named as in"):
         list(list_units("ranking_videos", str(tmp_path)))
     with pytest.raises(FormatError, match=r"no \*_metadata\.json in"):
         list(list_units("ranking_videos", str(tmp_path), "mit_franka_p-rank"))

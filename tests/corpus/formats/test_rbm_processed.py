@@ -134,7 +134,7 @@ def test_what_is_broken_is_refused_and_the_rest_is_in(ray_local: None, tmp_path:
     corpus = ingest(tmp_path, "rbm_processed", input=raw)
     assert rows(corpus, "episode_key") == [("id-4",), ("id-5",)]
     found = refusals(corpus)
-    assert "there is no such file" in found["trajectory_id-0.npz id-0"]
+    assert "but it is missing" in found["trajectory_id-0.npz id-0"]
     assert "the npz cannot be read (BadZipFile" in found["trajectory_id-1.npz id-1"]
     assert "cannot be read" in found["trajectory_id-2.npz id-2 main"]
     assert "object" in found["trajectory_id-3.npz id-3"]
@@ -160,7 +160,7 @@ def test_broken_tables_and_tars_keep_what_came_before(ray_local: None, tmp_path:
     found = refusals(corpus)
     assert "is a part missing?" in found["cut.tar"]
     assert "npz cannot be read" in found["trajectory_id-12.npz id-12"]
-    assert "the table cannot be read on" in found[table.name]
+    assert "the rest of the table cannot be read" in found[table.name]
     assert "is a part missing?" in found["split.tar.partaa"]
 
 

@@ -74,7 +74,7 @@ def test_both_parts(ray_local: None, tmp_path: Path) -> None:
     ]
     assert shows(corpus, row_of(corpus, episode_key=insert, view="side"), roll_out(1).frames)
     reasons = refusals(corpus)
-    assert len(reasons) == 2 and all("no folder of a task below" in reason for reason in reasons.values())
+    assert len(reasons) == 2 and all("not in a task's folder below" in reason for reason in reasons.values())
     more = raw / "simulation_data/success_data/PickCube-apple/9.mp4"
     more.parent.mkdir(parents=True)
     more.write_bytes(roll_out(9).mp4)

@@ -50,5 +50,5 @@ def test_what_is_no_robofail_is_one_sentence(tmp_path: Path) -> None:
         list(list_units("robofail", str(tmp_path)))
     _episode(tmp_path, "boilWater1", 0)
     (tmp_path / "tasks.json").write_text('{"boilWater": 3}')
-    with pytest.raises(FormatError, match=r"tasks.json is no JSON object"):
+    with pytest.raises(FormatError, match=r"tasks.json must be a JSON object"):
         list(list_units("robofail", str(tmp_path)))

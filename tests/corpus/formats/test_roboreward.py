@@ -10,7 +10,7 @@ import pytest
 from robometer.corpus.formats import FormatError, list_units
 from tests.corpus.formats.raw import ingest, refusals, roll_out, row_of, rows, shows
 
-NO_PATH = "is no path of a file in a folder of its data set"
+NO_PATH = "must be the path of a file in a folder of its data set"
 
 
 def _write(part: Path, lines: list[object]) -> None:

@@ -43,9 +43,9 @@ def test_both_judges_must_agree(ray_local: None, tmp_path: Path) -> None:
     assert {row["stage"] for row in corpus.quarantine().to_pylist()} == {"skip"}
     reasons = {uri.split(" ")[0].removeprefix("soar_dataset-"): error for uri, error in refusals(corpus).items()}
     assert reasons == {
-        "success.tfrecord-00000-of-00002#1": "the new label is failure, its split says successful",
-        "success.tfrecord-00000-of-00002#2": "the new label is infeasible, its split says successful",
-        "failure.tfrecord-00000-of-00001#1": "the new label is successful, its split says failure",
+        "success.tfrecord-00000-of-00002#1": "the new label is failure, but its split says successful",
+        "success.tfrecord-00000-of-00002#2": "the new label is infeasible, but its split says successful",
+        "failure.tfrecord-00000-of-00001#1": "the new label is successful, but its split says failure",
         "failure.tfrecord-00000-of-00001#2": "it is on the blacklist",
     }
 
@@ -62,5 +62,7 @@ def test_labels_follow_the_order_of_reading(tmp_path: Path) -> None:
 def test_labels_that_are_missing_say_what_to_do(tmp_path: Path) -> None:
     _write(tmp_path)
     (tmp_path / "soar_label_corrections_full.json").unlink()
-    with pytest.raises(FormatError, match=r"SOAR needs one file \*label\*.json with new labels in .*; there is none"):
+    with pytest.raises(
+        FormatError, match=r"SOAR needs exactly one file \*label\*.json with new labels in .*; it has none"
+    ):
         list(list_units("soar", str(tmp_path)))

@@ -59,7 +59,7 @@ def test_zarr_stores(ray_local: None, tmp_path: Path) -> None:
     assert shows(corpus, row_of(corpus, episode_key="zipped.zarr.zip/1"), CLIPS[0][4:])
     why = refusals(corpus)
     assert "no task text" in why["three.zarr#2 three.zarr/2"] and len(why) == 2
-    assert "ends at 9, the array has 8 frames" in why["front zipped.zarr.zip/2 front"]
+    assert "ends at 9, but the array has 8 frames" in why["front zipped.zarr.zip/2 front"]
 
     group = zarr.open_group(raw / "two.zarr", mode="r+")
     for name, added in (("data/front", CLIPS[0]), ("data/side", CLIPS[0]), ("meta/episode_ends", np.array([32]))):
@@ -98,7 +98,9 @@ def test_bad_and_hostile_stores_are_refused(ray_local: None, tmp_path: Path) -> 
     why = refusals(corpus)
     assert "pickle" in why["hostile.zarr"] and "codec packbits" in why["front other.zarr/0 front"]
     assert (
-        "rising" in why["ends.zarr"] and "[N, H, W, 3]" in why["views.zarr"] and "episode_ends" in why["no_ends.zarr"]
+        "ascending" in why["ends.zarr"]
+        and "[N, H, W, 3]" in why["views.zarr"]
+        and "episode_ends" in why["no_ends.zarr"]
     )
     assert "0 to 1" in why["front unit.zarr/0 front"] and "uint16" in why["deep unit.zarr/0 deep"]
     assert "cannot be read" in why["broken.zarr"] and "cannot be read" in why["front cut.zarr/0 front"]
