@@ -64,7 +64,7 @@ def publish(options: argparse.Namespace, config: Config) -> None:
         place = str(to_folder(what, options.to))
     count = len(what.rows)
     print(
-        f"{what.found.config.model.kind}@{what.revision}, {f'{count} metrics' if count else 'not evaluated'}: {place}"
+        f"{what.checkpoint.config.model.kind}@{what.revision}, {f'{count} metrics' if count else 'not evaluated'}: {place}"
     )
 
 

@@ -128,7 +128,7 @@ def test_an_evaluation_replaces_the_numbers_of_the_training_run(tmp_path: Path, 
 
 def test_an_evaluation_of_another_model_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     evaluation = _evaluation(tmp_path / "evaluation", "rewind@000000000000")
-    with pytest.raises(PublishingError, match="evaluated rewind@000000000000, and the checkpoint is rewind@"):
+    with pytest.raises(PublishingError, match="evaluated rewind@000000000000, but the checkpoint is rewind@"):
         prepare(str(checkpoint), str(evaluation))
     with pytest.raises(PublishingError, match="no evaluation"):
         prepare(str(checkpoint), str(tmp_path))
@@ -138,7 +138,7 @@ def test_a_model_without_numbers_or_history_says_so(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "bare", Rewind(6, 5, 16, 1, 2, 16, 10).state_dict(), _config(), {})
     text = publishing.card(prepare(str(tmp_path / "bare")), "bare", "org/bare")
     assert "Not evaluated." in text and "model-index" not in text
-    assert "Nothing is known about how good it is" in text and "commit of the code was not recorded" in text
+    assert "Its quality is unknown" in text and "commit of the code was not recorded" in text
     assert "not recorded what frames of a video it was trained on" in text
     assert "frames" not in load_provenance(to_folder(prepare(str(tmp_path / "bare")), str(tmp_path / "published")))
     assert "Not recorded." in text.split("## Data")[1]
@@ -273,7 +273,7 @@ def test_adapters_are_merged_into_a_model_of_its_own(tmp_path: Path, capsys: pyt
     assert torch.allclose(a.progress_logits, b.progress_logits, atol=1e-5)
     local = replace(config, train=replace(config.train, load_from_checkpoint="/my/base"))
     save_checkpoint_config(local, tmp_path / "adapted" / "config.yaml")
-    with pytest.raises(PublishingError, match="adapters of /my/base, which nobody else has: publish it with --merge"):
+    with pytest.raises(PublishingError, match="adapters of /my/base, which is not public: publish it with --merge"):
         prepare(str(tmp_path / "adapted"))
 
 

@@ -30,7 +30,10 @@ def _splits(anchor: Anchor, runs: Sequence[EvaluationRun]) -> list[str]:
 def _table(anchor: Anchor, comparison: RunComparison) -> Table:
     splits = _splits(anchor, comparison.runs)
     columns = _columns(anchor, comparison)
-    rows = [row | {"cells": row["cells"] + [_cell(math.nan, anchor)] * len(splits)} for row in _theirs(anchor, columns)]
+    rows = [
+        row | {"cells": row["cells"] + [_cell(math.nan, anchor)] * len(splits)}
+        for row in _published_rows(anchor, columns)
+    ]
     for run in comparison.runs:
         on_columns = [_ours_on(anchor, column, comparison.sources[run.name]) for column in columns]
         on_splits = [_ours(anchor, run, split) for split in splits]
@@ -53,7 +56,7 @@ def _columns(anchor: Anchor, comparison: RunComparison) -> list[Average | Anchor
     return [*averages, *(row for row in anchor.rows if row.data_source in ours)]
 
 
-def _theirs(anchor: Anchor, columns: Sequence[Average | AnchorRow]) -> list[Table]:
+def _published_rows(anchor: Anchor, columns: Sequence[Average | AnchorRow]) -> list[Table]:
     tops = [best(list(column.values.values()), anchor.lower_is_better) for column in columns]
     rows: list[Table] = []
     for model in anchor.models:
@@ -64,10 +67,10 @@ def _theirs(anchor: Anchor, columns: Sequence[Average | AnchorRow]) -> list[Tabl
 
 
 def _cell(value: float, anchor: Anchor, is_best: bool = False) -> Table:
-    return {"value": _shown(value, anchor), "best": is_best}
+    return {"value": _formatted(value, anchor), "best": is_best}
 
 
-def _shown(value: float, anchor: Anchor) -> str:
+def _formatted(value: float, anchor: Anchor) -> str:
     if not math.isfinite(value):
         return ""
     return f"{value:.1f}" if anchor.scale == 100 else number(value)
@@ -92,7 +95,7 @@ def _all_rows(anchor: Anchor) -> list[list[str]]:
         name = row.name
         if isinstance(row, Average) and row.differs:
             name += " (" + "; ".join(f"{model}: {why}" for model, why in row.differs.items()) + ")"
-        lines.append([name, *(_shown(row.values.get(model, math.nan), anchor) for model in anchor.models)])
+        lines.append([name, *(_formatted(row.values.get(model, math.nan), anchor) for model in anchor.models)])
     return lines
 
 

@@ -1,7 +1,7 @@
-"""Publish a checkpoint with its model card: to a folder, to the MLflow registry, to the Hugging Face hub.
+"""Publish a checkpoint with its model card: to a folder, the MLflow registry, or the Hugging Face hub.
 
-What is published is the checkpoint in the public layout, without what belongs to the machine it was trained on, and a
-card that says only what was recorded: a model without metrics is "not evaluated".
+A publication is the checkpoint in the public layout, without settings of the machine that it was trained on, and a card
+that says only what was recorded: a model without metrics is "not evaluated".
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from robometer.runs import tracking
 CARD = "README.md"
 
 BASE_LICENSES = {"Qwen/Qwen3-VL-4B-Instruct": "apache-2.0", "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "apache-2.0"}
-"""Licences of base models, which carry over to what is trained from them."""
+"""Licences of base models, which also apply to models that are trained from them."""
 
 _OF_THE_MACHINE = ("corpus", "ingest", "sweep", "evaluate", "serve", "simulate", "tracking", "ray")
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
@@ -61,12 +61,12 @@ _SETTINGS = (
 
 
 class PublishingError(RobometerError):
-    """Something that cannot be published, or not there; the message says why in one sentence."""
+    """A checkpoint cannot be published, or not there. The message says why in one sentence."""
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One line of the card's table: `interval` and `n` are empty where they were not recorded."""
+    """One line of the card's table; `interval` and `n` are "-" if they were not recorded."""
 
     split: str
     metric: str
@@ -81,13 +81,14 @@ class Publication:
 
     Attributes:
         revision: hash of its weights.
-        provenance: what it says about its training.
-        rows: its metrics; `measured` says in one sentence what they are over.
+        provenance: recorded by its training.
+        rows: its metrics.
+        measured: what the metrics are over, in one sentence.
         license: an identifier of the hub.
-        merge: whether adapters are added to the weights that they adapt.
+        merge: whether to merge adapters into the weights that they adapt.
     """
 
-    found: Checkpoint
+    checkpoint: Checkpoint
     revision: str
     provenance: dict[str, Any]
     rows: list[MetricRow]
@@ -104,23 +105,23 @@ class Publication:
 def prepare(
     source: str, evaluation: str = "", license: str = "", tracking_uri: str = "", merge: bool = False
 ) -> Publication:
-    """Read a checkpoint (see `locate`) and, where given, the folder or `metrics.json` of its evaluation.
+    """Read a checkpoint (see `locate`) and, if given, the folder or `metrics.json` of its evaluation.
 
     Raises:
-        CheckpointError: no such checkpoint.
-        PublishingError: an evaluation of another model, a base model whose licence is not known, or adapters whose
-            base nobody else has.
+        CheckpointError: there is no such checkpoint.
+        PublishingError: the evaluation is of another model, the licence of the base model is unknown, or the base of
+            the adapters is not public.
     """
-    found = open_checkpoint(locate(source, tracking_uri))
-    base = found.config.train.load_from_checkpoint
-    if found.config.model.lora.rank and not merge and base and not HUB_ID.fullmatch(base):
-        raise PublishingError(f"{source} holds adapters of {base}, which nobody else has: publish it with --merge")
-    revision, provenance = checkpoint_hash(found.folder), load_provenance(found.folder)
+    checkpoint = open_checkpoint(locate(source, tracking_uri))
+    base = checkpoint.config.train.load_from_checkpoint
+    if checkpoint.config.model.lora.rank and not merge and base and not HUB_ID.fullmatch(base):
+        raise PublishingError(f"{source} holds adapters of {base}, which is not public: publish it with --merge")
+    revision, provenance = checkpoint_hash(checkpoint.folder), load_provenance(checkpoint.folder)
     if evaluation:
-        rows, measured = _evaluated(Path(evaluation), f"{found.config.model.kind}@{revision}")
+        rows, measured = _evaluated(Path(evaluation), f"{checkpoint.config.model.kind}@{revision}")
     else:
         rows, measured = _validated(provenance)
-    return Publication(found, revision, provenance, rows, measured, license or _license(found.config), merge)
+    return Publication(checkpoint, revision, provenance, rows, measured, license or _license(checkpoint.config), merge)
 
 
 def _license(config: Config) -> str:
@@ -128,19 +129,19 @@ def _license(config: Config) -> str:
     if config.model.kind == "rewind" or base in TINY:
         return "mit"
     if base not in BASE_LICENSES:
-        raise PublishingError(f"the licence of {base} is not known here: give --license=ID as the hub writes it")
+        raise PublishingError(f"the licence of {base} is unknown: give --license=ID, an identifier of the hub")
     return BASE_LICENSES[base]
 
 
 def _evaluated(path: Path, model: str) -> tuple[list[MetricRow], str]:
     file = path / "metrics.json" if path.is_dir() else path
     try:
-        found = json.loads(file.read_text())
-        about, metrics = found["provenance"], found["metrics"]
+        content = json.loads(file.read_text())
+        about, metrics = content["provenance"], content["metrics"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PublishingError(f"{path} is no evaluation: its metrics.json cannot be read ({error})") from error
+        raise PublishingError(f"{path} is not an evaluation: its metrics.json cannot be read ({error})") from error
     if about["model"] != model:
-        raise PublishingError(f"{path} evaluated {about['model']}, and the checkpoint is {model}: evaluate it first")
+        raise PublishingError(f"{path} evaluated {about['model']}, but the checkpoint is {model}: evaluate it first")
     rows = [
         MetricRow(split, f"{evaluation}/{name}", value["value"], _interval(value), f"{value['n']} {value['over']}")
         for split, evaluations in metrics.items()
@@ -160,9 +161,9 @@ def _interval(value: Mapping[str, Any]) -> str:
 
 
 def _validated(provenance: Mapping[str, Any]) -> tuple[list[MetricRow], str]:
-    known = {name: value for name, value in (provenance.get("metrics") or {}).items() if name != "step"}
-    rows = [MetricRow(*_split_of(name), float(value)) for name, value in known.items()]
-    return rows, "Validation during training, by which the checkpoint was chosen; no separate evaluation was given."
+    metrics = {name: value for name, value in (provenance.get("metrics") or {}).items() if name != "step"}
+    rows = [MetricRow(*_split_of(name), float(value)) for name, value in metrics.items()]
+    return rows, "Validation during training, which chose the checkpoint. There is no separate evaluation."
 
 
 def _split_of(name: str) -> tuple[str, str]:
@@ -177,9 +178,11 @@ def card(what: Publication, title: str, source: str) -> str:
     """The model card: front matter as the hub reads it, and text.
 
     Args:
-        source: what commands are given to load it from where it is published.
+        what: the publication.
+        title: of the card.
+        source: the published checkpoint's name for commands.
     """
-    config = what.found.config
+    config = what.checkpoint.config
     base = config.model.base_model
     public_base = base if config.model.kind == "robometer" and base not in TINY and HUB_ID.fullmatch(base) else None
     environment = Environment(  # noqa: S701  it writes Markdown
@@ -195,7 +198,7 @@ def card(what: Publication, title: str, source: str) -> str:
         rows=what.rows,
         measured=what.measured,
         settings=_settings(config),
-        frames=str(frames_of(what.found) or ""),
+        frames=str(frames_of(what.checkpoint) or ""),
         limits=_limits(what),
         **{key: what.provenance.get(key) for key in ("commit", "corpus", "trajectories", "sources")},
     )
@@ -217,16 +220,16 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _limits(what: Publication) -> list[str]:
-    limits = ["Progress and success are estimates from pixels; where a mistake is costly, check them by other means."]
+    limits = ["Progress and success are estimates from pixels. If a mistake is costly, check them by other means."]
     if what.rows:
-        limits.append("The numbers hold for the splits named above and say nothing about other robots, views or tasks.")
+        limits.append("The numbers are for the splits above. They say nothing about other robots, views or tasks.")
     else:
-        limits.append("Nothing is known about how good it is.")
+        limits.append("Its quality is unknown.")
     sources = what.provenance.get("sources") or {}
     if sources and all("metaworld" in name for name in sources):
-        limits.append("It saw simulated arms only and does not transfer to real video.")
-    if what.found.config.model.base_model in TINY and what.found.config.model.kind == "robometer":
-        limits.append("Its backbone is tiny and started from random weights: it shows that the system works.")
+        limits.append("It was trained on simulated arms only and does not transfer to real video.")
+    if what.checkpoint.config.model.base_model in TINY and what.checkpoint.config.model.kind == "robometer":
+        limits.append("Its backbone is tiny and started from random weights: it only shows that the system works.")
     return limits
 
 
@@ -251,24 +254,24 @@ def _eval_results(what: Publication) -> list[EvalResult]:
 
 
 def write(what: Publication, folder: Path, title: str, source: str) -> None:
-    """Write everything that is published into a new folder."""
+    """Write a publication into a new folder."""
     folder.mkdir(parents=True)
-    origin, config = what.found.folder, _published(what)
-    if what.found.config.model.lora.rank and what.merge:
+    origin, config = what.checkpoint.folder, _published(what)
+    if what.checkpoint.config.model.lora.rank and what.merge:
         _write_merged(what, folder)
-    elif what.found.layout == "robometer":
+    elif what.checkpoint.layout == "robometer":
         index = [origin / INDEX] if (origin / INDEX).is_file() else []
         for file in [*weight_files(origin), *index]:
             shutil.copy(file, folder)
     else:
         save_weights(folder, dict(iter_weights(origin)))
-    with backbone_folder(what.found) as backbone:
+    with backbone_folder(what.checkpoint) as backbone:
         for pattern in (BACKBONE, *_TOKENIZER) if backbone else ():
             for file in backbone.glob(pattern) if backbone else ():
                 shutil.copy(file, folder)
     save(config, folder / CONFIG)
     added: dict[str, Any] = {"published": {"title": title, "revision": what.revision, "metrics": what.metrics}}
-    if frames := frames_of(what.found):  # also of public weights, since what is published has our layout
+    if frames := frames_of(what.checkpoint):  # also for public weights, since a publication has our layout
         added["frames"] = frames.as_dict()
     (folder / PROVENANCE).write_text(json.dumps(what.provenance | added, indent=2))
     (folder / CARD).write_text(card(what, title, source))
@@ -278,15 +281,15 @@ def _write_merged(what: Publication, folder: Path) -> None:
     from robometer.models.lora import merge
     from robometer.models.robometer import Robometer
 
-    model = filled_model(what.found)
+    model = filled_model(what.checkpoint)
     assert isinstance(model, Robometer)
     merge(model)
     save_weights(folder, model.state_dict())
 
 
 def _published(what: Publication) -> Config:
-    """The configuration without places on this machine, and without adapters where they are merged."""
-    plain, own = Config(), what.found.config
+    """The configuration without paths of this machine, and without adapters if they are merged."""
+    plain, own = Config(), what.checkpoint.config
     config = replace(own, **{name: getattr(plain, name) for name in _OF_THE_MACHINE})
     adapters = bool(own.model.lora.rank) and not what.merge
     start = own.train.load_from_checkpoint if adapters else ""
@@ -296,7 +299,7 @@ def _published(what: Publication) -> Config:
 
 
 def to_folder(what: Publication, folder: str) -> Path:
-    """Publish into a folder that does not exist, is empty, or holds an earlier publication of the same model.
+    """Publish into a folder, which must be new, empty, or an earlier publication of the same model.
 
     Raises:
         PublishingError: the folder holds something else.
@@ -311,23 +314,21 @@ def to_folder(what: Publication, folder: str) -> Path:
 def _check_free(what: Publication, target: Path) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    known = load_provenance(target) if target.is_dir() else {}
-    run, published = known.get("run_id"), known.get("published") or {}
+    earlier = load_provenance(target) if target.is_dir() else {}
+    run, published = earlier.get("run_id"), earlier.get("published") or {}
     same = published.get("revision") == what.revision or (run and run == what.provenance.get("run_id"))
     if not published or not same:
-        raise PublishingError(
-            f"{target} holds something else than an earlier publication of this model: choose another"
-        )
+        raise PublishingError(f"{target} is not an earlier publication of this model: choose another folder")
 
 
 def to_mlflow(what: Publication, config: Config, name: str) -> str:
-    """Publish as a new version of a registered model; returns its `models:/NAME/VERSION`.
+    """Publish as a new version of a registered model, and return its `models:/NAME/VERSION`.
 
     Raises:
         PublishingError: tracking is off.
     """
     if tracking.is_off(config):
-        raise PublishingError("tracking is off: give tracking.uri=..., the store of the registry")
+        raise PublishingError("tracking is off: give the registry's store, tracking.uri=...")
     with tempfile.TemporaryDirectory() as place, tracking.start(config, "publish") as run:
         write(what, Path(place, "model"), name, f"models:/{name}/VERSION")
         run.artifact(Path(place, "model"))
@@ -337,13 +338,13 @@ def to_mlflow(what: Publication, config: Config, name: str) -> str:
 
 
 def to_hub(what: Publication, repo: str, private: bool = False) -> str:
-    """Publish to the hub as one commit; returns the repository's address.
+    """Publish to the hub as one commit, and return the repository's address.
 
     Raises:
-        PublishingError: there is no token, the name is no `org/name`, or the hub refused.
+        PublishingError: there is no token, the name is not `org/name`, or the hub refused.
     """
     if get_token() is None:
-        raise PublishingError("publishing to the hub needs a token that may write: set HF_TOKEN")
+        raise PublishingError("publishing to the hub needs a token with write access: set HF_TOKEN")
     if not HUB_ID.fullmatch(repo) or "@" in repo:
         raise PublishingError(f"{repo!r} is no repository: give --repo=org/name")
     api = HfApi()
@@ -355,6 +356,6 @@ def to_hub(what: Publication, repo: str, private: bool = False) -> str:
         except (OSError, ValueError, HTTPError) as error:
             reason = " ".join(str(error).split())[:200]
             raise PublishingError(
-                f"the hub did not take {repo} ({reason}): check HF_TOKEN, its rights and the name"
+                f"the hub refused {repo} ({reason}): check HF_TOKEN, its rights and the name"
             ) from error
     return str(url)

@@ -54,21 +54,21 @@ def evaluate(predictions: Predictions, split: str, settings: Resampling) -> Resu
         return Result(NAME, split, skipped="no successful clips")
     backward, rewound = ([c for c in good if c.view == view] for view in (REVERSED, REWOUND))
     unsuccessful = [c for c in predictions.clips if c.quality_label != SUCCESSFUL and c.view == FORWARD]
-    found = []
+    results = []
     for name, (correlation, meaning) in _WITH_TIME.items():
-        found.append(correlation_metric(name, forward, _time, correlation, settings, meaning))
-        found.append(
+        results.append(correlation_metric(name, forward, _time, correlation, settings, meaning))
+        results.append(
             correlation_metric(f"{name}_reversed", backward, _time, correlation, settings, meaning + _BACKWARDS)
         )
-    found.append(correlation_metric("voc_rewound", rewound, _state, metrics.pearson_rows, settings, _REWOUND))
+    results.append(correlation_metric("voc_rewound", rewound, _state, metrics.pearson_rows, settings, _REWOUND))
     for name, clips, which in (
         ("env_reward", forward, "succeeded"),
         ("env_reward_unsuccessful", unsuccessful, "did not succeed"),
     ):
-        found.append(
+        results.append(
             correlation_metric(name, clips, _reward, metrics.pearson_rows, settings, _WITH_REWARD.format(which))
         )
-    return Result(NAME, split, [m for m in found if m.estimate.n], _per_task(forward, backward))
+    return Result(NAME, split, [m for m in results if m.estimate.n], _per_task(forward, backward))
 
 
 def mean_correlation(clips: Sequence[ClipPrediction]) -> float:
