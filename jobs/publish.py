@@ -63,9 +63,8 @@ def publish(options: argparse.Namespace, config: Config) -> None:
     else:
         place = str(to_folder(what, options.to))
     count = len(what.rows)
-    print(
-        f"{what.checkpoint.config.model.kind}@{what.revision}, {f'{count} metrics' if count else 'not evaluated'}: {place}"
-    )
+    kind = what.checkpoint.config.model.kind
+    print(f"{kind}@{what.revision}, {f'{count} metrics' if count else 'not evaluated'}: {place}")
 
 
 if __name__ == "__main__":

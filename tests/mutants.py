@@ -368,7 +368,7 @@ MUTANTS = (
            'and not (right and scheme.lower() == "bearer")', 'and not (scheme.lower() == "bearer")',
            "tests/test_client.py tests/pipelines/serving/test_http.py -k 'token or docs'"),
     Mutant("a request without a token passes", "pipelines/serving/guard.py",
-           'and not (right and scheme.lower() == "bearer")', 'and given and not (right and scheme.lower() == "bearer")',
+           'and not (right and scheme.lower() == "bearer")', 'and token and not (right and scheme.lower() == "bearer")',
            "tests/test_client.py tests/pipelines/serving/test_http.py -k 'token or docs'"),
     Mutant("one request too many is admitted", "pipelines/serving/guard.py",
            "if self._in_flight >= self._settings.max_in_flight:", "if self._in_flight > self._settings.max_in_flight:",
