@@ -22,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 HERE = Path(__file__).parent
-WITH_RAY = {HERE, HERE / "pipelines"}
+WITH_RAY = {HERE, HERE / "corpus", HERE / "pipelines", HERE / "runs/test_publishing.py"}
 """Test files, or the folders right above them, of which one at a time runs, since they start Ray."""
 
 

@@ -33,9 +33,9 @@ from robometer.report.clips import clip_cards
 from robometer.report.comparison import compare_runs
 from robometer.report.published import anchor_tables, protocol
 from robometer.report.runs import EvaluationRun, ReportError, load_runs
+from tests.corpus.test_page import browse
 from tests.evaluation.corpora import build_corpus
 from tests.evaluation.pages import Tags
-from tests.test_page import browse
 
 CONFIG = EvaluateConfig(scorer="a/model", bootstrap=20)
 SCORERS: Mapping[str, ProgressScorer] = {"clock": Clock(), "difference": FrameDifference(), "random": Random()}

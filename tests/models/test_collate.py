@@ -17,7 +17,7 @@ from robometer.models.rewind_scorer import feature_statistics
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.training.batch import Batch
 from robometer.trajectory import SCHEMA_VERSION
-from tests.test_corpus import stored
+from tests.corpus.test_corpus import stored
 
 FRAMES = 5
 KEYS = ("0", "1", "4")

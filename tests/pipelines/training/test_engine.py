@@ -32,7 +32,7 @@ from robometer.training.batch import Batch
 from robometer.training.losses import compute_losses
 from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
 from robometer.trajectory import SCHEMA_VERSION
-from tests.test_corpus import stored
+from tests.corpus.test_corpus import stored
 
 NO_CORPUS = cast(Corpus, None)
 """Stands for a corpus: a vision-language model needs none."""

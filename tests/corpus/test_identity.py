@@ -30,7 +30,7 @@ from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 from tests.corpus.formats.raw import hub_cache, roll_out
 from tests.corpus.formats.test_lerobot import write_v21
-from tests.test_corpus import stored
+from tests.corpus.test_corpus import stored
 
 TASK = "open the drawer"
 

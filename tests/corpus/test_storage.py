@@ -16,7 +16,7 @@ from robometer.corpus.manifest import latest, read_ledgers, read_schemas
 from robometer.corpus.storage import Storage, StorageError
 from robometer.corpus.writer import Accepted, Quarantined, ShardPlan, commit_shard
 from robometer.trajectory import SCHEMA_VERSION
-from tests.test_corpus import rejected, stored
+from tests.corpus.test_corpus import rejected, stored
 
 INFO = b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION
 

@@ -22,7 +22,7 @@ from robometer.corpus.writer import commit_shard
 from robometer.sampling.columns import Columns
 from robometer.sampling.config import SamplingConfig
 from robometer.trajectory import SCHEMA_VERSION
-from tests.test_corpus import rejected, stored
+from tests.corpus.test_corpus import rejected, stored
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">'"
 
