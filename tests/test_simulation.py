@@ -193,8 +193,8 @@ def test_settings_that_make_no_corpus_end_in_one_sentence(
     override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert simulate_job.main([override, f"simulate.output={tmp_path / 'out'}"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {message}") and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -267,33 +267,33 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
     """The pictures and the words are the same: what info.json says of the time between them is not."""
     storage = Storage(str(tmp_path / "corpus"))
 
-    def found(have: StoredRows, update: bool = False) -> ShardEntry:
+    def entry(have: StoredRows, update: bool = False) -> ShardEntry:
         (unit,) = list_units("lerobot", str(tmp_path / "arm"))
         assert isinstance(unit, Unit)
         return next(entries([unit], IngestConfig(format="lerobot", max_frames=4, short_edge=32, update=update), have))
 
     write_lerobot(tmp_path / "arm", 0)
-    commit_shard(storage, "a", [found(NO_ROWS)])
+    commit_shard(storage, "a", [entry(NO_ROWS)])
     have = StoredRows.read(storage)
-    same = found(have)
+    same = entry(have)
     assert isinstance(same, Present) and not same.differs
     info = tmp_path / "arm/meta/info.json"
     fps = json.loads(info.read_text())["fps"]
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": 2 * fps}))
-    other = found(have)
+    other = entry(have)
     assert (
         isinstance(other, Present)
         and f"its rate differs from the corpus (now {2 * fps:g}, not {fps:g}" in other.differs
     )
-    taken = found(have, update=True)
-    assert isinstance(taken, Accepted) and taken.replaces and taken.record["source_fps"] == 2 * fps
+    updated = entry(have, update=True)
+    assert isinstance(updated, Accepted) and updated.replaces and updated.record["source_fps"] == 2 * fps
 
 
 def test_a_rebuilt_manifest_knows_how_late_its_rows_are(tmp_path: Path) -> None:
     """Or what updates them next would be stored under an earlier revision, and never be seen."""
     storage, seals = Storage(str(tmp_path)), {"u0": "s", "u1": "s"}
-    found = [stored(number).record for number in (0, 1)]
-    true = [{**row, "content_hash": content_hash(row["frame_index"], row["frames"])} for row in found]
+    records = [stored(number).record for number in (0, 1)]
+    true = [{**row, "content_hash": content_hash(row["frame_index"], row["frames"])} for row in records]
     rows = [Accepted(row, unit) for row, unit in zip(true, seals, strict=True)]
     commit_shard(storage, "a", rows, ShardPlan(seals, revision=3))
     before = read_ledgers(storage)
@@ -332,11 +332,11 @@ def episodes(unit: Unit) -> Iterator[Episode]:
 
 
 def test_what_nobody_can_look_at_is_read_each_time(ray_local: None, tmp_path: Path) -> None:
-    found = []
+    reports = []
     for task in ("open it", "open it", "close it"):
         (tmp_path / "task.txt").write_text(task)
-        found.append(counts(ingest(tmp_path / "corpus", tmp_path, f"ingest.format={__name__}")))
-    assert found == [(1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+        reports.append(counts(ingest(tmp_path / "corpus", tmp_path, f"ingest.format={__name__}")))
+    assert reports == [(1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
 
 
 def test_a_seal_sees_data_and_files_and_no_folders(tmp_path: Path) -> None:

@@ -34,19 +34,19 @@ def storage(tmp_path: Path) -> Storage:
     return storage
 
 
-def made(storage: Storage, *entries: Any) -> tuple[Corpus, Columns]:
+def opened(storage: Storage, *entries: Any) -> tuple[Corpus, Columns]:
     commit_shard(storage, "a", entries)
     corpus = Corpus(storage.path)
     return corpus, Columns.from_table(corpus.manifest, SamplingConfig())
 
 
 def card(storage: Storage, num_frames: int = 5, **changes: Any) -> Card:
-    corpus, columns = made(storage, stored(0, num_frames, **changes))
+    corpus, columns = opened(storage, stored(0, num_frames, **changes))
     return next(cards(corpus, columns, [0]))
 
 
 def test_a_page_is_self_contained_and_says_what_it_left_out(storage: Storage, tmp_path: Path) -> None:
-    corpus, _ = made(storage, *(stored(number) for number in range(5)))
+    corpus, _ = opened(storage, *(stored(number) for number in range(5)))
     path = tmp_path / "pages" / "corpus.html"
     assert write_page(corpus, path, max_clips=3) == 3
     page = path.read_text()
@@ -57,7 +57,7 @@ def test_a_page_is_self_contained_and_says_what_it_left_out(storage: Storage, tm
 
 
 def test_a_page_that_fails_leaves_the_last_one(storage: Storage, tmp_path: Path) -> None:
-    corpus, _ = made(storage, stored(0))
+    corpus, _ = opened(storage, stored(0))
     write_page(corpus, tmp_path / "corpus.html")
     before = (tmp_path / "corpus.html").read_text()
     Path(storage.path, "shards", "a.arrow").unlink()
@@ -67,26 +67,26 @@ def test_a_page_that_fails_leaves_the_last_one(storage: Storage, tmp_path: Path)
 
 
 def test_the_command_writes_a_page_where_it_is_told(storage: Storage, tmp_path: Path) -> None:
-    made(storage, stored(0))
+    opened(storage, stored(0))
     assert main([f"--show={tmp_path}/look.html", f"corpus.path={storage.path}"]) == 0
     assert (tmp_path / "look.html").is_file()
 
 
 def test_a_page_of_one_split_counts_the_whole_corpus(storage: Storage, tmp_path: Path) -> None:
-    corpus, _ = made(storage, *(stored(number) for number in range(5)))
+    corpus, _ = opened(storage, *(stored(number) for number in range(5)))
     assert write_page(corpus, tmp_path / "corpus.html", split="held_out") == 1
     page = (tmp_path / "corpus.html").read_text()
     assert "1 of 1 trajectories of split held_out" in page and "<b>5</b> trajectories" in page
 
 
 def test_an_empty_corpus_has_a_page(storage: Storage, tmp_path: Path) -> None:
-    corpus, _ = made(storage, rejected(1, "corrupt"))
+    corpus, _ = opened(storage, rejected(1, "corrupt"))
     assert write_page(corpus, tmp_path / "corpus.html") == 0
     assert "0 of 0 trajectories" in (tmp_path / "corpus.html").read_text()
 
 
 def test_what_is_left_out_by_design_is_not_refused(storage: Storage, tmp_path: Path) -> None:
-    corpus, _ = made(storage, stored(0), rejected(7, "corrupt at frame 7"), rejected(8, "too short", stage="skip"))
+    corpus, _ = opened(storage, stored(0), rejected(7, "corrupt at frame 7"), rejected(8, "too short", stage="skip"))
     write_page(corpus, tmp_path / "corpus.html")
     page = (tmp_path / "corpus.html").read_text()
     assert re.search(r"Refused \(1\).*corrupt at frame #.*Left out by design \(1\).*too short", page, re.DOTALL)
@@ -94,7 +94,7 @@ def test_what_is_left_out_by_design_is_not_refused(storage: Storage, tmp_path: P
 
 def test_sources_are_counted_with_their_facts(storage: Storage) -> None:
     entries = [stored(n, n + 3, source="oxe_droid") for n in range(4)] + [stored(5, source="epic", task="wash")]
-    corpus, columns = made(storage, *entries)
+    corpus, columns = opened(storage, *entries)
     first, second = overview(corpus, columns).sources
     assert (first.name, first.trajectories, first.tasks, first.stored_median) == ("oxe_droid", 4, 2, 4.5)
     assert (first.cutoff, first.supervised, first.by_quality["successful"]) == (0.95, 2, 2)
@@ -165,18 +165,18 @@ def browse(page: Path, fragment: str = "") -> str:
 
 
 def test_a_link_with_filters_shows_what_matches(storage: Storage, tmp_path: Path) -> None:
-    corpus, _ = made(storage, *(stored(number) for number in range(5)))
+    corpus, _ = opened(storage, *(stored(number) for number in range(5)))
     write_page(corpus, tmp_path / "corpus.html")
     dom = browse(tmp_path / "corpus.html", "#quality=suboptimal&task=TASK+1")
     articles = re.findall(r"<article[^>]*>", dom)
-    shown = [article for article in articles if " hidden" not in article]
-    assert len(articles) == 5 and len(shown) == 1 and "1 of 5 match" in dom
-    assert 'data-quality="suboptimal"' in shown[0] and 'data-task="task 1"' in shown[0]
+    visible = [article for article in articles if " hidden" not in article]
+    assert len(articles) == 5 and len(visible) == 1 and "1 of 5 match" in dom
+    assert 'data-quality="suboptimal"' in visible[0] and 'data-task="task 1"' in visible[0]
 
 
 def test_hostile_text_is_inert(storage: Storage, tmp_path: Path) -> None:
     names = {key: HOSTILE for key in ("task", "source", "episode_key", "view", "split")}
-    corpus, _ = made(storage, stored(0, **names), rejected(7, HOSTILE))
+    corpus, _ = opened(storage, stored(0, **names), rejected(7, HOSTILE))
     write_page(corpus, tmp_path / "corpus.html")
     page = (tmp_path / "corpus.html").read_text()
     assert page.count("<script") == page.count("</script") == 1 and "<img src=x" not in page

@@ -52,13 +52,13 @@ class _Counted:
         self._inner, self._count = inner, count
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if name in READS or not callable(found):
-            return found
+        attribute = getattr(self._inner, name)
+        if name in READS or not callable(attribute):
+            return attribute
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._count()
-            result = found(*args, **kwargs)
+            result = attribute(*args, **kwargs)
             return _Stream(result, self._count) if name == "open_output_stream" else result
 
         return counted
@@ -84,8 +84,8 @@ class _Stream(io.RawIOBase):
 
 def ingest(storage: Storage) -> None:
     """What an ingest does with the listing: units that no committed shard covers become one."""
-    known = latest(read_ledgers(storage))
-    todo = [unit for unit in UNITS if unit not in known]
+    readings = latest(read_ledgers(storage))
+    todo = [unit for unit in UNITS if unit not in readings]
     if todo:
         commit_shard(storage, "shard", [entry for unit in todo for entry in UNITS[unit]], job(*todo))
 
@@ -150,7 +150,7 @@ def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
 def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(
     fresh: Callable[[], Storage], for_good: bool
 ) -> None:
-    def made() -> Storage:
+    def ingested() -> Storage:
         storage = fresh()
         ingest(storage)
         return storage
@@ -158,8 +158,8 @@ def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(
     def again(storage: Storage) -> None:
         commit_shard(storage, "shard", [entry for entries in UNITS.values() for entry in entries], job(*UNITS))
 
-    expected = content(made().path)
-    for storage in faults(made, again, for_good):
+    expected = content(ingested().path)
+    for storage in faults(ingested, again, for_good):
         assert content(storage.path) == expected
 
 
@@ -168,7 +168,7 @@ def test_a_join_that_fails_anywhere_ends_the_same_when_it_is_run_again(
 ) -> None:
     """Two shards that share a trajectory: of it the first shard's row is kept, and the second's is gone for good."""
 
-    def made() -> Storage:
+    def ingested() -> Storage:
         storage = fresh()
         commit_shard(storage, "b", [stored(0, task="the second's"), stored(1)], job("u1"))
         commit_shard(storage, "a", [stored(0, task="the first's"), rejected(7, "corrupt at frame 7")], job("u0", "u7"))
@@ -178,8 +178,8 @@ def test_a_join_that_fails_anywhere_ends_the_same_when_it_is_run_again(
         for shards in plan_joins(storage, 2**20):
             join_shards(storage, shards)
 
-    expected = content(made().path)
-    for storage in faults(made, join, for_good):
+    expected = content(ingested().path)
+    for storage in faults(ingested, join, for_good):
         assert content(storage.path) == expected
         join(storage)
         (shard,) = read_schemas(storage)

@@ -37,9 +37,9 @@ def test_the_long_and_the_short_table_disagree_on_two_models() -> None:
 
 
 def test_data_sources_are_those_of_our_evaluation_groups() -> None:
-    known = {*members("rbm-1m-id-eval"), *members("rbm-1m-ood")}
+    sources = {*members("rbm-1m-id-eval"), *members("rbm-1m-ood")}
     named = {row.data_source for anchor in anchors().values() for row in anchor.rows if row.data_source}
-    assert named <= known and len(named) == 15
+    assert named <= sources and len(named) == 15
 
 
 def test_a_counterpart_names_an_evaluation_and_its_metric() -> None:

@@ -89,9 +89,9 @@ def test_pairs_that_share_clips_are_worth_far_fewer_independent_ones(tasks: int,
         for label in ("failure", "successful")
         for i, values in enumerate(rng.random((20, 2)))
     ]
-    made = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(1000, 0.95, 0))
-    found = {m.name: m.estimate for m in made.metrics}
-    accuracy, kendall = found["accuracy_last"], found["kendall_last"]
+    result = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(1000, 0.95, 0))
+    estimates = {m.name: m.estimate for m in result.metrics}
+    accuracy, kendall = estimates["accuracy_last"], estimates["kendall_last"]
     assert accuracy.unit == unit and accuracy.n == 400 * tasks
     assert 15 * tasks < accuracy.effective_n < 60 * tasks
     assert (kendall.effective_n == kendall.n) if unit == "task" else math.isnan(kendall.effective_n)
@@ -99,19 +99,19 @@ def test_pairs_that_share_clips_are_worth_far_fewer_independent_ones(tasks: int,
 
 def test_a_longer_clip_has_the_greater_sum_and_not_the_greater_mean() -> None:
     none = np.zeros(0, np.float32)
-    told = {"failure": [0.6, 0.6], "successful": [1.0]}
+    progress = {"failure": [0.6, 0.6], "successful": [1.0]}
     clips = [
         ClipPrediction("seen", label, 0, "test", "open", label, FORWARD, np.array(values), np.array(values), none, none)
-        for label, values in told.items()
+        for label, values in progress.items()
     ]
-    made = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
-    assert [made.value(f"accuracy_{reward}") for reward in ("last", "mean", "sum")] == [1.0, 1.0, 0.0]
+    result = suite.EVALUATIONS["policy_ranking"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
+    assert [result.value(f"accuracy_{reward}") for reward in ("last", "mean", "sum")] == [1.0, 1.0, 0.0]
 
 
 def test_success_is_detected_above_one_half_and_not_at_it() -> None:
     """By hand. `late` reaches 1/2 at its second frame and passes it at its fourth, one after it succeeds: 1 of 4 late.
     `never` stays at 1/2: it counts as not detected, and has no delay. Of the two that fail, `loud` is a false alarm."""
-    told = {
+    clips_of = {
         "late": ("successful", [0.2, 0.5, 0.4, 0.75], [0, 0, 1, 1]),
         "never": ("successful", [0.1, 0.5, 0.5, 0.5], [0, 0, 0, 1]),
         "quiet": ("failure", [0.1, 0.5, 0.1, 0.0], [0, 0, 0, 0]),
@@ -119,10 +119,10 @@ def test_success_is_detected_above_one_half_and_not_at_it() -> None:
     }
     none = np.zeros(0, np.float32)
     clips = []
-    for id, (quality, said, true) in told.items():
-        values = np.array(said), np.array(said), none, np.array(true)
+    for id, (quality, predicted, true) in clips_of.items():
+        values = np.array(predicted), np.array(predicted), none, np.array(true)
         clips.append(ClipPrediction("seen", id, 0, "test", "open", quality, FORWARD, *values))
-    made = suite.EVALUATIONS["success_detection"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
+    result = suite.EVALUATIONS["success_detection"](Predictions(clips), "seen", Resampling(0, 0.95, 0))
     expected = {
         "detection_delay": 1 / 4,
         "true_positive_rate": 1 / 2,
@@ -133,14 +133,14 @@ def test_success_is_detected_above_one_half_and_not_at_it() -> None:
         "brier": (0.25**2 + 0.5**2 + 0 + 0.25**2) / 4,
         "calibration_error": (0.25 + 0.5 + 0 + 0.25) / 4,  # four bins of one clip each
     }
-    assert {name: made.value(name) for name in expected} == pytest.approx(expected)
+    assert {name: result.value(name) for name in expected} == pytest.approx(expected)
 
 
 def test_a_cell_of_the_confusion_matrix_is_an_instruction_by_a_video() -> None:
-    told = {("close", "open"): [0.25, 0.75], ("open", "open"): [1.0], ("open", "close"): [0.125]}
+    progress = {("close", "open"): [0.25, 0.75], ("open", "open"): [1.0], ("open", "close"): [0.125]}
     records = [
         InstructionPrediction("seen", f"{video} {i}", 0, video, instruction, value)
-        for (instruction, video), values in told.items()
+        for (instruction, video), values in progress.items()
         for i, value in enumerate(values)
     ]
     matrix = confusion_matrix.matrix_of(records)
@@ -210,11 +210,11 @@ def test_intervals_hold_their_value_and_name_their_unit(corpus: Corpus) -> None:
     _, results = run(corpus, FrameDifference())
     for (split, _), result in results.items():
         for metric in result.metrics:
-            made = metric.estimate
-            if made.groups > 1 and not math.isnan(made.low):
-                assert made.low - 1e-9 <= made.value <= made.high + 1e-9
+            estimate = metric.estimate
+            if estimate.groups > 1 and not math.isnan(estimate.low):
+                assert estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
             if result.evaluation not in ("confusion_matrix", "instruction_grounding"):  # of some tasks only
-                assert made.unit == ("task" if split == "seen" else "trajectory")
+                assert estimate.unit == ("task" if split == "seen" else "trajectory")
 
 
 def test_position_bias_shows_as_inconsistency_and_scores_one_half() -> None:
@@ -299,11 +299,11 @@ def test_with_room_for_all_every_pair_is_planned_once(corpus: Corpus) -> None:
     clips = corpus.manifest.select(["task", "quality_label"]).to_pylist()
     clips = [(row, clip["task"], QUALITY_LABELS.index(clip["quality_label"])) for row, clip in enumerate(clips)]
     seen = [clip for clip in clips if clip[1] in TASKS["seen"]]
-    wanted = Counter(("reversed", row, row) for row, _, rank in seen if rank == 2)
+    expected = Counter(("reversed", row, row) for row, _, rank in seen if rank == 2)
     for (a, task, rank), (b, other, lower) in itertools.permutations(seen, 2):
-        wanted["quality", a, b] += task == other and rank > lower
-        wanted["task", a, b] += task != other and rank == lower == 2
-    assert Counter((u.pair_kind, u.row, u.second) for u in pairs) == wanted
+        expected["quality", a, b] += task == other and rank > lower
+        expected["task", a, b] += task != other and rank == lower == 2
+    assert Counter((u.pair_kind, u.row, u.second) for u in pairs) == expected
 
 
 def test_a_group_of_sources_is_evaluated_by_its_name(corpus: Corpus) -> None:

@@ -26,19 +26,19 @@ def test_rows_are_correlated_as_one_by_one_and_what_is_undefined_stays_so() -> N
     rng = np.random.default_rng(4)
     x, y = rng.random((40, 7)), rng.integers(0, 4, (40, 7)) / 3
     x[3], y[5], y[7, 2] = 0.5, 0.0, math.nan
-    for rows, one, theirs in (
+    for rows, one, reference in (
         (metrics.pearson_rows, metrics.pearson, pearsonr),
         (metrics.spearman_rows, metrics.spearman, spearmanr),
         (metrics.kendall_rows, metrics.kendall, None),
     ):
-        found = rows(x, y)
-        np.testing.assert_array_equal(found, [one(a, b) for a, b in zip(x, y, strict=True)])
-        assert math.isnan(found[7])
-        if theirs is not None:
-            assert np.isnan(found[[3, 5]]).all()
-            known = np.isfinite(found)
-            expected = [theirs(a, b).statistic for a, b in zip(x[known], y[known], strict=True)]
-            np.testing.assert_allclose(found[known], expected, atol=1e-12)
+        values = rows(x, y)
+        np.testing.assert_array_equal(values, [one(a, b) for a, b in zip(x, y, strict=True)])
+        assert math.isnan(values[7])
+        if reference is not None:
+            assert np.isnan(values[[3, 5]]).all()
+            is_finite = np.isfinite(values)
+            expected = [reference(a, b).statistic for a, b in zip(x[is_finite], y[is_finite], strict=True)]
+            np.testing.assert_allclose(values[is_finite], expected, atol=1e-12)
 
 
 def test_closed_form_equals_the_average_over_all_choices_of_one_clip_per_label() -> None:
@@ -61,11 +61,11 @@ def test_a_clip_that_counts_twice_ranks_like_two_equal_clips() -> None:
     rng = np.random.default_rng(9)
     labels, scores = np.repeat([0, 1, 2], 5), rng.integers(0, 6, 15).astype(float)
     weights = rng.integers(1, 4, (4, 15))
-    made = metrics.compare_labels(labels, scores, weights.astype(float))
+    weighted = metrics.compare_labels(labels, scores, weights.astype(float))
     for i, counts in enumerate(weights):
         expected = metrics.compare_labels(np.repeat(labels, counts), np.repeat(scores, counts))
-        for ours, theirs in zip(made, expected, strict=True):
-            assert (ours.wins[i], ours.ties[i], ours.total[i]) == (theirs.wins[0], theirs.ties[0], theirs.total[0])
+        for ours, copied in zip(weighted, expected, strict=True):
+            assert (ours.wins[i], ours.ties[i], ours.total[i]) == (copied.wins[0], copied.ties[0], copied.total[0])
 
 
 def test_tau_b_ceiling_is_reached_by_a_perfect_ranking() -> None:
@@ -81,9 +81,9 @@ def test_areas_equal_scikit_learn_with_and_without_weights(ties: bool) -> None:
     scores = rng.integers(0, 6, 50).astype(float) if ties else rng.random(50)
     labels = rng.integers(0, 2, 50)
     weights = rng.integers(0, 4, (3, 50)).astype(float)
-    for ours, theirs in ((metrics.auroc, roc_auc_score), (metrics.auprc, average_precision_score)):
-        assert ours(scores, labels)[0] == pytest.approx(theirs(labels, scores))
-        expected = [theirs(labels, scores, sample_weight=w) for w in weights]
+    for ours, reference in ((metrics.auroc, roc_auc_score), (metrics.auprc, average_precision_score)):
+        assert ours(scores, labels)[0] == pytest.approx(reference(labels, scores))
+        expected = [reference(labels, scores, sample_weight=w) for w in weights]
         assert ours(scores, labels, weights) == pytest.approx(expected)
 
 
@@ -92,10 +92,10 @@ def test_areas_of_resampled_clips_are_those_of_the_clips_drawn() -> None:
     scores, labels, group_of = rng.integers(0, 9, 60) / 8, rng.integers(0, 2, 60), np.arange(60) % 12
     areas, settings = metrics.Areas(scores, labels), Resampling(30, 0.95, 3)
     draws = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=30)[:, group_of]
-    for ours, theirs in ((areas.auroc, roc_auc_score), (areas.auprc, average_precision_score)):
-        drawn = [theirs(np.repeat(labels, times), np.repeat(scores, times)) for times in draws]
-        found = metrics.estimate(ours, group_of, "task", settings).replicates
-        np.testing.assert_allclose(found, drawn, atol=1e-12)
+    for ours, reference in ((areas.auroc, roc_auc_score), (areas.auprc, average_precision_score)):
+        drawn = [reference(np.repeat(labels, times), np.repeat(scores, times)) for times in draws]
+        replicates = metrics.estimate(ours, group_of, "task", settings).replicates
+        np.testing.assert_allclose(replicates, drawn, atol=1e-12)
 
 
 def test_resamples_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +115,11 @@ def test_areas_are_undefined_with_one_class_or_nothing() -> None:
 
 def test_interval_of_a_mean_agrees_with_its_standard_error() -> None:
     values = np.random.default_rng(2).normal(size=400)
-    made = metrics.estimate(metrics.weighted_mean(values), np.arange(400), "trajectory", Resampling(2000, 0.95, 0))
+    estimate = metrics.estimate(metrics.weighted_mean(values), np.arange(400), "trajectory", Resampling(2000, 0.95, 0))
     half = 1.96 * values.std() / math.sqrt(400)
-    assert made.value == pytest.approx(values.mean())
-    assert made.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert made.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.02)
 
 
 def test_clustered_interval_is_wider_when_tasks_differ_and_seeded() -> None:
@@ -166,10 +166,10 @@ def test_effective_n_of_an_area_counts_equal_frames_of_a_clip_once() -> None:
     labels = np.arange(60) % 2
     scores = labels + rng.normal(size=60)
     of_clip = np.repeat(np.arange(60), 20)
-    made = metrics.estimate(
+    estimate = metrics.estimate(
         lambda w: metrics.auroc(scores[of_clip], labels[of_clip], w), of_clip, "trajectory", Resampling(1000, 0.95, 1)
     )
-    assert made.n == 1200 and made.effective_n == pytest.approx(60, rel=0.35)
+    assert estimate.n == 1200 and estimate.effective_n == pytest.approx(60, rel=0.35)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
@@ -180,8 +180,9 @@ def test_what_does_not_vary_has_no_effective_n(value: float) -> None:
 def test_no_interval_without_resamples_or_with_one_group() -> None:
     statistic = metrics.weighted_mean([1.0, 2.0])
     for groups, settings in ((np.array([0, 1]), Resampling(0)), (np.array([0, 0]), Resampling())):
-        made = metrics.estimate(statistic, groups, "task", settings)
-        assert made.value == 1.5 and math.isnan(made.low) and math.isnan(made.high) and math.isnan(made.effective_n)
+        estimate = metrics.estimate(statistic, groups, "task", settings)
+        assert estimate.value == 1.5
+        assert math.isnan(estimate.low) and math.isnan(estimate.high) and math.isnan(estimate.effective_n)
 
 
 def test_tasks_are_resampled_only_where_there_are_enough() -> None:

@@ -40,10 +40,10 @@ def test_numbers_are_written_as_they_are() -> None:
     ]  # fmt: skip
     assert [tables.signed(value) for value in (0.25, -0.25, 0.0)] == ["+0.250", "−0.250", "0.000"]
     assert (tables.interval(-0.25, 0.5), tables.interval(math.nan, math.nan)) == ("−0.250 to 0.500", "")
-    made = Estimate(0.5, 0.25, 0.75, 12, "task", 3, effective_n=4.26)
-    assert tables.extent(Metric("voc", made, "clips", "")) == "12 clips (effective 4.3)"
-    assert tables.extent(Metric("voc", replace(made, effective_n=42.6), "clips", "")) == "12 clips (effective 43)"
-    assert tables.extent(Metric("voc", replace(made, effective_n=math.nan), "clips", "")) == "12 clips"
+    estimate = Estimate(0.5, 0.25, 0.75, 12, "task", 3, effective_n=4.26)
+    assert tables.extent(Metric("voc", estimate, "clips", "")) == "12 clips (effective 4.3)"
+    assert tables.extent(Metric("voc", replace(estimate, effective_n=42.6), "clips", "")) == "12 clips (effective 43)"
+    assert tables.extent(Metric("voc", replace(estimate, effective_n=math.nan), "clips", "")) == "12 clips"
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def test_metrics_json_is_strict_and_equals_the_table(written: tuple[Path, Corpus
     def refuse(constant: str) -> Any:
         raise AssertionError(f"{constant} is no JSON")
 
-    found = json.loads((written[0] / report.METRICS_JSON).read_text(), parse_constant=refuse)
+    content = json.loads((written[0] / report.METRICS_JSON).read_text(), parse_constant=refuse)
     rows = pq.read_table(written[0] / report.METRICS_TABLE).to_pylist()
     assert len(rows) > 60
     for row in rows:
-        entry = found["metrics"][row["split"]][row["evaluation"]][row["metric"]]
+        entry = content["metrics"][row["split"]][row["evaluation"]][row["metric"]]
         assert entry["value"] == row["value"] and entry["n"] == row["n"]
         assert entry["effective_n"] == (row["effective_n"] if math.isfinite(row["effective_n"]) else None)
     assert sum(math.isfinite(row["effective_n"]) for row in rows) > 40

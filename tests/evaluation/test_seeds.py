@@ -43,12 +43,12 @@ RUNS = [run_of(3, 0.8), run_of(1, 0.6), run_of(2, 0.7)]
 
 def test_the_spread_is_over_the_runs_that_differ_in_the_seed_alone() -> None:
     others = [run_of(4, 0.1, recipe="other"), run_of(5, 0.1, mode="prefixes"), run_of(6, 0.1, recipe=None)]
-    found = seed_groups([*others, *RUNS])
-    assert [group.seeds for group in found] == [[1, 2, 3]]
+    groups = seed_groups([*others, *RUNS])
+    assert [group.seeds for group in groups] == [[1, 2, 3]]
     values = [0.6, 0.7, 0.8]
-    made = spread(found[0], "reward_alignment", "seen", "voc")
-    assert made is not None and (made.low, made.high, made.n) == (0.6, 0.8, 3)
-    assert (made.mean, made.std) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
+    over_seeds = spread(groups[0], "reward_alignment", "seen", "voc")
+    assert over_seeds is not None and (over_seeds.low, over_seeds.high, over_seeds.n) == (0.6, 0.8, 3)
+    assert (over_seeds.mean, over_seeds.std) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
 
 
 def test_one_seed_twice_is_no_spread() -> None:
@@ -71,10 +71,10 @@ def test_the_table_is_in_every_file_and_says_what_it_is_over() -> None:
     tags.feed(html)
     assert tags.open == [] and 'id="seeds"' in html and "0.700 ± 0.100" in html and "0.600 to 0.800" in html
     assert "the training itself was repeated" in html and "3 (1, 2, 3)" in html
-    made = exports.files(comparison)
-    assert "| rewind, recipe abc123 | 3 (1, 2, 3) | 0.700 ± 0.100 (0.600 to 0.800) |" in made["report.md"]
-    assert r"0.700 $\pm$ 0.100 \\ \scriptsize 0.600 to 0.800" in made["report.tex"]
-    rows = list(csv.DictReader(io.StringIO(made["report.csv"]), strict=True))
+    texts = exports.files(comparison)
+    assert "| rewind, recipe abc123 | 3 (1, 2, 3) | 0.700 ± 0.100 (0.600 to 0.800) |" in texts["report.md"]
+    assert r"0.700 $\pm$ 0.100 \\ \scriptsize 0.600 to 0.800" in texts["report.tex"]
+    rows = list(csv.DictReader(io.StringIO(texts["report.csv"]), strict=True))
     over = {row["statistic"]: float(row["value"]) for row in rows if row["over"] == "seeds"}
     assert over == pytest.approx(
         {"mean over seeds": 0.7, "standard deviation over seeds": 0.1, "minimum over seeds": 0.6}
@@ -85,20 +85,20 @@ def test_the_table_is_in_every_file_and_says_what_it_is_over() -> None:
 
 def test_without_two_seeds_nothing_is_shown() -> None:
     comparison = compare_runs([RUNS[0], run_of(1, 0.6, recipe="other")])
-    made = exports.files(comparison) | {"html": report.render(comparison, None)}
-    assert not any(re.search(r"over seeds", text, re.IGNORECASE) for text in made.values())
+    texts = exports.files(comparison) | {"html": report.render(comparison, None)}
+    assert not any(re.search(r"over seeds", text, re.IGNORECASE) for text in texts.values())
 
 
 def test_a_checkpoint_tells_its_recipe_and_its_seed(tmp_path: Path) -> None:
-    def told(*overrides: str, corpus: str = "c1") -> dict[str, str | int]:
+    def recipe_of(*overrides: str, corpus: str = "c1") -> dict[str, str | int]:
         save(load(overrides), tmp_path / "config.yaml")
         (tmp_path / "provenance.json").write_text(json.dumps({"corpus": corpus, "step": 200}))
         return trained_by(tmp_path)
 
-    first = told("train.seed=1", "train.output=a")
-    assert first == told("train.seed=2", "train.output=b", "train.num_workers=2") | {"train_seed": 1}
+    first = recipe_of("train.seed=1", "train.output=a")
+    assert first == recipe_of("train.seed=2", "train.output=b", "train.num_workers=2") | {"train_seed": 1}
     changes = ("train.steps=7", "loss.progress_weight=2", "sampling.max_frames=8", "embed.image_encoder=other")
-    recipes = [told(change)["recipe"] for change in changes] + [told(corpus="c2")["recipe"]]
+    recipes = [recipe_of(change)["recipe"] for change in changes] + [recipe_of(corpus="c2")["recipe"]]
     assert len({first["recipe"], *recipes}) == 6
 
 

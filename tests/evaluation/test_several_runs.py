@@ -44,9 +44,9 @@ SCORERS: Mapping[str, ProgressScorer] = {"clock": Clock(), "difference": FrameDi
 def store(folder: Path, name: str, scorer: ProgressScorer, on: Corpus, drop: int = 0, **facts: Any) -> str:
     """What `robometer evaluate` writes for a scorer, without Ray; `drop` clips are not scored."""
     units = [u for split in CONFIG.splits for u in plan_split(on, split, 1000, 5, 0, CONFIG.evaluations)]
-    made = Predictions.of(predict(scorer, ClipSource.for_scorer(on, scorer), units, 16))
-    missing = set(sorted({clip.id for clip in made.clips})[:drop])
-    predictions = replace(made, clips=[clip for clip in made.clips if clip.id not in missing])
+    all_predictions = Predictions.of(predict(scorer, ClipSource.for_scorer(on, scorer), units, 16))
+    missing = set(sorted({clip.id for clip in all_predictions.clips})[:drop])
+    predictions = replace(all_predictions, clips=[clip for clip in all_predictions.clips if clip.id not in missing])
     provenance = {
         "model": name,
         "corpus": on.storage.path,
@@ -106,9 +106,9 @@ def test_the_page_of_several_runs_is_whole_and_fetches_nothing(output: Path) -> 
 
 def test_only_a_difference_whose_interval_leaves_out_nought_is_bold(output: Path) -> None:
     html = (output / "report.html").read_text()
-    shown = re.findall(r'class="value (clear|unclear)">([^<]*)</span><span class="detail nowrap">([^<]*)<', html)
-    assert {kind for kind, _, _ in shown} == {"clear", "unclear"}
-    for kind, _, interval in shown:
+    differences = re.findall(r'class="value (clear|unclear)">([^<]*)</span><span class="detail nowrap">([^<]*)<', html)
+    assert {kind for kind, _, _ in differences} == {"clear", "unclear"}
+    for kind, _, interval in differences:
         if interval:
             low, high = (float(end.replace("−", "-")) for end in interval.split(" to "))
             assert 0 in (low, high) or (kind == "clear") == (low > 0 or high < 0)  # 0: as it is rounded
@@ -146,9 +146,9 @@ def test_the_best_of_a_column_is_marked_and_constants_are_not(runs: Sequence[Eva
 
 def test_a_model_differs_from_itself_by_nothing(runs: Sequence[EvaluationRun]) -> None:
     first = runs[1]
-    found = compare_runs([first, replace(first, name="again")]).differences["again"]
-    assert len(found) > 60
-    for (evaluation, _, name), difference in found.items():
+    differences = compare_runs([first, replace(first, name="again")]).differences["again"]
+    assert len(differences) > 60
+    for (evaluation, _, name), difference in differences.items():
         if not math.isnan(difference.value):
             assert (difference.value, difference.low, difference.high) == (0, 0, 0) or difference.reason, (
                 evaluation,
@@ -215,9 +215,9 @@ def test_the_tables_of_markdown_and_latex_are_rectangular(output: Path) -> None:
     for table in re.findall(r"(?:^\|.*\n)+", (output / "report.md").read_text(), re.MULTILINE):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     latex = (output / "report.tex").read_text()
-    found = re.findall(r"\\begin{tabular}{(l?r*)}\n(.*?)\n  \\end{tabular}", latex, re.DOTALL)
-    assert len(found) == 4  # leaderboard and differences of two splits
-    for columns, body in found:
+    tables = re.findall(r"\\begin{tabular}{(l?r*)}\n(.*?)\n  \\end{tabular}", latex, re.DOTALL)
+    assert len(tables) == 4  # leaderboard and differences of two splits
+    for columns, body in tables:
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert len(lines) > 3 and all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in lines)
 
@@ -248,13 +248,13 @@ def test_each_source_has_the_interval_of_its_own_clips(runs: Sequence[Evaluation
     row = next(r for r in table["rows"] if (r["name"], r["source"]) == ("random", "lab_0"))
     alone = comparison.sources["random"]["lab_0"].metric("policy_ranking", table["split"], "kendall_last")
     assert alone is not None and alone.estimate.low < alone.estimate.value < alone.estimate.high
-    shown = tables.interval(alone.estimate.low, alone.estimate.high)
-    assert row["cells"][column]["interval"] == shown
+    ends = tables.interval(alone.estimate.low, alone.estimate.high)
+    assert row["cells"][column]["interval"] == ends
     means = [r for r in table["rows"] if r["source"] == "mean over sources"]
     assert len(means) == 2 and not any(cell["interval"] for r in means for cell in r["cells"])
     html = report.render(comparison, None)
     sources = html[html.index('id="sources"') : html.index('id="strips"')]
-    assert shown in sources and shown in exports.markdown(comparison)
+    assert ends in sources and ends in exports.markdown(comparison)
 
 
 def test_sources_are_resampled_no_more_often_than_is_quick(runs: Sequence[EvaluationRun]) -> None:
@@ -262,8 +262,8 @@ def test_sources_are_resampled_no_more_often_than_is_quick(runs: Sequence[Evalua
     quick = compare_runs([thorough]).sources["difference"]["lab_0"]
     assert {m.estimate.replicates.size for r in quick.results for m in r.metrics} <= {0, 200}
     none = of_sources(replace(runs[1], settings=replace(CONFIG, bootstrap=0)), 2)
-    found = compare_runs([none]).sources["difference"]["lab_0"].results
-    assert all(math.isnan(m.estimate.low) for r in found for m in r.metrics)
+    results = compare_runs([none]).sources["difference"]["lab_0"].results
+    assert all(math.isnan(m.estimate.low) for r in results for m in r.metrics)
 
 
 HOSTILE = {
@@ -293,20 +293,20 @@ def test_all_that_the_latex_tables_say_of_themselves_is_ascii(output: Path) -> N
 def test_n_and_effective_n_stand_beside_the_value_in_every_file(output: Path, runs: Sequence[EvaluationRun]) -> None:
     metric = runs[1].metric("policy_ranking", "seen", "kendall_last")
     assert metric is not None and tables.extent(metric) == "5 tasks (effective 5.0)"
-    made = {name: (output / name).read_text() for name in ("report.html", "report.md", "report.tex", "report.csv")}
-    assert "n = 5 tasks (effective 5.0)" in made["report.html"] and "as these n (Kish)" in made["report.html"]
-    assert r"n = 5 tasks (effective 5.0)" in made["report.md"] and "as these n (Kish)" in made["report.md"]
+    texts = {name: (output / name).read_text() for name in ("report.html", "report.md", "report.tex", "report.csv")}
+    assert "n = 5 tasks (effective 5.0)" in texts["report.html"] and "as these n (Kish)" in texts["report.html"]
+    assert r"n = 5 tasks (effective 5.0)" in texts["report.md"] and "as these n (Kish)" in texts["report.md"]
     assert (
-        r"n = 5 tasks \\ \scriptsize (effective 5.0)" in made["report.tex"]
-        and "as these n (Kish)" in made["report.tex"]
+        r"n = 5 tasks \\ \scriptsize (effective 5.0)" in texts["report.tex"]
+        and "as these n (Kish)" in texts["report.tex"]
     )
-    rows = list(csv.DictReader(io.StringIO(made["report.csv"])))
-    found = [
+    rows = list(csv.DictReader(io.StringIO(texts["report.csv"])))
+    values = [
         r["effective_n"]
         for r in rows
         if (r["model"], r["split"], r["metric"]) == ("difference", "seen", "kendall_last")
     ]
-    assert found == ["5.0"]
+    assert values == ["5.0"]
 
 
 def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequence[EvaluationRun]) -> None:
@@ -323,9 +323,9 @@ def test_an_evaluation_that_the_report_has_never_heard_of_is_shown(runs: Sequenc
 
 
 def test_ours_stands_beside_the_published_with_what_differs(runs: Sequence[EvaluationRun]) -> None:
-    made = anchor_tables(compare_runs(runs))
-    assert len(made) == 5
-    ranking = next(t for t in made if t["anchor"].evaluation == "policy_ranking")
+    published = anchor_tables(compare_runs(runs))
+    assert len(published) == 5
+    ranking = next(t for t in published if t["anchor"].evaluation == "policy_ranking")
     ours = {row["name"]: row["cells"][-2]["value"] for row in ranking["rows"] if row["ours"]}
     assert list(ours) == list(SCORERS) and ours["clock"] == "0.000"
     assert ranking["caveats"][0].startswith("Other data: no published data set is among ours (test)")

@@ -53,20 +53,20 @@ def test_instructions_are_turned_around_and_reworded() -> None:
 def test_a_judge_of_states_is_robust_and_forgets_the_first_of_two_tasks(corpus: Corpus) -> None:
     _, results = run(corpus, Reach())
     assert results["seen", "reward_alignment"].value("voc_rewound") > 0.99
-    found = results["seen", "robustness"]
-    assert found.value("voc_retry") > 0.99 and found.value("voc_cycle") > 0.99
-    assert found.value("hesitation_error") == pytest.approx(0)
-    assert found.value("voc_memory") < 0.8
-    assert {row["task"] for row in found.per_task} == {
+    result = results["seen", "robustness"]
+    assert result.value("voc_retry") > 0.99 and result.value("voc_cycle") > 0.99
+    assert result.value("hesitation_error") == pytest.approx(0)
+    assert result.value("voc_memory") < 0.8
+    assert {row["task"] for row in result.per_task} == {
         row["task"] for row in results["seen", "reward_alignment"].per_task
     }
 
 
 def test_a_clock_fails_all_but_two_tasks_in_a_row(corpus: Corpus) -> None:
     _, results = run(corpus, Clock())
-    found = results["seen", "robustness"]
-    assert found.value("voc_memory") == pytest.approx(1)
-    assert found.value("voc_cycle") < 0.5 and found.value("hesitation_error") > 0.1
+    result = results["seen", "robustness"]
+    assert result.value("voc_memory") == pytest.approx(1)
+    assert result.value("voc_cycle") < 0.5 and result.value("hesitation_error") > 0.1
     assert results["seen", "reward_alignment"].value("voc_rewound") < 0.9
 
 
@@ -99,19 +99,19 @@ def test_partial_success_is_graded_as_roboreward_does() -> None:
         _clip(i, "suboptimal", [0, p], [0, 0], partial_success=j)
         for i, (j, p) in enumerate(zip(judged, last, strict=True))
     ]
-    found = partial_success.evaluate(Predictions(clips), "s", SETTINGS)
-    assert found.value("mae") == pytest.approx((0 + 1 + 0 + 4) / 4)
-    assert found.value("absolute_error") == pytest.approx((0.1 + 0.35 + 0 + 1) / 4)
-    assert found.value("pair_accuracy") == 0.5  # task 0: 0.0 before 0.5; task 1: 1.0 below 0.25
+    result = partial_success.evaluate(Predictions(clips), "s", SETTINGS)
+    assert result.value("mae") == pytest.approx((0 + 1 + 0 + 4) / 4)
+    assert result.value("absolute_error") == pytest.approx((0.1 + 0.35 + 0 + 1) / 4)
+    assert result.value("pair_accuracy") == 0.5  # task 0: 0.0 before 0.5; task 1: 1.0 below 0.25
     assert "no clip" in partial_success.evaluate(Predictions([_clip(0, "failure", [0], [0])]), "s", SETTINGS).skipped
 
 
 def test_calibration_f1_and_delay_of_known_probabilities() -> None:
     sure = [_clip(i, "successful" if i < 3 else "failure", [1], [0.75]) for i in range(4)]
-    found = success_detection.evaluate(Predictions(sure), "s", SETTINGS)
-    assert found.value("calibration_error") == pytest.approx(0)
-    assert found.value("brier") == pytest.approx(3 / 4 * 0.25**2 + 1 / 4 * 0.75**2)
-    assert found.value("f1") == pytest.approx(2 * 3 / (2 * 3 + 1))
+    result = success_detection.evaluate(Predictions(sure), "s", SETTINGS)
+    assert result.value("calibration_error") == pytest.approx(0)
+    assert result.value("brier") == pytest.approx(3 / 4 * 0.25**2 + 1 / 4 * 0.75**2)
+    assert result.value("f1") == pytest.approx(2 * 3 / (2 * 3 + 1))
     late = _clip(0, "successful", [0] * 4, [0, 0, 0, 1], label=[0, 1, 1, 1])
     assert success_detection.detection_delay(late) == 0.5
     assert math.isnan(success_detection.detection_delay(sure[0]))

@@ -67,14 +67,14 @@ def test_odd_videos_are_stored_and_bad_ones_refused(ray_local: None, tmp_path: P
     data = "\n".join(lines).encode() + b'\n{"video": "wrong_name.txt", "task": "gr\xfc\xdf", "view": "latin"}\n'
     (raw / "trajectories.jsonl").write_bytes(data)
     corpus = ingest(tmp_path, "mp4_jsonl", "ingest.max_source_frames=300", f"ingest.max_source_pixels={1280 * 720 - 1}")
-    kept = {key: frames for key, frames in rows(corpus, "episode_key", "source_num_frames")}
-    assert kept == {"one_frame.mp4": 1, "odd_size.webm": 9, "wrong_name.txt": 12, "variable_rate.mp4": 9} | {
+    counts = {key: frames for key, frames in rows(corpus, "episode_key", "source_num_frames")}
+    assert counts == {"one_frame.mp4": 1, "odd_size.webm": 9, "wrong_name.txt": 12, "variable_rate.mp4": 9} | {
         "portrait.avi": 9,
         **({"av1.mp4": 9} if "av1.mp4" in videos else {}),
     }
     square = corpus.frames(row_of(corpus, episode_key="variable_rate.mp4"))[:, 14, :, 0].argmax(axis=1)
     assert (np.diff(square) > 0).all()  # in order, none twice
-    assert rows(corpus, "height", "width")[list(kept).index("portrait.avi")] == (128, 48)
+    assert rows(corpus, "height", "width")[list(counts).index("portrait.avi")] == (128, 48)
     reasons = refusals(corpus)
     assert len(reasons) == corpus.quarantine().num_rows == 15
     assert "301 frames, more than the limit of 300" in reasons["many_frames.mp4 many_frames.mp4 main"]

@@ -114,9 +114,9 @@ def test_what_lives_on_another_machine_is_refused_and_what_is_lost_there_is_foll
 def test_a_job_that_was_taken_for_dead_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
     with pytest.raises(InUseError, match=r"node-7.*took this one for dead"), exclusive_folder("train.output", tmp_path):
-        (mine,) = tmp_path.glob(f"{IN_USE}*")
+        (own,) = tmp_path.glob(f"{IN_USE}*")
         (tmp_path / f"{IN_USE}other.json").write_text(json.dumps({"host": "node-7", "holds": True}))
-        mine.unlink()
+        own.unlink()
         time.sleep(30)
     assert os.listdir(tmp_path) == [f"{IN_USE}other.json"]
 

@@ -74,7 +74,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def _evaluation(folder: Path, model: str) -> Path:
     metric = {"value": 0.5, "low": 0.4, "high": None, "n": 12, "over": "pairs"}
     interval = metric | {"value": 0.625, "high": 0.75}
-    found = {
+    content = {
         "provenance": {
             "model": model,
             "corpus_hash": "beef",
@@ -87,7 +87,7 @@ def _evaluation(folder: Path, model: str) -> Path:
         },
     }
     folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(found))
+    (folder / "metrics.json").write_text(json.dumps(content))
     return folder
 
 
@@ -218,13 +218,13 @@ assert publish.main(["lab/drawer", f"--to={sys.argv[2]}"]) == 0
 def test_a_hub_takes_it_and_gives_it_back(tmp_path: Path, checkpoint: Path) -> None:
     with local_hub() as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "hf")}
-        asked = subprocess.run(  # the hub's client reads its environment when it is imported
+        requests = subprocess.run(  # the hub's client reads its environment when it is imported
             [sys.executable, "-c", ROUND_TRIP, str(checkpoint), str(tmp_path / "again")],
             env=os.environ | environment,
             capture_output=True,
             text=True,
         )
-    assert asked.returncode == 0, asked.stderr[-2000:]
+    assert requests.returncode == 0, requests.stderr[-2000:]
     assert (hub.repo, hub.private, hub.tokens) == ("lab/drawer", True, {"Bearer hf_secret"})
     assert sorted(hub.files) == ["README.md", "config.yaml", "model.safetensors", "provenance.json"]
     assert "robometer serve serve.checkpoint=lab/drawer" in hub.files["README.md"].decode()
@@ -297,6 +297,6 @@ def test_the_command_publishes_and_says_where(
 
 
 def test_provenance_counts_the_corpus(tiny_corpus: str) -> None:
-    found = provenance_of(Corpus(tiny_corpus))
-    assert found["trajectories"] == sum(found["sources"].values()) == sum(found["splits"].values()) == 66
-    assert found["corpus"] == Corpus(tiny_corpus).content_hash and found["commit"]
+    provenance = provenance_of(Corpus(tiny_corpus))
+    assert provenance["trajectories"] == sum(provenance["sources"].values()) == sum(provenance["splits"].values()) == 66
+    assert provenance["corpus"] == Corpus(tiny_corpus).content_hash and provenance["commit"]

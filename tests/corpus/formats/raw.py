@@ -70,9 +70,9 @@ def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None
     """
     raw = folder / "raw" if input is None else input
     if commands := os.environ.get("ROBOMETER_COMMANDS"):
-        given = [o for o in overrides if o.startswith(("ingest.source_name", "ingest.split"))]
+        settings = [o for o in overrides if o.startswith(("ingest.source_name", "ingest.split"))]
         with Path(commands).open("a") as file:
-            print("robometer ingest", f"ingest.format={source}", f"ingest.input={raw}", *given, file=file)
+            print("robometer ingest", f"ingest.format={source}", f"ingest.input={raw}", *settings, file=file)
     where = (f"corpus.path={folder / 'corpus'}", f"ingest.format={source}", f"ingest.input={raw}")
     run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
     ledgers = read_ledgers(Storage(str(folder / "corpus"))).values()
@@ -94,11 +94,11 @@ def rows(corpus: Corpus, *columns: str) -> list[tuple[Any, ...]]:
     return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
 
-def row_of(corpus: Corpus, **wanted: Any) -> int:
+def row_of(corpus: Corpus, **values: Any) -> int:
     """Row number of the one trajectory with these values."""
-    found = [i for i, row in enumerate(corpus.manifest.to_pylist()) if wanted.items() <= row.items()]
-    assert len(found) == 1, f"{len(found)} rows with {wanted}"
-    return found[0]
+    numbers = [i for i, row in enumerate(corpus.manifest.to_pylist()) if values.items() <= row.items()]
+    assert len(numbers) == 1, f"{len(numbers)} rows with {values}"
+    return numbers[0]
 
 
 def shows(corpus: Corpus, row: int, frames: np.ndarray, tolerance: float = 12.0) -> bool:

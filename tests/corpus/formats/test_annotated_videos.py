@@ -83,21 +83,21 @@ TABLES = {
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_tables_of_every_kind_say_the_same(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("\ufeff" + TABLES[name] if name != "annotations.yaml" else TABLES[name])
-    found = list(list_units("annotated_videos", str(tmp_path)))
-    assert [entry.data for entry in found if isinstance(entry, Unit)] == ROWS
-    assert [entry.key for entry in found if isinstance(entry, Unit)] == ["a.mp4\x1fmain", "b.mp4@2+3\x1fmain"]
-    assert found == list(list_units("annotated_videos", str(tmp_path / name)))
+    entries = list(list_units("annotated_videos", str(tmp_path)))
+    assert [entry.data for entry in entries if isinstance(entry, Unit)] == ROWS
+    assert [entry.key for entry in entries if isinstance(entry, Unit)] == ["a.mp4\x1fmain", "b.mp4@2+3\x1fmain"]
+    assert entries == list(list_units("annotated_videos", str(tmp_path / name)))
 
 
 def test_an_object_of_videos_keeps_what_it_names_twice(tmp_path: Path) -> None:
-    entries = ('"a.mp4": {"task": "t"}', '"b.mp4": "t"', '"a.mp4": {"task": "u"}', '"c.mp4": {"task": 1, "task": "t"}')
-    (tmp_path / "annotations.json").write_text(f"{{{', '.join(entries)}}}")
-    found = list(list_units("annotated_videos", str(tmp_path)))
-    assert [(entry.key, entry.data["task"]) for entry in found if isinstance(entry, Unit)] == [
+    texts = ('"a.mp4": {"task": "t"}', '"b.mp4": "t"', '"a.mp4": {"task": "u"}', '"c.mp4": {"task": 1, "task": "t"}')
+    (tmp_path / "annotations.json").write_text(f"{{{', '.join(texts)}}}")
+    entries = list(list_units("annotated_videos", str(tmp_path)))
+    assert [(entry.key, entry.data["task"]) for entry in entries if isinstance(entry, Unit)] == [
         ("a.mp4\x1fmain", "t"),
         ("a.mp4\x1fmain", "u"),
     ]
-    assert [entry.error for entry in found if isinstance(entry, Refused)] == [
+    assert [entry.error for entry in entries if isinstance(entry, Refused)] == [
         "entry 'b.mp4' of annotations.json is malformed: it is not an object",
         "entry 'c.mp4' of annotations.json is malformed: it has a key twice",
     ]

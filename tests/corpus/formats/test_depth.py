@@ -31,8 +31,8 @@ def test_a_view_of_that_name_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "1/task.txt").write_text("t")
     for view in ("front", "front_depth"):
         images.write(tmp_path / "1" / view, roll_out(0).frames)
-    kept, left = read("image_folders", tmp_path)
-    assert isinstance(kept, Accepted) and kept.record["view"] == "front"
+    accepted, left = read("image_folders", tmp_path)
+    assert isinstance(accepted, Accepted) and accepted.record["view"] == "front"
     assert isinstance(left, Quarantined) and (left.row["view"], left.row["stage"]) == ("front_depth", SKIP)
 
 

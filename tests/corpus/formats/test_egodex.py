@@ -41,7 +41,7 @@ def test_egodex(ray_local: None, tmp_path: Path) -> None:
         ("egodex_test", "test/lid/0", "ego", "add the lid", "successful", None, False),
     ]
     assert shows(corpus, row_of(corpus, episode_key="part1/lid/1"), roll_out(1).frames)
-    wanted = {
+    expected = {
         "0.mp4 part2/lid/0 ego": "its description is unavailable",
         "1.mp4 part2/lid/1 ego": "no task text",
         "2.hdf5 part2/lid/2": "not UTF-8",
@@ -51,8 +51,8 @@ def test_egodex(ray_local: None, tmp_path: Path) -> None:
         "0.hdf5": "in none of the folders part1",
     }
     reasons = refusals(corpus)
-    assert reasons.keys() == wanted.keys()
-    assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
+    assert reasons.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in reasons.items()), reasons
 
     _egodex(raw / "part1" / "lid" / "2", 4, llm_description="add the lid")
     again = ingest(tmp_path, "egodex", input=raw / "part1")

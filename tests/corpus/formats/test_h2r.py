@@ -43,7 +43,7 @@ def test_h2r(ray_local: None, tmp_path: Path) -> None:
         assert shows(corpus, row, frames)
         assert not shows(corpus, row, frames[..., ::-1])
         assert not shows(corpus, row, frames[:, ::-1])
-    wanted = {
+    expected = {
         "a.hdf5 7/a human": "no frames",
         "a.hdf5 7/a robot": "is float32",
         "a.hdf5 8/a": "the folder's name '8' has no words",
@@ -52,8 +52,8 @@ def test_h2r(ray_local: None, tmp_path: Path) -> None:
         "b.hdf5 push_box/b": "truncated file",
     }
     reasons = refusals(corpus)
-    assert reasons.keys() == wanted.keys()
-    assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
+    assert reasons.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in reasons.items()), reasons
 
     write(raw / "v1" / "pull_plate_v1" / "episode_1.hdf5", _pair(3))
     again = ingest(tmp_path, "h2r")

@@ -122,7 +122,7 @@ def test_a_folder_of_hub_caches_names_its_datasets_without_their_revision(tmp_pa
 def _content(format: str, input: Path) -> list[tuple[str, ...]]:
     units = list(list_units(format, str(input)))
     assert not any(isinstance(unit, Refused) for unit in units), units
-    found = list(entries(units, IngestConfig(format=format)))  # type: ignore[arg-type]
-    assert all(isinstance(entry, Accepted) for entry in found), found
+    outcomes = list(entries(units, IngestConfig(format=format)))  # type: ignore[arg-type]
+    assert all(isinstance(entry, Accepted) for entry in outcomes), outcomes
     names = ("source", "episode_key", "view", "task", "content_hash")
-    return [tuple(entry.record[name] for name in names) for entry in found if isinstance(entry, Accepted)]
+    return [tuple(entry.record[name] for name in names) for entry in outcomes if isinstance(entry, Accepted)]

@@ -26,12 +26,12 @@ def test_folders_of_images_become_trajectories(ray_local: None, tmp_path: Path) 
     (raw / "close/a/task.txt").write_text("Close it\n")
     corpus = ingest(tmp_path, "image_folders", "ingest.split=seen")
     columns = ("source", "episode_key", "view", "task", "quality_label", "partial_success", "is_robot", "split")
-    theirs = ("Close it", "suboptimal", 0.5, False, "held_out")
+    labels = ("Close it", "suboptimal", 0.5, False, "held_out")
     assert rows(corpus, *columns) == [
         ("raw", "open/ep10", "main", "Open it", "successful", None, True, "seen"),
         ("raw", "open/ep2", "main", "Open it", "successful", None, True, "seen"),
-        ("theirs", "close/a", "front", *theirs),
-        ("theirs", "close/a", "side", *theirs),
+        ("theirs", "close/a", "front", *labels),
+        ("theirs", "close/a", "side", *labels),
     ]
     assert set(corpus.manifest["source_fps"].to_pylist()) == {0.0, 5.0}
     for key, view, clip in zip(
@@ -84,8 +84,8 @@ def test_images_of_other_kinds_are_converted_and_bad_ones_refused(ray_local: Non
     assert corpus.manifest.sort_by("episode_key")["episode_key"].to_pylist() == [
         "alpha", "deep", "gap", "grey", "odd_view",
     ]  # fmt: skip
-    for key, shown in (("alpha", frames), ("deep", frames), ("grey", grey), ("gap", np.delete(frames, 2, axis=0))):
-        assert shows(corpus, row_of(corpus, episode_key=key), np.asarray(shown)), key
+    for key, expected in (("alpha", frames), ("deep", frames), ("grey", grey), ("gap", np.delete(frames, 2, axis=0))):
+        assert shows(corpus, row_of(corpus, episode_key=key), np.asarray(expected)), key
     why = refusals(corpus)
     assert set(why) == {
         "truncated truncated main", "mixed mixed main", "text", "unknown", "blank", "empty", "no_images no_images",

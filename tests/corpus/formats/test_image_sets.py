@@ -85,9 +85,9 @@ def test_failsafe(ray_local: None, tmp_path: Path) -> None:
     (raw / "json_files/vla_data_FailPickCube-v1.json").write_text(json.dumps(cuts))
     (raw / "json_files/vla_data_GT_PickCube-v1.json").write_text("[{")
     corpus = ingest(tmp_path, "failsafe")
-    found = rows(corpus, *LABELS, "source_num_frames")
+    trajectories = rows(corpus, *LABELS, "source_num_frames")
     whole = "Pick up the red cube"
-    assert [row[1:] for row in found if "_" in row[1].split("/")[-1]] == [
+    assert [row[1:] for row in trajectories if "_" in row[1].split("/")[-1]] == [
         (bad, "front", whole, "failure", 8),
         (bad, "side", whole, "failure", 8),
         (bad, "wrist", whole, "failure", 8),
@@ -96,14 +96,14 @@ def test_failsafe(ray_local: None, tmp_path: Path) -> None:
         (good, "wrist", whole, "successful", 8),
         ("FailPickCube-v1/1/2_rot_y_1", "front", whole, "failure", 8),
     ]
-    assert [row[2:] for row in found if "_" not in row[1].split("/")[-1]] == [
+    assert [row[2:] for row in trajectories if "_" not in row[1].split("/")[-1]] == [
         ("front", "Grasp it.", "failure", 3),
         ("side", "Grasp it.", "failure", 3),
         ("front", "grasp it", "successful", 4),
         ("side", "grasp it", "successful", 4),
     ]
-    assert {row[0] for row in found} == {"failsafe"}
-    assert len({row[1] for row in found if row[3] == "Grasp it."}) == 1  # two entries, two views of one episode
+    assert {row[0] for row in trajectories} == {"failsafe"}
+    assert len({row[1] for row in trajectories if row[3] == "Grasp it."}) == 1  # two entries, two views of one episode
     assert shows(corpus, row_of(corpus, episode_key=bad, view="side"), clip(4))
     assert shows(corpus, row_of(corpus, task="grasp it", view="side"), clip(1)[2:6])
     why = refusals(corpus)
@@ -117,7 +117,7 @@ def test_failsafe(ray_local: None, tmp_path: Path) -> None:
 
     cuts.insert(0, cut(good, ("wrist",), range(3), sub_task="grasp it"))
     (raw / "json_files/vla_data_FailPickCube-v1.json").write_text(json.dumps(cuts))
-    assert len(ingest(tmp_path, "failsafe").manifest) == len(found) + 1
+    assert len(ingest(tmp_path, "failsafe").manifest) == len(trajectories) + 1
 
 
 def test_racer(ray_local: None, tmp_path: Path) -> None:

@@ -127,16 +127,16 @@ def test_v21_refuses_what_is_broken_and_keeps_the_rest(ray_local: None, tmp_path
         ("given", "episode_000005", "front"),
         ("given", "episode_000005", "top"),
     ]
-    found = refusals(corpus)
-    assert "there is no file" in found["episode_000000.mp4 episode_000000 front"]
-    assert "decoded" in found["episode_000001.mp4 episode_000001 front"]
-    assert "episode_000002.parquet cannot be read" in found["raw episode_000002"]
-    assert "there is no such file" in found["raw episode_000003"]
-    assert found["raw episode_000004"].startswith("no task text: it lists 0 tasks and has no column annotation.human")
-    assert "line 7 of episodes.jsonl is malformed" in found["episodes.jsonl:7"]
-    assert "label 0.7 is neither" in found["episodes.jsonl:8"]
-    assert "KeyError: 'episode_index'" in found["episodes.jsonl:9"]
-    assert "duplicate: episode_000005" in found["raw"]
+    reasons = refusals(corpus)
+    assert "there is no file" in reasons["episode_000000.mp4 episode_000000 front"]
+    assert "decoded" in reasons["episode_000001.mp4 episode_000001 front"]
+    assert "episode_000002.parquet cannot be read" in reasons["raw episode_000002"]
+    assert "there is no such file" in reasons["raw episode_000003"]
+    assert reasons["raw episode_000004"].startswith("no task text: it lists 0 tasks and has no column annotation.human")
+    assert "line 7 of episodes.jsonl is malformed" in reasons["episodes.jsonl:7"]
+    assert "label 0.7 is neither" in reasons["episodes.jsonl:8"]
+    assert "KeyError: 'episode_index'" in reasons["episodes.jsonl:9"]
+    assert "duplicate: episode_000005" in reasons["raw"]
 
 
 def test_a_length_that_is_not_the_files_is_refused(ray_local: None, tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_v3_gives_exactly_the_frames_of_every_episode_of_a_file(ray_local: None,
     table = {name: [row[name] for row in episodes] for name in episodes[0]}
     write_rows(raw / "meta/episodes/chunk-000/file-000.parquet", table)
     # The rows of a file's episodes: images too, which show a roll-out from its first frame on.
-    for file, held in ((0, (0, 1, 2)), (1, (3,))):
-        counts = [episodes[n]["length"] for n in held]
+    for file, members in ((0, (0, 1, 2)), (1, (3,))):
+        counts = [episodes[n]["length"] for n in members]
         columns = {
-            "episode_index": [n for n, count in zip(held, counts, strict=True) for _ in range(count)],
+            "episode_index": [n for n, count in zip(members, counts, strict=True) for _ in range(count)],
             "frame_index": [i for count in counts for i in range(count)],
             TOP: [image for count in counts for image in image_column(clip[np.arange(count) % len(clip)])],
         }
@@ -265,35 +265,35 @@ def write_v3(
     return raw
 
 
-def held(raw: Path) -> dict[str, list[int] | str]:
+def stored_frames(raw: Path) -> dict[str, list[int] | str]:
     """The numbers that the first and the last stored frame of each episode show, or why it is refused."""
-    found: dict[str, list[int] | str] = {}
+    stored: dict[str, list[int] | str] = {}
     for entry in read("lerobot", raw):
         if isinstance(entry, Accepted):
             frames = np.stack([decode_jpeg(entry.record["frames"][at]) for at in (0, -1)])
-            found[entry.record["episode_key"][-1]] = numbers(frames)
+            stored[entry.record["episode_key"][-1]] = numbers(frames)
         else:
             assert isinstance(entry, Quarantined)
-            found[entry.row["episode_key"][-1]] = entry.row["error"]
-    return found
+            stored[entry.row["episode_key"][-1]] = entry.row["error"]
+    return stored
 
 
 @pytest.mark.parametrize(
     "firsts", [(0, 50.4, 83.9), (0.3, 51, 84), (0, 49, 82), (0, 40.2, 70), (0, 60, 100), (0, 0, 0)]
 )
 def test_lengths_are_facts_where_they_add_up_and_timestamps_drift(tmp_path: Path, firsts: tuple[float, ...]) -> None:
-    assert held(write_v3(tmp_path / "raw", firsts)) == {"0": [0, 49], "1": [50, 82], "2": [83, 119]}
+    assert stored_frames(write_v3(tmp_path / "raw", firsts)) == {"0": [0, 49], "1": [50, 82], "2": [83, 119]}
 
 
 def test_the_order_in_the_file_is_that_of_the_timestamps(tmp_path: Path) -> None:
     raw = write_v3(tmp_path / "raw", (70.3, 37.2, 0), order=(0, 2, 1))
-    assert held(raw) == {"2": [0, 36], "1": [37, 69], "0": [70, 119]}
+    assert stored_frames(raw) == {"2": [0, 36], "1": [37, 69], "0": [70, 119]}
 
 
 @pytest.mark.parametrize("first", [83, 82.8, 83.2])
 def test_episodes_that_were_taken_out_leave_a_gap(tmp_path: Path, first: float) -> None:
     raw = write_v3(tmp_path / "raw", (0, first), lengths=(50, 37), order=(0, 1))
-    assert held(raw) == {"0": [0, 49], "1": [83, 119]}
+    assert stored_frames(raw) == {"0": [0, 49], "1": [83, 119]}
 
 
 @pytest.mark.parametrize(
@@ -308,24 +308,24 @@ def test_episodes_that_were_taken_out_leave_a_gap(tmp_path: Path, first: float) 
 def test_frames_that_may_be_a_neighbours_are_refused(
     tmp_path: Path, firsts: tuple[float, ...], lengths: tuple[int, ...]
 ) -> None:
-    found = held(write_v3(tmp_path / "raw", firsts, lengths))
-    assert len(found) == 3 and all("do not say which frames belong" in str(reason) for reason in found.values())
+    frames = stored_frames(write_v3(tmp_path / "raw", firsts, lengths))
+    assert len(frames) == 3 and all("do not say which frames belong" in str(reason) for reason in frames.values())
 
 
 @pytest.mark.parametrize("first", [math.nan, math.inf])
 def test_a_timestamp_that_is_no_number_refuses_its_episode_alone(tmp_path: Path, first: float) -> None:
     raw = write_v3(tmp_path / "raw", (0, first, 83), lengths=(50, 33, 37))
-    found = list(list_units("lerobot", str(raw)))
-    assert [unit.key[-1] for unit in found if isinstance(unit, Unit)] == ["0", "2"]
-    assert [f"from_timestamp is {first}" in unit.error for unit in found if isinstance(unit, Refused)] == [True]
+    entries = list(list_units("lerobot", str(raw)))
+    assert [unit.key[-1] for unit in entries if isinstance(unit, Unit)] == ["0", "2"]
+    assert [f"from_timestamp is {first}" in unit.error for unit in entries if isinstance(unit, Refused)] == [True]
 
 
 def test_a_number_that_is_infinite_refuses_its_row_alone(tmp_path: Path) -> None:
     write_v21(tmp_path / "raw", [{"episode_index": 0}, {"episode_index": 1}])
     listing = tmp_path / "raw/meta/episodes.jsonl"
     listing.write_text(listing.read_text() + '{"episode_index": 1e999, "tasks": ["t"], "length": 5}\n')
-    *kept, refused = list_units("lerobot", str(tmp_path / "raw"))
-    assert len(kept) == 2 and isinstance(refused, Refused) and "cannot be read (OverflowError" in refused.error
+    *accepted, refused = list_units("lerobot", str(tmp_path / "raw"))
+    assert len(accepted) == 2 and isinstance(refused, Refused) and "cannot be read (OverflowError" in refused.error
 
 
 def write_tasks(raw: Path, tasks: Sequence[str], indices: Sequence[int], listed: Sequence[str], **columns: Any) -> Path:
@@ -343,7 +343,7 @@ def write_tasks(raw: Path, tasks: Sequence[str], indices: Sequence[int], listed:
     return raw
 
 
-def told(raw: Path) -> str:
+def task_or_error(raw: Path) -> str:
     """The task of the one episode, or why it is refused."""
     (entry,) = read("lerobot", raw)
     return str(entry.record["task"] if isinstance(entry, Accepted) else entry.row["error"])  # type: ignore[union-attr]
@@ -352,14 +352,15 @@ def told(raw: Path) -> str:
 def test_of_several_tasks_that_of_most_frames_is_taken_if_it_is_clear(tmp_path: Path) -> None:
     tasks = ["put it in", "close it"]
     for number, (first, listed) in enumerate(((9, tasks), (8, tasks[::-1]), (12, []))):
-        assert told(write_tasks(tmp_path / str(number), tasks, [0] * first + [1] * (12 - first), listed)) == "put it in"
-    assert told(write_tasks(tmp_path / "late", tasks, [0] * 2 + [1] * 10, tasks)) == "close it"
-    unclear = told(write_tasks(tmp_path / "unclear", tasks, [0] * 7 + [1] * 5, tasks))
+        raw = write_tasks(tmp_path / str(number), tasks, [0] * first + [1] * (12 - first), listed)
+        assert task_or_error(raw) == "put it in"
+    assert task_or_error(write_tasks(tmp_path / "late", tasks, [0] * 2 + [1] * 10, tasks)) == "close it"
+    unclear = task_or_error(write_tasks(tmp_path / "unclear", tasks, [0] * 7 + [1] * 5, tasks))
     assert (
         unclear == "its 12 frames have several tasks, and none has two thirds of them: 'put it in' (7), 'close it' (5)"
     )
-    assert "but it lists" in told(write_tasks(tmp_path / "odd", tasks, [0] * 12, ["other", "close it"]))
-    assert told(write_tasks(tmp_path / "one", tasks, [0] * 12, ["as listed"])) == "as listed"
+    assert "but it lists" in task_or_error(write_tasks(tmp_path / "odd", tasks, [0] * 12, ["other", "close it"]))
+    assert task_or_error(write_tasks(tmp_path / "one", tasks, [0] * 12, ["as listed"])) == "as listed"
 
 
 def test_gr00t_has_no_frame_index_and_names_the_task_elsewhere(tmp_path: Path) -> None:

@@ -100,11 +100,11 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
 
     assert rows(corpus, "source", "episode_key") == [("libero256_10", "libero_10/all_demo/demo_0")]
     reasons = refusals(corpus)
-    wanted = {name: reason for name, (_, reason) in bad_arrays(frames).items()}
-    wanted |= {"blind": "no camera obs/agentview_rgb", "stray": "no camera", "huge": "more than the limit of"}
-    wanted |= {"outside": "stored in another file", "linked": "stored in another file"}
-    wanted = {f"all_demo.hdf5 libero_10/all_demo/{name} agentview": reason for name, reason in wanted.items()}
-    wanted |= {
+    expected = {name: reason for name, (_, reason) in bad_arrays(frames).items()}
+    expected |= {"blind": "no camera obs/agentview_rgb", "stray": "no camera", "huge": "more than the limit of"}
+    expected |= {"outside": "stored in another file", "linked": "stored in another file"}
+    expected = {f"all_demo.hdf5 libero_10/all_demo/{name} agentview": reason for name, reason in expected.items()}
+    expected |= {
         "cut_demo.hdf5 libero_10/cut_demo": "truncated file",
         "text_demo.hdf5 libero_10/text_demo": "cannot be read as HDF5",
         "empty_demo.hdf5 libero_10/empty_demo": "no group `data`",
@@ -113,8 +113,8 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
         "bytes_demo.hdf5 libero_10/bytes_demo": "not UTF-8",
         "push_the_box.hdf5": "'mine' is not named after a LIBERO suite",
     }
-    assert reasons.keys() == wanted.keys()
-    assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
+    assert reasons.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in reasons.items()), reasons
 
     named = ingest(tmp_path, "libero", "ingest.source_name=mine_failure", input=raw / "mine")
     assert rows(named, "source", "task", "quality_label")[-1] == ("mine_failure", "push the box", "failure")

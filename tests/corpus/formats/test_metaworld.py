@@ -94,8 +94,8 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
     corpus = ingest(tmp_path, "metaworld")
 
     assert rows(corpus, "episode_key") == [("a.h5/push-v2/12",)]
-    wanted = {f"a.h5 a.h5/push-v2/{key} main": bad[name][1] for key, name in keys.items()}
-    wanted |= {
+    expected = {f"a.h5 a.h5/push-v2/{key} main": bad[name][1] for key, name in keys.items()}
+    expected |= {
         "b.h5 b.h5/reach-v2": "not a group of demonstrations",
         "b.h5 b.h5/juggle-v2": "not a task of Meta-World",
         "b.h5 b.h5/dial-turn-v2/0 main": "not an array of frames",
@@ -105,5 +105,5 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
         "cut.mp4 soccer-v2/GT/cut.mp4 main": "not a video",
     }
     reasons = refusals(corpus)
-    assert reasons.keys() == wanted.keys()
-    assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
+    assert reasons.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in reasons.items()), reasons

@@ -21,13 +21,13 @@ def clip(n: int) -> np.ndarray:
 
 def write_part(root: Path, tasks: list[str], files: dict[str, list[tuple[int, int]]]) -> None:
     """Episode n of `tasks` shows roll-out n; each file holds (episode, frame) rows in the order given."""
-    for name, held in files.items():
-        images = {n: clip(n) for n, _ in held}
-        first = image_column(np.stack([images[n][i] for n, i in held]))
-        second = image_column(np.stack([images[n][i][:, ::-1] for n, i in held]))
+    for name, frames in files.items():
+        images = {n: clip(n) for n, _ in frames}
+        first = image_column(np.stack([images[n][i] for n, i in frames]))
+        second = image_column(np.stack([images[n][i][:, ::-1] for n, i in frames]))
         columns = {
-            "episode_index": [n for n, _ in held],
-            "frame_index": [i for _, i in held],
+            "episode_index": [n for n, _ in frames],
+            "frame_index": [i for _, i in frames],
             "first_view": first,
             "second_view": second,
             "wrist_image": second,
@@ -77,13 +77,13 @@ def test_what_upstream_leaves_out_is_skipped_and_what_is_broken_is_refused(ray_l
     write_part(tmp_path / "raw/kitchen", ["wipe"], {"data/0.parquet": rows_of[0]})
     corpus = ingest(tmp_path, "molmoact")
     assert rows(corpus, "source", "episode_key")[::2] == [("molmoact_dataset_tabletop", "tabletop/episode_000001")]
-    found = refusals(corpus)
-    assert found["tabletop tabletop/episode_000000"] == "tasks with 'load the bowl' are left out, as upstream"
-    assert found["tabletop tabletop/episode_000002"] == "no parquet file holds rows of episode 2"
-    assert found["tabletop tabletop/episode_000003"] == "episode 3 has 5 rows, not 8"
-    assert "no task text: it lists 0 tasks" in found["tabletop tabletop/episode_000004"]
-    assert found["tabletop tabletop/episode_000009"] == "episode 9 is not in meta/episodes.jsonl"
-    assert "3.parquet cannot be read" in found["3.parquet"]
-    assert "has neither household nor tabletop" in found["kitchen"]
+    reasons = refusals(corpus)
+    assert reasons["tabletop tabletop/episode_000000"] == "tasks with 'load the bowl' are left out, as upstream"
+    assert reasons["tabletop tabletop/episode_000002"] == "no parquet file holds rows of episode 2"
+    assert reasons["tabletop tabletop/episode_000003"] == "episode 3 has 5 rows, not 8"
+    assert "no task text: it lists 0 tasks" in reasons["tabletop tabletop/episode_000004"]
+    assert reasons["tabletop tabletop/episode_000009"] == "episode 9 is not in meta/episodes.jsonl"
+    assert "3.parquet cannot be read" in reasons["3.parquet"]
+    assert "has neither household nor tabletop" in reasons["kitchen"]
     stages = {row["error"][:5]: row["stage"] for row in corpus.quarantine().to_pylist()}
     assert stages["tasks"] == "skip"

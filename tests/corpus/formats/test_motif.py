@@ -36,10 +36,10 @@ def test_common_instructions_of_both_sides(ray_local: None, tmp_path: Path) -> N
         ("motif_rfm", names[2], "Stir: in circles", True, "successful"),
     ]
     assert shows(corpus, row_of(corpus, episode_key=names[2]), roll_out(2).frames)
-    found = {row["error"]: row["stage"] for row in corpus.quarantine().to_pylist()}
-    assert found["no stretch video shows 'wipe: in circles'"] == "skip"
-    assert found["there is no file human_motion/videos_raw/gone.mp4"] == "list"
-    assert sum("is malformed" in reason for reason in found) == 2 and len(refusals(corpus)) == 4
+    stages = {row["error"]: row["stage"] for row in corpus.quarantine().to_pylist()}
+    assert stages["no stretch video shows 'wipe: in circles'"] == "skip"
+    assert stages["there is no file human_motion/videos_raw/gone.mp4"] == "list"
+    assert sum("is malformed" in reason for reason in stages) == 2 and len(refusals(corpus)) == 4
     (raw / "stretch_motion/videos_raw/w.mp4").write_bytes(roll_out(3).mp4)
     _write(raw, stretch=[_entry("a.mp4", "Stir "), _entry("w.mp4", "wipe")])
     assert len(ingest(tmp_path, "motif")) == 4

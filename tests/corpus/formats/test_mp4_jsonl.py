@@ -39,7 +39,7 @@ def test_the_simulators_truth_is_that_of_the_frames_kept(tmp_path: Path) -> None
     """Of twelve frames six are kept: 0, 2.2, 4.4, 6.6, 8.8, 11, rounded."""
     (entry,) = read("mp4_jsonl", write_data(tmp_path / "raw", 1))
     assert isinstance(entry, Accepted)
-    kept = [0, 2, 4, 7, 9, 11]
-    assert list(entry.record["frame_index"]) == kept
-    assert entry.record["env_reward"] == pytest.approx([i / 12 for i in kept])
+    positions = [0, 2, 4, 7, 9, 11]
+    assert list(entry.record["frame_index"]) == positions
+    assert entry.record["env_reward"] == pytest.approx([i / 12 for i in positions])
     assert entry.record["success"] == [0, 0, 0, 0, 0, 1]

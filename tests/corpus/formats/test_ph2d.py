@@ -62,7 +62,7 @@ def test_ph2d(ray_local: None, tmp_path: Path) -> None:
     assert not shows(corpus, right, frames[..., ::-1])
     left = row_of(corpus, episode_key="1-pour/e_0", view="left")
     assert shows(corpus, left, roll_out(0, "suboptimal").frames)
-    wanted = {
+    expected = {
         "4-gone 4-gone": "holds no *.hdf5 file",
         "5-what 5-what": "names no embodiment_type",
         "6-new 6-new": "names no embodiment_type",
@@ -73,8 +73,8 @@ def test_ph2d(ray_local: None, tmp_path: Path) -> None:
         "e_5.hdf5 2-pour/e_5": "truncated file",
     }
     reasons = refusals(corpus)
-    assert reasons.keys() == wanted.keys()
-    assert all(wanted[name] in reason for name, reason in reasons.items()), reasons
+    assert reasons.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in reasons.items()), reasons
 
     _ph2d(raw / "1-pour" / "e_1.hdf5", "pour water", right=_images(3))
     again = ingest(tmp_path, "ph2d")

@@ -66,8 +66,8 @@ def test_autoeval(ray_local: None, tmp_path: Path, traj_data: type) -> None:
         ("auto_eval_rfm", "2/a_success.pkl", "image_primary", "close it", "successful", 1.0),
         ("auto_eval_rfm", "2/steps.pkl", "image_primary", "stepwise", "successful", 1.0),
     ]
-    for key, shown in zip(("1/traj_0.pkl", "1/traj_1.pkl", "2/a_success.pkl", "2/steps.pkl"), clips, strict=True):
-        assert shows(corpus, row_of(corpus, episode_key=key), shown)
+    for key, frames in zip(("1/traj_0.pkl", "1/traj_1.pkl", "2/a_success.pkl", "2/steps.pkl"), clips, strict=True):
+        assert shows(corpus, row_of(corpus, episode_key=key), frames)
     assert not (tmp_path / "ran").exists()
     why = {key.split()[0]: error for key, error in refusals(corpus).items()}
     assert "fewer than 6" in why["short.pkl"] and "no flag" in why["no_flag.pkl"]

@@ -43,9 +43,9 @@ def test_mit_franka(name: str, ray_local: None, tmp_path: Path) -> None:
         (source, "pour_pebble/suboptimal/2", "ext", "pour pebble", "suboptimal", True),
     ]
     assert shows(corpus, row_of(corpus, episode_key="foldtowel/failure/1"), roll_out(1).frames)
-    found = {row["error"]: row["stage"] for row in corpus.quarantine().to_pylist()}
-    assert found.pop("not the ext camera", "") == ("skip" if name.endswith("nowrist") else "")
-    assert found == {
+    stages = {row["error"]: row["stage"] for row in corpus.quarantine().to_pylist()}
+    assert stages.pop("not the ext camera", "") == ("skip" if name.endswith("nowrist") else "")
+    assert stages == {
         "'odd' says neither success, suboptimal nor failure": "list",
         f"its name does not fit the layout of {source}": "list",
     }

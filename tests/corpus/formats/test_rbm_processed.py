@@ -87,17 +87,17 @@ FIELDS = ("source", "episode_key", "view", "task", "quality_label", "partial_suc
 
 @pytest.mark.parametrize("form", ["folder", "folders", "tar", "partaa", "part-aa"])
 def test_rows_come_from_folders_and_from_tars(ray_local: None, tmp_path: Path, form: str) -> None:
-    made, raw = tmp_path / "made/some_rfm", tmp_path / "raw"
+    folder, raw = tmp_path / "made/some_rfm", tmp_path / "raw"
     metaworld = record(3, data_source="metaworld_eval", partial_success=0.0)  # B4
     tables = [[record(0), record(1, partial_success=0.25)], [record(2), metaworld]]
-    write(made, tables)
+    write(folder, tables)
     raw.mkdir()
     if form == "folder":
-        raw = made
+        raw = folder
     elif form == "folders":
-        raw = made.parent
+        raw = folder.parent
     else:
-        content = tar(made)
+        content = tar(folder)
         size = len(content) if form == "tar" else len(content) // 3 + 7  # cuts headers and arrays anywhere
         for i in range(0, len(content), size):
             suffix = "" if form == "tar" else f".{form[:-1]}{chr(ord('a') + i // size)}"
@@ -109,7 +109,7 @@ def test_rows_come_from_folders_and_from_tars(ray_local: None, tmp_path: Path, f
     assert not refusals(corpus)
 
     if form == "folder":
-        write(made, [*tables, [record(4)]])
+        write(folder, [*tables, [record(4)]])
         more = ingest(tmp_path, "rbm_processed", input=raw)
         assert set(more.manifest["id"].to_pylist()) > set(corpus.manifest["id"].to_pylist())
         assert len(more) == len(corpus) + 1
@@ -133,15 +133,15 @@ def test_what_is_broken_is_refused_and_the_rest_is_in(ray_local: None, tmp_path:
     (raw / "a/processed_dataset/state.json").write_text(json.dumps(state))
     corpus = ingest(tmp_path, "rbm_processed", input=raw)
     assert rows(corpus, "episode_key") == [("id-4",), ("id-5",)]
-    found = refusals(corpus)
-    assert "but it is missing" in found["trajectory_id-0.npz id-0"]
-    assert "the npz cannot be read (BadZipFile" in found["trajectory_id-1.npz id-1"]
-    assert "cannot be read" in found["trajectory_id-2.npz id-2 main"]
-    assert "object" in found["trajectory_id-3.npz id-3"]
-    assert "its row says 3" in found["trajectory_id-6.npz id-6"]
-    assert "quality label ''" in found["trajectory_id-7.npz id-7 main"]
-    assert found["a id-8"] == "a row has no frames_path"
-    assert "it is missing" in found["data-00009-of-00010.arrow"]
+    reasons = refusals(corpus)
+    assert "but it is missing" in reasons["trajectory_id-0.npz id-0"]
+    assert "the npz cannot be read (BadZipFile" in reasons["trajectory_id-1.npz id-1"]
+    assert "cannot be read" in reasons["trajectory_id-2.npz id-2 main"]
+    assert "object" in reasons["trajectory_id-3.npz id-3"]
+    assert "its row says 3" in reasons["trajectory_id-6.npz id-6"]
+    assert "quality label ''" in reasons["trajectory_id-7.npz id-7 main"]
+    assert reasons["a id-8"] == "a row has no frames_path"
+    assert "it is missing" in reasons["data-00009-of-00010.arrow"]
 
 
 def test_broken_tables_and_tars_keep_what_came_before(ray_local: None, tmp_path: Path) -> None:
@@ -157,11 +157,11 @@ def test_broken_tables_and_tars_keep_what_came_before(ray_local: None, tmp_path:
     table.write_bytes(table.read_bytes()[:-1500])  # inside the second batch
     corpus = ingest(tmp_path, "rbm_processed", "ingest.source_name=mine")
     assert rows(corpus, "source", "episode_key") == [("mine", f"id-{n}") for n in (0, 1, 10, 11, 2)]
-    found = refusals(corpus)
-    assert "is a part missing?" in found["cut.tar"]
-    assert "npz cannot be read" in found["trajectory_id-12.npz id-12"]
-    assert "the rest of the table cannot be read" in found[table.name]
-    assert "is a part missing?" in found["split.tar.partaa"]
+    reasons = refusals(corpus)
+    assert "is a part missing?" in reasons["cut.tar"]
+    assert "npz cannot be read" in reasons["trajectory_id-12.npz id-12"]
+    assert "the rest of the table cannot be read" in reasons[table.name]
+    assert "is a part missing?" in reasons["split.tar.partaa"]
 
 
 def test_one_frame_is_in_memory_at_a_time() -> None:

@@ -174,10 +174,10 @@ def test_a_cap_counts_over_files_and_missing_files_are_named(tmp_path: Path, mon
     steps = {"observation/rgb": IMAGE, "observation/instruction": tensor("int32", 2)}
     data_set(tmp_path, "language_table", steps, {"train": [[record] * 2, [record] * 2, [record] * 2]})
     entries = list(list_units("rlds", str(tmp_path)))
-    found = [
+    counts = [
         len([e for e in rlds.episodes(unit) if not hasattr(e, "error")]) for unit in entries if isinstance(unit, Unit)
     ]
-    assert found == [2, 1]
+    assert counts == [2, 1]
     assert [e.error for e in entries if not isinstance(e, Unit)] == ["2 episodes above the cap of 3"]
     (tmp_path / "language_table-train.tfrecord-00000-of-00003").unlink()
     assert "1 of 3 files of the split train are missing" in [
@@ -228,7 +228,7 @@ def test_real_bridge_trajectories(ray_local: None, tmp_path: Path) -> None:
     ]
 
 
-def told(folder: Path, **features: Any) -> tuple[str, str]:
+def task_or_error(folder: Path, **features: Any) -> tuple[str, str]:
     """(task, quality label) of one record with these features beside its images, or ("", why it is refused)."""
     content = {"steps/observation/image": jpegs(_frames(0)), **{k.replace("__", "/"): v for k, v in features.items()}}
     data_set(folder / "toto/1.0.0", "toto", {"observation/image": IMAGE}, {"train": [[example(content)]]})
@@ -255,10 +255,10 @@ def told(folder: Path, **features: Any) -> tuple[str, str]:
     ],
 )
 def test_the_outcome_stands_in_the_metadata(tmp_path: Path, metadata: dict[str, Any], quality: str) -> None:
-    found = told(
+    outcome = task_or_error(
         tmp_path, steps__language_instruction=[b"t"] * 5, **{f"episode_metadata__{k}": v for k, v in metadata.items()}
     )
-    assert found == ("t", quality)
+    assert outcome == ("t", quality)
 
 
 def test_a_path_of_two_outcomes_is_refused_alone(tmp_path: Path) -> None:
@@ -302,8 +302,8 @@ def test_another_description_of_the_features_is_seen(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_where_instructions_are_found(tmp_path: Path, features: dict[str, Any], task: str) -> None:
-    found, other = told(tmp_path, **features)
-    assert found == task
+    instruction, other = task_or_error(tmp_path, **features)
+    assert instruction == task
     if not task:
         assert "'lift it' (3), 'drop it' (2)" in other or "there is no natural_language_instruction" in other
 

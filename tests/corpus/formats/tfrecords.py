@@ -65,7 +65,7 @@ def _tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
     for path, leaf in leaves.items():
         head, _, rest = path.partition("/")
         nodes.setdefault(head, {})[rest] = leaf
-    children = {head: found[""] if "" in found else _tree(found) for head, found in nodes.items()}
+    children = {head: branch[""] if "" in branch else _tree(branch) for head, branch in nodes.items()}
     return {"featuresDict": {"features": children}}
 
 

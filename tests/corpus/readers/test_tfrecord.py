@@ -36,13 +36,13 @@ def test_crc32c_is_that_of_the_standard() -> None:
 def _damaged(tmp_path: Path, content: bytes) -> tuple[list[bytes | RecordError], str]:
     path = tmp_path / "x.tfrecord"
     path.write_bytes(content)
-    found: list[bytes | RecordError] = []
+    contents: list[bytes | RecordError] = []
     try:
         for record in read_records(path):
-            found.append(record)
+            contents.append(record)
     except RecordError as error:
-        return found, str(error)
-    return found, ""
+        return contents, str(error)
+    return contents, ""
 
 
 def test_a_flipped_byte_costs_its_record_and_a_break_what_follows(tmp_path: Path) -> None:
@@ -53,14 +53,14 @@ def test_a_flipped_byte_costs_its_record_and_a_break_what_follows(tmp_path: Path
 
     flipped = bytearray(whole)
     flipped[start + 20] ^= 1
-    found, error = _damaged(tmp_path, bytes(flipped))
-    assert (found[0], found[2], error) == (records[0], records[2], "")
-    assert str(found[1]) == "record 1 has a wrong checksum: it is damaged"
+    contents, error = _damaged(tmp_path, bytes(flipped))
+    assert (contents[0], contents[2], error) == (records[0], records[2], "")
+    assert str(contents[1]) == "record 1 has a wrong checksum: it is damaged"
 
     length = bytearray(whole)
     length[start] ^= 1
-    found, error = _damaged(tmp_path, bytes(length))
-    assert found == records[:1] and "length of record 1 has a wrong checksum" in error
+    contents, error = _damaged(tmp_path, bytes(length))
+    assert contents == records[:1] and "length of record 1 has a wrong checksum" in error
 
     assert _damaged(tmp_path, whole[: start + 30]) == (records[:1], "the file breaks off in record 1")
     assert _damaged(tmp_path, whole[: start + 5]) == (records[:1], "the file breaks off in the header of record 1")
@@ -69,11 +69,11 @@ def test_a_flipped_byte_costs_its_record_and_a_break_what_follows(tmp_path: Path
 
 def test_an_example_gives_its_values_by_name() -> None:
     octets = np.random.default_rng(0).integers(0, 256, 500)
-    found = Example(example({"text": [b"one", b"two"], "numbers": octets, "reals": [0.5, 1.5]}))
-    assert set(found.names) == {"text", "numbers", "reals"}
-    assert [bytes(blob) for blob in found.blobs("text")] == [b"one", b"two"]
-    assert np.array_equal(found.octets("numbers"), octets)
-    assert found.blobs("numbers") == [] and found.blobs("absent") == [] and len(found.octets("text")) == 0
+    parsed = Example(example({"text": [b"one", b"two"], "numbers": octets, "reals": [0.5, 1.5]}))
+    assert set(parsed.names) == {"text", "numbers", "reals"}
+    assert [bytes(blob) for blob in parsed.blobs("text")] == [b"one", b"two"]
+    assert np.array_equal(parsed.octets("numbers"), octets)
+    assert parsed.blobs("numbers") == [] and parsed.blobs("absent") == [] and len(parsed.octets("text")) == 0
 
 
 @pytest.mark.parametrize(
