@@ -1,4 +1,4 @@
-"""The client against real sockets: equal numbers, patience with 503, and errors that say what to do."""
+"""The client against real sockets: equal numbers, retries after 503, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_token_is_sent(clips: list[Clip]) -> None:
 
 
 class Unwell(BaseHTTPRequestHandler):
-    """A server that is no endpoint: 503 for a while, then a page."""
+    """A server without the endpoint: 503 for a while, then an HTML page."""
 
     seen: list[float] = []
 
@@ -97,7 +97,7 @@ def test_another_server_that_has_the_route_is_recognised() -> None:
 
 
 class Odd(Unwell):
-    """Another server in trouble, whose headers make no sense."""
+    """A server with malformed headers."""
 
     def do_GET(self) -> None:
         self.send_response(503)
@@ -135,7 +135,7 @@ def test_nobody_there_and_nonsense_are_one_sentence(monkeypatch: pytest.MonkeyPa
 
 
 class Breaking(BaseHTTPRequestHandler):
-    """A proxy in trouble: closes without an answer, breaks off in one, answers 500 and 502, and then as it should."""
+    """A failing proxy: closes without an answer, then in mid-answer, answers 500 and 502, and finally recovers."""
 
     tries: list[str] = []
 

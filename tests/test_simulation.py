@@ -1,4 +1,4 @@
-"""The bundled Meta-World corpus keeps its promises, and any clip of it can be made again."""
+"""The bundled Meta-World corpus is as documented, and any of its clips can be simulated again."""
 
 from __future__ import annotations
 
@@ -170,9 +170,9 @@ def trace(rewards: list[float], way: list[float], solved: bool = False) -> simul
 def test_how_far_an_episode_got_is_told_in_the_experts_time() -> None:
     expert = trace([0, 1, 2, 3, 9], [0, 0, 0, 0.2, 0.4], solved=True)
     idle = trace([0, 0], [0, 0])
-    assert trace([0, 0.5], [0, 0]).reached(expert, idle) == 0.25  # as after the first of the expert's four steps
-    assert trace([0, 2.5, 0], [0, 0, 0]).reached(expert, idle) == 0.0  # what counts is the end
-    assert trace([0, 0], [0, 0.15]).reached(expert, idle) == 0.75  # half way with the object, though the arm let go
+    assert trace([0, 0.5], [0, 0]).reached(expert, idle) == 0.25  # as after the first of the expert policy's four steps
+    assert trace([0, 2.5, 0], [0, 0, 0]).reached(expert, idle) == 0.0  # only the end counts
+    assert trace([0, 0], [0, 0.15]).reached(expert, idle) == 0.75  # the object is half way, though the arm let go
     swings = trace([0, 0], [0, 0.15])
     assert trace([0, 0], [0, 0.15]).reached(expert, swings) == 0.0  # it moves that far by itself
 
@@ -213,7 +213,7 @@ def test_encoded_frames_come_back_in_order_and_upright() -> None:
     assert np.abs(back.astype(int) - frames).mean() < 4
 
 
-# --- the pipeline around it, without Ray ---
+# --- the pipeline, without Ray ---
 
 
 def test_a_finished_folder_is_left_as_it_is(ray_local: None, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_of_two_rows_with_one_id_one_is_seen(storage: Storage, corpus: Corpus) -
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_of_two_rows_with_one_id_the_first_shards_is_seen(storage: Storage, order: str) -> None:
-    """Whichever was committed first; their frames are read from the shard that the row is of."""
+    """Whichever shard was committed first; frames are read from the shard that the row comes from."""
     for shard in order:
         commit_shard(storage, shard, [stored(9), stored(0, task=f"of shard {shard}", num_frames=3 + (shard == "b"))])
     corpus = Corpus(storage.path)

@@ -1,4 +1,4 @@
-"""What is known as there before, what differs from it, and what only has its name: through the real job."""
+"""The ingest job run again: what it recognises as already stored, as changed, and as another trajectory of that id."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_what_was_corrected_is_counted_and_taken_on_demand(
     assert "2 trajectories of" in caplog.text and "ingest.update=true" in caplog.text
     assert "0.mp4: its frames differ" in caplog.text and "1.mp4: its labels differ" in caplog.text
     assert labels(corpus) == {f"{i}.mp4": "successful" for i in range(5)}
-    assert counts(ingest(corpus, data)) == (0, 0, 3, 2)  # it is said again until it is settled
+    assert counts(ingest(corpus, data)) == (0, 0, 3, 2)  # reported again until it is updated
     assert counts(ingest(corpus, data, "ingest.update=true")) == (0, 2, 3, 0)
     assert counts(ingest(corpus, data)) == (0, 0, 5, 0)
     assert labels(corpus) == {f"{i}.mp4": "failure" if i == 1 else "successful" for i in range(5)}
@@ -264,7 +264,7 @@ def test_two_ingests_at_once_under_one_name_are_told(tmp_path: Path) -> None:
 
 
 def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
-    """The pictures and the words are the same: what info.json says of the time between them is not."""
+    """Pictures and tasks stay the same; the time between frames in info.json changes."""
     storage = Storage(str(tmp_path / "corpus"))
 
     def entry(have: StoredRows, update: bool = False) -> ShardEntry:
@@ -290,7 +290,7 @@ def test_another_rate_is_seen_and_taken_on_demand(tmp_path: Path) -> None:
 
 
 def test_a_rebuilt_manifest_knows_how_late_its_rows_are(tmp_path: Path) -> None:
-    """Or what updates them next would be stored under an earlier revision, and never be seen."""
+    """Otherwise the next update would be stored under an earlier revision and never be seen."""
     storage, seals = Storage(str(tmp_path)), {"u0": "s", "u1": "s"}
     records = [stored(number).record for number in (0, 1)]
     true = [{**row, "content_hash": content_hash(row["frame_index"], row["frames"])} for row in records]
@@ -321,7 +321,7 @@ def test_a_link_that_leads_nowhere_hides_no_change_beside_it(tmp_path: Path) -> 
 
 
 def units(input: str, source: str) -> Iterator[Unit]:
-    """This module as a source whose unit is no file: what is behind it changes unseen."""
+    """This module is a format whose unit is no file: its content changes without a trace."""
     yield Unit(input, "store", "row:0")
 
 
@@ -358,7 +358,7 @@ def test_a_seal_sees_data_and_files_and_no_folders(tmp_path: Path) -> None:
 
 
 def test_an_update_makes_shards_of_names_of_its_own(tmp_path: Path) -> None:
-    """Or an ingest beside it, which stores nothing of what differs, would take away what the update has stored."""
+    """Otherwise a concurrent ingest, which stores no changed rows, would overwrite the shard of the update."""
     data, sizes = write_clips(tmp_path / "data", 0), ("ingest.max_frames=4", "ingest.short_edge=32")
     storage = Storage(str(tmp_path / "corpus"))
 

@@ -1,4 +1,4 @@
-"""The corpus page: what it counts, which clips it shows, what it says of them, and what a browser makes of it."""
+"""The corpus page: its counts, the clips it shows, their captions, and how a browser renders it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Storage that fails, at every operation in turn: readers never see half of anything, and the same work done again ends
-where it would have ended."""
+"""Storage that fails at each operation in turn: readers never see a partial result, and running the same work again
+gives the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READS = {"get_file_info", "open_input_stream", "open_input_file"}
 
 
 class Failing(Storage):
-    """A folder that fails at one of its changes, or from it on, as a full disk or a killed process does."""
+    """A folder that fails at one change, or from that change on, as with a full disk or a killed process."""
 
     def __init__(self, path: str, at: int, for_good: bool) -> None:
         super().__init__(path)
@@ -39,14 +39,14 @@ class Failing(Storage):
         self.fs: Any = _Counted(self.fs, self.count)
 
     def count(self) -> None:
-        """One more change is asked for."""
+        """Count one more requested change."""
         self.done += 1
         if self.done == self._at or (self._for_good and self.done > self._at):
             raise OSError(28, "No space left on device")
 
 
 class _Counted:
-    """A file system, or a file of it, whose changes are counted."""
+    """A file system, or one of its files, that counts its changes."""
 
     def __init__(self, inner: Any, count: Callable[[], None]) -> None:
         self._inner, self._count = inner, count
@@ -83,7 +83,7 @@ class _Stream(io.RawIOBase):
 
 
 def ingest(storage: Storage) -> None:
-    """What an ingest does with the listing: units that no committed shard covers become one."""
+    """Store the units that no committed shard covers in a new shard, as an ingest does."""
     readings = latest(read_ledgers(storage))
     todo = [unit for unit in UNITS if unit not in readings]
     if todo:
@@ -91,19 +91,19 @@ def ingest(storage: Storage) -> None:
 
 
 def job(*units: str) -> ShardPlan:
-    """Of units that are read for the first time."""
+    """The plan of a shard of units that are read for the first time."""
     return ShardPlan(dict.fromkeys(units, "seal"))
 
 
 def content(path: str) -> tuple[str, list[str], list[list[bytes]]]:
-    """All that a reader sees: rows, what was refused, and every frame."""
+    """All that a reader sees: the rows, the rejections, and every frame."""
     corpus = Corpus(path)
     frames = [[bytes(frame) for frame in corpus.encoded_frames(row)] for row in range(len(corpus))]
     return corpus.content_hash, corpus.quarantine()["error"].to_pylist(), frames
 
 
 def faults(make: Callable[[], Storage], work: Callable[[Storage], object], for_good: bool) -> Iterator[Storage]:
-    """For n = 1, 2, ...: a folder as `make` leaves it, in which `work` failed at its nth change; till none fails."""
+    """Yield, for n = 1, 2, ..., a folder of `make` in which `work` failed at its nth change, until it succeeds."""
     for n in range(1, 1000):
         storage = make()
         failing = Failing(storage.path, n, for_good)
@@ -166,7 +166,7 @@ def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(
 def test_a_join_that_fails_anywhere_ends_the_same_when_it_is_run_again(
     fresh: Callable[[], Storage], for_good: bool
 ) -> None:
-    """Two shards that share a trajectory: of it the first shard's row is kept, and the second's is gone for good."""
+    """Two shards share a trajectory: the first shard's row is kept, the second's is deleted."""
 
     def ingested() -> Storage:
         storage = fresh()

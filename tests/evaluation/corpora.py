@@ -23,7 +23,7 @@ TASKS = {
 
 
 def frames_of(task: str, quality: str, episode: int) -> np.ndarray:
-    """uint8 [9, 48, 64, 3]: the background is the task's, the way the square goes is the quality's."""
+    """uint8 [9, 48, 64, 3]: the task determines the background, the quality how far the square moves."""
     rng = np.random.default_rng([len(task), ord(task[0]), episode])
     frames = np.empty((FRAMES, 48, 64, 3), dtype=np.uint8)
     frames[:] = np.asarray([40 + 3 * len(task), 60 + ord(task[0]), 90], dtype=np.uint8)

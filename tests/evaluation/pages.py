@@ -1,4 +1,4 @@
-"""What a page is made of, for tests of the report."""
+"""The elements of a page, for tests of the report."""
 
 from __future__ import annotations
 

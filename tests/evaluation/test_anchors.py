@@ -1,4 +1,4 @@
-"""The published tables are whole, and their printed averages are what their rows give, but for those that say not."""
+"""The published tables are complete, and each printed average is that of its rows unless the entry says otherwise."""
 
 from __future__ import annotations
 

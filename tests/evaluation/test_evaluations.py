@@ -57,7 +57,7 @@ def run(corpus: Corpus, scorer: Scorer) -> tuple[Predictions, dict[tuple[str, st
 
 
 class Reach(ProgressScorer):
-    """Reads the square's place: it judges states, so that a reversed video goes down."""
+    """Scores each frame by the position of the square, so that progress in a reversed video falls."""
 
     name = "reach"
 
@@ -67,7 +67,7 @@ class Reach(ProgressScorer):
 
 
 class Reader(Reach):
-    """Sees no progress in a video of another task, which it knows from the background."""
+    """Predicts no progress for a video of another task, which it tells by the background."""
 
     name = "reader"
 

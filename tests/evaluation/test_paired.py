@@ -1,4 +1,4 @@
-"""The paired bootstrap: narrower where two models share what is hard, and refused where they cannot be paired."""
+"""The paired bootstrap: narrower where two models find the same clips hard, refused where clips cannot be paired."""
 
 from __future__ import annotations
 

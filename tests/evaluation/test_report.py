@@ -1,4 +1,4 @@
-"""The report stands alone, is strict JSON beside it, and escapes what it is given."""
+"""The report is self-contained, comes with strict JSON, and escapes its input."""
 
 from __future__ import annotations
 

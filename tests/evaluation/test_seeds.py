@@ -1,4 +1,4 @@
-"""The spread over training seeds: which runs form a group, what is shown of it, and what a checkpoint tells."""
+"""The spread over training seeds: which runs form a group, how the page shows it, and what a checkpoint records."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ OLD = {
 
 
 def test_a_recipe_keeps_its_hash_when_settings_get_new_names() -> None:
-    """Or runs of one recipe that were trained before and after would not be repetitions of each other."""
+    """Otherwise runs of one recipe trained before and after the renaming would not count as repetitions."""
     assert recipe(OLD, {"corpus": "c"}) == recipe(current(OLD), {"corpus": "c"}) == "6a3340c4b221"
 
 
 def test_what_may_differ_when_a_run_is_resumed_makes_no_other_recipe() -> None:
-    """But its length."""
+    """The length of a run is the exception."""
     config = to_dict(load())
 
     def of(key: str) -> str:

@@ -235,7 +235,7 @@ def test_hostile_names_are_text_in_every_file(corpus: Corpus, tmp_path: Path) ->
 
 
 def of_sources(run: EvaluationRun, sources: int) -> EvaluationRun:
-    """The run as if its tasks came from several data sources, of five tasks and of fewer."""
+    """The run with its tasks distributed over several data sources of at most five tasks."""
     index = {task: i for i, task in enumerate(sorted({clip.task for clip in run.predictions.clips}))}
     clips = [replace(clip, source=f"lab_{index[clip.task] % sources}") for clip in run.predictions.clips]
     return run.on(replace(run.predictions, clips=clips))
@@ -346,7 +346,7 @@ def test_a_split_of_one_run_only_is_said_and_not_mixed(runs: Sequence[Evaluation
 def test_a_heading_sorts_and_the_cursor_moves_in_a_browser(
     runs: Sequence[EvaluationRun], output: Path, tmp_path: Path
 ) -> None:
-    """What a hand would do: click the heading of Kendall tau twice, and go back two frames on the first clip."""
+    """Click the heading of Kendall tau twice and go back two frames on the first clip."""
     act = """<script>
       const button = document.querySelector(".board th:nth-child(3) button");
       button.click(); button.click();

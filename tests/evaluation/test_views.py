@@ -1,4 +1,4 @@
-"""Clips in other orders and under other words, and the evaluations made of them."""
+"""Clips with reordered frames and with other instructions, and the evaluations that use them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_clock_fails_all_but_two_tasks_in_a_row(corpus: Corpus) -> None:
 
 
 class LouderIsBetter(Constant):
-    """Reads capitals alone."""
+    """Scores a clip by the share of capitals in its instruction alone."""
 
     def progress(self, clip: Clip) -> np.ndarray:
         return np.full(len(clip), 0.9 if clip.task.isupper() else 0.3)

@@ -1,4 +1,4 @@
-"""Videos as they come: each is stored rightly, or refused with its reason, and the job goes on."""
+"""Odd and broken videos: each is stored correctly or rejected with a reason, and the job goes on."""
 
 from __future__ import annotations
 

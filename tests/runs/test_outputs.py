@@ -1,4 +1,4 @@
-"""Output folders: one job at a time, the second is told of the first, and nobody waits for the dead."""
+"""Output folders: one job at a time; a second job is told who holds the folder, and a dead holder blocks nobody."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def _change(folder: Path, **values: str) -> None:
-    """What the holder says of itself."""
+    """Change what the holder recorded about itself."""
     (path,) = folder.glob(f"{IN_USE}*")
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 

@@ -43,7 +43,7 @@ PLAIN = Config()
 
 
 def setting_is(setting: str, value: object) -> None:
-    """Make the section that a setting belongs to, as every way to a configuration does in the end."""
+    """Construct the section that a setting belongs to, which validates the setting."""
     section, key = setting.split(".")
     type(getattr(PLAIN, section))(**{key: value})
 

@@ -1,4 +1,4 @@
-"""Publishing: the card says what was recorded and no more; folders are exchanged whole; the registry gives it back."""
+"""Publishing: the card states only what is recorded; folders are replaced atomically; the registry returns a model."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_model_without_numbers_or_history_says_so(tmp_path: Path) -> None:
 def test_only_an_earlier_publication_of_the_same_model_is_replaced(tmp_path: Path, checkpoint: Path) -> None:
     target = tmp_path / "published"
     first = to_folder(prepare(str(checkpoint)), str(target))
-    later = _checkpoint(tmp_path / "later", seed=1, step=80)  # of the same run
+    later = _checkpoint(tmp_path / "later", seed=1, step=80)  # from the same run
     to_folder(prepare(str(later)), str(target))
     assert checkpoint_hash(first) == checkpoint_hash(later)
     other = prepare(str(_checkpoint(tmp_path / "other", seed=2, run_id="run-2")))
@@ -162,7 +162,7 @@ def test_only_an_earlier_publication_of_the_same_model_is_replaced(tmp_path: Pat
 def test_a_publication_that_fails_leaves_the_old_one(tmp_path: Path, checkpoint: Path) -> None:
     target = to_folder(prepare(str(checkpoint)), str(tmp_path / "published"))
     what = prepare(str(_checkpoint(tmp_path / "later", seed=1)))
-    (tmp_path / "later" / "model.safetensors").unlink()  # the disk that it is read from goes away
+    (tmp_path / "later" / "model.safetensors").unlink()  # the disk it is read from disappears
     with pytest.raises(CheckpointError):
         to_folder(what, str(target))
     assert checkpoint_hash(target) == checkpoint_hash(checkpoint)
@@ -259,7 +259,7 @@ def test_adapters_are_merged_into_a_model_of_its_own(tmp_path: Path, capsys: pyt
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.add_(0.1)  # as if trained: adapters start as nothing
+                parameter.add_(0.1)  # as if trained: adapters are initialised to zero
     state = {name: tensor for name, tensor in model.state_dict().items() if name in trained_names(model)}
     save_checkpoint(tmp_path / "adapted", state, config, {})
     assert checkpoint_job.main([str(tmp_path / "adapted")]) == 0

@@ -1,4 +1,4 @@
-"""Tracked runs: what they hold and how they end, stores that cannot be used, and no secret that is written down."""
+"""Tracked runs: their content and final status, unusable stores, and secrets that must never be written."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _config(uri: str, **serve: str) -> Config:
 
 @pytest.fixture
 def no_mlflow() -> Iterator[str]:
-    """A web server that is none of MLflow's."""
+    """A web server that is not MLflow."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -101,7 +101,7 @@ def _refused(uri: str) -> str:
     started = time.monotonic()
     with pytest.raises(TrackingError) as refused, tracking.start(_config(uri), "train"):
         pytest.fail("there is no such store")
-    assert time.monotonic() - started < 30  # and not the minutes of MLflow's retries
+    assert time.monotonic() - started < 30  # rather than the minutes of MLflow's own retries
     sentence = str(refused.value)
     assert "tracking.uri=" in sentence and "\n" not in sentence and "password" not in sentence
     return sentence
@@ -190,7 +190,7 @@ def test_the_password_of_a_server_is_nowhere(tmp_path: Path) -> None:
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.5)
-        # A server that has just started takes its time for the first question.
+        # A server that has just started is slow to answer its first request.
         httpx.get(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1", timeout=240)
         uri = f"http://someone:of-the-server@127.0.0.1:{port}"
         tracked = subprocess.run([sys.executable, "-c", TRACK, uri, str(note)], capture_output=True, text=True)

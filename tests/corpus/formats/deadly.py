@@ -1,4 +1,4 @@
-"""A source of six small trajectories, of which one kills the process that reads it, as a crashing decoder would."""
+"""A format of six small trajectories, one of which kills the process that reads it, as a crashing decoder would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robometer.trajectory import Episode
 
 
 def units(input: str, source: str) -> Iterator[Unit | Refused]:
-    """Six units, the third of them deadly."""
+    """Six units, of which the third is deadly."""
     for key in ("a", "b", "deadly", "c", "d", "e"):
         yield Unit(key, source or "memory", f"memory:{key}")
 

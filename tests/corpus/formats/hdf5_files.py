@@ -1,4 +1,4 @@
-"""What the fixtures in HDF5 share: pictures that are not square, files that are cut off, a bad array of each kind."""
+"""Shared by the fixtures in HDF5: pictures that are not square, truncated files, and a bad array of each kind."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def write(path: Path, content: dict[str, Any], **attributes: Any) -> Path:
 
 
 def cut_off(path: Path) -> Path:
-    """The file without its last bytes, as a broken download leaves it."""
+    """Truncate the file, as a broken download does."""
     path.write_bytes(path.read_bytes()[:-100])
     return path
 
 
 def bad_arrays(frames: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
-    """Arrays that are no frames uint8 [T, H, W, 3], and what must be said of each."""
+    """Arrays that are not frames uint8 [T, H, W, 3], each with the error expected of it."""
     return {
         "float": (frames / np.float32(255), "is float32 ["),
         "wide": (frames.astype(np.uint16), "is uint16 ["),

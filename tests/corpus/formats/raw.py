@@ -1,4 +1,4 @@
-"""What the fixture of every source is made of: roll-outs of the bundled Meta-World corpus, and the real ingest job."""
+"""Shared by the fixtures of all formats: roll-outs of the bundled Meta-World corpus, and the real ingest job."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _rows() -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=64)
 def roll_out(number: int, quality: str = "successful") -> RollOut:
-    """The roll-out of this number among those of a quality; neighbours are of different tasks."""
+    """The roll-out with this number among those of a quality; consecutive numbers have different tasks."""
     by_task: dict[str, dict[str, Any]] = {}
     for row in _rows():
         if row["quality_label"] == quality:
@@ -62,18 +62,18 @@ def roll_out(number: int, quality: str = "successful") -> RollOut:
     return RollOut(row["task"], quality, path, read_frames(path, FrameSettings(0, 0, 0)).frames)
 
 
-def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None) -> Corpus:
-    """Run the real job on `folder / "raw"` (or `input`), and open the corpus it made at `folder / "corpus"`.
+def ingest(folder: Path, format: str, *overrides: str, input: Path | None = None) -> Corpus:
+    """Run the real job on `folder / "raw"` (or `input`), and open its corpus at `folder / "corpus"`.
 
-    The command that would do it is added to the file that `ROBOMETER_COMMANDS` names: with `--basetemp` it can be given
-    to a user's corpus, to look at what the fixtures are.
+    The equivalent command is appended to the file named by `ROBOMETER_COMMANDS`, if any: with `--basetemp`, it adds a
+    fixture to a user's corpus, to look at it.
     """
     raw = folder / "raw" if input is None else input
     if commands := os.environ.get("ROBOMETER_COMMANDS"):
         settings = [o for o in overrides if o.startswith(("ingest.source_name", "ingest.split"))]
         with Path(commands).open("a") as file:
-            print("robometer ingest", f"ingest.format={source}", f"ingest.input={raw}", *settings, file=file)
-    where = (f"corpus.path={folder / 'corpus'}", f"ingest.format={source}", f"ingest.input={raw}")
+            print("robometer ingest", f"ingest.format={format}", f"ingest.input={raw}", *settings, file=file)
+    where = (f"corpus.path={folder / 'corpus'}", f"ingest.format={format}", f"ingest.input={raw}")
     run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
     ledgers = read_ledgers(Storage(str(folder / "corpus"))).values()
     assert all(read.seal for units in ledgers for read in units.values()), "the next ingest reads it all again"
@@ -81,7 +81,7 @@ def ingest(folder: Path, source: str, *overrides: str, input: Path | None = None
 
 
 def read(format: str, input: Path, **settings: Any) -> list[ShardEntry]:
-    """What the job would store of `input`, or refuse, unit by unit; what the listing refuses is an error."""
+    """What the job would store or reject of `input`, unit by unit; a rejection in the listing is an error."""
     units = list(list_units(format, str(input)))
     read = [unit for unit in units if isinstance(unit, Unit)]
     assert all(isinstance(unit, Unit) or unit.skipped for unit in units), units
@@ -95,14 +95,14 @@ def rows(corpus: Corpus, *columns: str) -> list[tuple[Any, ...]]:
 
 
 def row_of(corpus: Corpus, **values: Any) -> int:
-    """Row number of the one trajectory with these values."""
+    """The row number of the only trajectory with these values."""
     numbers = [i for i, row in enumerate(corpus.manifest.to_pylist()) if values.items() <= row.items()]
     assert len(numbers) == 1, f"{len(numbers)} rows with {values}"
     return numbers[0]
 
 
 def shows(corpus: Corpus, row: int, frames: np.ndarray, tolerance: float = 12.0) -> bool:
-    """Whether a stored trajectory shows `frames` (uint8 [T, H, W, 3], all of the source's), right way up, in RGB.
+    """Whether a stored trajectory shows `frames` (uint8 [T, H, W, 3], all raw frames), upright and in RGB.
 
     Compared at 8 x 8 pixels, so that resizing and compression do not matter.
     """
@@ -123,7 +123,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def refusals(corpus: Corpus) -> Mapping[str, str]:
-    """Reason by uri's last part (and view), of everything in quarantine."""
+    """The error of each quarantined entry, by the last part of its uri (with episode and view, if any)."""
     return {
         " ".join(filter(None, (Path(row["uri"]).name, row["episode_key"], row["view"]))): row["error"]
         for row in corpus.quarantine().to_pylist()
@@ -131,7 +131,7 @@ def refusals(corpus: Corpus) -> Mapping[str, str]:
 
 
 def hub_cache(folder: Path, to: Path) -> Path:
-    """The snapshot of `folder` in a hub cache at `to`: every file is a link to a blob that has neither name nor end."""
+    """Copy `folder` into a hub cache at `to`: each file of the returned snapshot links to a blob without extension."""
     top = to / f"datasets--me--{folder.name}"
     snapshot = top / "snapshots" / ("ab" * 20)
     (top / "blobs").mkdir(parents=True)

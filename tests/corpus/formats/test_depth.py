@@ -1,4 +1,4 @@
-"""Depth in every source, known by its name or by one channel of more bits than a picture has: left out, not refused."""
+"""Depth images in every format, told by name or by a single channel of more than 8 bits: skipped, not rejected."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_images_of_one_channel_and_many_bits_are_left_out(tmp_path: Path, dtype:
         _, data = cv2.imencode(f".{suffix.split('.')[0]}", np.full((16, 16), 100 * i, dtype))
         (tmp_path / f"1/{i}.png").write_bytes(data.tobytes())
     (entry,) = read("image_folders", tmp_path)
-    if dtype == np.uint8:  # grey, as some cameras see
+    if dtype == np.uint8:  # grey, as from a monochrome camera
         assert isinstance(entry, Accepted)
     else:
         assert isinstance(entry, Quarantined) and entry.row["stage"] == SKIP and "depth" in entry.row["error"]

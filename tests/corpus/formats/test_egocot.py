@@ -13,7 +13,7 @@ from tests.corpus.formats.raw import ingest, refusals, roll_out, row_of, rows, s
 
 
 class Trap:
-    """Unpickled, it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""EPIC-KITCHENS: clips, cuts of whole videos by frames and by times, and what is left out."""
+"""EPIC-KITCHENS: clips, segments of whole videos by frames and by times, and what is skipped."""
 
 from __future__ import annotations
 

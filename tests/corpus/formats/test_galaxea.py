@@ -1,4 +1,4 @@
-"""Galaxea's parts: the English task, and what is left out, through the real job."""
+"""Galaxea's parts: the English task, and what is skipped, through the real job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are of none of the HDF5 formats end in one sentence with the way out."""
+"""Folders of no HDF5 format end in one sentence that says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set in a hub cache, where every file is a link into `blobs`, is the same as the one with plain files."""
+"""A data set in a hub cache, where each file is a link into `blobs`, reads the same as plain files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_table_that_is_a_link_finds_what_lies_beside_the_link(format: str, fil
 
 @pytest.mark.parametrize("format", ["image_folders", "lerobot", "rlds", "ranking_videos"])
 def test_folders_that_are_links_change_nothing(format: str, tmp_path: Path) -> None:
-    """As where the videos lie on another disk."""
+    """Such links occur where the videos are stored on another disk."""
     FORMATS[format][0](tmp_path / "given")
     plain = _content(format, tmp_path / "given")
     (tmp_path / "disk").mkdir()

@@ -24,7 +24,7 @@ def _png(frame: np.ndarray) -> bytes:
 
 
 def _episode(folder: str, number: int) -> Files:
-    # Names whose alphabetical order is not that of time: data.json says it.
+    # The alphabetical order of these names is not that of time, which data.json tells.
     names = [f"color/{i}.png" for i in range(12)]
     images = {f"{folder}/{name}": _png(frame) for name, frame in zip(names, roll_out(number).frames, strict=False)}
     frames = [{"time": i, "image": name, "depth": "x"} for i, name in enumerate(names)]

@@ -68,8 +68,8 @@ def test_failsafe(ray_local: None, tmp_path: Path) -> None:
     for n, view in enumerate(("front", "side", "wrist")):
         write(raw / good / view, clip(n))
         write(raw / bad / view, clip(n + 3))
-    write(raw / "FailPickCube-v1/1/2_rot_y_1/front", clip(6))  # a seed without Ground_Truth (B12)
-    write(raw / "FailPushCube-v1/0/Ground_Truth/front", clip(7))  # its task has no failure
+    write(raw / "FailPickCube-v1/1/2_rot_y_1/front", clip(6))  # a seed without Ground_Truth
+    write(raw / "FailPushCube-v1/0/Ground_Truth/front", clip(7))  # a task without failures
     (raw / "FailPickCube-v1/2/Ground_Truth/front").mkdir(parents=True)
     (raw / "json_files").mkdir()
     cuts = [

@@ -102,7 +102,7 @@ def test_v21_episodes_with_videos_images_labels_and_rewards(ray_local: None, tmp
     assert refusals(corpus) == {"my_arm depth": "a depth map, not a colour picture"}
 
     write_v21(raw, [*lines, {"episode_index": 2}], **depth)  # in the second chunk
-    more = ingest(tmp_path, "lerobot", input=raw.parent)  # the same dataset, found in a folder
+    more = ingest(tmp_path, "lerobot", input=raw.parent)  # the same dataset, in a folder of datasets
     assert set(more.manifest["id"].to_pylist()) > set(corpus.manifest["id"].to_pylist())
     assert rows(more, "episode_key", "view")[4:] == [("episode_000002", "front"), ("episode_000002", "top")]
 

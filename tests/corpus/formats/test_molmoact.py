@@ -1,4 +1,4 @@
-"""MolmoAct: rows of an episode wherever they lie, the two parts, what is left out and what is refused."""
+"""MolmoAct: scattered rows of an episode, the two parts, what is skipped and what is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MotIF: pairs of a human and a Stretch robot; what only one of them does is left out."""
+"""MotIF: pairs of a human and a Stretch robot; tasks of only one of them are skipped."""
 
 from __future__ import annotations
 

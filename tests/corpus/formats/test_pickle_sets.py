@@ -1,4 +1,4 @@
-"""Data sets of pickles: AutoEval and USC xArm; hostile ones are refused, and run nothing."""
+"""Data sets of pickles: AutoEval and USC xArm; hostile ones are rejected and run no code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(path: Path, value: Any, protocol: int = 4) -> None:
 
 @pytest.fixture
 def traj_data(monkeypatch: pytest.MonkeyPatch) -> type:
-    """The class of robot_eval_logger, as far as pickles know it; workers do not have it."""
+    """The class of robot_eval_logger as pickles refer to it; workers cannot import it."""
     module = types.ModuleType("robot_eval_logger")
     module.TrajData = type("TrajData", (), {"__module__": "robot_eval_logger"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "robot_eval_logger", module)

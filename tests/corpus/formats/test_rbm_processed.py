@@ -88,7 +88,7 @@ FIELDS = ("source", "episode_key", "view", "task", "quality_label", "partial_suc
 @pytest.mark.parametrize("form", ["folder", "folders", "tar", "partaa", "part-aa"])
 def test_rows_come_from_folders_and_from_tars(ray_local: None, tmp_path: Path, form: str) -> None:
     folder, raw = tmp_path / "made/some_rfm", tmp_path / "raw"
-    metaworld = record(3, data_source="metaworld_eval", partial_success=0.0)  # B4
+    metaworld = record(3, data_source="metaworld_eval", partial_success=0.0)  # no grade: metaworld rows all say 0
     tables = [[record(0), record(1, partial_success=0.25)], [record(2), metaworld]]
     write(folder, tables)
     raw.mkdir()

@@ -52,7 +52,7 @@ def test_grades_and_splits(ray_local: None, tmp_path: Path) -> None:
     assert reasons[6].startswith("there is no file at") and len(reasons) == 7
     _write(raw / "val", [_line("bridge/0.mp4", 3), _line("bridge/1.mp4", 2)])
     assert len(ingest(tmp_path, "roboreward")) == 5
-    # A split by itself names its episodes as the whole does.
+    # A split given alone has the episode keys that it has within the whole.
     assert len(ingest(tmp_path, "roboreward", input=raw / "val")) == 5
 
 

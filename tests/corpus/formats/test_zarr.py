@@ -105,7 +105,7 @@ def test_bad_and_hostile_stores_are_refused(ray_local: None, tmp_path: Path) -> 
     assert "0 to 1" in why["front unit.zarr/0 front"] and "uint16" in why["deep unit.zarr/0 deep"]
     assert "cannot be read" in why["broken.zarr"] and "cannot be read" in why["front cut.zarr/0 front"]
 
-    pickle.loads(next(store.glob("[0-9]*")).read_bytes())  # it is hostile indeed
+    pickle.loads(next(store.glob("[0-9]*")).read_bytes())  # it really is hostile
     assert (tmp_path / "ran").exists()
 
 

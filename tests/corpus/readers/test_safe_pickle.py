@@ -1,4 +1,4 @@
-"""Pickles: what numpy writes comes back as it was; nothing hostile runs, and none fills the memory."""
+"""Pickles: what numpy wrote comes back unchanged; hostile pickles run no code and do not exhaust the memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_array_of_python_2() -> None:
 
 @pytest.fixture
 def eval_log() -> Iterator[types.ModuleType]:
-    """A package with a class, gone again when its pickles are read."""
+    """A package with a class that no longer exists when its pickles are read."""
     module = types.ModuleType("eval_log")
     module.TrajData = type("TrajData", (), {"__module__": "eval_log"})  # type: ignore[attr-defined]
     sys.modules["eval_log"] = module
@@ -89,7 +89,7 @@ def test_objects_become_records_without_their_package(eval_log: types.ModuleType
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: Any, *args: Any, state: Any = None) -> None:
         self.parts = (function, args) if state is None else (function, args, state)
@@ -106,7 +106,7 @@ RECONSTRUCT = np.zeros(1).__reduce__()[0]
 
 
 def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
-    """Bytes of a pickle, and what the refusal names."""
+    """The bytes of a pickle, and the name that the error mentions."""
     touch = f"open({str(mark)!r}, 'w')"
     nested = np.array([Call(eval, touch)], dtype=object)
     flags = Call(np.dtype, "V8", False, True, state=(3, "|", None, None, None, 8, 1, 4))

@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: checksums, framing, and what is damaged."""
+"""TFRecord files without TensorFlow: checksums, framing and damage."""
 
 from __future__ import annotations
 
