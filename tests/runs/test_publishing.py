@@ -139,7 +139,7 @@ def test_a_model_without_numbers_or_history_says_so(tmp_path: Path) -> None:
     text = publishing.card(prepare(str(tmp_path / "bare")), "bare", "org/bare")
     assert "Not evaluated." in text and "model-index" not in text
     assert "Its quality is unknown" in text and "commit of the code was not recorded" in text
-    assert "not recorded what frames of a video it was trained on" in text
+    assert "How the frames of a video were chosen in training was not recorded" in text
     assert "frames" not in load_provenance(to_folder(prepare(str(tmp_path / "bare")), str(tmp_path / "published")))
     assert "Not recorded." in text.split("## Data")[1]
 

@@ -143,7 +143,7 @@ def test_a_run_that_the_store_has_lost_goes_on_as_a_new_one(tmp_path: Path, capl
     assert tracking.continued(_config("none"), run.run_id) == run.run_id
     with caplog.at_level(logging.WARNING):
         assert tracking.continued(config, "0" * 32) == ""
-    assert "has no run" in caplog.text
+    assert "does not have run" in caplog.text
     tracking.client_of(config.tracking.uri).delete_run(run.run_id)
     assert tracking.continued(config, run.run_id) == ""
 

@@ -223,7 +223,7 @@ def test_real_bridge_trajectories(ray_local: None, tmp_path: Path) -> None:
     assert len(set(tasks)) == 4 and "put carrot on plate" in tasks
     assert corpus.manifest["source_num_frames"].to_pylist() == [10] * 75
     assert sorted(row["error"] for row in corpus.quarantine().to_pylist()) == [
-        "1 of 1 files of the split val are not there",
+        "1 of 1 files of the split val are missing",
         "a camera that is not taken from this data set",
     ]
 
