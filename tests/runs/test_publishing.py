@@ -130,7 +130,7 @@ def test_an_evaluation_of_another_model_is_refused(tmp_path: Path, checkpoint: P
     evaluation = _evaluation(tmp_path / "evaluation", "rewind@000000000000")
     with pytest.raises(PublishingError, match="evaluated rewind@000000000000, but the checkpoint is rewind@"):
         prepare(str(checkpoint), str(evaluation))
-    with pytest.raises(PublishingError, match="no evaluation"):
+    with pytest.raises(PublishingError, match="is not an evaluation"):
         prepare(str(checkpoint), str(tmp_path))
 
 
