@@ -151,9 +151,9 @@ def test_only_an_earlier_publication_of_the_same_model_is_replaced(tmp_path: Pat
     to_folder(prepare(str(later)), str(target))
     assert checkpoint_hash(first) == checkpoint_hash(later)
     other = prepare(str(_checkpoint(tmp_path / "other", seed=2, run_id="run-2")))
-    with pytest.raises(PublishingError, match="something else"):
+    with pytest.raises(PublishingError, match="is not an earlier publication"):
         to_folder(other, str(target))
-    with pytest.raises(PublishingError, match="something else"):
+    with pytest.raises(PublishingError, match="is not an earlier publication"):
         to_folder(other, str(checkpoint))
     assert checkpoint_hash(target) == checkpoint_hash(later)
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
