@@ -78,7 +78,7 @@ def test_text_from_outside_is_escaped(written: tuple[Path, Corpus, Predictions])
 
 def test_metrics_json_is_strict_and_equals_the_table(written: tuple[Path, Corpus, Predictions]) -> None:
     def refuse(constant: str) -> Any:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     content = json.loads((written[0] / report.METRICS_JSON).read_text(), parse_constant=refuse)
     rows = pq.read_table(written[0] / report.METRICS_TABLE).to_pylist()

@@ -279,7 +279,7 @@ def test_adapters_are_merged_into_a_model_of_its_own(tmp_path: Path, capsys: pyt
 
 def test_a_base_model_of_unknown_licence_needs_one(checkpoint: Path) -> None:
     base = "some-lab/unheard-of"
-    with pytest.raises(PublishingError, match=f"licence of {base} is not known"):
+    with pytest.raises(PublishingError, match=f"licence of {base} is unknown"):
         publishing._license(Config(model=ModelConfig(kind="robometer", base_model=base)))
     assert prepare(str(checkpoint), license="cc-by-4.0").license == "cc-by-4.0"
 
