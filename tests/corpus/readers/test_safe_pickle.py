@@ -129,7 +129,7 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
             glob("numpy.core.multiarray", "_reconstruct") + glob("numpy", "dtype") + b"K\x00\x85C\x01b\x87R.",
             "an array that is not numpy's",
         ),
-        "uninitialised memory": (pickle.dumps(Call(RECONSTRUCT, np.ndarray, (10**10,), b"b")), "an array that is not numpy's"),
+        "uninitialised memory": (pickle.dumps(Call(RECONSTRUCT, np.ndarray, (10**10,), b"b")), "that is not numpy's"),
         "ndarray called": (glob("numpy", "ndarray") + b"J\xff\xff\xff\x7f\x85\x85R.", "does not need"),
         "pointers": (pickle.dumps(pointers), "V8"),
         "object scalar": (pickle.dumps(Call(np.float64(1).__reduce__()[0], np.dtype("O"), b"A" * 8)), "not numpy's"),
