@@ -1,7 +1,7 @@
 """Serve one scorer over HTTP with Ray Serve: `Ingress` replicas in front of `Model` replicas.
 
-New routes are routers of `pipelines.serving.api`; a session would be a third kind of job beside `ScoreJob` and
-`CompareJob`.
+New routes are routers of `pipelines.serving.api`; a session would be a third kind of request beside `ScoreRequest` and
+`CompareRequest`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 
 from pipelines.cluster import cause_of, connected
+from pipelines.serving.backend import Limits
 from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
-from pipelines.serving.jobs import Limits
 from pipelines.serving.model import Model, ScorerLoader
 from robometer.configs.schema import Config
 from robometer.frames import FrameSettings, overridden

@@ -14,10 +14,10 @@ from typing import Any
 import uvicorn
 
 from pipelines.serving.api import build_api
+from pipelines.serving.backend import CompareRequest, Limits, ModelInfo, ModelRequest, Outcome
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
-from pipelines.serving.jobs import CompareJob, Job, Limits, ModelInfo, Outcome
 from robometer.configs import load
 from robometer.frames import overridden
 from robometer.scoring import Scorer
@@ -29,8 +29,8 @@ class LocalBackend:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
-    async def run(self, job: Job) -> Outcome:
-        value = await asyncio.to_thread(self._answer, job)
+    async def run(self, request: ModelRequest) -> Outcome:
+        value = await asyncio.to_thread(self._answer, request)
         return Outcome(self._scorer.name, value, "", False, 1, True)
 
     async def info(self) -> ModelInfo:
@@ -39,10 +39,10 @@ class LocalBackend:
     async def ready(self) -> None:
         return None
 
-    def _answer(self, job: Job):  # type: ignore[no-untyped-def]
-        if isinstance(job, CompareJob):
-            return float(self._scorer.compare([(job.a, job.b)])[0])
-        return self._scorer.score([job.clip])[0]
+    def _answer(self, request: ModelRequest):  # type: ignore[no-untyped-def]
+        if isinstance(request, CompareRequest):
+            return float(self._scorer.compare([(request.a, request.b)])[0])
+        return self._scorer.score([request.clip])[0]
 
 
 @contextmanager

@@ -389,7 +389,7 @@ MUTANTS = (
     Mutant("comparisons that are not finite are answered", "pipelines/serving/model.py",
            "if not np.isfinite(values).all():", "if np.isnan(values).any():", "tests/pipelines/serving/test_model.py"),
     Mutant("answers of a mixed batch in another order", "pipelines/serving/model.py",
-           "return [outcomes[i] for i in range(len(jobs))]", "return list(outcomes.values())", "tests/pipelines/serving/test_model.py"),
+           "return [outcomes[i] for i in range(len(requests))]", "return list(outcomes.values())", "tests/pipelines/serving/test_model.py"),
     # --- tracking, sweep, parity
     Mutant("a run that failed is finished", "robometer/runs/tracking.py",
            'client.set_terminated(run_id, "FAILED")', 'client.set_terminated(run_id, "FINISHED")', "tests/runs/test_tracking.py"),

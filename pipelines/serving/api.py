@@ -14,11 +14,11 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
+from pipelines.serving.backend import Backend, CompareRequest, Limits, Outcome, ScoreRequest, revision
 from pipelines.serving.bodies import read_clips
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
 from pipelines.serving.guard import Guard, GuardSettings
-from pipelines.serving.jobs import Backend, CompareJob, Limits, Outcome, ScoreJob, revision
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.schemas import (
     CompareAnswer,
@@ -135,7 +135,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
         """Upload a video or frames and the task; the reward is the progress at the last frame."""
         with ExitStack() as frames_in_memory:
             [upload] = await read_clips(request, ("",), decoders, frames_in_memory)
-            outcome = _checked(await backend.run(ScoreJob(upload.clip)), metrics)
+            outcome = _checked(await backend.run(ScoreRequest(upload.clip)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()
         return ScoreAnswer(
@@ -155,7 +155,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
         """Upload two videos (or frames) of one task."""
         with ExitStack() as frames_in_memory:
             a, b = await read_clips(request, ("_a", "_b"), decoders, frames_in_memory)
-            outcome = _checked(await backend.run(CompareJob(a.clip, b.clip)), metrics)
+            outcome = _checked(await backend.run(CompareRequest(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(
             request_id=request.state.request_id,

@@ -12,9 +12,9 @@ from typing import Any
 
 from starlette.requests import Request
 
+from pipelines.serving.backend import MAX_TASK_CHARS
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError
-from pipelines.serving.jobs import MAX_TASK_CHARS
 from pipelines.serving.multipart import FormPart, check_charset, parse_form, split_header
 from robometer.scoring import Clip
 

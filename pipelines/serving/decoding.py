@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.serving.backend import Limits
 from pipelines.serving.child import Answer, Call, Child, DeathError
 from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.errors import ApiError, unavailable
-from pipelines.serving.jobs import Limits
 from pipelines.serving.npy import HEAD_BYTES, read_npy_header
 from robometer.frames.video import VideoLimits
 

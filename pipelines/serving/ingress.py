@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.serving.api import build_api
+from pipelines.serving.backend import Limits, ModelInfo, ModelRequest, Outcome
 from pipelines.serving.errors import unavailable
 from pipelines.serving.guard import GuardSettings
-from pipelines.serving.jobs import Job, Limits, ModelInfo, Outcome
 
 ATTEMPTS = 4
-"""How often a job is sent in all if its replica dies; scoring has no side effects."""
+"""How often a request is sent in all if its replica dies; scoring has no side effects."""
 
 READY_TIMEOUT_S = 5.0
 
@@ -27,14 +27,14 @@ _NOT_READY = "The model is not loaded yet. Try again in a moment."
 
 
 class ServeBackend:
-    """The `Backend` that sends jobs to the `Model` deployment."""
+    """The `Backend` that sends requests to the `Model` deployment."""
 
     def __init__(self, model: DeploymentHandle[Any]) -> None:
         self._model, self._last_answer_s = model, float("-inf")
 
-    async def run(self, job: Job) -> Outcome:
-        """See `Backend.run`; a job outlives the replica that held it."""
-        outcome: Outcome = await self._call("run", job)
+    async def run(self, request: ModelRequest) -> Outcome:
+        """See `Backend.run`; a request outlives the replica that held it."""
+        outcome: Outcome = await self._call("run", request)
         return outcome
 
     async def info(self) -> ModelInfo:

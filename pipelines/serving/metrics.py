@@ -21,7 +21,7 @@ class Metrics:
             "robometer_request_seconds", "Time to the last byte.", (*labels, "route"), registry=registry
         )
         self._batches = Histogram(
-            "robometer_batch_size", "Jobs per forward pass.", labels, buckets=_BATCH_BUCKETS, registry=registry
+            "robometer_batch_size", "Requests per forward pass.", labels, buckets=_BATCH_BUCKETS, registry=registry
         ).labels(replica)
         self._decoder_deaths = Counter(
             "robometer_decoder_deaths",
@@ -43,7 +43,7 @@ class Metrics:
         self._decoder_deaths.labels(self.replica, cause).inc()
 
     def observe_batch(self, size: int) -> None:
-        """Count one forward pass over `size` jobs."""
+        """Count one forward pass over `size` requests."""
         self._batches.observe(size)
 
     def set_in_flight(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The `Model` deployment: holds the Scorer and batches the jobs of concurrent requests."""
+"""The `Model` deployment: holds the scorer and answers concurrent requests in batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ray import serve
 
-from pipelines.serving.jobs import CompareJob, Job, ModelInfo, Outcome, ScoreJob
+from pipelines.serving.backend import CompareRequest, ModelInfo, ModelRequest, Outcome, ScoreRequest
 from robometer.configs.stages import ServeConfig
 from robometer.errors import InputError
 from robometer.scoring import Clip, ClipScore, Scorer
@@ -48,9 +48,9 @@ class Model:
         """Name and provenance of the scorer."""
         return ModelInfo(self._scorer.name, dict(self._scorer.info.provenance))
 
-    async def run(self, job: Job) -> Outcome:
-        """Answer one job, in a batch with others that wait."""
-        return await self._batched(job)
+    async def run(self, request: ModelRequest) -> Outcome:
+        """Answer one request, in a batch with others that wait."""
+        return await self._batched(request)
 
     async def check_health(self) -> None:
         """Raise where the model fails on a clip that must work: Ray Serve then replaces this replica."""
@@ -58,23 +58,25 @@ class Model:
             raise RuntimeError(f"the model fails on any clip ({self._sick})")
 
     @serve.batch
-    async def _batched(self, jobs: list[Job]) -> list[Outcome]:
+    async def _batched(self, requests: list[ModelRequest]) -> list[Outcome]:
         # In a thread, so that health checks and the queue go on while the model computes.
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, requests)
 
-    def _answer(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def _answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        scores = [(i, job.clip) for i, job in enumerate(jobs) if isinstance(job, ScoreJob)]
-        pairs = [(i, (job.a, job.b)) for i, job in enumerate(jobs) if isinstance(job, CompareJob)]
+        scores = [(i, request.clip) for i, request in enumerate(requests) if isinstance(request, ScoreRequest)]
+        pairs = [
+            (i, (request.a, request.b)) for i, request in enumerate(requests) if isinstance(request, CompareRequest)
+        ]
         for indices, values in (
             ([i for i, _ in scores], self._guarded(self._score, [clip for _, clip in scores])),
             ([i for i, _ in pairs], self._guarded(self._compare, [pair for _, pair in pairs])),
         ):
             for i, (value, error, rejected) in zip(indices, values, strict=True):
-                outcomes[i] = Outcome(self._scorer.name, value, error, rejected, len(jobs), first=i == 0)
+                outcomes[i] = Outcome(self._scorer.name, value, error, rejected, len(requests), first=i == 0)
         if self._suspect:
             self._examine()
-        return [outcomes[i] for i in range(len(jobs))]
+        return [outcomes[i] for i in range(len(requests))]
 
     def _examine(self) -> None:
         """Find out, between two batches, whether the model or its input was at fault."""

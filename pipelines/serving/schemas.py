@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from pipelines.serving.jobs import MAX_TASK_CHARS
+from pipelines.serving.backend import MAX_TASK_CHARS
 
 
 class ModelRef(BaseModel):

@@ -228,8 +228,8 @@ def test_concurrent_requests_share_forward_passes(http: httpx.Client) -> None:
         assert answer.json()["progress"] == expected.progress.tolist()
     after = metric_samples(http)
     batches = after["robometer_batch_size_count"] - before["robometer_batch_size_count"]
-    jobs = after["robometer_batch_size_sum"] - before["robometer_batch_size_sum"]
-    assert jobs == 64
+    requests = after["robometer_batch_size_sum"] - before["robometer_batch_size_sum"]
+    assert requests == 64
     assert batches < 48
 
 

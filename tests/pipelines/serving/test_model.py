@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.serving.jobs import CompareJob, Outcome, ScoreJob
+from pipelines.serving.backend import CompareRequest, Outcome, ScoreRequest
 from pipelines.serving.model import Model
 from robometer.baselines.trivial import Clock
 from robometer.configs.stages import ServeConfig
@@ -39,7 +39,7 @@ def answers(scorer: Ailing, *tasks: str) -> tuple[list[Outcome], Model]:
 
 def ask(model: Model, *tasks: str) -> list[Outcome]:
     clips = [Clip(np.zeros((2, 8, 8, 3), np.uint8), task) for task in tasks]
-    return model._thread.submit(model._answer, [ScoreJob(clip) for clip in clips]).result()
+    return model._thread.submit(model._answer, [ScoreRequest(clip) for clip in clips]).result()
 
 
 @pytest.mark.parametrize("error", [ValueError("a shape"), RuntimeError("a shape"), RobometerError("no answer")])
@@ -80,7 +80,7 @@ def test_batches_and_the_clip_that_must_work_are_scored_in_one_thread() -> None:
 
 
 def test_a_batch_of_both_kinds_is_answered_in_its_order() -> None:
-    """The model scores first and compares then, in any order of the jobs; each job gets its own answer."""
+    """The model scores first and compares then, in any order of the requests; each request gets its own answer."""
 
     class Lengths(Clock):
         def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
@@ -88,8 +88,8 @@ def test_a_batch_of_both_kinds_is_answered_in_its_order() -> None:
 
     model = Model(lambda checkpoint, device="cpu": Lengths(), ServeConfig())  # type: ignore[arg-type]
     one, two, three = (Clip(np.zeros((n, 8, 8, 3), np.uint8), "task") for n in (1, 2, 3))
-    jobs = [CompareJob(one, three), ScoreJob(two), CompareJob(three, one), ScoreJob(three)]
-    values = [outcome.value for outcome in model._thread.submit(model._answer, jobs).result()]
+    requests = [CompareRequest(one, three), ScoreRequest(two), CompareRequest(three, one), ScoreRequest(three)]
+    values = [outcome.value for outcome in model._thread.submit(model._answer, requests).result()]
     assert [values[0], values[2]] == [0.25, 0.75]
     assert [len(score.progress) for score in values if isinstance(score, ClipScore)] == [2, 3]
 
@@ -106,6 +106,6 @@ def test_an_answer_that_is_not_finite_is_none(answer: float) -> None:
 
     model = Model(lambda checkpoint, device="cpu": Ill(), ServeConfig())  # type: ignore[arg-type]
     clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), "task")
-    for job in (ScoreJob(clip), CompareJob(clip, clip)):
-        (outcome,) = model._thread.submit(model._answer, [job]).result()
+    for request in (ScoreRequest(clip), CompareRequest(clip, clip)):
+        (outcome,) = model._thread.submit(model._answer, [request]).result()
         assert outcome.value is None and outcome.error == "the model failed on this input (ArithmeticError)"

@@ -33,11 +33,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.fuzz_uploads import FORMATS, mutated, small_video
 from pipelines.serving import decoder
+from pipelines.serving.backend import Limits
 from pipelines.serving.child import Child, DeathError
 from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.decoding import Decoders, decode_npy
 from pipelines.serving.errors import ApiError
-from pipelines.serving.jobs import Limits
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.frames import FrameSettings

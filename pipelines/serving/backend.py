@@ -1,4 +1,4 @@
-"""The jobs that the HTTP interface sends to the model, and their answers. Knows neither Ray nor FastAPI."""
+"""What the HTTP interface asks of the model, and the answers. Knows neither Ray nor FastAPI."""
 
 from __future__ import annotations
 
@@ -50,34 +50,34 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ScoreJob:
+class ScoreRequest:
     """Score one clip."""
 
     clip: Clip
 
 
 @dataclass(frozen=True)
-class CompareJob:
+class CompareRequest:
     """Compare two clips of one task."""
 
     a: Clip
     b: Clip
 
 
-Job = ScoreJob | CompareJob
+ModelRequest = ScoreRequest | CompareRequest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The model's answer to one job.
+    """The model's answer to one request.
 
     Attributes:
         model: the scorer's name.
-        value: `ClipScore` of a score job, P(A better) of a compare job, None where it failed.
-        error: why the job failed; empty where it did not.
+        value: `ClipScore`, or P(A better) of a comparison; None where the request failed.
+        error: why the request failed; empty where it did not.
         rejected: whether the input was at fault, not the model.
-        batch_size: jobs that went through the model together.
-        first: true for one job of each batch, so that a batch is counted once.
+        batch_size: requests that went through the model together.
+        first: true for one request of each batch, so that a batch is counted once.
     """
 
     model: str
@@ -99,8 +99,8 @@ class ModelInfo:
 class Backend(Protocol):
     """Where the HTTP interface sends its work."""
 
-    async def run(self, job: Job) -> Outcome:
-        """Answer one job. Raises `ApiError` while the model is overloaded or not available."""
+    async def run(self, request: ModelRequest) -> Outcome:
+        """Answer one request. Raises `ApiError` while the model is overloaded or not available."""
         ...
 
     async def info(self) -> ModelInfo:
