@@ -31,9 +31,8 @@ import ray
 
 from pipelines.serve import start, stop
 from pipelines.serving.front import ENVIRONMENT
-from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
-from robometer.scoring import Scorer
+from robometer.scorers import resolve
 
 FORMATS = {
     "mp4": ("libx264", "libx265", "mpeg4", "libsvtav1", "libvpx-vp9"),
@@ -212,10 +211,6 @@ def _send(http: httpx.Client, name: str, content: bytes) -> httpx.Response:
     return http.post("/v1/score", data={"task": "t"}, files={field: ("upload", content)})
 
 
-def _load(checkpoint: str, device: str = "cpu") -> Scorer:
-    return FrameDifference()
-
-
 @contextmanager
 def _endpoint() -> Iterator[str]:
     with socket.socket() as free:
@@ -224,7 +219,7 @@ def _endpoint() -> Iterator[str]:
     os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
-        yield start(load([f"serve.port={port}"]), _load)
+        yield start(load([f"serve.port={port}"]), resolve("baseline:frame_difference"))
     finally:
         stop()
         ray.shutdown()

@@ -29,6 +29,7 @@ import numpy as np
 
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
+from robometer.scorers import ScorerReference
 from robometer.scoring import Clip, ClipScore, Scorer
 
 CLIENTS = 8
@@ -46,9 +47,16 @@ class Slow(FrameDifference):
         return super().score(clips)
 
 
-def load_slow(checkpoint: str, device: str = "cpu") -> Scorer:
-    """A loader for `run_serve`."""
-    return Slow()
+class SlowReference(ScorerReference):
+    """`Slow`, for `run_serve`."""
+
+    def load(self, device: str = "cpu") -> Scorer:
+        """See `ScorerReference.load`."""
+        return Slow()
+
+    def identity(self) -> str:
+        """See `ScorerReference.identity`."""
+        return "slow"
 
 
 class Load:
@@ -193,7 +201,7 @@ def main() -> None:
         return
     from pipelines.serve import run_serve
 
-    run_serve(load([f"serve.port={arguments.port}"]), loader=load_slow)
+    run_serve(load([f"serve.port={arguments.port}"]), scorer=SlowReference())
 
 
 if __name__ == "__main__":

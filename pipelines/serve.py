@@ -29,10 +29,10 @@ from pipelines.serving.backend import Limits
 from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
-from pipelines.serving.model import Model, ScorerLoader
+from pipelines.serving.model import Model
 from robometer.configs.schema import Config
-from robometer.frames import FrameSettings, overridden
-from robometer.scorers import CheckpointReference, load_scorer
+from robometer.frames import overridden
+from robometer.scorers import CheckpointReference, ScorerReference
 from robometer.settings import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -49,17 +49,16 @@ _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
 
 
 def build_app(
-    config: Config, loader: ScorerLoader = load_scorer, frame_overrides: Mapping[str, int] = _NO_OVERRIDES
+    config: Config, scorer: ScorerReference | None = None, frame_overrides: Mapping[str, int] = _NO_OVERRIDES
 ) -> serve.Application:
     """Build the Ray Serve application.
 
     Args:
-        loader: loads the scorer in each model replica.
+        scorer: instead of the checkpoint that `serve.checkpoint` names.
         frame_overrides: settings of frames (see `FrameSettings`) that replace those of the model.
     """
-    # A replica may have another working directory.
-    reference = _reference(config).for_workers()
-    c = replace(config.serve, checkpoint=reference.name, token="")
+    reference = (scorer or checkpoint_of(config)).for_workers()
+    c = replace(config.serve, token="")
     patience: dict[str, Any] = {
         "health_check_period_s": _HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": c.drain_timeout_s,
@@ -96,11 +95,12 @@ def build_app(
         max_ongoing_requests=2 * capacity + 100,
         logging_config=_QUIET,
     )(Ingress)
-    trained = reference.frames() if loader is load_scorer else FrameSettings()
-    return ingress.bind(model.bind(loader, c), Limits.from_config(config, overridden(trained, frame_overrides)), guard)
+    limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides))
+    return ingress.bind(model.bind(reference, c), limits, guard)
 
 
-def _reference(config: Config) -> CheckpointReference:
+def checkpoint_of(config: Config) -> CheckpointReference:
+    """The checkpoint that `serve.checkpoint` names."""
     return CheckpointReference(config.serve.checkpoint, config.tracking.uri)
 
 
@@ -117,7 +117,7 @@ def token_of(config: Config) -> str:
 
 
 def start(
-    config: Config, loader: ScorerLoader = load_scorer, frame_overrides: Mapping[str, int] = _NO_OVERRIDES
+    config: Config, scorer: ScorerReference | None = None, frame_overrides: Mapping[str, int] = _NO_OVERRIDES
 ) -> str:
     """Start the endpoint on the connected Ray, wait until it is ready, and return its URL.
 
@@ -139,7 +139,7 @@ def start(
             serve.shutdown()
         raise
     try:
-        serve.run(build_app(config, loader, frame_overrides), name=APP_NAME, route_prefix="/")
+        serve.run(build_app(config, scorer, frame_overrides), name=APP_NAME, route_prefix="/")
     except (RuntimeError, RayServeException) as error:
         cause = _cause_of_failure() or cause_of(error).splitlines()[0]
         stop()
@@ -196,7 +196,7 @@ def stop() -> None:
 def run_serve(
     config: Config,
     blocking: bool = True,
-    loader: ScorerLoader = load_scorer,
+    scorer: ScorerReference | None = None,
     frame_overrides: Mapping[str, int] = _NO_OVERRIDES,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then answer the accepted requests and leave no process.
@@ -204,13 +204,12 @@ def run_serve(
     With `blocking=False`, see `start`.
     """
     if not blocking:
-        start(config, loader, frame_overrides)
+        start(config, scorer, frame_overrides)
         return
     # Mistakes end here, before Ray starts, which takes a while.
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
-    if loader is load_scorer:
-        _reference(config).frames()
+    (scorer or checkpoint_of(config)).frames()
     if not (token_of(config) or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
         logger.warning("serve.host=%s is open to others. Set serve.token to keep them out.", config.serve.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -220,7 +219,7 @@ def run_serve(
             # Ray has set a SIGTERM handler, which would exit before Serve could end its replicas.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             logger.info("Loading %s.", config.serve.checkpoint)
-            url = start(config, loader, frame_overrides)
+            url = start(config, scorer, frame_overrides)
             try:
                 logger.info("Serving %s at %s", config.serve.checkpoint, url)
                 signal.pause()

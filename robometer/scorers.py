@@ -93,7 +93,7 @@ class CheckpointReference(ScorerReference):
 
     def for_workers(self) -> CheckpointReference:
         """See `ScorerReference.for_workers`; what lies in MLflow is fetched once, here."""
-        return replace(self, name=for_workers(self.name, self.tracking_uri))
+        return CheckpointReference(for_workers(self.name, self.tracking_uri))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from ray import serve
 from pipelines.serving.backend import CompareRequest, ModelInfo, ModelRequest, Outcome, ScoreRequest
 from robometer.configs.stages import ServeConfig
 from robometer.errors import InputError
-from robometer.scoring import Clip, ClipScore, Scorer
+from robometer.scorers import ScorerReference
+from robometer.scoring import Clip, ClipScore
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +25,13 @@ T = TypeVar("T")
 _CANARY = Clip(np.zeros((2, 64, 64, 3), dtype=np.uint8), "check that the model answers")
 
 
-class ScorerLoader(Protocol):
-    """Loads a scorer by its name (see `robometer.scorers`); must be picklable."""
-
-    def __call__(self, name: str, /, device: str = "cpu") -> Scorer: ...
-
-
 class Model:
     """One replica of the model. Score and compare requests share one batch queue and one thread."""
 
-    def __init__(self, loader: ScorerLoader, config: ServeConfig) -> None:
+    def __init__(self, scorer: ScorerReference, config: ServeConfig) -> None:
         # Torch is very slow when its threads outnumber the cores that Ray gave this replica.
         torch.set_num_threads(max(1, int(config.num_cpus)))
-        self._scorer = loader(config.checkpoint, device="cuda" if config.num_gpus > 0 else "cpu")
+        self._scorer = scorer.load("cuda" if config.num_gpus > 0 else "cpu")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._suspect, self._sick = False, ""
         self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]

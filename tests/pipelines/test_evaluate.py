@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -26,26 +24,10 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from robometer.evaluation.predictions import PairPrediction, Predictions
 from robometer.runs.outputs import InUseError, exclusive_folder
-from robometer.scorers import ScorerReference
 from robometer.scoring import Scorer
 from robometer.settings import ConfigError
 from tests.evaluation.corpora import build_corpus
-
-
-@dataclass(frozen=True)
-class Made(ScorerReference):
-    """A scorer that a worker makes by a function of this module, from a folder."""
-
-    make: Callable[[str], Scorer]
-    folder: str = ""
-
-    takes_any_frames = True
-
-    def load(self, device: str = "cpu") -> Scorer:
-        return self.make(self.folder)
-
-    def identity(self) -> str:
-        return f"{self.make.__qualname__} {self.folder}"
+from tests.made_scorer import Made
 
 
 def frame_difference(folder: str) -> Scorer:

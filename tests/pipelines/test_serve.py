@@ -31,6 +31,7 @@ from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
 from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo
+from tests.made_scorer import Made
 from tests.test_scoring_threads import ensemble
 
 TOKEN = "a token of this test"
@@ -62,15 +63,15 @@ class Fussy(FrameDifference):
         return super().score(clips)
 
 
-def load_fussy(checkpoint: str, device: str = "cpu") -> Scorer:
+def load_fussy(word: str) -> Scorer:
     return Fussy(0.05)
 
 
-def load_slow(checkpoint: str, device: str = "cpu") -> Scorer:
+def load_slow(word: str) -> Scorer:
     return Fussy(1.0)
 
 
-def load_ensemble(checkpoint: str, device: str = "cpu") -> Scorer:
+def load_ensemble(word: str) -> Scorer:
     """A real model, which fails on one task."""
     scorer: Any = ensemble()
     score = scorer.score
@@ -84,8 +85,8 @@ def load_ensemble(checkpoint: str, device: str = "cpu") -> Scorer:
     return scorer  # type: ignore[no-any-return]
 
 
-def load_broken(checkpoint: str, device: str = "cpu") -> Scorer:
-    raise ConfigError(f"{checkpoint} is not a checkpoint folder")
+def load_broken(word: str) -> Scorer:
+    raise ConfigError(f"{word} is not a checkpoint folder")
 
 
 def free_port() -> int:
@@ -106,7 +107,7 @@ def port() -> int:
 @pytest.fixture(scope="module")
 def url(ray_local: None, port: int) -> Iterator[str]:
     config = config_with(f"serve.port={port}", "serve.max_source_frames=200", "serve.max_source_pixels=90000")
-    yield start(config, load_fussy)
+    yield start(config, Made(load_fussy))
     stop()
 
 
@@ -453,10 +454,10 @@ def test_a_serve_that_listens_elsewhere_or_is_taken_is_one_sentence(
     http: httpx.Client, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
-        start(config_with(f"serve.port={free_port()}"), load_fussy)
+        start(config_with(f"serve.port={free_port()}"), Made(load_fussy))
     monkeypatch.setattr("pipelines.serve.APP_NAME", "another")
     with pytest.raises(ConfigError, match=r"did not start: .*is being used by application .robometer."):
-        start(config_with(f"serve.port={port}"), load_fussy)
+        start(config_with(f"serve.port={port}"), Made(load_fussy))
     assert http.get("/ready").status_code == 200  # who was there is left alone
 
 
@@ -468,7 +469,7 @@ def test_the_proxy_bounds_heads(url: str) -> None:
 
 def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http: httpx.Client) -> None:
     overrides = ("serve.max_batch_size=1", "serve.max_queued_requests=1", f"serve.port={port}")
-    start(config_with(*overrides), load_slow)
+    start(config_with(*overrides), Made(load_slow))
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda i: post_frames(http, npy(frames_of(2))), range(10)))
         statuses = sorted(answer.status_code for answer in answers)
@@ -483,7 +484,7 @@ def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http:
 
 
 def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_scores(url: str, port: int) -> None:
-    start(config_with(f"serve.port={port}"), load_ensemble)
+    start(config_with(f"serve.port={port}"), Made(load_ensemble))
     clips = [Clip(frames_of(1 + 5 * i % 11, seed=i), "fail" if i % 4 == 3 else f"task {i % 3}") for i in range(24)]
     with httpx.Client(base_url=url, headers=AUTH, timeout=120) as http, ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda clip: post_frames(http, npy(clip.frames), clip.task), clips))
@@ -505,7 +506,7 @@ def test_the_token_is_in_no_log(http: httpx.Client) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> None:
     with pytest.raises(ConfigError, match="nowhere is not a checkpoint folder") as caught:
-        start(config_with(f"serve.port={port}", "serve.checkpoint=nowhere"), load_broken)
+        start(config_with(f"serve.port={port}"), Made(load_broken, "nowhere"))
     assert "\n" not in str(caught.value)
 
 
@@ -514,7 +515,7 @@ def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match=r"cannot listen at 127.0.0.1"):
-            start(config_with(f"serve.port={taken.getsockname()[1]}"), load_fussy)
+            start(config_with(f"serve.port={taken.getsockname()[1]}"), Made(load_fussy))
 
 
 def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

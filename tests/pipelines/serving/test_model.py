@@ -15,6 +15,7 @@ from robometer.baselines.trivial import Clock
 from robometer.configs.stages import ServeConfig
 from robometer.errors import InputError, RobometerError
 from robometer.scoring import Clip, ClipScore
+from tests.made_scorer import Made
 
 
 class Ailing(Clock):
@@ -33,7 +34,7 @@ class Ailing(Clock):
 
 def answers(scorer: Ailing, *tasks: str) -> tuple[list[Outcome], Model]:
     """The outcomes of a batch of clips of these tasks, as Ray Serve's queue would ask for them, and the replica."""
-    model = Model(lambda checkpoint, device="cpu": scorer, ServeConfig())  # type: ignore[arg-type]
+    model = Model(Made(lambda word: scorer), ServeConfig())
     return ask(model, *tasks), model
 
 
@@ -86,7 +87,7 @@ def test_a_batch_of_both_kinds_is_answered_in_its_order() -> None:
         def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
             return np.array([len(a) / (len(a) + len(b)) for a, b in pairs], dtype=np.float32)
 
-    model = Model(lambda checkpoint, device="cpu": Lengths(), ServeConfig())  # type: ignore[arg-type]
+    model = Model(Made(lambda word: Lengths()), ServeConfig())
     one, two, three = (Clip(np.zeros((n, 8, 8, 3), np.uint8), "task") for n in (1, 2, 3))
     requests = [CompareRequest(one, three), ScoreRequest(two), CompareRequest(three, one), ScoreRequest(three)]
     values = [outcome.value for outcome in model._thread.submit(model._answer, requests).result()]
@@ -104,7 +105,7 @@ def test_an_answer_that_is_not_finite_is_none(answer: float) -> None:
         def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
             return np.full(len(pairs), answer, dtype=np.float32)
 
-    model = Model(lambda checkpoint, device="cpu": Ill(), ServeConfig())  # type: ignore[arg-type]
+    model = Model(Made(lambda word: Ill()), ServeConfig())
     clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), "task")
     for request in (ScoreRequest(clip), CompareRequest(clip, clip)):
         (outcome,) = model._thread.submit(model._answer, [request]).result()
