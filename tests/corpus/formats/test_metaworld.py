@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
         "c.h5": "truncated file",
         "d.h5": "the names in / cannot be read (a text is not UTF-8",
         "0.mp4": "'so_so' is none of GT, success, close_succ, all_fail",
-        "cut.mp4 soccer-v2/GT/cut.mp4 main": "not a video",
+        "cut.mp4 soccer-v2/GT/cut.mp4 main": "cannot be decoded as a video",
     }
     reasons = refusals(corpus)
     assert reasons.keys() == expected.keys()

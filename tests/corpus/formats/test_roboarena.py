@@ -59,7 +59,7 @@ def test_sessions(ray_local: None, tmp_path: Path) -> None:
     assert errors["two/D"] == "policy D: it has no video of an external camera"
     assert errors["three/A"] == "policy A: no task text"
     assert "is malformed" in errors["four"] and errors["five"] == "the session has no metadata.yaml"
-    assert errors["six/A_pi0"].startswith("the file is not a video") and len(errors) == 8
+    assert errors["six/A_pi0"].startswith("the file cannot be decoded as a video") and len(errors) == 8
     _session(raw, "seven", {"A": good["A"]})
     assert len(ingest(tmp_path, "roboarena")) == 7
 
