@@ -114,8 +114,8 @@ def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
         setting_is("evaluate.against", ["baseline:clock", "s3://bucket/x"])
 
 
-def test_a_source_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:
-    IngestConfig(format="my.source", input="s3://bucket/raw")
+def test_a_format_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:
+    IngestConfig(format="my.format", input="s3://bucket/raw")
     setting_is("baseline.model", "qwen2.5-vl:7b")
     with pytest.raises(PathError, match=r"baseline.model"):
         setting_is("baseline.model", "s3://bucket/weights")
