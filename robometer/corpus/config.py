@@ -33,7 +33,7 @@ class IngestConfig(Settings, section="ingest"):
     input: str = "bundled"
     """Folder or file of that format; `bundled` is the Meta-World corpus that comes with the package."""
     source_name: str = ""
-    """Name of the data set (its source); empty: as the format says."""
+    """Name of the data set (its source); empty: the name that the format gives."""
     split: str = "train"
     """Split of trajectories whose format names none: `train`, or the name of a split to evaluate on."""
     max_frames: int = 32
@@ -43,7 +43,7 @@ class IngestConfig(Settings, section="ingest"):
     jpeg_quality: int = 90
     """JPEG quality of the stored frames, 1 to 100."""
     shard_size: int = 256
-    """Trajectories in a shard, about, at least 1; 2048 for a corpus of a million."""
+    """About how many trajectories a shard holds, at least 1; 2048 for a corpus of a million."""
     max_source_frames: int = 100_000
     """Frames of a video, at most; a longer one is refused."""
     max_source_pixels: int = 8192 * 8192
@@ -51,13 +51,13 @@ class IngestConfig(Settings, section="ingest"):
     max_bad_fraction: float = 0.5
     """Share of refused episodes, 0 to 1, above which the job ends with status 2."""
     retry_quarantined: bool = False
-    """Read again what was refused before and has not changed."""
+    """Read again what was refused before, even if it has not changed."""
     update: bool = False
     """Replace stored trajectories that differ from the raw data; else they are only counted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # A module of one's own may read from anywhere, and what is there is no mistake, whatever it looks like.
+        # A user's own module may read from anywhere, and an input that exists is accepted whatever its name looks like.
         if (_FORMATS / f"{self.format}.py").is_file() and not os.path.exists(self.input):
             paths.check_local("ingest.input", self.input)
         require(self.max_frames >= 2, "ingest.max_frames must be at least 2")

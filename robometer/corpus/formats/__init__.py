@@ -35,7 +35,7 @@ class FormatError(RobometerError):
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker reads in one go: a file, a folder, or a row of an annotation file.
+    """What a worker reads at a time: a file, a folder, or a row of an annotation file.
 
     Attributes:
         key: names the unit within its format and data set. The corpus uses it to remember what was read.
