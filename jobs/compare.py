@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-
-from jobs import common
-from jobs.score import check, parser_for, read_video, scorer_of, settings_for
-from robometer.client import RemoteScorer
-from robometer.scoring import Clip
-
-HELP = """
-robometer compare: say which of two videos did a task better, and how sure the model is.
-
-Reads   two videos, and a checkpoint folder or an endpoint (its bearer token: ROBOMETER_TOKEN).
-Writes  two lines to the terminal: the answer, and the answer with the videos swapped (a model without position bias
-        gives probabilities that add up to 1).
-
-Examples
-  robometer compare --video-a one.mp4 --video-b two.mp4 --task "open the drawer"
-  robometer compare --video-a one.mp4 --video-b two.mp4 --task "open the drawer" --checkpoint outputs/train/best
-  robometer compare --video-a one.mp4 --video-b two.mp4 --task "open the drawer" --url http://127.0.0.1:8000
-"""
+from jobs.common import check_files, write_json
+from jobs.grammar import Call, Command, Inputs
+from jobs.score import RENAMED, SECTIONS, check, frame_settings, read_video, scorer_of, shared_options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see HELP."""
-    parser = parser_for("robometer compare", HELP)
-    parser.add_argument("--video-a", required=True, help="the first video file")
-    parser.add_argument("--video-b", required=True, help="the second video file")
-    arguments = parser.parse_args(argv)
-    return common.guarded(lambda: _compare(arguments))
+def compare(call: Call) -> None:
+    """Compare two videos, in both orders."""
+    from robometer.client import RemoteScorer
+    from robometer.scoring import Clip
 
-
-def _compare(arguments: argparse.Namespace) -> None:
-    paths = (arguments.video_a, arguments.video_b)
-    check(arguments, *paths)
-    scorer = scorer_of(arguments)
-    settings = settings_for(scorer, arguments)
+    task = call.options["task"]
+    check_files(json=call.options["json"])
+    check(call)
+    scorer = scorer_of(call)
+    settings = frame_settings(scorer, call)
     if isinstance(scorer, RemoteScorer) and settings == scorer.info.frames:
-        forward, swapped = (scorer.compare_videos(*two, arguments.task) for two in (paths, paths[::-1]))
+        first, second = call.inputs
+        forward = scorer.compare_videos(first, second, task)
+        swapped = scorer.compare_videos(second, first, task)
     else:
-        a, b = (Clip(read_video(path, settings).frames, arguments.task) for path in paths)
+        a, b = (Clip(read_video(path, settings, call).frames, task) for path in call.inputs)
         forward, swapped = (float(p) for p in scorer.compare([(a, b), (b, a)]))
-    preferred = arguments.video_a if forward >= 0.5 else arguments.video_b
-    print(f"{preferred} did better: P(A better) = {forward:.3f}, by {scorer.name}, for the task {arguments.task!r}")
-    print(f"with the videos swapped: P(A better) = {1 - swapped:.3f}")
+    better = call.inputs[0 if forward >= 0.5 else 1]
+    if call.options["json"] != "-":
+        print(f"{better} did better: P(A better) = {forward:.3f}, by {scorer.name}, for the task {task!r}")
+        print(f"with the videos swapped: P(A better) = {1 - swapped:.3f}")
+    values = {"video_a": call.inputs[0], "video_b": call.inputs[1], "task": task, "model": scorer.name}
+    write_json(call.options["json"], {**values, "probability_a_better": forward, "swapped": 1 - swapped})
 
+
+COMMAND = Command(
+    "compare",
+    compare,
+    "Say which of two videos did a task better, and how sure the model is.",
+    inputs=Inputs("VIDEO_A VIDEO_B", "Two video files.", least=2, most=2),
+    options=shared_options(),
+    details={
+        "Writes": "Two lines to the terminal: the probability that A did better, and the same with the videos swapped. "
+        "A model without position bias gives one number twice."
+    },
+    examples="""
+robometer compare one.mp4 two.mp4 --task "open the drawer"
+robometer compare one.mp4 two.mp4 --task "open the drawer" --scorer outputs/train/best
+robometer compare one.mp4 two.mp4 --task "open the drawer" --scorer http://127.0.0.1:8000
+""",
+    sections=SECTIONS,
+    renamed={
+        "--video-a": "Give both videos without it: robometer compare VIDEO_A VIDEO_B.",
+        "--video-b": "Give both videos without it: robometer compare VIDEO_A VIDEO_B.",
+        **RENAMED,
+    },
+)
+
+main = COMMAND
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

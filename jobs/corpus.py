@@ -1,122 +1,160 @@
-"""Job: what a corpus holds, and looking after it (`robometer corpus`, `python -m jobs.corpus`)."""
+"""Job: look at a corpus and look after it (`robometer corpus`, `python -m jobs.corpus`)."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
 
-from jobs import common
-from pipelines.maintain import MaintenanceError, run_compact, run_verify
-from robometer.configs import Config, ConfigError
-from robometer.corpus.corpus import Corpus
-from robometer.corpus.export import export_lerobot
-from robometer.corpus.page import write_page
-from robometer.corpus.storage import Storage
-from robometer.corpus.summary import render, summarise
-from robometer.evaluation.predictions import Predictions
-from robometer.evaluation.views import FORWARD
+from jobs.common import check_files, write_json
+from jobs.grammar import Call, Command, Group, Inputs, json_option, option, stands_for
 from robometer.runs import paths
+from robometer.settings import ConfigError
 
-HELP = """
-robometer corpus: print what a corpus holds: trajectories by source, split, task and quality, bytes, quarantine.
-
-Reads   the corpus at corpus.path
-Writes  with --show, the corpus viewer as one HTML file (--show=PAGE; default corpus.html in the working folder): counts
-        of the whole corpus, and clips to play and to filter, each with what is trained on it; it needs no network
-
-robometer corpus verify     re-read every shard, on the cluster: counts, hashes, and whether the manifest says the same.
-        --repair            make lost or false manifest files again from the shards; take corrupt shards out, which the
-                            next `robometer ingest` of the same data makes again
-robometer corpus compact    join small shards, with their embeddings, and drop what updates replaced, while no job uses
-        the corpus
-        --shard-mb=512      size of the shards that come out
-robometer corpus export     write it as a LeRobot v3.0 dataset, an episode per trajectory
-        --to=FOLDER         where to; it must not exist
-        --split=NAME        of one split only
-        --scores=FOLDER     with the progress and success per frame that `robometer evaluate` wrote into that folder
-
-Examples
-  robometer corpus corpus.path=outputs/corpus
-  robometer corpus --show=/data/corpus.html corpus.path=/data/corpus
-  robometer corpus verify --repair corpus.path=/data/corpus
-  robometer corpus export --to=/data/lerobot --split=seen --scores=outputs/evaluation corpus.path=/data/corpus
-"""
+CORPUS = Inputs("[CORPUS]", "A folder, or a URI that pyarrow opens.  [corpus.path]", values=stands_for("corpus.path"))
 
 
-def look(options: argparse.Namespace, config: Config) -> None:
-    """Print the summary, and write the page where one is asked for."""
-    if options.show:
-        paths.absolute_path("--show", paths.check_local("--show", options.show))
-    corpus = Corpus(config.corpus.path)
-    print(render(summarise(corpus)))
-    if options.show:
-        print(f"page of {write_page(corpus, options.show, sampling=config.sampling)} trajectories: {options.show}")
+def show(call: Call) -> None:
+    """Print what a corpus holds, and write the page where one is asked for."""
+    from robometer.corpus.corpus import Corpus
+    from robometer.corpus.page import write_page
+    from robometer.corpus.summary import render, summarise
+
+    page = call.options["page"]
+    check_files(json=call.options["json"], page=page)
+    corpus = Corpus(call.config.corpus.path)
+    summary = summarise(corpus)
+    if call.options["json"] != "-":
+        print(render(summary))
+    write_json(call.options["json"], dataclasses.asdict(summary))
+    if page:
+        print(f"page of {write_page(corpus, page, sampling=call.config.sampling)} trajectories: {page}")
 
 
-def verify(options: argparse.Namespace, config: Config) -> None:
-    """Say what is not in order, and what was done about it."""
-    report = run_verify(config, options.repair)
+def verify(call: Call) -> None:
+    """Say what is wrong in a corpus, and what was done about it."""
+    from pipelines.maintain import MaintenanceError, run_verify
+
+    repair = call.options["repair"]
+    report = run_verify(call.config, repair)
     for shard in report.wrong:
         print(f"shard {shard.shard}: {'; '.join(shard.problems[:3])}{f' -> {shard.repair}' if shard.repair else ''}")
-    found = f"{len(report.wrong)} shards not in order, {report.duplicates} rows twice"
-    print(f"{report.trajectories} trajectories in {report.shards} shards re-read: {found}")
-    if report.wrong and not options.repair:
-        raise MaintenanceError(
-            "the corpus is not in order: `robometer corpus verify --repair` mends what can be mended"
-        )
+    faults = f"{len(report.wrong)} damaged shards, {report.duplicates} duplicate rows"
+    print(f"{report.trajectories} trajectories in {report.shards} shards read again: {faults}")
+    if report.wrong and not repair:
+        raise MaintenanceError("The corpus is damaged. `robometer corpus verify --repair` repairs what it can.")
     if any(shard.repair == "dropped" for shard in report.wrong):
-        print("run `robometer ingest` of the same data again to make the dropped shards anew")
+        print("Run `robometer ingest` of the same data again: it makes the dropped shards anew.")
 
 
-def compact(options: argparse.Namespace, config: Config) -> None:
+def compact(call: Call) -> None:
     """Join small shards and say how many there are now."""
-    before, after = run_compact(config, options.shard_mb)
+    from pipelines.maintain import run_compact
+
+    before, after = run_compact(call.config, call.options["shard_mb"])
     print(f"{before} shards before, {after} now")
 
 
-def export(options: argparse.Namespace, config: Config) -> None:
+def export(call: Call) -> None:
     """Write a LeRobot dataset, and say of how many episodes."""
-    if not options.to:
-        raise ConfigError("give the folder to write to, --to=FOLDER")
-    paths.absolute_path("--to", paths.check_local("--to", options.to))
-    corpus = Corpus(config.corpus.path)
-    scores = None
-    if options.scores:
-        paths.check_storage("--scores", options.scores)
-        predicted = Storage(options.scores)
-        if not predicted.exists("predictions.parquet"):
-            raise ConfigError(f"no predictions in {options.scores}: run `robometer evaluate` first")
-        clips = Predictions.load(predicted).clips
-        scores = {c.id: (c.progress, c.success) for c in clips if c.view == FORWARD and not c.error}
-    count = export_lerobot(corpus, options.to, corpus.rows(options.split), scores=scores)
-    print(f"{count} episodes: {options.to}")
+    from robometer.corpus.corpus import Corpus
+    from robometer.corpus.export import export_lerobot
+
+    output = call.options["output"]
+    paths.absolute_path("--output", paths.check_local("--output", output))
+    corpus = Corpus(call.config.corpus.path)
+    rows = corpus.rows(call.options["split"])
+    count = export_lerobot(corpus, output, rows, scores=_scores(call.options["scores"]))
+    print(f"{count} episodes: {output}")
 
 
-ACTIONS: dict[str, Callable[[argparse.Namespace, Config], None]] = {
-    "verify": verify,
-    "compact": compact,
-    "export": export,
-}
+def _scores(folder: str | None) -> dict[str, Any] | None:
+    """Progress and success per frame by clip, from the output folder of an evaluation; None without one."""
+    from robometer.corpus.storage import Storage
+    from robometer.evaluation.predictions import Predictions
+    from robometer.evaluation.views import FORWARD
+
+    if not folder:
+        return None
+    paths.check_storage("--scores", folder)
+    if not Storage(folder).exists("predictions.parquet"):
+        raise ConfigError(f"There are no predictions in {folder}. Run `robometer evaluate` first.")
+    clips = Predictions.load(Storage(folder)).clips
+    return {c.id: (c.progress, c.success) for c in clips if c.view == FORWARD and not c.error}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    action = ACTIONS.get(arguments[0], look) if arguments else look
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    if action is look:
-        parser.add_argument("--show", nargs="?", const="corpus.html", default="")
-    elif action is verify:
-        parser.add_argument("--repair", action="store_true")
-    elif action is export:
-        for name in ("--to", "--split", "--scores"):
-            parser.add_argument(name)
-    else:
-        parser.add_argument("--shard-mb", type=int, default=512)
-    options, rest = parser.parse_known_args(arguments if action is look else arguments[1:])
-    return common.main(HELP, ("corpus", "ray"), lambda config: action(options, config), rest)
+SHOW = Command(
+    "corpus show",
+    show,
+    "Print what a corpus holds: trajectories by source, split, task and quality, bytes, and what is in quarantine.",
+    inputs=CORPUS,
+    options=[
+        option("--page", "Write the corpus viewer into this file.", metavar="FILE"),
+        json_option(),
+    ],
+    details={
+        "Writes": "With --page, one HTML file that needs no network: counts of the whole corpus, and clips to play and "
+        "to filter, each with what is trained on it."
+    },
+    examples="""
+robometer corpus show outputs/corpus
+robometer corpus show /data/corpus --page /data/corpus.html
+""",
+    sections=("corpus",),
+)
 
+VERIFY = Command(
+    "corpus verify",
+    verify,
+    "Read every shard again, on the cluster: counts, hashes, and whether the manifest says the same.",
+    inputs=CORPUS,
+    options=[option("--repair", "Repair what can be repaired.", is_flag=True)],
+    details={
+        "Writes": "With --repair: lost or false manifest files again, from the shards. Corrupt shards are dropped; the "
+        "next `robometer ingest` of the same data makes them anew."
+    },
+    examples="""
+robometer corpus verify outputs/corpus
+robometer corpus verify /data/corpus --repair
+""",
+    sections=("corpus", "ray"),
+)
+
+COMPACT = Command(
+    "corpus compact",
+    compact,
+    "Join small shards, with their embeddings, and drop rows that updates have replaced. No job may use the corpus "
+    "meanwhile.",
+    inputs=CORPUS,
+    options=[option("--shard-mb", "Megabytes of a joined shard (default: 512).", type=int, default=512, metavar="N")],
+    details={"Writes": "The corpus."},
+    examples="robometer corpus compact /data/corpus --shard-mb 1024",
+    sections=("corpus", "ray"),
+)
+
+EXPORT = Command(
+    "corpus export",
+    export,
+    "Write a corpus as a LeRobot v3.0 dataset, an episode per trajectory.",
+    inputs=CORPUS,
+    options=[
+        option("--output", "Folder of the dataset; it must not exist.", required=True, metavar="FOLDER"),
+        option("--split", "Export this split only.", metavar="NAME"),
+        option("--scores", "Add progress and success per frame from this evaluation.", metavar="FOLDER"),
+    ],
+    details={"Writes": "The dataset."},
+    examples="robometer corpus export /data/corpus --output /data/lerobot --split seen --scores outputs/evaluation",
+    sections=("corpus",),
+    renamed={"--to": "Write --output FOLDER."},
+)
+
+COMMAND = Group(
+    "corpus",
+    [SHOW, VERIFY, COMPACT, EXPORT],
+    "Look at a corpus, and look after it.",
+    renamed={"--show": "--show is an option of an earlier version. Write robometer corpus show CORPUS --page FILE."},
+)
+
+main = COMMAND
 
 if __name__ == "__main__":
     raise SystemExit(main())

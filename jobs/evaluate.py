@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from jobs import common
+from jobs.grammar import SCORERS, Call, Command, Inputs, SettingOption, corpus_option, option
 from robometer.baselines import BASELINES
-from robometer.configs import Config
 from robometer.runs.redaction import redacted
 
-HELP = """
-robometer evaluate: reward alignment, policy ranking, confusion matrix, preference, success detection, partial success,
-robustness and instruction grounding, with bootstrap intervals, on splits of a corpus.
 
-Reads   evaluate.scorer and the corpus at corpus.path. A checkpoint is a folder, org/name of the hub, an MLflow URI,
-        the URL of an endpoint, or a baseline: baseline:@BASELINES@
-Writes  evaluate.output: report.html, metrics.json, metrics.parquet, predictions.parquet, pairs.parquet,
-        instructions.parquet, parts/ (predictions as they come in); MLflow. With evaluate.against also these models'
-        own, in against/, and all of them in report.html, report.md, report.tex, report.csv.
-Re-run  goes on where it was killed, and asks again for what failed. With --recompute: metrics and report anew from the
-        predictions, without the model. `robometer report` sets several outputs beside one another.
+def evaluate(call: Call) -> None:
+    """Evaluate and print the metrics."""
+    from pipelines.evaluate import run_evaluations
 
-Examples
-  robometer evaluate evaluate.scorer=outputs/train/best corpus.path=outputs/corpus
-  robometer evaluate evaluate.scorer=baseline:clock evaluate.output=outputs/clock
-  robometer evaluate evaluate.scorer=http://127.0.0.1:8000 'evaluate.splits=[held_out]'
-  robometer evaluate 'evaluate.against=[outputs/other/best,baseline:clock,baseline:random]'
-  robometer evaluate 'evaluate.sources=[rbm-1m-ood]' 'evaluate.splits=[train]' corpus.path=/data/rbm_1m
-  ray job submit --working-dir . -- python -m jobs.evaluate evaluate.scorer=/data/run/best \\
-      corpus.path=/data/corpus evaluate.output=/data/evaluation tracking.uri=http://mlflow:5000
-"""
+    for record in run_evaluations(call.config, call.options["recompute"]):
+        print(common.metrics_table(record) + "\n")
+    print(f"report: {redacted(call.config.evaluate.output)}/report.html")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    import sys
+def _scorers(inputs: list[str]) -> dict[str, Any]:
+    more = {"evaluate.against": inputs[1:]} if inputs[1:] else {}
+    return {"evaluate.scorer": inputs[0], **more}
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    anew = "--recompute" in arguments
 
-    def evaluate(config: Config) -> None:
-        from pipelines.evaluate import run_evaluations
+COMMAND = Command(
+    "evaluate",
+    evaluate,
+    "Measure reward alignment, policy ranking, confusion matrix, preference, success detection, partial success, "
+    "robustness and instruction grounding on splits of a corpus, with bootstrap intervals.",
+    inputs=Inputs(
+        "[SCORER ...]",
+        f"{SCORERS[0].upper()}{SCORERS[1:]}, one of {' '.join(BASELINES)}. Several are compared with the first.  "
+        "[evaluate.scorer, evaluate.against]",
+        most=None,
+        values=_scorers,
+    ),
+    options=[
+        corpus_option(),
+        SettingOption("--output", "evaluate.output", "Folder of the results, or a URI that pyarrow opens."),
+        option("--recompute", "Compute metrics and report from the predictions, without the model.", is_flag=True),
+    ],
+    details={
+        "Reads": "The scorers and the corpus.",
+        "Writes": "In the output folder: report.html, metrics.json, metrics.parquet, predictions.parquet, "
+        "pairs.parquet, instructions.parquet and parts/ (predictions as they come in). Of several scorers also "
+        "those of the others, in against/, and report.md, report.tex and report.csv. Tracks the metrics in MLflow.",
+        "Rerun": "The same command continues where it stopped, and repeats what failed. `robometer report` compares "
+        "several output folders.",
+    },
+    examples="""
+robometer evaluate outputs/train/best --corpus outputs/corpus
+robometer evaluate baseline:clock --output outputs/clock
+robometer evaluate http://127.0.0.1:8000 'evaluate.splits=[held_out]'
+robometer evaluate outputs/train/best outputs/other/best baseline:clock baseline:random
+robometer evaluate --corpus /data/rbm_1m 'evaluate.sources=[rbm-1m-ood]' 'evaluate.splits=[train]'
+ray job submit --working-dir . -- python -m jobs.evaluate /data/run/best --corpus /data/corpus \\
+    --output /data/evaluation tracking.uri=http://mlflow:5000
+""",
+    sections=("evaluate", "baseline", "corpus", "tracking"),
+)
 
-        for found in run_evaluations(config, anew):
-            print(common.metrics_table(found) + "\n")
-        print(f"report: {redacted(config.evaluate.output)}/report.html")
-
-    rest = [argument for argument in arguments if argument != "--recompute"]
-    return common.main(
-        HELP.replace("@BASELINES@", " ".join(BASELINES)), ("evaluate", "baseline", "corpus", "tracking"), evaluate, rest
-    )
-
+main = COMMAND
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-
-from jobs import common
-from robometer.configs import Config
+from jobs.grammar import Call, Command, Inputs, SettingOption, corpus_option, stands_for
 from robometer.corpus.formats import names
 from robometer.runs.redaction import redacted
 
-HELP = """
-robometer ingest: decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.
 
-Reads   ingest.input in the format ingest.format. mp4_jsonl is a folder with trajectories.jsonl, one line per video:
-          {"video": "clips/1.mp4", "task": "open the drawer", "quality_label": "successful"}
-        quality_label is successful, suboptimal or failure; docs/bring_your_own_data.md lists the other keys.
-        `bundled` is the Meta-World corpus that comes with the package. The other formats:
-        @FORMATS@,
-        or the dotted path of a module of your own. docs/formats.md says what each reads.
-Writes  corpus.path: shards/*.arrow, manifest/*.parquet, quarantine/*.parquet (what was refused, and why), corpus.json
-Re-run  goes on where it was killed, adds what is new, and leaves the rest as it is; what differs from what is stored
-        (a label corrected, a clip replaced) is counted, and taken with ingest.update=true.
-
-Examples
-  robometer ingest corpus.path=outputs/corpus
-  robometer ingest ingest.format=lerobot ingest.input=/data/my_dataset corpus.path=/data/corpus
-  ray job submit --working-dir . -- python -m jobs.ingest ingest.input=/data/my_robot corpus.path=/data/corpus
-"""
-
-
-def _formats() -> str:
-    return textwrap.fill(", ".join(names()), 110, subsequent_indent=" " * 8)
-
-
-def ingest(config: Config) -> None:
+def ingest(call: Call) -> None:
     """Ingest and say what was done."""
     from pipelines.ingest import run_ingest
 
-    report = run_ingest(config)
+    report = run_ingest(call.config)
     print(
-        f"corpus {redacted(config.corpus.path)}: {report.new} new, {report.updated} updated, "
+        f"corpus {redacted(call.config.corpus.path)}: {report.new} new, {report.updated} updated, "
         f"{report.present} there before, "
         f"{report.differing} that differ from what is there, {report.quarantined} in quarantine, of {report.listed}; "
         f"{report.skipped} left out by design; {report.seconds:.1f} s"
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    return common.main(HELP.replace("@FORMATS@", _formats()), ("ingest", "corpus"), ingest, argv)
+COMMAND = Command(
+    "ingest",
+    ingest,
+    "Decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.",
+    inputs=Inputs(
+        "[RAW]",
+        "Folder or file of raw data. Without it: the Meta-World corpus that comes with the package.  [ingest.input]",
+        values=stands_for("ingest.input"),
+    ),
+    options=[
+        corpus_option(),
+        SettingOption("--format", "ingest.format", "How the raw data lies on disk.", metavar="FORMAT"),
+    ],
+    details={
+        "Formats": "mp4_jsonl (the default) is a folder with trajectories.jsonl, a line per video: "
+        '{"video": "clips/1.mp4", "task": "open the drawer", "quality_label": "successful"}. quality_label is '
+        "successful, suboptimal or failure; docs/bring_your_own_data.md lists the other keys. The other formats, which "
+        f"docs/formats.md describes: {', '.join(names())}; or the dotted path of a module of your own.",
+        "Writes": "The corpus: shards/*.arrow, manifest/*.parquet, corpus.json, and quarantine/*.parquet (what was "
+        "refused, and why).",
+        "Rerun": "The same command continues where it stopped and adds what is new. Trajectories that differ from what "
+        "is stored (a corrected label, another video) are counted; ingest.update=true stores them.",
+    },
+    examples="""
+robometer ingest --corpus outputs/corpus
+robometer ingest /data/my_dataset --format lerobot --corpus /data/corpus
+ray job submit --working-dir . -- python -m jobs.ingest /data/my_robot --corpus /data/corpus
+""",
+    sections=("ingest", "corpus"),
+)
 
+main = COMMAND
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jobs import common
+from jobs.grammar import Call, Command
 from pipelines import serve
 from pipelines.cluster import connected, free_port
 from pipelines.embed import run_embed
@@ -33,21 +34,6 @@ from robometer.scoring import Clip
 from robometer.trajectory import QUALITY_LABELS
 
 logger = logging.getLogger(__name__)
-
-HELP = """
-robometer quickstart: bundled corpus -> ingest -> embed -> train -> sweep -> evaluate -> serve -> score over HTTP.
-
-Writes  outputs/quickstart: corpus/, train/, sweep/, evaluation/report.html, scores/*.png, mlflow.db
-Re-run  resumes every step where it stands.
-
-It trains on simulated arms, in minutes, on a CPU: it shows that the system works, and its model does not transfer to
-real video.
-
-Examples
-  robometer quickstart
-  robometer quickstart train.steps=3000 sweep.num_trials=8
-  robometer quickstart train.num_workers=2 train.zero_stage=3
-"""
 
 NO_TRANSFER = (
     "This model saw simulated Meta-World arms only. What it says of real video is no better than chance: "
@@ -133,12 +119,30 @@ def _clips(corpus: Corpus) -> Iterator[tuple[str, Clip]]:
         yield f"held_out_{label}", corpus.clip(row)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    return common.main(
-        HELP, ("ingest", "embed", "sampling", "model", "train", "sweep", "evaluate"), quickstart, argv, "quickstart"
-    )
+def _run(call: Call) -> None:
+    quickstart(call.config)
 
+
+COMMAND = Command(
+    "quickstart",
+    _run,
+    "The whole system on the bundled corpus, in minutes, on a CPU: ingest, embed, train, sweep, evaluate, serve, and "
+    "score over HTTP. It shows that the system works; its model saw simulated arms only, and does not transfer to real "
+    "video.",
+    details={
+        "Writes": "outputs/quickstart: corpus/, train/, sweep/, evaluation/report.html, scores/*.png and mlflow.db.",
+        "Rerun": "The same command resumes every step.",
+    },
+    examples="""
+robometer quickstart
+robometer quickstart train.steps=3000 sweep.num_trials=8
+robometer quickstart train.num_workers=2 train.zero_stage=3
+""",
+    sections=("ingest", "embed", "sampling", "model", "train", "sweep", "evaluate"),
+    recipe="quickstart",
+)
+
+main = COMMAND
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jobs import common
-from robometer.corpus.corpus import Corpus, CorpusError
-from robometer.corpus.storage import Storage, StorageError
-from robometer.report.page import write_report
-from robometer.report.runs import EvaluationRun, load_runs
+from jobs.grammar import Call, Command, Inputs, option
 from robometer.runs import paths
 
-HELP = """
-robometer report: one page of one evaluated model, or of several beside one another.
-
-Reads   the output folders of `robometer evaluate` (evaluate.output), and for the pictures the corpus that they were
-        evaluated on. Metrics are computed from the predictions, without the models.
-Writes  report.html (one self-contained file: leaderboard, spread over training seeds, paired differences to the first
-        model, clips with every model's curve, heat maps, reliability, published results beside ours),
-        report.md, report.tex, report.csv
-
-Examples
-  robometer report outputs/evaluation
-  robometer report outputs/evaluation outputs/gvl outputs/clock --output outputs/report
-  robometer report outputs/a outputs/b --baseline clock --corpus /data/corpus
-"""
+if TYPE_CHECKING:
+    from robometer.corpus.corpus import Corpus
+    from robometer.report.runs import EvaluationRun
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see HELP."""
-    parser = argparse.ArgumentParser(
-        "robometer report", description=HELP, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of an evaluation")
-    parser.add_argument("--output", default="outputs/report", help="folder to write to (default: outputs/report)")
-    parser.add_argument("--baseline", default="", help="model that the others are compared with (default: the first)")
-    parser.add_argument("--corpus", default="", help="where the corpus lies now, if not where it was evaluated")
-    arguments = parser.parse_args(argv)
-    return common.guarded(lambda: _report(arguments))
+def report(call: Call) -> None:
+    """Write the report, and say of which models."""
+    from robometer.corpus.storage import Storage
+    from robometer.report.page import write_report
+    from robometer.report.runs import load_runs
 
-
-def _report(arguments: argparse.Namespace) -> None:
-    paths.absolute_path("--output", paths.check_storage("--output", arguments.output))
-    for name, value in [("--corpus", arguments.corpus), *(("RUN", run) for run in arguments.runs)]:
+    output, corpus = call.options["output"], call.options["corpus"]
+    paths.absolute_path("--output", paths.check_storage("--output", output))
+    for name, value in [("--corpus", corpus), *(("EVALUATION", folder) for folder in call.inputs)]:
         paths.check_storage(name, value or ".")
-    runs = load_runs(arguments.runs, arguments.baseline)
-    write_report(Storage(arguments.output), runs, _corpus(runs[0], arguments.corpus))
-    print(f"report of {', '.join(run.name for run in runs)}: {arguments.output}/report.html")
+    runs = load_runs(call.inputs, call.options["reference"] or "")
+    write_report(Storage(output), runs, _corpus(runs[0], corpus))
+    print(f"report of {', '.join(run.name for run in runs)}: {output}/report.html")
 
 
-def _corpus(run: EvaluationRun, path: str) -> Corpus | None:
-    """The corpus of a run; None, with a warning, where it no longer lies, unless `path` says that it lies there."""
+def _corpus(run: EvaluationRun, path: str | None) -> Corpus | None:
+    """The corpus of a run. Where it is gone: None, with a warning; an error if `path` says that it is there."""
+    from robometer.corpus.corpus import Corpus, CorpusError
+    from robometer.corpus.storage import StorageError
+
     try:
         corpus = Corpus(path or str(run.provenance.get("corpus")))
         if corpus.content_hash != run.provenance.get("corpus_hash"):
@@ -63,10 +42,38 @@ def _corpus(run: EvaluationRun, path: str) -> Corpus | None:
     except (CorpusError, StorageError) as error:
         if path:
             raise
-        logger.warning("clips are not shown (--corpus says where the corpus lies now): %s", error)
+        logger.warning("The report has no clips (--corpus says where the corpus is now): %s", error)
         return None
     return corpus
 
 
+COMMAND = Command(
+    "report",
+    report,
+    "Write one page of one evaluated model, or of several beside one another.",
+    inputs=Inputs("EVALUATION ...", "Output folders of `robometer evaluate`.", least=1, most=None),
+    options=[
+        option("--output", "Folder to write to (default: outputs/report).", default="outputs/report", metavar="FOLDER"),
+        option("--reference", "Model that the others are compared with (default: the first).", metavar="NAME"),
+        option("--corpus", "Where the corpus is now, if not where it was evaluated.", metavar="FOLDER"),
+    ],
+    details={
+        "Reads": "The evaluations, and for the pictures their corpus. Metrics are computed from the predictions, "
+        "without the models.",
+        "Writes": "report.html, one self-contained file with the leaderboard, the spread over training seeds, paired "
+        "differences to the reference, clips with every model's curve, heat maps, reliability and published results; "
+        "report.md, report.tex and report.csv.",
+    },
+    examples="""
+robometer report outputs/evaluation
+robometer report outputs/evaluation outputs/gvl outputs/clock --output outputs/report
+robometer report outputs/a outputs/b --reference clock --corpus /data/corpus
+""",
+    sections=(),
+    renamed={"--baseline": "Write --reference NAME."},
+)
+
+main = COMMAND
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -2,119 +2,113 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs import common
-from robometer.client import RemoteScorer
-from robometer.configs import Config
+import click
+
+from jobs.common import check_files, write_json
+from jobs.grammar import Call, Command, Inputs, json_option, option, scorer_option
 from robometer.errors import RobometerError
-from robometer.frames import FrameSettings, overridden, read_frames
-from robometer.frames.video import Video, VideoLimits, probe
-from robometer.runs import paths
-from robometer.scoring import Clip, ClipScore, Scorer
 from robometer.text import table
 
-HELP = """
-robometer score: score one video: progress and success at every frame, and the reward (the progress at the last one).
-
-Reads   a video (mp4, mov, mkv, webm, avi), and a checkpoint folder or an endpoint.
-        An endpoint's bearer token comes from the environment's ROBOMETER_TOKEN.
-        The video becomes frames as those that the model was trained on; --max-frames overrides that, with a warning.
-Writes  a table to the terminal; with --json the numbers, with --png the curves over a strip of frames.
-
-Examples
-  robometer score --video drawer.mp4 --task "open the drawer" --checkpoint outputs/train/best
-  robometer score --video drawer.mp4 --task "open the drawer" --url http://127.0.0.1:8000 --png drawer.png
-  robometer score --video drawer.mp4 --task "open the drawer" --json drawer.json --max-frames 64
-"""
+if TYPE_CHECKING:  # these take half a second, which --help does not need
+    from robometer.frames import FrameSettings
+    from robometer.frames.video import Video
+    from robometer.scoring import ClipScore, Scorer
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see HELP."""
-    parser = parser_for("robometer score", HELP)
-    parser.add_argument("--video", required=True, help="the video file")
-    parser.add_argument("--png", help="write the curves here")
-    parser.add_argument("--json", help="write the numbers here")
-    arguments = parser.parse_args(argv)
-    return common.guarded(lambda: _score(arguments))
+def score(call: Call) -> None:
+    """Score a video, print a table, and write what is asked for."""
+    from robometer.client import RemoteScorer
+    from robometer.scoring import Clip
+
+    (path,), task = call.inputs, call.options["task"]
+    check_files(json=call.options["json"], png=call.options["png"])
+    check(call)
+    scorer = scorer_of(call)
+    settings = frame_settings(scorer, call)
+    video = read_video(path, settings, call)
+    if isinstance(scorer, RemoteScorer) and settings == scorer.info.frames:
+        result = scorer.score_video(path, task)  # whose frames are the endpoint's own
+    else:
+        result = scorer.score([Clip(video.frames, task)])[0]
+    values = _as_dict(path, task, scorer.name, video, result)
+    if call.options["json"] != "-":
+        _print_table(values)
+    write_json(call.options["json"], values)
+    if call.options["png"]:
+        from robometer.report.plots import plot_curve
+
+        plot_curve(video.frames, result, task, call.options["png"], values["time_s"])
 
 
-def parser_for(prog: str, text: str) -> argparse.ArgumentParser:
-    """The flags that score and compare share."""
-    parser = argparse.ArgumentParser(prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    config = Config()
-    parser.add_argument("--task", required=True, help="the instruction, in words")
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--checkpoint", default=config.evaluate.scorer, help="checkpoint folder (%(default)s)")
-    model.add_argument("--url", help="endpoint, instead of a checkpoint")
-    parser.add_argument("--max-frames", type=int, help="thin the video to so many (default: as the model was trained)")
-    return parser
+def shared_options() -> list[click.Option]:
+    """The options that score and compare share."""
+    thinning = "Thin a video to so many frames, at least 2 (default: as the model was trained)."
+    return [
+        option("--task", "The instruction, in words.", required=True, metavar="TEXT"),
+        scorer_option(),
+        option("--max-frames", thinning, type=int, metavar="N"),
+        json_option(),
+    ]
 
 
-def scorer_of(arguments: argparse.Namespace) -> Scorer:
-    """The scorer that `--url` or `--checkpoint` names."""
-    from robometer.scorers import load_scorer  # takes seconds
+RENAMED = {
+    "--checkpoint": "Write --scorer CHECKPOINT.",
+    "--url": "Write --scorer URL.",
+}
+"""Options of earlier versions that score and compare shared."""
 
-    return load_scorer(arguments.url or arguments.checkpoint)
-
-
-def settings_for(scorer: Scorer, arguments: argparse.Namespace) -> FrameSettings:
-    """How videos become frames: as the scorer was trained, but for what the flags say otherwise."""
-    flags = {"max_frames": arguments.max_frames} if arguments.max_frames else {}
-    return overridden(scorer.info.frames, flags)
+SECTIONS = ("baseline", "tracking")
 
 
-def read_video(path: str, settings: FrameSettings) -> Video:
-    """The frames of a video as ingestion and the endpoint make them, so that all three score the same pixels."""
-    config = Config()
-    return read_frames(path, settings, VideoLimits(config.ingest.max_source_frames, config.ingest.max_source_pixels))
+def check(call: Call) -> None:
+    """Check options and videos before a model is loaded.
 
+    Raises:
+        RobometerError: an option cannot work, or an input is no video.
+    """
+    from robometer.frames.video import probe
 
-def check(arguments: argparse.Namespace, *videos: str) -> None:
-    """Raise `RobometerError` for flags that cannot work and files that are no videos, before anything is loaded."""
-    if not arguments.task.strip():
-        raise RobometerError("--task is empty: say in words what the robot should do")
-    if arguments.max_frames is not None and arguments.max_frames < 2:
-        raise RobometerError("--max-frames must be at least 2")
-    for path in videos:
+    if not call.options["task"].strip():
+        raise RobometerError("--task is empty. Say in words what the robot should do.")
+    if call.options["max_frames"] is not None and call.options["max_frames"] < 2:
+        raise RobometerError("--max-frames must be at least 2.")
+    for path in call.inputs:
         probe(path)
 
 
-def _score(arguments: argparse.Namespace) -> None:
-    for name, path in (("--json", arguments.json), ("--png", arguments.png)):
-        if not path:
-            continue
-        paths.absolute_path(name, paths.check_local(name, path))
-        if not Path(path).absolute().parent.is_dir():
-            raise RobometerError(f"{path} cannot be written: its folder does not exist")
-    check(arguments, arguments.video)
-    scorer = scorer_of(arguments)
-    settings = settings_for(scorer, arguments)
-    video = read_video(arguments.video, settings)
-    if isinstance(scorer, RemoteScorer) and settings == scorer.info.frames:
-        score = scorer.score_video(arguments.video, arguments.task)  # whose frames are the endpoint's own
-    else:
-        score = scorer.score([Clip(video.frames, arguments.task)])[0]
-    result = _as_dict(arguments, scorer.name, video, score)
-    _print_table(result)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=2))
-    if arguments.png:
-        from robometer.report.plots import plot_curve
+def scorer_of(call: Call) -> Scorer:
+    """The scorer that `--scorer` names."""
+    from robometer.scorers import load_scorer
 
-        plot_curve(video.frames, score, arguments.task, arguments.png, result["time_s"])
+    return load_scorer(
+        call.config.evaluate.scorer, tracking_uri=call.config.tracking.uri, baseline=call.config.baseline
+    )
 
 
-def _as_dict(arguments: argparse.Namespace, model: str, video: Video, score: ClipScore) -> dict[str, Any]:
+def frame_settings(scorer: Scorer, call: Call) -> FrameSettings:
+    """How videos become frames: as the scorer was trained, unless `--max-frames` says otherwise."""
+    from robometer.frames import overridden
+
+    max_frames = call.options["max_frames"]
+    return overridden(scorer.info.frames, {"max_frames": max_frames} if max_frames else {})
+
+
+def read_video(path: str, settings: FrameSettings, call: Call) -> Video:
+    """The frames of a video, made as ingestion and the endpoint make them, so that all three score the same pixels."""
+    from robometer.frames import read_frames
+    from robometer.frames.video import VideoLimits
+
+    ingest = call.config.ingest
+    return read_frames(path, settings, VideoLimits(ingest.max_source_frames, ingest.max_source_pixels))
+
+
+def _as_dict(path: str, task: str, model: str, video: Video, score: ClipScore) -> dict[str, Any]:
     times = [round(int(i) / video.fps, 3) for i in video.frame_index] if video.fps > 0 else None
     return {
-        "video": arguments.video,
-        "task": arguments.task,
+        "video": path,
+        "task": task,
         "model": model,
         "num_frames": len(video.frames),
         "num_source_frames": video.num_source_frames,
@@ -127,19 +121,37 @@ def _as_dict(arguments: argparse.Namespace, model: str, video: Video, score: Cli
     }
 
 
-def _print_table(result: dict[str, Any]) -> None:
-    times = result["time_s"] or [None] * result["num_frames"]
-    columns = result["frame_index"], times, result["progress"], result["success"]
+def _print_table(values: dict[str, Any]) -> None:
+    times = values["time_s"] or [None] * values["num_frames"]
+    columns = values["frame_index"], times, values["progress"], values["success"]
     rows = [
         (str(frame), "" if time is None else f"{time:.2f} s", f"{progress:.3f}", f"{success:.3f}")
         for frame, time, progress, success in zip(*columns, strict=True)
     ]
     print(table(("frame", "time", "progress", "P(success)"), rows))
     print(
-        f"\nreward {result['reward']:.3f} (progress at the last of {result['num_frames']} frames, "
-        f"of {result['num_source_frames']} in the video), by {result['model']}, for the task {result['task']!r}"
+        f"\nreward {values['reward']:.3f} (progress at the last of {values['num_frames']} frames, "
+        f"of {values['num_source_frames']} in the video), by {values['model']}, for the task {values['task']!r}"
     )
 
 
+COMMAND = Command(
+    "score",
+    score,
+    "Score one video: progress and success at every frame, and the reward (the progress at the last frame).",
+    inputs=Inputs("VIDEO", "A video file (mp4, mov, mkv, webm, avi).", least=1),
+    options=[*shared_options(), option("--png", "Draw the curves over a strip of frames.", metavar="FILE")],
+    details={"Writes": "A table to the terminal."},
+    examples="""
+robometer score drawer.mp4 --task "open the drawer" --scorer outputs/train/best
+robometer score drawer.mp4 --task "open the drawer" --scorer http://127.0.0.1:8000 --png drawer.png
+robometer score drawer.mp4 --task "open the drawer" --json drawer.json --max-frames 64
+""",
+    sections=SECTIONS,
+    renamed={"--video": "Give the video without it: robometer score VIDEO.", **RENAMED},
+)
+
+main = COMMAND
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Sequence
 
-from jobs import common
-from robometer.configs import Config
+from jobs.common import frame_overrides
+from jobs.grammar import Call, Command, Inputs, SettingOption, stands_for
 
 logger = logging.getLogger(__name__)
 
-HELP = """
-robometer serve: serve a checkpoint over HTTP until Ctrl-C or SIGTERM, which answer what was accepted first.
 
-Reads   serve.checkpoint, a checkpoint folder.
-Answers POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready, /metrics; /docs shows all of it.
-        Videos become frames as those that the model was trained on; ingest.max_frames=... and the like override that.
-        It listens on loopback. Before serve.host opens it to others, set serve.token (or ROBOMETER_TOKEN).
+def serve(call: Call) -> None:
+    """Serve until the process is stopped."""
+    settings = call.config.serve
+    logger.info("Starting an endpoint at %s:%s for %s.", settings.host, settings.port, settings.checkpoint)
+    from pipelines.serve import run_serve  # takes seconds
 
-Examples
-  robometer serve serve.checkpoint=outputs/train/best
-  robometer serve serve.port=9000 serve.replicas=2 serve.num_gpus=1
-  ROBOMETER_TOKEN=secret robometer serve serve.host=0.0.0.0
-"""
+    run_serve(call.config, frame_overrides=frame_overrides(call.keys, call.config))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see HELP."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+COMMAND = Command(
+    "serve",
+    serve,
+    "Serve a checkpoint over HTTP until Ctrl-C or SIGTERM; requests that were accepted are still answered.",
+    inputs=Inputs(
+        "[CHECKPOINT]",
+        "A checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or runs:/ID/PATH of MLflow.  "
+        "[serve.checkpoint]",
+        values=stands_for("serve.checkpoint"),
+    ),
+    options=[
+        SettingOption("--host", "serve.host", "Address to listen on.", metavar="ADDRESS"),
+        SettingOption("--port", "serve.port", "Port to listen on.", metavar="PORT"),
+    ],
+    details={
+        "Answers": "POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready and /metrics; /docs shows them. "
+        "Videos become frames as the model was trained on; ingest.max_frames=... and the like override that.",
+        "Security": "It listens on loopback. Before --host opens it to others, set ROBOMETER_TOKEN (or serve.token).",
+    },
+    examples="""
+robometer serve outputs/train/best
+robometer serve outputs/train/best --port 9000 serve.replicas=2 serve.num_gpus=1
+ROBOMETER_TOKEN=secret robometer serve outputs/train/best --host 0.0.0.0
+""",
+    sections=("serve",),
+)
 
-    def serve(config: Config) -> None:
-        where = f"{config.serve.host}:{config.serve.port}"
-        logger.info("starting an endpoint at %s for %s", where, config.serve.checkpoint)
-        from pipelines.serve import run_serve  # takes seconds
-
-        run_serve(config, frame_overrides=common.given_frames(arguments, config))
-
-    return common.main(HELP, ("serve",), serve, arguments)
-
+main = COMMAND
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

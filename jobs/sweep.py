@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from jobs import common
-from robometer.configs import Config
-
-HELP = """
-robometer sweep: search the loss weights, or any other settings, with Ray Tune; every trial is a `robometer train`.
-
-Reads   the corpus at corpus.path
-Writes  sweep.output: trials/ (one training folder each), trials.csv, sweep.png, best/ (the winner's checkpoint); MLflow
-Resumes when the same command is run again.
-
-Examples
-  robometer sweep train.steps=500 sweep.num_trials=8
-  robometer sweep sweep.search=optuna sweep.scheduler=fifo 'sweep.space=["loss.preference_weight=uniform(0,2)"]'
-  ray job submit --working-dir . -- python -m jobs.sweep corpus.path=/data/corpus sweep.output=/data/sweep \\
-      tracking.uri=http://mlflow:5000
-"""
+from jobs.grammar import Call, Command, SettingOption, corpus_option
 
 
-def sweep(config: Config) -> None:
+def sweep(call: Call) -> None:
     """Sweep and print the table of trials."""
     from pipelines.sweep import run_sweep
 
-    report = run_sweep(config)
+    report = run_sweep(call.config)
     print(report.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     print(f"best checkpoint: {report.best}\nplot: {report.plot}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    return common.main(HELP, ("sweep", "loss", "train", "corpus", "tracking"), sweep, argv)
+COMMAND = Command(
+    "sweep",
+    sweep,
+    "Search the loss weights, or any other settings, with Ray Tune. Every trial is a `robometer train`.",
+    options=[corpus_option(), SettingOption("--output", "sweep.output", "Folder of the sweep.")],
+    details={
+        "Reads": "The corpus.",
+        "Writes": "In the output folder: best/ (the checkpoint of the best trial), trials/ (a training folder each), "
+        "trials.csv and sweep.png. Tracks the trials in MLflow.",
+        "Rerun": "The same command resumes the sweep.",
+    },
+    examples="""
+robometer sweep --corpus outputs/corpus train.steps=500 sweep.num_trials=8
+robometer sweep sweep.search=optuna sweep.scheduler=fifo 'sweep.space=["loss.preference_weight=uniform(0,2)"]'
+ray job submit --working-dir . -- python -m jobs.sweep --corpus /data/corpus --output /data/sweep \\
+    tracking.uri=http://mlflow:5000
+""",
+    sections=("sweep", "loss", "train", "corpus", "tracking"),
+)
 
+main = COMMAND
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from jobs import common
-from robometer.configs import Config
-
-HELP = """
-robometer train: train a reward model on a corpus with Ray Train and DeepSpeed.
-
-Reads   the corpus at corpus.path (embedded with embed.image_encoder and embed.text_encoder for model.kind=rewind)
-Writes  train.output: run/ (checkpoints), best/ (the checkpoint to serve), history.jsonl, training.png; MLflow
-Resumes when the same command is run again, on as many workers as there are.
-
-Examples
-  robometer train corpus.path=outputs/corpus train.output=outputs/train
-  robometer train model=rewind train.num_workers=2 train.zero_stage=3 loss.preference_weight=0.5
-  robometer train train.num_workers=8 train.min_workers=2 train.micro_batch_size=4   (shrinks and grows with a cluster)
-  ray job submit --working-dir . -- python -m jobs.train corpus.path=/data/corpus train.output=/data/run \\
-      tracking.uri=http://mlflow:5000
-"""
+from jobs.grammar import Call, Command, SettingOption, corpus_option
 
 
-def train(config: Config) -> None:
-    """Train and say where the result lies."""
+def train(call: Call) -> None:
+    """Train and say where the result is."""
     from pipelines.train import run_train
 
-    report = run_train(config)
+    report = run_train(call.config)
     print(f"best checkpoint: {report.best}")
     for name, value in sorted(report.metrics.items()):
         print(f"  {name:32} {value:.4g}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    return common.main(HELP, ("corpus", "sampling", "model", "loss", "train", "tracking"), train, argv)
+COMMAND = Command(
+    "train",
+    train,
+    "Train a reward model on a corpus, with Ray Train and DeepSpeed.",
+    options=[corpus_option(), SettingOption("--output", "train.output", "Folder of the run.")],
+    details={
+        "Reads": "The corpus. model.kind=rewind needs its embeddings: run `robometer embed` first.",
+        "Writes": "In the output folder: best/ (the checkpoint to serve), run/ (all checkpoints), history.jsonl and "
+        "training.png. Tracks the run in MLflow.",
+        "Rerun": "The same command resumes the run, with as many workers as there are.",
+    },
+    examples="""
+robometer train --corpus outputs/corpus --output outputs/train
+robometer train model=rewind train.num_workers=2 train.zero_stage=3 loss.preference_weight=0.5
+robometer train train.num_workers=8 train.min_workers=2 train.micro_batch_size=4   # shrinks and grows with a cluster
+ray job submit --working-dir . -- python -m jobs.train --corpus /data/corpus --output /data/run \\
+    tracking.uri=http://mlflow:5000
+""",
+    sections=("corpus", "sampling", "model", "loss", "train", "tracking"),
+)
 
+main = COMMAND
 
 if __name__ == "__main__":
     raise SystemExit(main())

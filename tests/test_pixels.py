@@ -107,15 +107,15 @@ def test_a_file_gives_the_same_numbers_everywhere(
 ) -> None:
     video, numbers, expected = folder / "raw" / name, folder / "score.json", evaluated[name]
     assert len(expected) == SETTINGS.max_frames == len(set(expected))
-    flags = ["--video", str(video), "--task", TASK, "--json", str(numbers)]
-    assert score.main([*flags, "--checkpoint", str(checkpoint)]) == 0
+    flags = [str(video), "--task", TASK, "--json", str(numbers)]
+    assert score.main([*flags, "--scorer", str(checkpoint)]) == 0
     np.testing.assert_allclose(json.loads(numbers.read_text())["progress"], expected, atol=1e-6, rtol=0)
     with RemoteScorer(url) as remote:
         assert remote.info.frames == SETTINGS
         np.testing.assert_allclose(remote.score_video(video, TASK).progress, expected, atol=1e-5, rtol=0)
         clip = Clip(read_frames(video, remote.info.frames).frames, TASK)
         np.testing.assert_allclose(remote.score([clip])[0].progress, expected, atol=1e-5, rtol=0)
-    assert score.main([*flags, "--url", url]) == 0
+    assert score.main([*flags, "--scorer", url]) == 0
     np.testing.assert_allclose(json.loads(numbers.read_text())["progress"], expected, atol=1e-5, rtol=0)
     answer = httpx.post(f"{url}/v1/score", data={"task": TASK}, files={"video": video.read_bytes()}).json()
     np.testing.assert_allclose(answer["progress"], expected, atol=1e-5, rtol=0)
@@ -134,9 +134,9 @@ def test_rewind_is_shown_features_as_a_corpus_keeps_them(folder: Path, checkpoin
 
 def test_two_files_compare_alike(folder: Path, checkpoint: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(folder / "raw" / name) for name in ("turned.mp4", "trimmed.mp4")]
-    flags = ["--video-a", paths[0], "--video-b", paths[1], "--task", TASK]
+    flags = [*paths, "--task", TASK]
     answers = []
-    for where in (["--checkpoint", str(checkpoint)], ["--url", url]):
+    for where in (["--scorer", str(checkpoint)], ["--scorer", url]):
         assert compare.main([*flags, *where]) == 0
         answers.append(capsys.readouterr().out.split(", by ")[0])
     assert answers[0] == answers[1] and "P(A better)" in answers[0]
@@ -145,8 +145,8 @@ def test_two_files_compare_alike(folder: Path, checkpoint: Path, url: str, capsy
 def test_frames_that_are_asked_for_are_shown_and_warned_about(
     folder: Path, checkpoint: Path, url: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    flags = ["--video", str(folder / "raw/ordinary.mp4"), "--task", TASK, "--max-frames", "3"]
-    for where in (["--checkpoint", str(checkpoint)], ["--url", url]):
+    flags = [str(folder / "raw/ordinary.mp4"), "--task", TASK, "--max-frames", "3"]
+    for where in (["--scorer", str(checkpoint)], ["--scorer", url]):
         caplog.clear()
         assert score.main([*flags, *where]) == 0
         assert "last of 3 frames, of 20" in capsys.readouterr().out

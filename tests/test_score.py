@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jobs import compare, score
-from jobs.common import given_frames
+from jobs.common import frame_overrides
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.frames import FrameSettings, overridden, read_frames
@@ -48,7 +48,7 @@ def video(tmp_path: Path) -> Path:
 
 def test_score_writes_numbers_and_picture(video: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     numbers, picture = video.with_suffix(".json"), video.with_suffix(".png")
-    flags = ["--video", str(video), "--task", TASK, "--url", url, "--json", str(numbers), "--png", str(picture)]
+    flags = [str(video), "--task", TASK, "--scorer", url, "--json", str(numbers), "--png", str(picture)]
     assert score.main(flags) == 0
     result = json.loads(numbers.read_text())
     frames = read_frames(video, FrameSettings()).frames
@@ -61,13 +61,13 @@ def test_score_writes_numbers_and_picture(video: Path, url: str, capsys: pytest.
 
 
 def test_max_frames_thins(video: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score.main(["--video", str(video), "--task", TASK, "--url", url, "--max-frames", "4"]) == 0
+    assert score.main([str(video), "--task", TASK, "--scorer", url, "--max-frames", "4"]) == 0
     assert "last of 4 frames, of 40" in capsys.readouterr().out
 
 
 def test_compare_names_the_better_video(video: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     still = write_video(video.with_name("still.mp4"), 40, speed=0)
-    flags = ["--video-a", str(still), "--video-b", str(video), "--task", TASK, "--url", url]
+    flags = [str(still), str(video), "--task", TASK, "--scorer", url]
     assert compare.main(flags) == 0
     assert capsys.readouterr().out.startswith(f"{video} did better")
 
@@ -76,12 +76,15 @@ def test_mistakes_are_one_sentence(video: Path, url: str, capsys: pytest.Capture
     text = video.with_suffix(".txt")
     text.write_text("hello")
     for flags in (
-        ["--video", str(video.with_name("none.mp4")), "--task", TASK, "--url", url],
-        ["--video", str(text), "--task", TASK, "--url", url],
-        ["--video", str(video), "--task", " ", "--url", url],
-        ["--video", str(video), "--task", TASK, "--checkpoint", str(video.parent)],
-        ["--video", str(video), "--task", TASK, "--url", url, "--max-frames", "0"],
-        ["--video", str(video), "--task", TASK, "--url", url, "--json", str(video.parent / "no" / "such.json")],
+        [str(video.with_name("none.mp4")), "--task", TASK, "--scorer", url],
+        [str(text), "--task", TASK, "--scorer", url],
+        [str(video), "--task", " ", "--scorer", url],
+        [str(video), "--task", TASK, "--scorer", str(video.parent)],
+        [str(video), "--task", TASK, "--scorer", url, "--max-frames", "0"],
+        [str(video), "--task", TASK, "--scorer", url, "--json", str(video.parent / "no" / "such.json")],
+        [str(video), "--scorer", url],
+        ["--task", TASK, "--scorer", url],
+        [str(video), str(video), "--task", TASK, "--scorer", url],
     ):
         assert score.main(flags) == 2, flags
         error = capsys.readouterr().err.strip()
@@ -112,8 +115,8 @@ def test_picture_of_unequal_lengths_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_what_the_command_line_gives_overrides_a_models_frames(caplog: pytest.LogCaptureFixture) -> None:
-    arguments = ["recipe=quickstart", "ingest.max_frames=4", "serve.port=8001"]
-    given = given_frames(arguments, load(arguments))
+    config = load(["recipe=quickstart", "ingest.max_frames=4", "serve.port=8001"])
+    given = frame_overrides({"recipe", "ingest.max_frames", "serve.port"}, config)
     assert given == {"max_frames": 4}  # the recipe's short edge of 160 is no wish of the user's
     trained = FrameSettings(16, 128, 80)
     assert overridden(trained, {}) == trained and not caplog.records

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robometer.baselines.config import BaselineConfig
-from robometer.scoring import Scorer
 from robometer.settings import ConfigError
+
+if TYPE_CHECKING:  # which loads decoders, and settings are read without
+    from robometer.scoring import Scorer
 
 PREFIX = "baseline:"
 

@@ -13,7 +13,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
-from robometer.configs.renamed import current, refuse_old_name, section_of
+from robometer.configs.renamed import RENAMED, current, refuse_old_name, section_of
 from robometer.configs.schema import Config
 from robometer.errors import RobometerError
 from robometer.runs.redaction import redacted, without_secrets
@@ -23,12 +23,12 @@ GROUPS = ("model", "recipe")
 """Groups of settings: folders of `robometer/configs` with a YAML file for each choice."""
 
 
-def load(overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None) -> Config:
+def load(overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
     """The configuration under overrides.
 
     Args:
         overrides: such as `train.steps=500`, `model=rewind_scaled` or `recipe=quickstart`, in Hydra's grammar.
-        texts: more values by their dotted keys, which mean themselves letter by letter.
+        values: more values by dotted key; texts among them mean themselves letter by letter.
 
     Raises:
         ConfigError: an unknown key or group, a value of the wrong type, or values that contradict each other.
@@ -36,11 +36,11 @@ def load(overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None) 
     """
     for override in overrides:
         _check_names(override)
-    values = _composed([as_given(override) for override in overrides])
-    for key, text in (texts or {}).items():
-        section, name = section_of(values, key)
-        section[name] = text
-    return _typed(values)
+    tree = _composed([as_given(override) for override in overrides])
+    for key, value in (values or {}).items():
+        section, name = section_of(tree, key)
+        section[name] = value
+    return _typed(tree)
 
 
 def _composed(overrides: list[str]) -> dict[str, Any]:
@@ -113,8 +113,22 @@ def _check_names(override: str) -> None:
         choices = sorted(path.stem for path in (Path(__file__).parent / key).glob("*.yaml"))
         if value not in (*choices, "", "null"):
             raise ConfigError(not_a_choice(key, value, choices))
-    elif not any(name == key or name.startswith(f"{key}.") or _is_entry(key, name) for name in _hints()):
+    elif not is_setting(key):
         raise ConfigError(unknown_key(key))
+
+
+def is_setting(key: str) -> bool:
+    """Whether a key names a setting, a section of settings, a group, or a setting of an earlier version."""
+    return (
+        key in GROUPS
+        or key in RENAMED
+        or any(name == key or name.startswith(f"{key}.") or _is_entry(key, name) for name in _hints())
+    )
+
+
+def setting_keys() -> list[str]:
+    """The dotted keys of all settings, in their order."""
+    return list(_hints())
 
 
 def _is_entry(key: str, name: str) -> bool:

@@ -89,7 +89,7 @@ def start_folder(config: Config) -> Iterator[Path | None]:
     if start.config.model.lora.rank:
         raise CheckpointError(
             f"{start.folder} holds adapters, from which training cannot start: merge them into a model first, with "
-            f"`robometer publish {start.folder} --merge --to=FOLDER`"
+            f"`robometer publish {start.folder} --merge --output FOLDER`"
         )
     with backbone_folder(start) as folder:
         yield folder

@@ -72,7 +72,7 @@ def load_runs(folders: Sequence[str], baseline: str = "") -> list[EvaluationRun]
             )
     names = _unique([str(provenance["model"]) for _, provenance in stored], folders)
     if baseline and baseline not in names:
-        raise ReportError(f"no run is named {baseline!r} (--baseline): choose from {', '.join(names)}")
+        raise ReportError(f"no run is named {baseline!r} (--reference): choose from {', '.join(names)}")
     settings = settings_of([provenance for _, provenance in stored])
     runs = [
         EvaluationRun(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)

@@ -346,7 +346,7 @@ def to_hub(what: Publication, repo: str, private: bool = False) -> str:
     if get_token() is None:
         raise PublishingError("publishing to the hub needs a token with write access: set HF_TOKEN")
     if not HUB_ID.fullmatch(repo) or "@" in repo:
-        raise PublishingError(f"{repo!r} is no repository: give --repo=org/name")
+        raise PublishingError(f"{repo!r} is not the name of a repository: give --hub ORG/NAME")
     api = HfApi()
     with tempfile.TemporaryDirectory() as place:
         write(what, Path(place, "model"), repo.partition("/")[2], repo)

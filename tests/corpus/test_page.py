@@ -68,7 +68,7 @@ def test_a_page_that_fails_leaves_the_last_one(storage: Storage, tmp_path: Path)
 
 def test_the_command_writes_a_page_where_it_is_told(storage: Storage, tmp_path: Path) -> None:
     opened(storage, stored(0))
-    assert main([f"--show={tmp_path}/look.html", f"corpus.path={storage.path}"]) == 0
+    assert main(["show", storage.path, "--page", f"{tmp_path}/look.html"]) == 0
     assert (tmp_path / "look.html").is_file()
 
 

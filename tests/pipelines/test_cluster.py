@@ -104,7 +104,7 @@ def test_ctrl_c_is_one_line_and_joins_no_other_ray(ray_local: None, tmp_path: Pa
     job.send_signal(signal.SIGINT)
     _, errors = job.communicate(timeout=60)
     last = [line for line in errors.splitlines() if line][-1]
-    assert (job.returncode, last) == (130, "interrupted; run the same command again to go on"), errors
+    assert (job.returncode, last) == (130, "Interrupted. Rerun the same command to continue."), errors
 
 
 def test_what_waits_for_ever_ends_and_says_what_is_lacking(ray_local: None) -> None:

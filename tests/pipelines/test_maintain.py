@@ -66,7 +66,7 @@ def test_a_damaged_shard_is_found_dropped_and_made_again(made: Config, capsys: p
     wrong = {report.shard: report.problems[0] for report in run_verify(made).wrong}
     assert wrong.keys() == {damaged.stem, missing.stem} and "cannot be read" in wrong[missing.stem]
     assert "have changed since" in wrong[damaged.stem]
-    where = f"corpus.path={made.corpus.path}"
+    where = made.corpus.path
     assert job.main(["verify", where]) == 2
     assert "verify --repair" in capsys.readouterr().err
     assert job.main(["verify", "--repair", where]) == 0
@@ -121,8 +121,7 @@ def test_new_data_and_a_mended_video_enter_a_compacted_corpus(made: Config, tmp_
 
 
 def test_export_writes_a_dataset_that_ingest_reads(made: Config, tmp_path: Path) -> None:
-    where = f"corpus.path={made.corpus.path}"
-    assert job.main(["export", f"--to={tmp_path / 'lerobot'}", where]) == 0
+    assert job.main(["export", made.corpus.path, "--output", str(tmp_path / "lerobot")]) == 0
     back = config(tmp_path, "ingest.format=lerobot", data="lerobot", corpus="back")
     assert run_ingest(back).new == 10
     tasks = [sorted(Corpus(c.corpus.path).manifest["task"].to_pylist()) for c in (made, back)]
@@ -130,7 +129,8 @@ def test_export_writes_a_dataset_that_ingest_reads(made: Config, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"), [([], "--to=FOLDER"), (["--to=x", "--scores=nowhere"], "no predictions in nowhere")]
+    ("arguments", "reason"),
+    [([], "Missing option '--output'"), (["--output=x", "--scores=nowhere"], "no predictions in nowhere")],
 )
 def test_an_export_that_cannot_be_is_one_sentence(
     made: Config, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]

@@ -122,15 +122,15 @@ def test_a_format_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_
 
 
 FLAGS: dict[str, Callable[[str], list[str]]] = {
-    "publish --to": lambda value: ["publish", "none", f"--to={value}"],
-    "publish --evaluation": lambda value: ["publish", "none", "--to=x", f"--evaluation={value}"],
-    "corpus --show": lambda value: ["corpus", f"--show={value}"],
-    "corpus export --to": lambda value: ["corpus", "export", f"--to={value}"],
+    "publish --output": lambda value: ["publish", "none", f"--output={value}"],
+    "publish --evaluation": lambda value: ["publish", "none", "--output=x", f"--evaluation={value}"],
+    "corpus show --page": lambda value: ["corpus", "show", f"--page={value}"],
+    "corpus export --output": lambda value: ["corpus", "export", f"--output={value}"],
     "report --output": lambda value: ["report", "none", "--output", value],
-    "report RUN": lambda value: ["report", value],
+    "report EVALUATION": lambda value: ["report", value],
     "report --corpus": lambda value: ["report", "none", "--corpus", value],
-    "score --json": lambda value: ["score", "--video", "none", "--task", "t", "--json", value],
-    "score --png": lambda value: ["score", "--video", "none", "--task", "t", "--png", value],
+    "score --json": lambda value: ["score", "none", "--task", "t", "--json", value],
+    "score --png": lambda value: ["score", "none", "--task", "t", "--png", value],
 }
 
 

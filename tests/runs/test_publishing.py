@@ -102,7 +102,7 @@ def test_a_publication_loads_and_says_what_was_recorded(tmp_path: Path, checkpoi
     assert results == {("seen", "preference_accuracy"): 0.75, ("seen", "voc"): -0.25}
     for part in ("| seen | voc | -0.25 |", "Corpus `c0ffee`", "| metaworld | 2,283 |", "f" * 40, "simulated arms only"):
         assert part in card.text
-    assert f"--checkpoint {tmp_path / 'published'}" in card.text
+    assert f"--scorer {tmp_path / 'published'}" in card.text
     assert "Not evaluated" not in card.text
 
 
@@ -202,16 +202,16 @@ def test_the_hub_needs_a_token_a_name_and_an_answer(checkpoint: Path, monkeypatc
     with pytest.raises(PublishingError, match="set HF_TOKEN"):
         to_hub(what, "org/name")
     monkeypatch.setattr(publishing, "get_token", lambda: "hf_none")
-    with pytest.raises(PublishingError, match="give --repo=org/name"):
+    with pytest.raises(PublishingError, match="give --hub ORG/NAME"):
         to_hub(what, "name")
 
 
 ROUND_TRIP = """
 import sys
 from jobs import checkpoint, publish
-assert publish.main([sys.argv[1], "--to=hub", "--repo=lab/drawer", "--private"]) == 0
+assert publish.main([sys.argv[1], "--hub", "lab/drawer", "--private"]) == 0
 assert checkpoint.main(["lab/drawer@main"]) == 0
-assert publish.main(["lab/drawer", f"--to={sys.argv[2]}"]) == 0
+assert publish.main(["lab/drawer", "--output", sys.argv[2]]) == 0
 """
 
 
@@ -288,11 +288,11 @@ def test_the_command_publishes_and_says_where(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = str(tmp_path / "published")
-    assert job.main([str(checkpoint), f"--to={target}"]) == 0
+    assert job.main([str(checkpoint), "--output", target]) == 0
     assert capsys.readouterr().out == f"rewind@{checkpoint_hash(checkpoint)}, 2 metrics: {target}\n"
     assert job.main([str(checkpoint)]) == 2
-    assert "where to" in capsys.readouterr().err
-    assert job.main([str(tmp_path / "none"), f"--to={target}"]) == 2
+    assert "Say where to publish" in capsys.readouterr().err
+    assert job.main([str(tmp_path / "none"), "--output", target]) == 2
     assert "is neither a folder nor a hub id" in capsys.readouterr().err
 
 
