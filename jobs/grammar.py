@@ -143,6 +143,16 @@ class Command(click.Command):
         """Run the command line `argv` (default: that of this process); returns the exit status."""
         return run_click(self, sys.argv[1:] if argv is None else argv, f"robometer {self.title}")
 
+    def read(self, argv: Sequence[str]) -> Call:
+        """What a command line asks for, without doing it.
+
+        Raises:
+            click.ClickException: it does not fit the grammar.
+            ConfigError, PathError: its settings cannot be used.
+        """
+        with self.make_context(f"robometer {self.title}", list(argv)) as ctx:
+            return self._call(ctx)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Let Click parse; what follows `--` is an input, whatever it looks like."""
         end = args.index("--") if "--" in args else len(args)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from jobs.cli import COMMANDS
-from robometer.configs import Config, load
+from jobs.cli import COMMAND
+from jobs.grammar import Command
+from robometer.configs import Config
 from robometer.configs.loading import to_dict
 from robometer.settings import settings
+from tests.jobs.test_grammar import every_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,17 +119,30 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_of_a_page_exist_and_take_their_settings(page: Path) -> None:
+def test_commands_of_a_page_fit_the_grammar(page: Path) -> None:
     """Some pages have their commands run as well (test_docs.py); of all others at least names and values are right."""
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            command = re.search(r"\b(?:robometer|python -m jobs\.)\s?([a-z]+)\b(.*)", line)
-            if not command or line.lstrip().startswith(("#", "from", "cd", "export")):
-                continue
-            assert command[1] in COMMANDS, line
-            given = re.sub(r" #.*", "", command[2])
-            quoted = re.findall(r"""(?:^|\s)(?:'([\w.]+=[^']*)'|([\w.]+="[^"]*"|[\w.]+=\S+))""", given)
-            load(["".join(pair) for pair in quoted])
+            if command := re.search(r"(?:^|PYTHONPATH=. |-- )(?:robometer |python -m jobs\.)(.*)", line):
+                read(shlex.split(command[1], comments=True))
+
+
+def read(words: list[str]) -> None:
+    """Check a command line against the grammar and the settings."""
+    command = COMMAND.get_command(click.Context(COMMAND), words[0])
+    assert command, words
+    if isinstance(command, click.Group):
+        command, words = command.commands[words[1]], words[1:]
+    assert isinstance(command, Command)
+    command.read(words[1:])
+
+
+@pytest.mark.parametrize(("name", "command"), every_command(), ids=[name for name, _ in every_command()])
+def test_examples_of_help_fit_the_grammar(name: str, command: Command) -> None:
+    lines = command.examples.replace("\\\n", " ").strip().splitlines()
+    assert lines
+    for line in lines:
+        read(shlex.split(re.sub(r"^.*(?:robometer |jobs\.)", "", line, count=1), comments=True))
 
 
 def test_the_readme_is_short() -> None:
