@@ -106,7 +106,7 @@ class Robometer(click.Group):
 
 
 COMMAND = click.version_option(__version__, prog_name="robometer", message="%(prog)s %(version)s")(
-    Robometer("robometer", context_settings={"max_content_width": WIDTH})
+    Robometer("robometer", context_settings={"max_content_width": WIDTH, "help_option_names": ["-h", "--help"]})
 )
 
 

@@ -191,7 +191,8 @@ class Command(click.Command):
                     raise click.UsageError(f"{param.flag} and {param.setting} are the same. Give one of them.", ctx)
                 values[param.setting] = value
         if both := keys & values.keys():
-            raise click.UsageError(f"{min(both)} is given as {self.inputs.usage} too. Give one of them.", ctx)
+            name = self.inputs.usage.strip("[.] ")
+            raise click.UsageError(f"{name} and {min(both)} are the same. Give one of them.", ctx)
         config = load([*self.base, *overrides], values)
         return Call(config, inputs, ctx.params, frozenset(keys | values.keys()))
 
@@ -201,8 +202,9 @@ class Command(click.Command):
         key = left.lstrip("+~")
         if not equals or is_setting(key):
             return bool(equals)
-        looks_like_one = self.inputs.most == 0 or bool(re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", key))
-        return looks_like_one and not os.path.lexists(argument)
+        without_section = any(name.endswith(f".{key}") for name in setting_keys())
+        looks_like_one = self.inputs.most == 0 or without_section or re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", key)
+        return bool(looks_like_one) and not os.path.lexists(argument)
 
     def _check_count(self, inputs: list[str], ctx: click.Context) -> None:
         least, most, usage = self.inputs.least, self.inputs.most, self.inputs.usage
@@ -224,7 +226,8 @@ class Command(click.Command):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         """See `click.Command`."""
-        return super().make_context(info_name, args, parent, max_content_width=WIDTH, **extra)
+        names = ["-h", "--help"]
+        return super().make_context(info_name, args, parent, max_content_width=WIDTH, help_option_names=names, **extra)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help page: usage, purpose, inputs, options, what is read and written, examples, settings, exit status."""
@@ -272,7 +275,9 @@ class Group(click.Group):
     """
 
     def __init__(self, name: str, commands: Sequence[Command], help: str, renamed: Mapping[str, str]) -> None:
-        super().__init__(name, {command.name or "": command for command in commands}, help=help)
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
+        actions = {command.name or "": command for command in commands}
+        super().__init__(name, actions, help=help, context_settings=settings)
         self.renamed = renamed
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
@@ -288,6 +293,19 @@ class Group(click.Group):
             raise click.UsageError(
                 self.renamed.get(name, f"There is no option {name} before the action."), ctx
             ) from error
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The actions, what they do, and an example of each."""
+        commands = [command for command in self.commands.values() if isinstance(command, Command)]
+        formatter.write_usage(f"robometer {self.name}", "ACTION INPUTS [--options] [key=value ...]")
+        formatter.write_paragraph()
+        formatter.write_text(f"{self.help} `robometer {self.name} ACTION --help` tells more.")
+        with formatter.section("Actions"):
+            formatter.write_dl([(command.name or "", command.summary) for command in commands])
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {command.examples.strip().splitlines()[0]}\n" for command in commands))
+        with formatter.section("Exit status"):
+            formatter.write_text(EXIT_STATUSES)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """See `click.Group`."""

@@ -88,10 +88,11 @@ def test_a_file_whose_name_looks_like_a_mistyped_setting_is_a_file() -> None:
         (["--old=x"], "--old is an option of an earlier version. Write --corpus FOLDER."),
         (["ingest.spilt=x"], "There is no setting ingest.spilt. Did you mean ingest.split?"),
         (["v1.2=final"], "There is no setting v1.2."),
+        (["split=seen"], "There is no setting split. Did you mean ingest.split?"),
         (["ingest.source=lerobot"], "ingest.source is now called ingest.format. Write ingest.format=..."),
         (["recipe=quikstart"], "Did you mean quickstart?"),
         (["raw", "more"], "'more' is neither an option nor a setting such as train.steps=500"),
-        (["raw", "ingest.input=x"], "ingest.input is given as [RAW] too. Give one of them."),
+        (["raw", "ingest.input=x"], "RAW and ingest.input are the same. Give one of them."),
         (["--corpus", "c", "corpus.path=x"], "--corpus and corpus.path are the same. Give one of them."),
         (["--port", "many"], "serve.port='many' cannot be used"),
         (["--corpus"], "--corpus"),
@@ -147,6 +148,7 @@ def test_every_command_has_help_with_sections_and_examples(
 ) -> None:
     assert cli.main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
+    assert cli.main([*name.split(), "-h"]) == 0 and capsys.readouterr().out == text
     assert text.startswith(f"Usage: robometer {name} ") and "[--options] [key=value ...]" in text
     sections = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert sections[0] in ("Inputs:", "Options:") and {"Options:", "Examples:", "Exit status:"} <= set(sections)
