@@ -276,8 +276,7 @@ class Group(click.Group):
 
     def __init__(self, name: str, commands: Sequence[Command], help: str, renamed: Mapping[str, str]) -> None:
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
-        actions = {command.name or "": command for command in commands}
-        super().__init__(name, actions, help=help, context_settings=settings)
+        super().__init__(name, list(commands), help=help, context_settings=settings)
         self.renamed = renamed
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
@@ -286,6 +285,8 @@ class Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Command`."""
+        if not args:
+            raise click.UsageError(f"Say what to do: {', '.join(self.commands)}.", ctx)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:

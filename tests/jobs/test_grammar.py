@@ -174,6 +174,7 @@ def test_a_mistyped_command_gets_the_nearest_one(capsys: pytest.CaptureFixture[s
         (["trian"], "There is no command 'trian'. Did you mean train?"),
         (["corpus", "shwo"], "'shwo' is none of the actions show, verify, compact, export. Did you mean show?"),
         (["corpus", "corpus.path=x"], "is none of the actions"),
+        (["corpus"], "Say what to do: show, verify, compact, export."),
         (["corpus", "--show=page"], "robometer corpus show CORPUS --page FILE"),
         (["--verison"], "--verison"),
         (["score", "v.mp4", "--task", "t", "--url", "http://host"], "Write --scorer URL."),
