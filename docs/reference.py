@@ -40,7 +40,7 @@ def configuration_page() -> str:
     """Every section of the configuration as a table of its keys, and every recipe."""
     head = """# Settings
 
-Give any of these as `KEY=VALUE` to a command, such as `train.steps=500`. A recipe (`recipe=NAME`) sets several at once;
+Give any of these as `key=value` to a command, such as `train.steps=500`. A recipe (`recipe=NAME`) sets several at once;
 what you give beside it wins. Lists look like `'evaluate.splits=[seen,held_out]'`; texts need no quotes of their own.
 
 """

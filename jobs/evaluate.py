@@ -31,7 +31,7 @@ COMMAND = Command(
     "robustness and instruction grounding on splits of a corpus, with bootstrap intervals.",
     inputs=Inputs(
         "[SCORER ...]",
-        f"{SCORERS[0].upper()}{SCORERS[1:]}, one of {' '.join(BASELINES)}. Several are compared with the first.  "
+        f"{SCORERS[0].upper()}{SCORERS[1:]}, NAME one of {', '.join(BASELINES)}. Several are compared with the first.  "
         "[evaluate.scorer, evaluate.against]",
         most=None,
         values=_scorers,

@@ -42,7 +42,7 @@ def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["train", "--steps", "5"], "There is no option --steps. Settings have no dashes: train.steps=..."),
         (["ingest", "{tmp}/none"], "none"),
         (["ingest", "ingest.format=vhs"], "vhs"),
-        (["evaluate", "--corpus", "{tmp}/none"], "no corpus at"),
+        (["evaluate", "baseline:clock", "--corpus", "{tmp}/none"], "no corpus at"),
         (["score", "{tmp}/none.mp4", "--task", "x", "--scorer", "{tmp}"], "none.mp4"),
         (["serve", "{tmp}/none"], "none"),
         (["dance"], "no command 'dance'"),

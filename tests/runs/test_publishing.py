@@ -227,7 +227,7 @@ def test_a_hub_takes_it_and_gives_it_back(tmp_path: Path, checkpoint: Path) -> N
     assert requests.returncode == 0, requests.stderr[-2000:]
     assert (hub.repo, hub.private, hub.tokens) == ("lab/drawer", True, {"Bearer hf_secret"})
     assert sorted(hub.files) == ["README.md", "config.yaml", "model.safetensors", "provenance.json"]
-    assert "robometer serve serve.checkpoint=lab/drawer" in hub.files["README.md"].decode()
+    assert "robometer serve lab/drawer" in hub.files["README.md"].decode()
     assert checkpoint_hash(tmp_path / "again") == checkpoint_hash(checkpoint)
 
 
