@@ -57,8 +57,8 @@ def stands_for(key: str) -> Callable[[list[str]], dict[str, Any]]:
 class SettingOption(click.Option):
     """An option that stands for a setting: `--corpus X` for `corpus.path=X`, with X taken letter by letter."""
 
-    def __init__(self, flag: str, setting: str, help: str, **more: Any) -> None:
-        super().__init__([flag], help=f"{help}  [{setting}]", metavar=more.pop("metavar", "FOLDER"), **more)
+    def __init__(self, flag: str, setting: str, meaning: str, **more: Any) -> None:
+        super().__init__([flag], help=f"{meaning}  [{setting}]", metavar=more.pop("metavar", "FOLDER"), **more)
         self.flag, self.setting = flag, setting
 
 
@@ -78,9 +78,9 @@ SCORERS = (
 )
 
 
-def option(flag: str, help: str, **more: Any) -> click.Option:
+def option(flag: str, meaning: str, **more: Any) -> click.Option:
     """A plain option."""
-    return click.Option([flag], help=help, **more)
+    return click.Option([flag], help=meaning, **more)
 
 
 def json_option() -> click.Option:
@@ -274,9 +274,9 @@ class Group(click.Group):
         renamed: options of earlier versions, and the sentence that says what to write instead.
     """
 
-    def __init__(self, name: str, commands: Sequence[Command], help: str, renamed: Mapping[str, str]) -> None:
+    def __init__(self, name: str, commands: Sequence[Command], summary: str, renamed: Mapping[str, str]) -> None:
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
-        super().__init__(name, list(commands), help=help, context_settings=settings)
+        super().__init__(name, list(commands), help=summary, context_settings=settings)
         self.renamed = renamed
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
