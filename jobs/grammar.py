@@ -285,7 +285,7 @@ class Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See `click.Command`."""
-        if not args:
+        if not args and not ctx.resilient_parsing:  # which completion does
             raise click.UsageError(f"Say what to do: {', '.join(self.commands)}.", ctx)
         try:
             return super().parse_args(ctx, args)
