@@ -48,7 +48,7 @@ from robometer.corpus.manifest import (
     read_quarantine,
 )
 from robometer.corpus.storage import Storage
-from robometer.corpus.writer import Accepted, Outcome, Present, ShardEntry, ShardPlan, commit_shard
+from robometer.corpus.writer import Accepted, IngestCounts, Present, ShardEntry, ShardPlan, commit_shard
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
 from robometer.runs.outputs import with_absolute_paths
@@ -141,7 +141,7 @@ class _Plan:
     revision: int
     shards: list[ShardTask] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
-    done: Outcome = Outcome()  # noqa: RUF009  immutable
+    done: IngestCounts = IngestCounts()  # noqa: RUF009  immutable
     same: Counter[str] = field(default_factory=Counter)
     changed: defaultdict[str, list[Unit]] = field(default_factory=lambda: defaultdict(list))
     others: Counter[str] = field(default_factory=Counter)
@@ -234,12 +234,12 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
             plan.done.refused,
         )
     skipped = sum(row["stage"] == SKIP for row in plan.refused)
-    plan.done = _sum(plan.done, Outcome(refused=len(plan.refused) - skipped, skipped=skipped))
+    plan.done = _sum(plan.done, IngestCounts(refused=len(plan.refused) - skipped, skipped=skipped))
     return plan
 
 
-def _sum(a: Outcome, b: Outcome) -> Outcome:
-    return Outcome(*(x + y for x, y in zip(a, b, strict=True)))
+def _sum(a: IngestCounts, b: IngestCounts) -> IngestCounts:
+    return IngestCounts(*(x + y for x, y in zip(a, b, strict=True)))
 
 
 def _add_shard(plan: _Plan, group: list[Unit], seals: list[str], config: IngestConfig) -> None:
@@ -259,7 +259,7 @@ def _add_shard(plan: _Plan, group: list[Unit], seals: list[str], config: IngestC
             if before.seal not in ("", seal) and before.stored:
                 plan.changed[unit.source].append(unit)
             if same and not (config.retry_quarantined and before.refused):
-                plan.done = _sum(plan.done, Outcome(0, 0, before.stored, 0, before.refused, before.skipped))
+                plan.done = _sum(plan.done, IngestCounts(0, 0, before.stored, 0, before.refused, before.skipped))
                 continue
             # A second reading needs another name, or it would replace what the first one stored.
             key.append(f"{digest}+{seal}+{before}")
@@ -342,7 +342,7 @@ def _stored_uri(storage: Storage, id: str) -> str:
     return str(rows["uri"][pc.index(rows["id"], id).as_py()])
 
 
-def _make_shards(storage: Storage, plan: _Plan, config: IngestConfig) -> Outcome:
+def _make_shards(storage: Storage, plan: _Plan, config: IngestConfig) -> IngestCounts:
     """Make the shards on the cluster; returns what became of all trajectories."""
     if not plan.shards:
         return plan.done
@@ -372,7 +372,7 @@ _MAX_LOGGED = 10
 
 def make_shard(
     task: ShardTask, storage: Storage, config: IngestConfig, stored: ray.ObjectRef[StoredRows] | None = None
-) -> tuple[Outcome, list[str]]:
+) -> tuple[IngestCounts, list[str]]:
     """Read the units of a shard and commit it; run twice, it leaves the same files once.
 
     Returns:

@@ -71,16 +71,16 @@ MUTANTS = (
     Mutant("features taken at wrong positions", "robometer/models/rewind_scorer.py",
            "features = stored[positions]", "features = stored[: len(positions)]", "tests/models/test_rewind.py"),
     Mutant("manifest committed before the shard's rename", "robometer/corpus/writer.py",
-           "    write_shard(storage, name, _batches(entries, name, job, tally), seals)\n",
+           "    write_shard(storage, name, _batches(entries, name, plan, shard), seals)\n",
            "    def early() -> Iterator[pa.RecordBatch]:\n"
-           "        yield from _batches(entries, name, job, tally)\n"
-           "        ledger = {unit: tally.read(unit, job) for unit in job.seals}\n"
-           "        write_manifest(storage, name, pa.Table.from_pylist(tally.rows, MANIFEST_SCHEMA), ledger)\n\n"
+           "        yield from _batches(entries, name, plan, shard)\n"
+           "        ledger = {unit: shard.read(unit, plan) for unit in plan.seals}\n"
+           "        write_manifest(storage, name, pa.Table.from_pylist(shard.rows, MANIFEST_SCHEMA), ledger)\n\n"
            "    write_shard(storage, name, early(), seals)\n",
            "tests/corpus/test_storage.py"),
     Mutant("manifest committed before the quarantine", "robometer/corpus/writer.py",
            "        if refused:\n",
-           "        write_manifest(storage, name, pa.Table.from_pylist(tally.rows, MANIFEST_SCHEMA), ledger)\n"
+           "        write_manifest(storage, name, pa.Table.from_pylist(shard.rows, MANIFEST_SCHEMA), ledger)\n"
            "        if refused:\n",
            "tests/corpus/test_storage.py"),
     Mutant("files written in place", "robometer/corpus/storage.py",
@@ -179,7 +179,7 @@ MUTANTS = (
     Mutant("an update loses to what it replaces", "robometer/corpus/manifest.py",
            '("revision", "descending")', '("revision", "ascending")', "tests/corpus/test_identity.py -k corrected"),
     Mutant("what differs is read once only", "robometer/corpus/writer.py",
-           "seal = before.seal if differing else job.seals[unit]", "seal = job.seals[unit]",
+           "seal = before.seal if differing else plan.seals[unit]", "seal = plan.seals[unit]",
            "tests/corpus/test_identity.py -k corrected"),
     Mutant("labels hash leaves out rewards", "robometer/corpus/identity.py",
            "episode.fps, *truth", "episode.fps", "tests/corpus/test_identity.py -k any_label"),

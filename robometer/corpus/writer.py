@@ -73,7 +73,7 @@ class ShardPlan:
     revision: int = 0
 
 
-class Outcome(NamedTuple):
+class IngestCounts(NamedTuple):
     """How many trajectories of a shard's units were new, updated, and so on."""
 
     new: int = 0
@@ -85,68 +85,70 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class _Tally:
+class _ShardRows:
     """The rows and counts of a shard so far."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Trajectories by unit and field of `Outcome`."""
+    """Trajectories by unit and field of `IngestCounts`."""
 
-    def read(self, unit: str, job: ShardPlan) -> Reading:
+    def read(self, unit: str, plan: ShardPlan) -> Reading:
         """The reading of a unit. If something differs from the corpus, it keeps its old seal, to be read again."""
-        new, updated, present, differing, refused, skipped = (self.counts[unit, name] for name in Outcome._fields)
-        before = job.before.get(unit, Reading())
-        seal = before.seal if differing else job.seals[unit]
-        return Reading(new + updated + present + differing, refused, skipped, seal, job.revision)
+        new, updated, present, differing, refused, skipped = (self.counts[unit, name] for name in IngestCounts._fields)
+        before = plan.before.get(unit, Reading())
+        seal = before.seal if differing else plan.seals[unit]
+        return Reading(new + updated + present + differing, refused, skipped, seal, plan.revision)
 
-    def changed(self, unit: str, job: ShardPlan) -> bool:
+    def changed(self, unit: str, plan: ShardPlan) -> bool:
         """Whether this reading of a unit changes what the corpus has of it."""
         stored = self.counts[unit, "new"] + self.counts[unit, "updated"]
-        return bool(stored) or unit not in job.before or self.read(unit, job)[:4] != job.before[unit][:4]
+        return bool(stored) or unit not in plan.before or self.read(unit, plan)[:4] != plan.before[unit][:4]
 
 
 def commit_shard(
     storage: Storage,
     name: str,
     entries: Iterable[ShardEntry],
-    job: ShardPlan = ShardPlan(),
-) -> Outcome:
+    plan: ShardPlan = ShardPlan(),
+) -> IngestCounts:
     """Write one shard of all `entries`, if they change anything. One entry is in memory at a time.
 
     Args:
         storage: the corpus.
         name: of the shard; a second commit with the same name replaces the first.
         entries: the trajectories of the units, in their order.
-        job: the units, including those without trajectories.
+        plan: the units, including those without trajectories.
     """
-    tally = _Tally()
+    shard = _ShardRows()
     # A shard lacks some rows of a unit that is read again: without a seal, it is read anew if the manifest is lost.
-    seals = {unit: "" if unit in job.before else seal for unit, seal in job.seals.items()}
-    write_shard(storage, name, _batches(entries, name, job, tally), seals)
-    ledger = {unit: tally.read(unit, job) for unit in job.seals if tally.changed(unit, job)}
-    if ledger or not job.seals:
-        refused = [row for row in tally.refused if row["unit"] in ledger or not job.seals]
+    seals = {unit: "" if unit in plan.before else seal for unit, seal in plan.seals.items()}
+    write_shard(storage, name, _batches(entries, name, plan, shard), seals)
+    ledger = {unit: shard.read(unit, plan) for unit in plan.seals if shard.changed(unit, plan)}
+    if ledger or not plan.seals:
+        refused = [row for row in shard.refused if row["unit"] in ledger or not plan.seals]
         if refused:
             storage.write_parquet(f"quarantine/{name}.parquet", pa.Table.from_pylist(refused, QUARANTINE_SCHEMA))
-        write_manifest(storage, name, pa.Table.from_pylist(tally.rows, MANIFEST_SCHEMA), ledger)
+        write_manifest(storage, name, pa.Table.from_pylist(shard.rows, MANIFEST_SCHEMA), ledger)
     else:
         storage.remove(f"shards/{name}.arrow")
-    return Outcome(*(sum(n for (_, of), n in tally.counts.items() if of == field) for field in Outcome._fields))
+    return IngestCounts(
+        *(sum(n for (_, of), n in shard.counts.items() if of == field) for field in IngestCounts._fields)
+    )
 
 
-def _batches(entries: Iterable[ShardEntry], name: str, job: ShardPlan, tally: _Tally) -> Iterator[pa.RecordBatch]:
-    """The record batches of a shard, counted in `tally`."""
+def _batches(entries: Iterable[ShardEntry], name: str, plan: ShardPlan, shard: _ShardRows) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard, counted in `shard`."""
     for entry in entries:
         if isinstance(entry, Quarantined):
-            tally.refused.append(entry.row)
-            tally.counts[entry.row["unit"], "skipped" if entry.row["stage"] == SKIP else "refused"] += 1
+            shard.refused.append(entry.row)
+            shard.counts[entry.row["unit"], "skipped" if entry.row["stage"] == SKIP else "refused"] += 1
         elif isinstance(entry, Present):
-            tally.counts[entry.unit, "differing" if entry.differs else "present"] += 1
+            shard.counts[entry.unit, "differing" if entry.differs else "present"] += 1
         else:
-            record = {**entry.record, "revision": job.revision}
-            tally.rows.append({**{key: record[key] for key in _ROW}, "shard": name, "row": len(tally.rows)})
-            tally.counts[entry.unit, "updated" if entry.replaces else "new"] += 1
+            record = {**entry.record, "revision": plan.revision}
+            shard.rows.append({**{key: record[key] for key in _ROW}, "shard": name, "row": len(shard.rows)})
+            shard.counts[entry.unit, "updated" if entry.replaces else "new"] += 1
             yield pa.RecordBatch.from_pylist([{**record, "unit": entry.unit}], schema=SHARD_SCHEMA)
 
 
