@@ -22,7 +22,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 HERE = Path(__file__).parent
-WITH_RAY = {HERE, HERE / "corpus", HERE / "pipelines", HERE / "runs/test_publishing.py"}
+WITH_RAY = {
+    HERE,
+    HERE / "corpus",
+    HERE / "docs/test_pages.py",
+    HERE / "jobs/test_submitted.py",
+    HERE / "pipelines",
+    HERE / "runs/test_publishing.py",
+}
 """Test files, or the folders right above them, of which one at a time runs, since they start Ray."""
 
 

@@ -174,7 +174,7 @@ MUTANTS = (
            'return cached[1] if cached and', 'return cached[1] if False and cached and', "tests/corpus/formats/test_hub_cache.py"),
     Mutant("overrides as Hydra reads them", "robometer/configs/loading.py",
            "    return f\"{key}={QuotedString(literal, Quote.single).with_quotes()}\"", "    return override",
-           "tests/test_config.py"),
+           "tests/configs/test_loading.py"),
     # --- what a data set is known by
     Mutant("an update loses to what it replaces", "robometer/corpus/manifest.py",
            '("revision", "descending")', '("revision", "ascending")', "tests/corpus/test_identity.py -k corrected"),

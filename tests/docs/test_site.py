@@ -120,7 +120,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page_fit_the_grammar(page: Path) -> None:
-    """Some pages have their commands run as well (test_docs.py); of all others at least names and values are right."""
+    """Some pages have their commands run as well (test_pages.py); of all others at least names and values are right."""
     for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if command := re.search(r"(?:^|PYTHONPATH=. |-- )(?:robometer |python -m jobs\.)(.*)", line):

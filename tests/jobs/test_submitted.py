@@ -20,7 +20,7 @@ from pipelines.cluster import free_port
 from tests.conftest import TINY
 from tests.screen import foreign
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ from robometer.scoring import Clip, ClipScore
 from tests.corpus.formats.raw import roll_out, row_of, rows, shows
 from tests.local_endpoint import endpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RBM_1M = ("rbm-1m-id", "rbm-1m-id-eval", "rbm-1m-ood")
 
 

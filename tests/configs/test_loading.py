@@ -170,7 +170,7 @@ def test_what_every_run_does_now_may_stand_in_stored_settings() -> None:
 
 
 def test_every_recipe_and_model_composes() -> None:
-    folder = Path(__file__).resolve().parents[1] / "robometer/configs"
+    folder = Path(__file__).resolve().parents[2] / "robometer/configs"
     names = [(group, path.stem) for group in ("model", "recipe") for path in (folder / group).glob("*.yaml")]
     assert len(names) >= 3
     for group, name in names:
