@@ -55,15 +55,15 @@ def test_a_run_that_loses_a_node_and_gets_another_has_the_losses_of_one_that_did
         driver.wait_until(lambda: number(1))
         cluster.add_node(**NODE)
         driver.wait_until(lambda: number(2))
-    found = recorded(output)
+    steps = recorded(output)
     whole = tmp_path / "whole"
     alone = [*settings, "train.num_workers=1", "train.cpus_per_worker=1"]
     with driving(_overrides(tiny_corpus, whole, *alone), tmp_path / "log") as driver:
-        driver.wait_until(lambda: bool(checkpoints(whole)) and max(checkpoints(whole)) >= max(found))
+        driver.wait_until(lambda: bool(checkpoints(whole)) and max(checkpoints(whole)) >= max(steps))
     expected = recorded(whole)
-    workers = [found[step]["workers"] for step in sorted(found)]
+    workers = [steps[step]["workers"] for step in sorted(steps)]
     assert [n for i, n in enumerate(workers) if i == 0 or workers[i - 1] != n] == [2, 1, 2]
-    losses = [[run[step]["loss"] for step in sorted(found)] for run in (found, expected)]
+    losses = [[run[step]["loss"] for step in sorted(steps)] for run in (steps, expected)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
 
 

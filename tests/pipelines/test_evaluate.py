@@ -57,22 +57,22 @@ def config_for(folder: Path, *overrides: str) -> Config:
 def test_evaluation_on_ray_is_counted_tracked_and_repeatable(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1, broken=True)
     config = config_for(tmp_path, *SECRETS)
-    found = run_evaluate(config, Made(frame_difference))
+    metrics = run_evaluate(config, Made(frame_difference))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {f"{name}.parquet" for name in ("predictions", "pairs", "instructions", "metrics")}
     assert files == tables | {"metrics.json", "report.html", "parts"}
-    provenance = found["provenance"]
+    provenance = metrics["provenance"]
     assert provenance["model"] == "frame_difference" and provenance["failed"] > 0
     assert provenance["splits"]["seen"] == "14 of 15 clips, 5 tasks"
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = store.get_experiment_by_name("robometer")
     assert experiment is not None
     tracked = store.search_runs([experiment.experiment_id])[0]
-    voc = found["metrics"]["seen"]["reward_alignment"]["voc"]["value"]
+    voc = metrics["metrics"]["seen"]["reward_alignment"]["voc"]["value"]
     assert tracked.data.metrics["seen/reward_alignment/voc"] == pytest.approx(voc)
     again = recompute(config)
     assert json.dumps(again) == json.dumps(json.loads((tmp_path / "out/metrics.json").read_text()))
-    assert again["metrics"] == json.loads(json.dumps(found["metrics"]))
+    assert again["metrics"] == json.loads(json.dumps(metrics["metrics"]))
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if b"secret-of-the-" in path.read_bytes()]
     assert b"***@host/v1" in (tmp_path / "out/metrics.json").read_bytes()
@@ -104,9 +104,9 @@ def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -
         "evaluate.against=[baseline:frame_difference,baseline:constant]",
         "evaluate.evaluations=[reward_alignment,policy_ranking]",
     )
-    found = run_evaluations(config)
-    assert [one["provenance"]["model"] for one in found] == ["clock", "frame_difference", "constant"]
-    assert "answers in" in found[0]["provenance"]["scoring"]
+    pages = run_evaluations(config)
+    assert [one["provenance"]["model"] for one in pages] == ["clock", "frame_difference", "constant"]
+    assert "answers in" in pages[0]["provenance"]["scoring"]
     written = (tmp_path / "out/report.csv").read_text()
     assert all(name in written for name in ("clock", "frame_difference", "constant"))
     parts = sorted((tmp_path / "out").rglob("parts/*.parquet"))
@@ -115,7 +115,7 @@ def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -
     again = run_evaluations(config)
     assert [path.stat().st_mtime_ns for path in parts] == stamps  # a second run asks no model
     anew = run_evaluations(config, without_models=True)
-    assert [one["metrics"] for one in again] == [one["metrics"] for one in anew] == [one["metrics"] for one in found]
+    assert [one["metrics"] for one in again] == [one["metrics"] for one in anew] == [one["metrics"] for one in pages]
 
 
 def test_what_the_scoring_took_is_added_up_over_parts() -> None:

@@ -249,10 +249,10 @@ def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> No
 
 
 def test_the_packaged_corpus_is_listed_whole() -> None:
-    found = list(list_units("mp4_jsonl", "bundled"))
-    assert len(found) > 100
-    assert all(isinstance(entry, Unit) and Path(entry.uri).is_file() for entry in found)
-    assert {entry.data["split"] for entry in found if isinstance(entry, Unit)} == {"train", "seen", "held_out"}
+    units = list(list_units("mp4_jsonl", "bundled"))
+    assert len(units) > 100
+    assert all(isinstance(entry, Unit) and Path(entry.uri).is_file() for entry in units)
+    assert {entry.data["split"] for entry in units if isinstance(entry, Unit)} == {"train", "seen", "held_out"}
 
 
 def test_storage_that_cannot_be_written_is_one_sentence(ray_local: None, tmp_path: Path) -> None:

@@ -107,13 +107,13 @@ class Trial:
 def _workers() -> list[psutil.Process]:
     """Processes that make shards now, by the title that Ray gives them."""
     title = "ray::MapBatches(make_shard)"
-    found = []
+    workers = []
     for process in psutil.Process().children(recursive=True):  # of this cluster, and no other on the machine
         try:
-            found += [process] if title in " ".join(process.cmdline()) else []
+            workers += [process] if title in " ".join(process.cmdline()) else []
         except psutil.Error:
             continue
-    return found
+    return workers
 
 
 @contextmanager

@@ -51,9 +51,9 @@ def test_actors_read_one_index_in_shared_memory(tiny_corpus: str) -> None:
     shared = share_of(config)
     manifest, index = ray.get(shared)
     actors = [ray.remote(num_cpus=0)(Peek).remote(to_dict(config), [shared]) for _ in range(2)]
-    for found in ray.get([actor.memory.remote() for actor in actors]):
-        assert not any(found["owned"]) and not any(found["writeable"])
-        assert found["arrow"] < manifest.nbytes  # a private copy of the manifest would be that and more
+    for memory in ray.get([actor.memory.remote() for actor in actors]):
+        assert not any(memory["owned"]) and not any(memory["writeable"])
+        assert memory["arrow"] < manifest.nbytes  # a private copy of the manifest would be that and more
     rows = [int(row) for row in index.preference_rows]
     assert len(manifest) == len(index) >= len(rows) > 0
 
@@ -82,11 +82,11 @@ def test_every_step_has_its_micro_batches_however_they_are_dealt(tiny_corpus: st
     with ThreadPoolExecutor(3) as threads:
         dealt = list(threads.map(work, range(3), shards))
     for step in range(3):
-        taken = [micro_batch for worker in dealt for micro_batch in worker[step]]
+        micro_batches = [micro_batch for worker in dealt for micro_batch in worker[step]]
         assert [len(worker[step]) for worker in dealt] == [2, 2, 2]
-        numbers = sorted(m.number for m in taken if m.weight == 1)
-        assert numbers == [4 * (step + 2) + k for k in range(4)] and sum(m.weight for m in taken) == 4
-        assert all(m.batch.sample_index.tolist() == [2 * m.number, 2 * m.number + 1] for m in taken)
+        numbers = sorted(m.number for m in micro_batches if m.weight == 1)
+        assert numbers == [4 * (step + 2) + k for k in range(4)] and sum(m.weight for m in micro_batches) == 4
+        assert all(m.batch.sample_index.tolist() == [2 * m.number, 2 * m.number + 1] for m in micro_batches)
 
 
 class _Dealt:
@@ -106,8 +106,8 @@ def test_four_micro_batches_for_three_workers_by_hand() -> None:
     config = load([*TINY, "train.num_workers=3", "train.micro_batch_size=2", "train.steps=5"])
     shards = [cast(DataIterator, _Dealt(list(range(8 + rank, 20, 3)))) for rank in range(3)]
     dealt = [MicroBatches(shard, config, 2, rank, 3) for rank, shard in enumerate(shards)]
-    taken = [[[(m.number, m.weight) for m in worker.take(step)] for worker in dealt] for step in (2, 3, 4)]
-    assert taken == [
+    shares = [[[(m.number, m.weight) for m in worker.take(step)] for worker in dealt] for step in (2, 3, 4)]
+    assert shares == [
         [[(8, 1), (11, 1)], [(9, 1), (9, 0)], [(10, 1), (10, 0)]],
         [[(14, 1), (14, 0)], [(12, 1), (15, 1)], [(13, 1), (13, 0)]],
         [[(17, 1), (17, 0)], [(18, 1), (18, 0)], [(16, 1), (19, 1)]],

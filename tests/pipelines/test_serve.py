@@ -270,8 +270,8 @@ def test_ready_and_model_describe_the_model(http: httpx.Client) -> None:
 
 
 def test_request_id_is_echoed_or_made(http: httpx.Client) -> None:
-    given = http.get("/health", headers={"x-request-id": "trace-42"})
-    assert given.headers.get_list("x-request-id") == ["trace-42"]
+    answer = http.get("/health", headers={"x-request-id": "trace-42"})
+    assert answer.headers.get_list("x-request-id") == ["trace-42"]
     assert len(http.get("/health").headers["x-request-id"]) >= 32
     scored = post_frames(http, npy(frames_of(2)), **{"x-request-id": "trace-43"})
     assert scored.json()["request_id"] == scored.headers["x-request-id"] == "trace-43"
@@ -433,10 +433,10 @@ def test_kills_and_an_end_under_load_lose_nothing() -> None:
 
 
 def test_a_taken_port_is_told_before_ray_starts() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        command = [sys.executable, "-m", "jobs.serve", f"serve.port={taken.getsockname()[1]}"]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        command = [sys.executable, "-m", "jobs.serve", f"serve.port={listener.getsockname()[1]}"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     first, *others = ended.stderr.splitlines()
@@ -511,11 +511,11 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> N
 
 
 def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         with pytest.raises(ConfigError, match=r"cannot listen at 127.0.0.1"):
-            start(config_with(f"serve.port={taken.getsockname()[1]}"), Made(load_fussy))
+            start(config_with(f"serve.port={listener.getsockname()[1]}"), Made(load_fussy))
 
 
 def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

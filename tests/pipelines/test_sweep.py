@@ -42,9 +42,9 @@ def test_the_space_is_parsed_and_mistakes_are_named() -> None:
 def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_path: Path) -> None:
     """Steps 2, 4 and 5 had the same metric, so that Ray Train deleted the first, which Tune names as the best."""
     metrics = [{"step": 4, "seen/voc": 0.25}, {"step": 5, "seen/voc": 0.25}, {"step": 6, "seen/voc": 0.125}]
-    found = [{"checkpoint_dir_name": f"step-{one['step']}", "metrics": one} for one in metrics]
+    results = [{"checkpoint_dir_name": f"step-{one['step']}", "metrics": one} for one in metrics]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": found}))
+    (tmp_path / "run/checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": results}))
     assert best_checkpoint(tmp_path, "seen/voc", "max") == tmp_path / "run/step-5"
     assert best_checkpoint(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
 
@@ -107,18 +107,18 @@ def test_a_resumed_sweep_with_other_settings_is_refused_and_its_tracked_run_stay
     with tracking.start(config, "sweep") as run:
         pass
     (tmp_path / "sweep").mkdir()
-    kept = {"run_id": run.run_id, "settings": _settings(config, Corpus(tiny_corpus))}
-    (tmp_path / "sweep/sweep.json").write_text(json.dumps(kept))
+    stored = {"run_id": run.run_id, "settings": _settings(config, Corpus(tiny_corpus))}
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match=f"holds a sweep with {sentence}"):
         run_sweep(load([*overrides, changed]))
     assert MlflowClient(store).get_run(run.run_id).info.status == "FINISHED"
     old = json.loads(
-        json.dumps(kept).replace("not_done_below_progress", "min_success").replace("trajectory_first", "rbm")
+        json.dumps(stored).replace("not_done_below_progress", "min_success").replace("trajectory_first", "rbm")
     )
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(old))
-    assert _stored_sweep(tmp_path / "sweep", kept["settings"]) == old  # what an earlier version wrote is the same sweep
+    assert _stored_sweep(tmp_path / "sweep", stored["settings"]) == old  # an earlier version wrote it
     elsewhere = load([*overrides, "train.num_workers=2", "train.data_actors=3", "sweep.output=moved"])
-    assert _settings(elsewhere, Corpus(tiny_corpus)) == kept["settings"]  # what only says how and where it runs
+    assert _settings(elsewhere, Corpus(tiny_corpus)) == stored["settings"]  # what only says how and where it runs
 
 
 @pytest.mark.slow
@@ -169,5 +169,5 @@ def test_trials_that_are_stopped_early_give_their_places_back(tiny_corpus: str, 
     command = [sys.executable, "-c", STOPPED, *overrides, "ray.stall_timeout_s=200"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = re.search(r"groups (\d+) \{'REMOVED'\}\nstopped early (\d+)", done.stdout)
-    assert found and int(found[1]) >= 6 and int(found[2]) >= 1, done.stdout[-1000:]
+    match = re.search(r"groups (\d+) \{'REMOVED'\}\nstopped early (\d+)", done.stdout)
+    assert match and int(match[1]) >= 6 and int(match[2]) >= 1, done.stdout[-1000:]

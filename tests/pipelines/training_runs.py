@@ -53,13 +53,13 @@ class Driver:
 
         Ray rewrites a worker's title at every call, so that one look can miss it.
         """
-        found = set()
+        processes = set()
         for process in psutil.process_iter(["cmdline"]):
             with contextlib.suppress(psutil.Error):
                 raylet = process.parent() if title in " ".join(process.info["cmdline"] or []) else None
                 if raylet and raylet.environ().get(MARK) == self._mark:  # other runs on this machine are not ours
-                    found.add(process)
-        return found
+                    processes.add(process)
+        return processes
 
     def finish(self, timeout_s: float = 900) -> None:
         """Wait for its end; it must succeed."""
@@ -89,8 +89,8 @@ def checkpoints(output: Path) -> list[int]:
         snapshot = json.loads((output / "run" / SNAPSHOT).read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
         return []
-    known = json.loads(snapshot) if isinstance(snapshot, str) else snapshot
-    return sorted(int(one["checkpoint_dir_name"].removeprefix("step-")) for one in known["checkpoint_results"])
+    record = json.loads(snapshot) if isinstance(snapshot, str) else snapshot
+    return sorted(int(one["checkpoint_dir_name"].removeprefix("step-")) for one in record["checkpoint_results"])
 
 
 def recorded(output: Path) -> dict[int, dict[str, float]]:

@@ -112,11 +112,11 @@ def sentence(answer: tuple[int, bytes, bytes], *statuses: int) -> str:
     """The sentence of a refusal, after checking that it is one short line with the id of the header."""
     status, head, body = answer
     assert status in statuses, (status, body[:300])
-    said = json.loads(body)
-    assert set(said) == {"error", "request_id"} and len(body) < 400
-    assert f"x-request-id: {said['request_id']}".encode() in head.lower()
-    assert said["error"] and "\n" not in said["error"] and "site-packages" not in said["error"]
-    return str(said["error"])
+    answer_json = json.loads(body)
+    assert set(answer_json) == {"error", "request_id"} and len(body) < 400
+    assert f"x-request-id: {answer_json['request_id']}".encode() in head.lower()
+    assert answer_json["error"] and "\n" not in answer_json["error"] and "site-packages" not in answer_json["error"]
+    return str(answer_json["error"])
 
 
 def test_the_form_that_others_are_made_of_is_answered(url: str) -> None:
@@ -223,10 +223,10 @@ def test_json_that_is_right_is_answered_however_it_is_escaped(url: str) -> None:
         assert status == 200 and json.loads(body)["task"] == "öffne 😀"
 
 
-@pytest.mark.parametrize("given", ["\xe9\xff", "", "a b", "x" * 129, "<script>", 'a"b', "{}"])
-def test_request_ids_that_are_not_safe_are_refused(url: str, given: str) -> None:
-    said = sentence(talk(url, post(FORM, more=f"X-Request-ID: {given}\r\n")), 400)
-    assert said.startswith("Send one x-request-id of")
+@pytest.mark.parametrize("request_id", ["\xe9\xff", "", "a b", "x" * 129, "<script>", 'a"b', "{}"])
+def test_request_ids_that_are_not_safe_are_refused(url: str, request_id: str) -> None:
+    refusal = sentence(talk(url, post(FORM, more=f"X-Request-ID: {request_id}\r\n")), 400)
+    assert refusal.startswith("Send one x-request-id of")
 
 
 def test_a_safe_request_id_is_echoed(url: str) -> None:
@@ -326,9 +326,9 @@ def test_an_answered_request_is_not_read_for_ever(url: str, monkeypatch: pytest.
         client.sendall(post(FORM, more="X-Request-ID: not safe\r\n", length="10000").replace(b"close", b"keep-alive"))
         started_s = time.monotonic()
         assert read(client)[0] == 400 and 0.4 < time.monotonic() - started_s < 10
-    with httpx.Client(base_url=url) as kept:  # a body that is in is no rest
+    with httpx.Client(base_url=url) as client:  # a body that is in is no rest
         for _ in range(2):
-            assert kept.post("/health", content=b"x").status_code == 405
+            assert client.post("/health", content=b"x").status_code == 405
             time.sleep(0.8)
 
 

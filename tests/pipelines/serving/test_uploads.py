@@ -484,9 +484,9 @@ def test_all_that_a_stream_may_need_is_there_before_files_are_out_of_reach() -> 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
     """The decoders of an endpoint, without the endpoint."""
-    made = Decoders(limits_with())
-    yield made
-    made.close()
+    decoders = Decoders(limits_with())
+    yield decoders
+    decoders.close()
 
 
 def decode_images(decoders: Decoders, *images: bytes) -> np.ndarray:

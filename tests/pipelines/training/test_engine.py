@@ -211,12 +211,12 @@ def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     config = _config(f"corpus.path={storage.path}", *rates, *scale, "train.zero_stage=1")
     corpus, dealt = Corpus(storage.path), _Dealt(config)
     worker = Worker(config, {}, NullRun(), build_engine(config, corpus, 1), Position(), 0, 1)
-    found = [worker.step(cast(MicroBatches, dealt))[0] for _ in range(3)]
+    steps = [worker.step(cast(MicroBatches, dealt))[0] for _ in range(3)]
 
     model = build_model(config, corpus).train()
     first = {name: value.detach().clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.AdamW(parameter_groups(model, config.train), betas=BETAS, eps=EPSILON)
-    for step, values in enumerate(found, start=1):
+    for step, values in enumerate(steps, start=1):
         batch = dealt.batch(6 * (step - 1), 6)
         losses = compute_losses(model(batch), batch, config.loss, config.model.progress_loss)
         optimizer.zero_grad()
