@@ -30,14 +30,14 @@ WITH_RAY = {
     HERE / "pipelines",
     HERE / "runs/test_publishing.py",
 }
-"""Test files, or the folders right above them, of which one at a time runs, since they start Ray."""
+"""Test files that start Ray, or the folders directly above them. Only one of these files runs at a time."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests may take an hour: on a busy machine one of minutes does not fail for that.
+    """Give slow tests an hour, so that a busy machine does not fail them, and group the tests for `make test`.
 
-    Two processes of `make test` share the rest by files.
+    Its two processes share the tests file by file, except those that start Ray.
     """
     for item in items:
         if item.get_closest_marker("slow"):
