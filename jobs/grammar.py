@@ -209,8 +209,7 @@ class Command(click.Command):
     def _check_count(self, inputs: list[str], ctx: click.Context) -> None:
         least, most, usage = self.inputs.least, self.inputs.most, self.inputs.usage
         if len(inputs) < least:
-            number = "" if least == 1 else f"{least} times "
-            raise click.UsageError(f"`robometer {self.title}` needs {number}{usage}: {self.inputs.help}", ctx)
+            raise click.UsageError(f"`robometer {self.title}` needs {usage}: {self.inputs.help}", ctx)
         if most is not None and len(inputs) > most:
             takes = f"only {usage}" if most else "no inputs"
             surplus = inputs[most]

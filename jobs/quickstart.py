@@ -42,10 +42,10 @@ NO_TRANSFER = (
 
 
 def quickstart(config: Config) -> None:
-    """Run every job, then say what came out and where it lies."""
+    """Run every job, then print the results and where they are."""
     started = time.monotonic()
     for name, path in (("corpus.path", config.corpus.path), ("evaluate.output", config.evaluate.output)):
-        paths.absolute_path(name, paths.check_local(name, path))  # what it writes beside them wants a disk
+        paths.absolute_path(name, paths.check_local(name, path))  # it writes more files beside them, with plain paths
     with connected(config, ENVIRONMENT):
         with _step("ingest"):
             run_ingest(config)
@@ -56,26 +56,26 @@ def quickstart(config: Config) -> None:
         page = Path(config.corpus.path, "corpus.html")
         write_page(corpus, page, sampling=config.sampling)
         with _step("train"):
-            trained = run_train(config)
+            training = run_train(config)
         with _step("sweep"):
-            swept = run_sweep(_sweep_config(config))
+            sweep = run_sweep(_sweep_config(config))
         with _step("evaluate"):
-            found = run_evaluate(config)
+            record = run_evaluate(config)
         with _step("serve and score"):
             scores = _serve_and_score(config, corpus)
-    print("\n" + common.metrics_table(found))
+    print("\n" + common.metrics_table(record))
     print("\nSweep of the loss weights (short runs), best first:")
-    print(swept.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    lies = {
+    print(sweep.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    places = {
         "report": Path(config.evaluate.output, "report.html"),
         "corpus": page,
         "training plot": Path(config.train.output, "training.png"),
-        "sweep plot": swept.plot,
+        "sweep plot": sweep.plot,
         "scores": scores,
-        "checkpoint": trained.best,
+        "checkpoint": training.best,
         "MLflow": f"mlflow ui --backend-store-uri {config.tracking.uri}",
     }
-    print("\n" + "\n".join(f"{name:14} {place}" for name, place in lies.items()))
+    print("\n" + "\n".join(f"{name:14} {place}" for name, place in places.items()))
     print(f"\n{NO_TRANSFER}\nquickstart took {time.monotonic() - started:.0f} s")
 
 

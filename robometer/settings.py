@@ -70,7 +70,7 @@ class Setting:
     Attributes:
         key: dotted, such as `train.steps`.
         hint: the type of its values.
-        default: its value where nothing else is said.
+        default: its value, unless a recipe or the user sets another.
         meaning: the docstring below the field; empty where there is none.
     """
 

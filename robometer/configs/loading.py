@@ -106,8 +106,8 @@ def _explained(error: Any) -> Exception:
 
 def _check_names(override: str) -> None:
     """Raise `ConfigError` for an override of a key or a group that does not exist."""
-    given, _, value = override.partition("=")
-    key, value = given.lstrip("+~"), value.strip("'\"")
+    left, _, value = override.partition("=")
+    key, value = left.lstrip("+~"), value.strip("'\"")
     refuse_old_name(key, value)
     if key in GROUPS:
         choices = sorted(path.stem for path in (Path(__file__).parent / key).glob("*.yaml"))
@@ -171,8 +171,8 @@ def as_given(override: str) -> str:
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    key, given, value = override.partition("=")
-    if not given or _hints().get(key) is not str or _QUOTED.fullmatch(value):
+    key, equals, value = override.partition("=")
+    if not equals or _hints().get(key) is not str or _QUOTED.fullmatch(value):
         return override
     literal = value if _INTERPOLATION.search(value) else value.replace("${", r"\${")
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"

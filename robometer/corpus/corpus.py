@@ -50,7 +50,7 @@ class Corpus:
         """
         self.storage = Storage(path)
         if not self.storage.exists("corpus.json"):
-            raise CorpusError(f"no corpus at {path}: run `robometer ingest corpus.path={path}` first")
+            raise CorpusError(f"no corpus at {path}: run `robometer ingest --corpus {path}` first")
         self.info: dict[str, Any] = json.loads(self.storage.read_bytes("corpus.json"))
         if self.info["schema_version"] != SCHEMA_VERSION:
             raise CorpusError(

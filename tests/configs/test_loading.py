@@ -86,9 +86,9 @@ def test_any_text_of_a_shell_means_itself() -> None:
     # paths among them would be refused some of these (~x, s3:x), which mean themselves all the same
     keys = ("ingest.source_name", "ingest.split", "tracking.run_name", "tracking.experiment", "sampling.split")
     for number in range(0, len(TEXTS), len(keys)):
-        given = dict(zip(keys, TEXTS[number:], strict=False))
-        config = load([f"{key}={text}" for key, text in given.items()])
-        assert {key: getattr(getattr(config, (at := key.split("."))[0]), at[1]) for key in given} == given
+        values = dict(zip(keys, TEXTS[number:], strict=False))
+        config = load([f"{key}={text}" for key, text in values.items()])
+        assert {key: getattr(getattr(config, (at := key.split("."))[0]), at[1]) for key in values} == values
 
 
 def test_a_folder_of_any_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +111,10 @@ def test_random_texts_mean_themselves() -> None:
 
 def test_what_hydra_has_a_meaning_for_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/data")
-    given = ["ingest.input=${oc.env:DATA}/a (b)", "corpus.path='a b'", 'train.output="it\'s"', 
+    overrides = ["ingest.input=${oc.env:DATA}/a (b)", "corpus.path='a b'", 'train.output="it\'s"', 
              "sampling.sources=[a,b]", "+sampling.source_weights={lab:2}", "train.learning_rate=1e-3", "model=rewind",
              "sampling.split=val"]  # fmt: skip
-    config = load(given)
+    config = load(overrides)
     assert (config.ingest.input, config.corpus.path, config.train.output) == ("/data/a (b)", "a b", "it's")
     assert (config.sampling.sources, config.sampling.source_weights) == (["a", "b"], {"lab": 2.0})
     assert (config.train.learning_rate, config.model.hidden_dim, config.sampling.split) == (1e-3, 512, "val")
@@ -193,7 +193,7 @@ def test_a_configuration_is_saved_without_its_secrets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "left"),
+    ("text", "redaction"),
     [
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("{'authorization': 'basic YWJj'}", "{'authorization': 'basic ***'}"),
@@ -206,15 +206,15 @@ def test_a_configuration_is_saved_without_its_secrets(tmp_path: Path) -> None:
         ("a bearer token is wanted: give serve.token", "a bearer token is wanted: give serve.token"),
     ],
 )
-def test_what_looks_like_a_secret_is_left_out(said: str, left: str) -> None:
-    assert redacted(said) == left == redacted(left)
+def test_what_looks_like_a_secret_is_left_out(text: str, redaction: str) -> None:
+    assert redacted(text) == redaction == redacted(redaction)
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("said", ["://a:b", "x@://a:b", "://a:1/", "token='", "authorization ", "api_"])
-def test_the_time_that_secrets_take_grows_with_the_text(said: str) -> None:
-    redacted(100_000 * said)
-    redacted(100_000 * said + "@")
+@pytest.mark.parametrize("text", ["://a:b", "x@://a:b", "://a:1/", "token='", "authorization ", "api_"])
+def test_the_time_that_secrets_take_grows_with_the_text(text: str) -> None:
+    redacted(100_000 * text)
+    redacted(100_000 * text + "@")
 
 
 def test_a_mistake_does_not_quote_a_secret() -> None:

@@ -116,9 +116,9 @@ def test_picture_of_unequal_lengths_is_refused(tmp_path: Path) -> None:
 
 def test_only_what_the_command_line_gives_overrides_a_models_frames(caplog: pytest.LogCaptureFixture) -> None:
     config = load(["recipe=quickstart", "ingest.max_frames=4", "serve.port=8001"])
-    given = frame_overrides({"recipe", "ingest.max_frames", "serve.port"}, config)
-    assert given == {"max_frames": 4}  # the recipe's short edge of 160 is no wish of the user's
+    overrides = frame_overrides({"recipe", "ingest.max_frames", "serve.port"}, config)
+    assert overrides == {"max_frames": 4}  # the user did not ask for the recipe's short edge of 160
     trained = FrameSettings(16, 128, 80)
     assert overridden(trained, {}) == trained and not caplog.records
-    assert overridden(trained, given) == FrameSettings(4, 128, 80)
+    assert overridden(trained, overrides) == FrameSettings(4, 128, 80)
     assert "trained on at most 16 frames, short edge 128 px, JPEG quality 80 and gets" in caplog.text
