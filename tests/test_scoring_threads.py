@@ -81,7 +81,7 @@ def remote(stack: ExitStack) -> Scorer:
     return stack.enter_context(RemoteScorer(stack.enter_context(endpoint(Random()))))
 
 
-def asked(make: Callable[[BaselineConfig], Scorer], answer: Callable[[Seen], str]) -> Callable[[ExitStack], Scorer]:
+def asking(make: Callable[[BaselineConfig], Scorer], answer: Callable[[Seen], str]) -> Callable[[ExitStack], Scorer]:
     """A scorer that asks a provider, whose answer depends on the question."""
 
     def connected(stack: ExitStack) -> Scorer:
@@ -108,8 +108,8 @@ SCORERS: dict[str, Callable[[ExitStack], Any]] = {
     "constant": lambda _: Constant(),
     "random": lambda _: Random(),
     "frame_difference": lambda _: FrameDifference(),
-    "gvl": asked(Gvl, lambda seen: str([(spoken(seen) + 7 * i) % 101 for i in range(20)])),
-    "rl_vlm_f": asked(RlVlmF, lambda seen: str(spoken(seen) % 3 - 1)),
+    "gvl": asking(Gvl, lambda seen: str([(spoken(seen) + 7 * i) % 101 for i in range(20)])),
+    "rl_vlm_f": asking(RlVlmF, lambda seen: str(spoken(seen) % 3 - 1)),
     "topreward": lambda _: TopReward(chat(), max_frames=3),
     "roboreward": lambda _: RoboReward(chat(max_new_tokens=4).ask, max_frames=4),
     "robo_dopamine": lambda _: RoboDopamine(chat(max_new_tokens=4).ask, max_frames=3),
@@ -135,10 +135,10 @@ def scorer(request: pytest.FixtureRequest) -> Iterator[Scorer]:
 def answer(scorer: Scorer, batch: list[Clip]) -> list[np.ndarray | str]:
     """A scorer's answers for clips: numbers, or the error message."""
     try:
-        said: list[np.ndarray | str] = []
+        answers: list[np.ndarray | str] = []
         if not scorer.info.compares_only:
-            said += [part for score in scorer.score(batch) for part in (score.progress, score.success)]
-        return [*said, scorer.compare([(batch[0], batch[-1])])]
+            answers += [part for score in scorer.score(batch) for part in (score.progress, score.success)]
+        return [*answers, scorer.compare([(batch[0], batch[-1])])]
     except RobometerError as error:
         return [str(error)]
 
@@ -153,22 +153,22 @@ def same(one: list[np.ndarray | str], other: list[np.ndarray | str]) -> bool:
 
 def wrong_answers(scorer: Scorer, seconds: float) -> tuple[int, int]:
     """How many answers to several threads differ from those to one thread, and the number of answers."""
-    shown = clips()
-    batches = [[clip] for clip in shown[:4]] + [shown[4:]]
+    all_clips = clips()
+    batches = [[clip] for clip in all_clips[:4]] + [all_clips[4:]]
     end, gate = time.monotonic() + seconds, threading.Barrier(THREADS)
 
     def ask(number: int) -> list[tuple[int, list[np.ndarray | str]]]:
-        order, said = np.random.default_rng(number), []
+        order, answers = np.random.default_rng(number), []
         gate.wait()
-        while time.monotonic() < end or not said:
-            said += [(int(i), answer(scorer, batches[i])) for i in order.permutation(len(batches))[:2]]
-        return said
+        while time.monotonic() < end or not answers:
+            answers += [(int(i), answer(scorer, batches[i])) for i in order.permutation(len(batches))[:2]]
+        return answers
 
     with ThreadPoolExecutor(THREADS) as pool:  # first, so that several threads load what loads on first use
-        answers = [found for said in pool.map(ask, range(THREADS)) for found in said]
+        answers = [one for of_thread in pool.map(ask, range(THREADS)) for one in of_thread]
     expected = [answer(scorer, batch) for batch in batches]
     assert not same(expected[0], expected[1]) or isinstance(scorer, Constant)
-    return sum(not same(said, expected[i]) for i, said in answers), len(answers)
+    return sum(not same(one, expected[i]) for i, one in answers), len(answers)
 
 
 def test_answers_to_several_threads_are_those_to_one(scorer: Scorer) -> None:
@@ -185,11 +185,13 @@ def test_answers_to_several_threads_are_those_to_one_for_long(scorer: Scorer) ->
 @pytest.mark.parametrize("name", ["efficientnet_lite0_grid", "efficientnet_lite0", "random_image"])
 def test_an_image_encoder_keeps_nothing_between_its_callers(name: str) -> None:
     torch.set_num_threads(1)
-    encoder, shown = image_encoder(name), clips()
-    expected = [encoder.encode(clip.frames) for clip in shown]
+    encoder, all_clips = image_encoder(name), clips()
+    expected = [encoder.encode(clip.frames) for clip in all_clips]
     with ThreadPoolExecutor(THREADS) as pool:
-        for found, wanted in zip(pool.map(lambda clip: encoder.encode(clip.frames), shown), expected, strict=True):
-            np.testing.assert_allclose(found, wanted, atol=1e-5)
+        for vectors, expected_vectors in zip(
+            pool.map(lambda clip: encoder.encode(clip.frames), all_clips), expected, strict=True
+        ):
+            np.testing.assert_allclose(vectors, expected_vectors, atol=1e-5)
 
 
 MODELS: dict[str, tuple[Callable[..., Any], list[str]]] = {
@@ -202,10 +204,10 @@ MODELS: dict[str, tuple[Callable[..., Any], list[str]]] = {
 class Watched:
     """Replaces a model's lock and counts how often it is taken."""
 
-    taken = 0
+    times_taken = 0
 
     def __enter__(self) -> None:
-        self.taken += 1
+        self.times_taken += 1
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -218,7 +220,7 @@ def test_a_model_is_asked_by_one_thread_at_a_time(kind: str, method: str) -> Non
     arguments = {"compare": [[(clip, clip)]], "ask": [of_pictures], "log_prob": [of_pictures, "True"]}
     model.busy = Watched()
     assert len(getattr(model, method)(*arguments.get(method, [[clip]]))) == 1
-    assert model.busy.taken == 1
+    assert model.busy.times_taken == 1
 
 
 def test_marked_methods_of_one_object_run_one_at_a_time_and_may_call_each_other() -> None:

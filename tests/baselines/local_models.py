@@ -31,12 +31,12 @@ def tiny_model(name: str = "tiny", **settings: int) -> ChatModel:
 def teach(chat: ChatModel, prompts: Sequence[Prompt], answers: Sequence[str]) -> None:
     """Fit the last layer to these answers, so that a real model gives readable ones."""
     end = str(chat.family.chat.closing[0])
-    said = [np.array(chat.tokenizer.encode(answer + end, add_special_tokens=False)) for answer in answers]
+    answer_ids = [np.array(chat.tokenizer.encode(answer + end, add_special_tokens=False)) for answer in answers]
     tokens, features = chat.read(prompts)
-    inputs = chat.padded([prompt.followed_by(ids) for prompt, ids in zip(tokens, said, strict=True)], features)
+    inputs = chat.padded([prompt.followed_by(ids) for prompt, ids in zip(tokens, answer_ids, strict=True)], features)
     with torch.no_grad():
         states = chat.model.model(**inputs, use_cache=False).last_hidden_state.double()
-    before = torch.cat([row[-len(ids) - 1 : -1] for row, ids in zip(states, said, strict=True)])  # [N, H]
-    wanted = one_hot(torch.from_numpy(np.concatenate(said)), chat.model.lm_head.out_features)  # [N, V]
-    weight = torch.linalg.lstsq(before, wanted.double(), driver="gelsd").solution.T
+    before = torch.cat([row[-len(ids) - 1 : -1] for row, ids in zip(states, answer_ids, strict=True)])  # [N, H]
+    targets = one_hot(torch.from_numpy(np.concatenate(answer_ids)), chat.model.lm_head.out_features)  # [N, V]
+    weight = torch.linalg.lstsq(before, targets.double(), driver="gelsd").solution.T
     chat.model.lm_head.weight = torch.nn.Parameter((100 * weight).float())

@@ -97,13 +97,13 @@ def test_red_stays_red_on_its_way_to_the_provider(provider: str, tmp_path: Path)
 
 @pytest.mark.parametrize("provider", SHAPES)
 def test_json_is_asked_for_by_schema_unless_that_is_off(provider: str, tmp_path: Path) -> None:
-    asked = Question(["which?"], {"type": "object", "properties": {"type": {"type": "string"}}})
+    question = Question(["which?"], {"type": "object", "properties": {"type": {"type": "string"}}})
     with ChatServer([SHAPES[provider]("{}")]) as server:
         for structured in (True, False):
-            client(server, tmp_path, provider=provider, structured=structured).texts([asked])
+            client(server, tmp_path, provider=provider, structured=structured).texts([question])
     with_schema, without = (json.dumps(seen.body) for seen in server.seen)
-    wanted = '"responseSchema": {"type": "OBJECT"' if provider == "gemini" else '"schema": {"type": "object"'
-    assert wanted in with_schema and wanted not in without
+    schema = '"responseSchema": {"type": "OBJECT"' if provider == "gemini" else '"schema": {"type": "object"'
+    assert schema in with_schema and schema not in without
 
 
 def test_a_temperature_of_null_is_not_sent(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_a_temperature_of_null_is_not_sent(tmp_path: Path) -> None:
 
 def test_429_is_tried_again_no_sooner_than_it_asks(tmp_path: Path) -> None:
     with ChatServer([failure(429, "slow down", retry_after="1"), openai("yes")]) as server:
-        asked = client(server, tmp_path)
-        assert asked.texts([Question(["which?"])]) == ["yes"]
+        patient = client(server, tmp_path)
+        assert patient.texts([Question(["which?"])]) == ["yes"]
     first, second = server.seen
     assert second.at_s - first.at_s >= 1
-    assert (asked.usage.requests, asked.usage.retries, asked.usage.failures) == (2, 1, 0)
+    assert (patient.usage.requests, patient.usage.retries, patient.usage.failures) == (2, 1, 0)
 
 
 def test_a_wait_is_asked_for_as_a_date_or_in_the_body_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +189,9 @@ def test_a_slow_answer_is_given_up_and_asked_for_again(tmp_path: Path) -> None:
     slow = openai("late")
     slow.after_s = 30
     with ChatServer([slow, openai("in time")]) as server:
-        asked = client(server, tmp_path, timeout_s=1)
-        assert asked.texts([Question(["which?"])]) == ["in time"]
-    assert asked.usage.retries >= 1
+        patient = client(server, tmp_path, timeout_s=1)
+        assert patient.texts([Question(["which?"])]) == ["in time"]
+    assert patient.usage.retries >= 1
 
 
 def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
@@ -261,9 +261,9 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> N
 
 def test_requests_are_spread_evenly_under_the_rate_limit(tmp_path: Path) -> None:
     with ChatServer(echo) as server:
-        asked = client(server, tmp_path, requests_per_minute=300)
+        patient = client(server, tmp_path, requests_per_minute=300)
         started_s = time.monotonic()
-        asked.ask(questions(6))
+        patient.ask(questions(6))
     assert server.seen[-1].at_s - started_s >= 1, "five intervals of a fifth of a second"
 
 
@@ -289,11 +289,11 @@ def test_a_question_asked_twice_at_once_is_sent_once(tmp_path: Path) -> None:
 
 def test_a_failure_is_not_waited_for_again_by_the_same_client(tmp_path: Path) -> None:
     with ChatServer([failure(500, "broken")]) as server:
-        asked = client(server, tmp_path)
+        patient = client(server, tmp_path)
         with pytest.raises(ProviderError):
-            asked.texts(questions(1))
+            patient.texts(questions(1))
         with pytest.raises(ProviderError):
-            asked.texts(questions(1))
+            patient.texts(questions(1))
     assert len(server.seen) == 6
 
 
@@ -307,9 +307,9 @@ def test_a_caller_whose_own_loop_is_running_gets_answers(tmp_path: Path) -> None
 
 def test_no_question_is_no_request(tmp_path: Path) -> None:
     with ChatServer(echo) as server:
-        asked = client(server, tmp_path)
-        assert asked.ask([]) == []
-        asked.close()
+        patient = client(server, tmp_path)
+        assert patient.ask([]) == []
+        patient.close()
     assert server.seen == []
 
 

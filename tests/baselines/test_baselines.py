@@ -45,8 +45,8 @@ def test_a_file_under_another_name_is_another_model_and_what_is_never_read_does_
 
 
 def test_how_fast_it_is_asked_does_not_make_another_scorer(here: Path) -> None:
-    asked = BaselineConfig(model="weights", prompt="prompt.txt", concurrency=1, cache="elsewhere")
-    assert identity("topreward", asked) == identity("topreward", CONFIG)
+    slower = BaselineConfig(model="weights", prompt="prompt.txt", concurrency=1, cache="elsewhere")
+    assert identity("topreward", slower) == identity("topreward", CONFIG)
 
 
 def test_a_prompt_that_is_not_there_is_said_at_once(here: Path) -> None:

@@ -32,8 +32,8 @@ def ladder(num_frames: int, task: str = "open the drawer") -> Clip:
 
 def by_brightness(seen: Seen) -> Reply:
     """A model that thinks bright frames come late."""
-    shown = seen.pictures[1:]
-    return openai(json.dumps([entry(i, round(f.mean() / 255 * 100, 2)) for i, f in enumerate(shown, start=1)]))
+    frames = seen.pictures[1:]
+    return openai(json.dumps([entry(i, round(f.mean() / 255 * 100, 2)) for i, f in enumerate(frames, start=1)]))
 
 
 def gvl(server: ChatServer, tmp_path: Path, **changes: object) -> Scorer:
@@ -103,8 +103,8 @@ def test_progress_follows_time_although_frames_were_shuffled_and_thinned(tmp_pat
 def test_frames_without_an_answer_are_interpolated_and_counted(tmp_path: Path) -> None:
     def forgetful(seen: Seen) -> Reply:
         entries = json.loads(by_brightness(seen).body["choices"][0]["message"]["content"])
-        kept = [e for e in entries if not 15 < e["task_completion_percentage"] < 45]
-        return openai(json.dumps(kept))
+        readable = [e for e in entries if not 15 < e["task_completion_percentage"] < 45]
+        return openai(json.dumps(readable))
 
     with ChatServer(forgetful) as server:
         (score,) = gvl(server, tmp_path, max_frames=6).score([ladder(21)])
@@ -145,8 +145,8 @@ def test_a_bundled_clip_is_scored_from_end_to_end(tmp_path: Path) -> None:
     clip = Clip(read_frames(BUNDLED / row["video"], FrameSettings()).frames, row["task"])
 
     def by_difference(seen: Seen) -> Reply:
-        first, *shown = (picture.astype(np.float32) for picture in seen.pictures)
-        percent = [float(np.abs(frame - first).mean()) / 2.55 * FrameDifference().gain for frame in shown]
+        first, *frames = (picture.astype(np.float32) for picture in seen.pictures)
+        percent = [float(np.abs(frame - first).mean()) / 2.55 * FrameDifference().gain for frame in frames]
         return openai(json.dumps([entry(i, p) for i, p in enumerate(percent, start=1)]))
 
     with ChatServer(by_difference) as server:
@@ -155,6 +155,6 @@ def test_a_bundled_clip_is_scored_from_end_to_end(tmp_path: Path) -> None:
         preferred = scorer.compare([(clip, clip.take([0] * len(clip)))])
     assert scorer.name == "gvl (tiny)" and row["task"] in str(server.seen[0].parts[0])
     assert np.ptp(forward.progress) > 0.3
-    for score, shown in ((forward, clip), (backward, clip.reversed())):
-        np.testing.assert_allclose(score.progress, FrameDifference().progress(shown), atol=0.03)
+    for score, played in ((forward, clip), (backward, clip.reversed())):
+        np.testing.assert_allclose(score.progress, FrameDifference().progress(played), atol=0.03)
     assert preferred[0] > 0.9

@@ -34,8 +34,8 @@ def test_both_orders_are_asked_as_given_and_agree(tmp_path: Path) -> None:
     with ChatServer(by_brightness) as server:
         answers = rl_vlm_f(server, tmp_path).compare([(bright, dark), (dark, bright), (bright, bright)])
     assert answers.dtype == np.float32 and answers.tolist() == [1.0, 0.0, 0.5]
-    shown = sorted(tuple(round(picture.mean()) for picture in seen.pictures) for seen in server.seen)
-    assert shown == [(40, 200), (200, 40), (200, 200)], "the last frame of each clip, in the order given"
+    levels = sorted(tuple(round(picture.mean()) for picture in seen.pictures) for seen in server.seen)
+    assert levels == [(40, 200), (200, 40), (200, 200)], "the last frame of each clip, in the order given"
     assert all("raise the lamp" in str(seen.parts[0]) for seen in server.seen)
 
 

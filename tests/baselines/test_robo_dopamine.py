@@ -58,9 +58,9 @@ def test_each_question_shows_start_and_goal_and_the_view_thrice_before_and_after
     prompts = RoboDopamine(lambda prompts: [], mode, goals={CLIP.task: goal}).prompts(CLIP)
     frames = [*CLIP.frames, goal]
     for i, prompt in enumerate(prompts):
-        shown = [part for part in prompt if isinstance(part, np.ndarray)]
+        pictures = [part for part in prompt if isinstance(part, np.ndarray)]
         expected = [frames[0], goal, *[frames[before[i]]] * 3, *[frames[i + 1]] * 3]
-        assert len(shown) == 8 and all(map(np.array_equal, shown, expected))
+        assert len(pictures) == 8 and all(map(np.array_equal, pictures, expected))
 
 
 def test_without_a_goal_a_grey_picture_stands_in() -> None:
@@ -113,11 +113,11 @@ def test_an_import_leaves_the_environment_alone() -> None:
 
 
 def test_an_endpoint_is_asked_with_the_eight_pictures_and_its_bad_answers_are_missing(tmp_path: Path) -> None:
-    said = ["", "<score>+10%</score>", "I cannot tell.", "<score>+30%</score>", ""]
+    answers = ["", "<score>+10%</score>", "I cannot tell.", "<score>+30%</score>", ""]
 
     def by_frame(seen: Seen) -> Reply:
         apart = [np.abs(frame - seen.pictures[-1].astype(float)).mean() for frame in CLIP.frames]
-        return openai(said[int(np.argmin(apart))])
+        return openai(answers[int(np.argmin(apart))])
 
     with ChatServer(by_frame) as server:
         config = dataclasses.replace(settings(server, tmp_path / "answers"), model="")

@@ -14,9 +14,9 @@ from tests.baselines.local_models import bundled_clip, tiny_model
 
 @pytest.fixture(scope="module")
 def scorer() -> TopReward:
-    made = load_baseline("topreward", BaselineConfig(model="tiny"))
-    assert isinstance(made, TopReward) and isinstance(made, Scorer)
-    return made
+    baseline = load_baseline("topreward", BaselineConfig(model="tiny"))
+    assert isinstance(baseline, TopReward) and isinstance(baseline, Scorer)
+    return baseline
 
 
 def test_rewards_of_prefixes_are_log_probabilities_of_each_prefix_alone(scorer: TopReward) -> None:
@@ -46,16 +46,16 @@ def test_a_clip_scores_alike_in_any_batch(scorer: TopReward) -> None:
 
 
 def test_of_a_long_clip_fifteen_prefixes_are_scored_and_every_frame_has_a_value() -> None:
-    asked: list[int] = []
+    lengths: list[int] = []
 
     class Counting(TopReward):
         def rewards(self, clip: Clip, ends: np.ndarray) -> np.ndarray:
-            asked.extend(ends)
+            lengths.extend(ends)
             return np.asarray(-1.0 / ends)
 
     clip = Clip(np.zeros((100, 8, 8, 3), dtype=np.uint8), "wait")
     score = Counting(tiny_model()).score([clip])[0]
-    assert len(asked) == 15 and asked[0] == 1 and asked[-1] == 64
+    assert len(lengths) == 15 and lengths[0] == 1 and lengths[-1] == 64
     assert len(score.progress) == 100 and (np.diff(score.progress) >= 0).all() and score.progress[-1] == 1
 
 

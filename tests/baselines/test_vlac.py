@@ -34,9 +34,9 @@ def test_deltas_are_shares_of_what_is_left() -> None:
     np.testing.assert_allclose(accumulate(np.array([0.5, 0.5, -1.0, np.nan, 0.8])), [0.5, 0.75, 0.5, np.nan, 0.9])
 
 
-@pytest.mark.parametrize(("given", "expected"), [([0.1], [0.1, 0, 0]), ([1, 2, 3, 4], [1, 2, 3])])
-def test_deltas_are_padded_and_cut_to_the_clip(given: list[float], expected: list[float]) -> None:
-    assert fit(np.array(given), 3).tolist() == expected
+@pytest.mark.parametrize(("deltas", "expected"), [([0.1], [0.1, 0, 0]), ([1, 2, 3, 4], [1, 2, 3])])
+def test_deltas_are_padded_and_cut_to_the_clip(deltas: list[float], expected: list[float]) -> None:
+    assert fit(np.array(deltas), 3).tolist() == expected
 
 
 def test_the_models_deltas_become_progress_cut_to_the_unit_interval_in_any_batch() -> None:

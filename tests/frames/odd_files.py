@@ -28,17 +28,17 @@ def joined(
     buffer = io.BytesIO()
     index = {"moov_size": options.pop("moov_size")} if "moov_size" in options else {}
     with av.open(buffer, "w", format=container, options=index) as output:
-        made = []
+        outputs = []
         for frames, fps, default in streams:
             stream = output.add_stream(codec, rate=fps, options=options)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
             stream.disposition = Disposition.default if default else Disposition(0)
-            made.append(stream)
-        for stream, (frames, _, _) in zip(made, streams, strict=True):
+            outputs.append(stream)
+        for stream, (frames, _, _) in zip(outputs, streams, strict=True):
             for pixels in frames:
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
-        for stream in made:
+        for stream in outputs:
             output.mux(stream.encode(None))
     return buffer.getvalue()
 

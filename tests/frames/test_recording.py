@@ -26,8 +26,8 @@ SIZE = (48, 64)
 
 def numbered(count: int) -> np.ndarray:
     """Frames that show their own number in eight vertical bars."""
-    shown = [[235 if i >> bit & 1 else 20 for bit in range(8)] for i in range(count)]
-    bars = np.repeat(np.array(shown, np.uint8), SIZE[1] // 8, axis=1)
+    levels = [[235 if i >> bit & 1 else 20 for bit in range(8)] for i in range(count)]
+    bars = np.repeat(np.array(levels, np.uint8), SIZE[1] // 8, axis=1)
     return np.ascontiguousarray(np.broadcast_to(bars[:, None, :, None], (count, *SIZE, 3)))
 
 
@@ -214,18 +214,18 @@ def test_a_packet_that_shows_nothing_is_no_frame(
 
 
 @pytest.mark.parametrize(
-    ("codec", "params", "said"),
+    ("codec", "params", "message"),
     [
         ("libx264", "keyint=6:scenecut=0:bframes=0", b"\0\0\0\5\x06\x06\x01\xc4\x80"),  # a message
         ("libx265", "keyint=6:scenecut=0:bframes=0:log-level=none", b"\0\0\0\3\x46\x01\x50"),  # a delimiter
     ],
 )
-def test_a_packet_without_a_picture_moves_no_frame(codec: str, params: str, said: bytes) -> None:
+def test_a_packet_without_a_picture_moves_no_frame(codec: str, params: str, message: bytes) -> None:
     """ffmpeg cannot decode the message alone, and skips the delimiter."""
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
     whole = written(numbered(24), codec, **{f"{codec[3:]}-params": params})
-    data = repacked(whole, lambda i, packet: [packet] if i else [packet, packet_of(said, packet, 0.05)])
+    data = repacked(whole, lambda i, packet: [packet] if i else [packet, packet_of(message, packet, 0.05)])
     with pytest.raises(VideoError, match="decoded"):
         VideoFile(data).read(every)
     if codec == "libx264":
@@ -353,8 +353,10 @@ def test_a_codec_that_nobody_needs_is_refused() -> None:
         ("mpeg4", "avi", ""),
     ],
 )
-@pytest.mark.parametrize("kept", [0.5, 0.8, 0.95])
-def test_a_file_that_breaks_off_is_refused(codec: str, container: str, flags: str, kept: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_a_file_that_breaks_off_is_refused(
+    codec: str, container: str, flags: str, share: float, tmp_path: Path
+) -> None:
     options = {"movflags": flags} if flags else {}
     path = tmp_path / "whole"
     with av.open(str(path), "w", format=container, options=options) as output:
@@ -366,7 +368,7 @@ def test_a_file_that_breaks_off_is_refused(codec: str, container: str, flags: st
     data = path.read_bytes()
     assert VideoFile(path).read(every).num_source_frames == 40
     with pytest.raises(VideoError):
-        VideoFile(data[: int(kept * len(data))]).read(every)
+        VideoFile(data[: int(share * len(data))]).read(every)
 
 
 @pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("mpeg4", "avi")])
@@ -483,14 +485,14 @@ def test_limits_hold_before_memory_is_spent() -> None:
 
 def test_an_image_sequence_reads_what_it_keeps_and_names_what_it_cannot() -> None:
     frames = moving_square(50)
-    asked: list[int] = []
+    positions: list[int] = []
 
     def get(i: int) -> bytes:
-        asked.append(i)
+        positions.append(i)
         return encode_jpeg(frames[i], 95)
 
     video = ImageSequence(50, get, 5.0).read(lambda n, fps: thin_positions(n, 4), short_edge=48)
-    assert asked == video.frame_index.tolist() == [0, 16, 33, 49]
+    assert positions == video.frame_index.tolist() == [0, 16, 33, 49]
     assert (video.num_source_frames, video.fps) == (50, 5.0)
     flipped = ImageSequence(50, get, change=lambda frame: frame[::-1]).read(lambda n, fps: np.array([3]))
     assert np.abs(flipped.frames[0].astype(int) - frames[3][::-1]).mean() < 12

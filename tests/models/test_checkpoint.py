@@ -518,15 +518,15 @@ def test_a_hub_id_in_the_cache_works_offline_and_others_say_so(tmp_path: Path, h
         "robometer/tiny@v2",
         "nobody/nothing",
     ]
-    asked = subprocess.run(  # the hub's client reads its environment on import
+    process = subprocess.run(  # the hub's client reads its environment on import
         [sys.executable, "-c", ASK, *sources],
         env=os.environ | hub_cache,
         capture_output=True,
         text=True,
         check=True,
     )
-    *found, other_revision, nothing = asked.stdout.splitlines()
-    assert found == ["upstream"] * 3
+    *layouts, other_revision, nothing = process.stdout.splitlines()
+    assert layouts == ["upstream"] * 3
     assert "robometer/tiny@v2 is not a folder, and as a hub id it cannot be fetched" in other_revision
     assert (
         "nobody/nothing" in nothing and "the hub cannot be reached" in nothing and "give an existing folder" in nothing
@@ -554,8 +554,8 @@ def test_an_empty_model_holds_no_memory(tmp_path: Path, model: Robometer) -> Non
 
 def test_match_counts_what_is_optional() -> None:
     expected: dict[str, tuple[int, ...]] = {"a.weight": (2, 3), "frame_pool_attn.weight": (1, 2), "b": (1,)}
-    found = match(expected, {"a.weight": (3, 2), "lm_head.weight": (9, 9), "c": (1,)})
-    assert found.missing == ("frame_pool_attn.weight", "b") and found.unexpected == ("c",)
-    assert found.misshaped == (("a.weight", (2, 3), (3, 2)),)
-    found = match(expected, {"a.weight": (2, 3), "b": (1,)}, {"frame_pool_attn.weight"})
-    assert found.problems == ""
+    fit = match(expected, {"a.weight": (3, 2), "lm_head.weight": (9, 9), "c": (1,)})
+    assert fit.missing == ("frame_pool_attn.weight", "b") and fit.unexpected == ("c",)
+    assert fit.misshaped == (("a.weight", (2, 3), (3, 2)),)
+    fit = match(expected, {"a.weight": (2, 3), "b": (1,)}, {"frame_pool_attn.weight"})
+    assert fit.problems == ""

@@ -50,24 +50,24 @@ def test_the_command_names_what_does_not_load(tmp_path: Path, capsys: pytest.Cap
     state["stranger"] = state.pop("preference_token").clone()
     save_weights(tmp_path, state)
     assert job.main([str(tmp_path)]) == 2
-    shown = capsys.readouterr()
-    rows = {line.split()[0]: line.split()[1:] for line in shown.out.splitlines() if line}
+    printed = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[1:] for line in printed.out.splitlines() if line}
     assert rows["preference_token"] == ["0", "0", "0", "1", "0", "0"] and rows["stranger"][3:] == ["0", "1", "0"]
-    assert rows["all"][3:] == ["1", "1", "0"] and "does not load" in shown.err
+    assert rows["all"][3:] == ["1", "1", "0"] and "does not load" in printed.err
     assert job.main(["tracking.uri=none"]) == 2
 
 
 def test_both_public_layouts_of_a_base_model_fit(tiny: Path) -> None:
-    for found in dry_checkpoints(tiny):
-        everything = inventory(found)[-1]
-        assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0), found.layout
-        slots = {name: slot for name, slot in found.slots.items() if "layers.1" not in name}
-        assert inventory(replace(found, slots=slots))[-1].missing == len(found.slots) - len(slots) > 0
+    for checkpoint in dry_checkpoints(tiny):
+        everything = inventory(checkpoint)[-1]
+        assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0), checkpoint.layout
+        slots = {name: slot for name, slot in checkpoint.slots.items() if "layers.1" not in name}
+        assert inventory(replace(checkpoint, slots=slots))[-1].missing == len(checkpoint.slots) - len(slots) > 0
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="../shared/data is absent: the real configuration is not in the project")
 def test_the_published_size_fits_to_the_last_tensor() -> None:
-    upstream, lerobot = ({group.name: group for group in inventory(found)} for found in dry_checkpoints(QWEN))
+    upstream, lerobot = ({group.name: group for group in inventory(checkpoint)} for checkpoint in dry_checkpoints(QWEN))
     for groups in (upstream, lerobot):
         everything = groups["all"]
         assert (everything.missing, everything.unexpected, everything.misshaped) == (0, 0, 0)

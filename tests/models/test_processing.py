@@ -84,8 +84,8 @@ def test_read_out_positions_point_at_their_tokens(name: str) -> None:
     inputs = batch.inputs
     assert _names(processor, batch, inputs["frame_tokens"]) == {"<|prog_token|>"}
     assert _names(processor, batch, inputs["preference_token"]) == {"<|pref_token|>"}
-    shown = [inputs[f"frames_{side}"][mask] for side, mask in (("a", batch.a.frame_mask), ("b", batch.b.frame_mask))]
-    assert [row.tolist() for row in shown] == [[0, 1, 5], [2, 3, 4, 6]]
+    frames = [inputs[f"frames_{side}"][mask] for side, mask in (("a", batch.a.frame_mask), ("b", batch.b.frame_mask))]
+    assert [row.tolist() for row in frames] == [[0, 1, 5], [2, 3, 4, 6]]
     pooled = _processor(name, tokens=False)
     batch = pooled.collate_pairs(pairs)
     tokens = batch.inputs["frame_tokens"]

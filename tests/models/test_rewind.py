@@ -163,13 +163,13 @@ def test_members_share_samples_evenly_though_kinds_repeat(period: int) -> None:
 
 def test_a_scorer_reads_known_features_at_the_frames_that_it_shows() -> None:
     """A model of three frames sees the first, third and last of five; between them, scores are a straight line."""
-    config = load(["sampling.max_frames=3", "embed.image_encoder=known"])
+    config = load(["sampling.max_frames=3", "embed.image_encoder=stored"])
     scorer = RewindScorer(_model("causal"), config, texts={"t": np.ones(5, dtype=np.float32)})
-    features = {"known": _random(5, 6).numpy()}
+    features = {"stored": _random(5, 6).numpy()}
     clip = Clip(np.zeros((5, 8, 8, 3), dtype=np.uint8), "t", features)
-    whole, shown = scorer.score([clip, clip.take([0, 2, 4])])
+    whole, thinned = scorer.score([clip, clip.take([0, 2, 4])])
     for name in ("progress", "success"):
-        five, three = getattr(whole, name), getattr(shown, name)
+        five, three = getattr(whole, name), getattr(thinned, name)
         np.testing.assert_allclose(five[[0, 2, 4]], three, atol=1e-6)
         np.testing.assert_allclose(five[[1, 3]], [three[:2].mean(), three[1:].mean()], atol=1e-6)
     assert np.unique(whole.progress).size == 5

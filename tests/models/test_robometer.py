@@ -191,16 +191,20 @@ def _padded(model: Robometer, batch: Batch) -> torch.Tensor:
     inputs, lengths = batch.inputs, batch.inputs["sequence_length"].tolist()
     patches, grid = inputs["patches"], inputs["grid"]
     pixels = model.cutter.pixels(patches).split([len(patches) * g // grid.prod(1).sum() for g in grid.prod(1)])
-    shown = [pixels[i] for i in inputs["image"]]
+    pixels_of_frames = [pixels[i] for i in inputs["image"]]
     ids = [part for part in inputs["input_ids"].split(lengths)]
     rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(part) for part in ids], batch_first=True)
     backbone: Any = model.model
     if model.family.spatial_positions:
         kinds = (rows == backbone.config.image_token_id).long() * mask
-        images = {"pixel_values": torch.cat(shown), "image_grid_thw": grid[inputs["image"]], "mm_token_type_ids": kinds}
+        images = {
+            "pixel_values": torch.cat(pixels_of_frames),
+            "image_grid_thw": grid[inputs["image"]],
+            "mm_token_type_ids": kinds,
+        }
     else:
-        images = {"pixel_values": torch.cat(shown)[None]}
+        images = {"pixel_values": torch.cat(pixels_of_frames)[None]}
     backbone.set_attn_implementation("sdpa")
     states = backbone(input_ids=rows, attention_mask=mask, use_cache=False, **images).last_hidden_state
     return states[mask.bool()]
@@ -305,9 +309,9 @@ def test_prefixes_are_scored_as_a_session_scores_them_with_fewer_forwards(
     scored: list[int] = []
     score = scorer.score
     monkeypatch.setattr(scorer, "score", lambda clips: scored.extend(map(len, clips)) or score(clips))
-    found = score_prefixes(scorer, clips)
+    scores = score_prefixes(scorer, clips)
     assert scored == [8, 8, 8, 8, 3]  # the first eight prefixes at once, three longer ones, and a clip that fits
-    for clip, prefixes in zip(clips, found, strict=True):
+    for clip, prefixes in zip(clips, scores, strict=True):
         session = scorer.open_session(clip.task)
         pushed = np.array([session.push(frame) for frame in clip.frames])
         np.testing.assert_allclose(prefixes.progress, pushed[:, 0], atol=1e-5)

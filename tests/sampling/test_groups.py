@@ -79,12 +79,14 @@ def test_groups_are_those_of_the_spec() -> None:
     lists = {"rbm-1m-id": "rbm-1m-id / train", "rbm-1m-id-eval": "rbm-1m-id / eval", "rbm-1m-ood": "rbm-1m-ood / eval"}
     for group, title in lists.items():
         line = next(line for line in text.splitlines() if line.startswith(f"* **{title}**"))
-        wanted = line.split("): ")[1].replace("~", "_converted_externally_to_rlds").replace("$", "_dataset").split(", ")
-        assert [caches()[member][0] for member in members(group)] == wanted
+        expected = (
+            line.split("): ")[1].replace("~", "_converted_externally_to_rlds").replace("$", "_dataset").split(", ")
+        )
+        assert [caches()[member][0] for member in members(group)] == expected
     for category in CATEGORIES:
         line = next(line for line in text.splitlines() if line.startswith(f"* data_source category **{category}**"))
-        wanted = line.split(": ")[1].replace("rldsroboarena", "rlds").split(", ")
-        assert list(members(category)) == wanted
+        expected = line.split(": ")[1].replace("rldsroboarena", "rlds").split(", ")
+        assert list(members(category)) == expected
 
 
 def test_weights_are_one_unless_given_and_a_source_overrules_its_group() -> None:
@@ -104,8 +106,8 @@ def test_only_the_chosen_sources_are_sampled() -> None:
     table = manifest([{"source": name, "task": task} for name in "abc" for task in ("one", "two")])
     config = SamplingConfig(sources=["a", "c"])
     index = ManifestIndex.from_table(table, config)
-    shown = [clip.row for i in range(300) for s in [plan(index, config, 0, i)] for clip in (s.a, s.b) if clip]
-    assert set(shown) == {0, 1, 4, 5}
+    rows = [clip.row for i in range(300) for s in [plan(index, config, 0, i)] for clip in (s.a, s.b) if clip]
+    assert set(rows) == {0, 1, 4, 5}
 
 
 def test_a_source_that_the_corpus_lacks_is_one_sentence() -> None:

@@ -165,8 +165,8 @@ def test_ungraded_unsuccessful_rows_are_rejected_and_shown_whole(samples: list[S
     rows = manifest([{"quality_label": "failure"}, {"num_frames": 9}])
     only.preference_strategies = PreferenceStrategies(rewind=0.0, reverse=0.0, different_task=0.0)
     index = ManifestIndex.from_table(rows, only)
-    shown = [(s.chosen.positions.tolist(), s.rejected) for s in (plan(index, only, 0, i) for i in range(40))]
-    whole = [rejected for chosen, rejected in shown if chosen == list(range(9))]
+    clips = [(s.chosen.positions.tolist(), s.rejected) for s in (plan(index, only, 0, i) for i in range(40))]
+    whole = [rejected for chosen, rejected in clips if chosen == list(range(9))]
     assert len(whole) >= 20  # the failure is drawn for every second sample
     spread = np.rint(np.linspace(0, 31, 16)).tolist()
     assert sum(rejected is not None and rejected.positions.tolist() == spread for rejected in whole) >= 20
@@ -179,14 +179,14 @@ def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one() -> No
     table = manifest([{"task": t, "quality_label": q} for t, q in zip(tasks, quality, strict=True)])
     config = SamplingConfig(progress=0.0)
     index = ManifestIndex.from_table(table, config)
-    found: dict[int, set[str]] = {}
+    strategies: dict[int, set[str]] = {}
     for sample in (plan(index, config, 5, i) for i in range(600)):
         assert sample.rejected is not None and sample.kind == "preference"
         chosen, rejected = sample.chosen, sample.rejected
         if chosen.row > 3:  # of the task with a success, to which the failure loses
             assert chosen.row == 4 and (sample.strategy != "suboptimal" or rejected.row == 5)
             continue
-        found.setdefault(chosen.row, set()).add(sample.strategy)
+        strategies.setdefault(chosen.row, set()).add(sample.strategy)
         assert sample.task == tasks[chosen.row] and (np.diff(chosen.positions) > 0).all()
         for clip in (chosen, rejected):
             assert not clip.success_label.any() and clip.success_mask.all()
@@ -196,7 +196,7 @@ def test_an_unsuccessful_row_whose_task_has_no_success_is_the_chosen_one() -> No
             assert (np.diff(rejected.positions) < 0).any()
         else:
             assert rejected.row == 4
-    assert found == {i: {"rewind", "reverse", "different_task"} for i in range(4)}
+    assert strategies == {i: {"rewind", "reverse", "different_task"} for i in range(4)}
 
 
 def test_partial_success_pairs_are_far_enough_apart(samples: list[SamplePlan]) -> None:
@@ -223,8 +223,8 @@ def test_spelling_is_no_difference() -> None:
     config = SamplingConfig()
     for sample in plans(config):
         if sample.strategy in ("different_task", "different_instruction"):
-            shown = sample.rejected or sample.a
-            assert TASKS[shown.row] != normalise_task(sample.task)
+            clip = sample.rejected or sample.a
+            assert TASKS[clip.row] != normalise_task(sample.task)
 
 
 def test_different_instruction_mismatches_video_and_text() -> None:
@@ -277,16 +277,16 @@ def test_preference_only_sources_train_no_progress() -> None:
 
 def test_same_source_probability_decides_where_the_other_task_comes_from() -> None:
     rows = [{"task": f"{source} {i}", "source": source} for source in "ab" for i in range(3)]
-    for probability, wanted in ((1.0, {True}), (0.0, {True, False})):
+    for probability, expected in ((1.0, {True}), (0.0, {True, False})):
         config = SamplingConfig(progress=0.0, same_source_probability=probability)
         config.preference_strategies = PreferenceStrategies(rewind=0.0, reverse=0.0, suboptimal=0.0)
         index = ManifestIndex.from_table(manifest(rows), config)
-        found = set()
+        same_source = set()
         for i in range(300):
             sample = plan(index, config, 0, i)
             assert sample.rejected is not None
-            found.add((sample.chosen.row < 3) == (sample.rejected.row < 3))
-        assert found == wanted
+            same_source.add((sample.chosen.row < 3) == (sample.rejected.row < 3))
+        assert same_source == expected
 
 
 @pytest.mark.parametrize("max_frames", [2, 3])

@@ -66,8 +66,8 @@ def test_frames_past_the_cutoff_are_done_in_any_clip() -> None:
 def test_eight_frames_of_thirty_two_by_hand() -> None:
     path = thin_positions(32, 8)
     assert path.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
-    wanted = [0, 0.1379, 0.3103, 0.4483, 0.6207, 0.7586, 0.9310, 1]
-    np.testing.assert_allclose(targets.reached(path, 32, KIND, 0.95), wanted, atol=5e-5)
+    expected = [0, 0.1379, 0.3103, 0.4483, 0.6207, 0.7586, 0.9310, 1]
+    np.testing.assert_allclose(targets.reached(path, 32, KIND, 0.95), expected, atol=5e-5)
 
 
 def test_partial_success_is_a_ramp_to_it() -> None:

@@ -41,12 +41,12 @@ def test_the_vision_tower_has_its_own_rate_and_norms_and_biases_do_not_decay() -
     model.vision_parts = [towers["visual"]]
     train = load(["train.learning_rate=2e-5", "train.vision_learning_rate=1e-5", "train.weight_decay=0.1"]).train
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {
+    groups = {
         (group["lr_scale"], group["weight_decay"]): [names[id(p)] for p in group["params"]]
         for group in parameter_groups(model, train)
     }
     plain = ["proj.bias", "norm.weight", "norm.bias"]
-    assert found == {
+    assert groups == {
         (1.0, 0.1): ["model.language_model.proj.weight"],
         (1.0, 0.0): [f"model.language_model.{name}" for name in plain],
         (0.5, 0.1): ["model.visual.proj.weight"],
