@@ -1,7 +1,7 @@
-"""One resolver from a word to a Scorer: a checkpoint wherever it lies, an endpoint, or a published baseline.
+"""One resolver from a name to a Scorer: a checkpoint, wherever it lies, an endpoint, or a published baseline.
 
-Every command asks here, so that one word means one model everywhere. What `resolve` returns loads nothing until it is
-asked, and travels to Ray workers.
+Every command resolves names here, so that a name means the same model everywhere. `resolve` returns a reference, which
+loads nothing by itself and can be sent to Ray workers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _URL = re.compile(r"(?i)https?://")
 
 
 class ScorerReference(ABC):
-    """A scorer that is named and not loaded.
+    """A scorer that is named but not loaded.
 
     Attributes:
-        takes_any_frames: it was not trained on frames of a corpus, so that no others can be wrong.
+        takes_any_frames: it was not trained on a corpus, so that any frames suit it.
     """
 
     takes_any_frames = False
@@ -45,23 +45,23 @@ class ScorerReference(ABC):
 
     @property
     def runtime_env(self) -> Mapping[str, Any]:
-        """Ray's, of the workers that load it; empty where ours will do."""
+        """Ray's `runtime_env` of the workers that load it; empty if ours will do."""
         return {}
 
     @abstractmethod
     def load(self, device: str = "cpu") -> Scorer:
-        """Load it; `device` is where a model of this process computes."""
+        """Load the scorer; `device` is for models that run in this process."""
 
     @abstractmethod
     def identity(self) -> str:
-        """What its answers follow from, found without its weights in memory: equal means the same answers."""
+        """Text that is equal for scorers with equal answers, made without loading weights."""
 
     def frames(self) -> FrameSettings | None:
-        """How a recording becomes the frames that it was trained on; None where it does not say."""
+        """How a recording becomes the frames that it was trained on; None if that is not recorded."""
         return FrameSettings()
 
     def for_workers(self) -> ScorerReference:
-        """The same scorer by a name that means the same in a worker, whose working directory may be another."""
+        """A reference for workers, whose working directory may differ."""
         return self
 
 
@@ -70,10 +70,10 @@ class CheckpointReference(ScorerReference):
     """A checkpoint: a folder, `org/name[@revision]` of the hub, or an MLflow URI.
 
     Attributes:
-        tracking_uri: of MLflow; empty: its default, see `locate`.
+        tracking_uri: URI of MLflow; empty for its default, see `locate`.
 
     Raises:
-        CheckpointError: by all methods, where it cannot be had or is damaged.
+        CheckpointError: all methods raise it if the checkpoint cannot be found or is damaged.
     """
 
     name: str
@@ -84,7 +84,7 @@ class CheckpointReference(ScorerReference):
         return checkpoint_scorer(open_checkpoint(locate(self.name, self.tracking_uri)), device)
 
     def identity(self) -> str:
-        """See `ScorerReference.identity`; it reads the weights once, to hash them."""
+        """See `ScorerReference.identity`; reads the weights once, to hash them."""
         return checkpoint_identity(open_checkpoint(locate(self.name, self.tracking_uri)))
 
     def frames(self) -> FrameSettings | None:
@@ -92,22 +92,22 @@ class CheckpointReference(ScorerReference):
         return frames_of(open_checkpoint(locate(self.name, self.tracking_uri)))
 
     def for_workers(self) -> CheckpointReference:
-        """See `ScorerReference.for_workers`; what lies in MLflow is fetched once, here."""
+        """See `ScorerReference.for_workers`; a checkpoint in MLflow is fetched once, here."""
         return CheckpointReference(for_workers(self.name, self.tracking_uri))
 
 
 @dataclass(frozen=True)
 class EndpointReference(ScorerReference):
-    """An endpoint of `robometer serve` by its URL; its bearer token is ROBOMETER_TOKEN of the environment.
+    """An endpoint of `robometer serve` by its URL; the environment variable ROBOMETER_TOKEN holds its bearer token.
 
     Raises:
-        ScoringError: by all methods but `for_workers`, where no endpoint answers or it refuses the token.
+        ScoringError: all methods but `for_workers` raise it if no endpoint answers or it refuses the token.
     """
 
     url: str
 
     def load(self, device: str = "cpu") -> RemoteScorer:
-        """See `ScorerReference.load`; the model computes elsewhere."""
+        """See `ScorerReference.load`; the model runs elsewhere."""
         return RemoteScorer(self.url, os.environ.get("ROBOMETER_TOKEN"))
 
     def identity(self) -> str:
@@ -126,7 +126,7 @@ class BaselineReference(ScorerReference):
     """A published baseline by its name, with its settings.
 
     Raises:
-        ConfigError: by `load` and `identity`, where no baseline has that name or its settings cannot work.
+        ConfigError: `load` and `identity` raise it if the name is unknown or the settings are invalid.
     """
 
     name: str
@@ -158,14 +158,14 @@ class BaselineReference(ScorerReference):
 
 
 def resolve(name: str | Path, tracking_uri: str = "", baseline: BaselineConfig | None = None) -> ScorerReference:
-    """The scorer that a word names: `baseline:NAME`, the URL of an endpoint, or a checkpoint.
+    """The reference of a scorer: `baseline:NAME`, the URL of an endpoint, or a checkpoint.
 
     Args:
-        tracking_uri: of MLflow, for checkpoints that lie there.
-        baseline: settings of a baseline; default: as published.
+        tracking_uri: URI of MLflow, for checkpoints that lie there.
+        baseline: settings of a baseline; None for those that were published.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: `name` is none of these.
     """
     word = str(name)
     if word.startswith(baselines.PREFIX):
