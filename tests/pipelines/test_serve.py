@@ -440,7 +440,7 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     first, *others = ended.stderr.splitlines()
-    assert "starting an endpoint at 127.0.0.1" in first
+    assert "Starting an endpoint at 127.0.0.1" in first
     assert others[-1].startswith("error: cannot listen at 127.0.0.1") and "Starting Ray" not in ended.stderr
 
 
