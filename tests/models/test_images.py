@@ -65,5 +65,5 @@ def test_sizes_are_multiples_of_32_within_the_limits(size: tuple[int, int]) -> N
 
 
 def test_a_frame_that_is_far_too_long_is_refused() -> None:
-    with pytest.raises(RobometerError, match="10x2001 px is too long"):
+    with pytest.raises(RobometerError, match=r"10x2001 px \(height x width\) is too long"):
         _cutter("tiny").size(10, 2001)

@@ -71,5 +71,5 @@ def test_what_is_no_egocot_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"no results.json in"):
         list(list_units("egocot", str(tmp_path)))
     (tmp_path / "results.json").write_text('{"images": []}')
-    with pytest.raises(FormatError, match="must be a list of annotations"):
+    with pytest.raises(FormatError, match="is not a list of annotations"):
         list(list_units("egocot", str(tmp_path)))

@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_refused(ray_local: None, tmp_path: Path) -> None
     assert rows(corpus, "source", "episode_key") == [("libero256_10", "libero_10/all_demo/demo_0")]
     reasons = refusals(corpus)
     expected = {name: reason for name, (_, reason) in bad_arrays(frames).items()}
-    expected |= {"blind": "no camera obs/agentview_rgb", "stray": "no camera", "huge": "more than the limit of"}
+    expected |= {"blind": "no camera obs/agentview_rgb", "stray": "no camera", "huge": "larger than the limit of"}
     expected |= {"outside": "stored in another file", "linked": "stored in another file"}
     expected = {f"all_demo.hdf5 libero_10/all_demo/{name} agentview": reason for name, reason in expected.items()}
     expected |= {
