@@ -96,7 +96,8 @@ def test_ctrl_c_is_one_line_and_joins_no_other_ray(ray_local: None, tmp_path: Pa
     (tmp_path / "slow_source.py").write_text(SLOW_SOURCE)
     overrides = [f"corpus.path={tmp_path}/corpus", f"ingest.input={tmp_path}", "ingest.format=slow_source"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), cluster.ADDRESS: "local"}
-    command = [sys.executable, "-m", "jobs.ingest", *overrides]
+    # Shells start what runs in the background with SIGINT ignored, and so do these tests where they run there.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "jobs.ingest", *overrides]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[2])
     deadline_s = time.monotonic() + 100
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline_s:
