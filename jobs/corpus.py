@@ -9,6 +9,7 @@ from jobs.common import check_files, write_json
 from jobs.grammar import Call, Command, Group, Inputs, json_option, option, stands_for
 from robometer.runs import paths
 from robometer.settings import ConfigError
+from robometer.text import table
 
 CORPUS = Inputs("[CORPUS]", "A folder, or a URI that pyarrow opens.  [corpus.path]", values=stands_for("corpus.path"))
 
@@ -25,6 +26,9 @@ def show(call: Call) -> None:
     summary = summarise(corpus)
     if call.options["json"] != "-":
         print(render(summary))
+    if call.options["refused"]:
+        rows = [[r["stage"], r["uri"] or r["episode_key"], r["error"]] for r in corpus.quarantine().to_pylist()]
+        print(f"\n{table(('refused at', 'clip', 'reason'), rows)}" if rows else "\nNo clip was refused or left out.")
     write_json(call.options["json"], dataclasses.asdict(summary))
     if page:
         print(f"page of {write_page(corpus, page, sampling=call.config.sampling)} trajectories: {page}")
@@ -89,6 +93,7 @@ SHOW = Command(
     inputs=CORPUS,
     options=[
         option("--page", "Write the corpus viewer into this file.", metavar="FILE"),
+        option("--refused", "List each clip that was refused or left out, with its reason.", is_flag=True),
         json_option(),
     ],
     details={
@@ -97,6 +102,7 @@ SHOW = Command(
     },
     examples="""
 robometer corpus show outputs/corpus
+robometer corpus show outputs/corpus --refused
 robometer corpus show /data/corpus --page /data/corpus.html
 """,
     sections=("corpus",),

@@ -174,7 +174,7 @@ def resolve(name: str | Path, tracking_uri: str = "", baseline: BaselineConfig |
         return EndpointReference(word)
     if is_checkpoint_name(word):
         return CheckpointReference(word, tracking_uri)
-    raise ConfigError(f"{redacted(word)} names no scorer: give {SCORER_FORMS}")
+    raise ConfigError(f"{redacted(word)} names no scorer, and there is no such folder: give {SCORER_FORMS}")
 
 
 def load_scorer(

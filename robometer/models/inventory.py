@@ -103,6 +103,8 @@ def summary(checkpoint: Checkpoint, revision: str = "") -> str:
         return _lined(lines)
     provenance = load_provenance(checkpoint.folder)
     lines |= {name: str(value) for name, value in provenance.items() if isinstance(value, str | int | float)}
+    for name in ("sources", "splits"):
+        lines[name] = ", ".join(f"{key} {count}" for key, count in (provenance.get(name) or {}).items())
     lines["frames"] = str(frames_of(checkpoint) or "not recorded")
     metrics = provenance.get("metrics") or {}
     lines["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "none recorded"

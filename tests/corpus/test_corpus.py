@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import re
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.corpus import main as show_corpus
 from robometer.corpus.corpus import Corpus, CorpusError
+from robometer.corpus.formats import FormatError, find
 from robometer.corpus.manifest import Reading, latest
 from robometer.corpus.storage import Storage
 from robometer.corpus.summary import render, summarise
@@ -231,7 +234,25 @@ def test_summary_counts_what_there_is(corpus: Corpus) -> None:
     assert summary.by_quality == {"failure": 1, "suboptimal": 2, "successful": 2}
     assert summary.by_task["task 0"] == {"failure": 1, "suboptimal": 1, "successful": 1}
     assert summary.by_split == {"train": 4, "held_out": 1}
-    assert summary.refused == {("video", "corrupt at frame #"): 2}
+    assert summary.refused == {"video": {"corrupt at frame #": 2}}
     text = render(summary)
     assert re.search(r"held_out +1\n", text) and re.search(r"task 1 +0 +1 +1\n", text)
     assert "1 more tasks" in render(summary, max_tasks=1)
+
+
+def test_the_command_shows_a_corpus_with_refused_clips(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, numbers = corpus.storage.path, tmp_path / "corpus.json"
+    assert show_corpus(["show", path]) == 0
+    assert re.search(r"video +corrupt at frame # +2", capsys.readouterr().out)
+    assert show_corpus(["show", path, "--refused", "--json", str(numbers)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if re.match(r"video .*corrupt at frame \d+", line)]) == 2
+    assert json.loads(numbers.read_text())["refused"] == {"video": {"corrupt at frame #": 2}}
+
+
+@pytest.mark.parametrize("name", ["", "..", "no such"])
+def test_a_format_that_is_no_name_is_one_sentence(name: str) -> None:
+    with pytest.raises(FormatError, match="is neither a format"):
+        find(name)

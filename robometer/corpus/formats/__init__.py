@@ -88,6 +88,8 @@ def find(name: str) -> ModuleType:
         FormatError: no format has this name, or it needs a package that is not installed.
     """
     local = name in names()
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise FormatError(f"ingest.format={name!r} is neither a format ({', '.join(names())}) nor a dotted path")
     try:
         module = import_module(f"{__name__}.{name}" if local else name)
     except ImportError as error:
