@@ -41,7 +41,8 @@ def test_what_names_no_scorer_is_told_all_forms(word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(word)
     assert str(caught.value) == (
-        f"{word} names no scorer, and there is no such folder: give a checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or "
+        f"{word} names no scorer, and there is no such folder: "
+        "give a checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or "
         "runs:/ID/PATH, the URL of an endpoint, or baseline:NAME"
     )
 
