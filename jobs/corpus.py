@@ -29,7 +29,10 @@ def show(call: Call) -> None:
     if call.options["refused"]:
         rows = [[r["stage"], r["uri"] or r["episode_key"], r["error"]] for r in corpus.quarantine().to_pylist()]
         print(f"\n{table(('refused at', 'clip', 'reason'), rows)}" if rows else "\nNo clip was refused or left out.")
-    write_json(call.options["json"], dataclasses.asdict(summary))
+    record = dataclasses.asdict(summary)
+    for name in ("refused", "left_out"):
+        record[name] = [{"stage": stage, "reason": text, "count": n} for (stage, text), n in record[name].items()]
+    write_json(call.options["json"], record)
     if page:
         print(f"page of {write_page(corpus, page, sampling=call.config.sampling)} trajectories: {page}")
 

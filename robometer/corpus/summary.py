@@ -20,8 +20,8 @@ MAX_TASKS = 60
 class Summary:
     """Counts of trajectories, except for `frames` and `size_bytes` (JPEG).
 
-    `by_task` maps task -> quality label -> count. `refused` maps stage -> reason -> count, and `left_out` (by
-    design) reason -> count; the numbers in a reason are masked.
+    `by_task` maps task -> quality label -> count. `refused` and `left_out` (by design) map (stage, reason) -> count,
+    with the numbers in the reason masked.
     """
 
     path: str
@@ -34,8 +34,8 @@ class Summary:
     by_quality: dict[str, int]
     by_agent: dict[str, int]
     by_task: dict[str, dict[str, int]]
-    refused: dict[str, dict[str, int]]
-    left_out: dict[str, int]
+    refused: dict[tuple[str, str], int]
+    left_out: dict[tuple[str, str], int]
 
 
 def summarise(corpus: Corpus) -> Summary:
@@ -45,9 +45,7 @@ def summarise(corpus: Corpus) -> Summary:
     for (task, quality), count in _counts(manifest, "task", "quality_label").items():
         by_task.setdefault(task, dict.fromkeys(QUALITY_LABELS, 0))[quality] += count
     by_quality = _counts(manifest, "quality_label")
-    refused: dict[str, dict[str, int]] = {}
-    for (stage, reason), count in _reasons(corpus.quarantine()).items():
-        refused.setdefault(stage, {})[reason] = count
+    refused = _reasons(corpus.quarantine())
     return Summary(
         path=corpus.storage.path,
         content_hash=corpus.content_hash,
@@ -59,8 +57,8 @@ def summarise(corpus: Corpus) -> Summary:
         by_quality={label: by_quality.get((label,), 0) for label in QUALITY_LABELS},
         by_agent={"robot" if robot else "human": n for (robot,), n in _counts(manifest, "is_robot").items()},
         by_task=dict(sorted(by_task.items())),
-        left_out=refused.pop(SKIP, {}),
-        refused=refused,
+        refused={(stage, reason): n for (stage, reason), n in refused.items() if stage != SKIP},
+        left_out={(stage, reason): n for (stage, reason), n in refused.items() if stage == SKIP},
     )
 
 
@@ -83,10 +81,10 @@ def render(summary: Summary, max_tasks: int = MAX_TASKS) -> str:
     if len(summary.by_task) > max_tasks:
         parts.append(f"({len(summary.by_task) - max_tasks} more tasks are included in the last row)")
     if summary.refused:
-        rows = [(stage, reason, str(n)) for stage, counts in summary.refused.items() for reason, n in counts.items()]
+        rows = [(stage, reason, str(n)) for (stage, reason), n in summary.refused.items()]
         parts.append(table(("refused at", "reason", "episodes"), rows))
     if summary.left_out:
-        skipped = [(reason, str(n)) for reason, n in summary.left_out.items()]
+        skipped = [(reason, str(n)) for (_, reason), n in summary.left_out.items()]
         parts.append(table(("left out by design", "episodes"), skipped))
     return "\n\n".join(parts)
 

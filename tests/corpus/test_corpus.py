@@ -234,7 +234,7 @@ def test_summary_counts_what_there_is(corpus: Corpus) -> None:
     assert summary.by_quality == {"failure": 1, "suboptimal": 2, "successful": 2}
     assert summary.by_task["task 0"] == {"failure": 1, "suboptimal": 1, "successful": 1}
     assert summary.by_split == {"train": 4, "held_out": 1}
-    assert summary.refused == {"video": {"corrupt at frame #": 2}}
+    assert summary.refused == {("video", "corrupt at frame #"): 2}
     text = render(summary)
     assert re.search(r"held_out +1\n", text) and re.search(r"task 1 +0 +1 +1\n", text)
     assert "1 more tasks" in render(summary, max_tasks=1)
@@ -249,7 +249,9 @@ def test_the_command_shows_a_corpus_with_refused_clips(
     assert show_corpus(["show", path, "--refused", "--json", str(numbers)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if re.match(r"video .*corrupt at frame \d+", line)]) == 2
-    assert json.loads(numbers.read_text())["refused"] == {"video": {"corrupt at frame #": 2}}
+    assert json.loads(numbers.read_text())["refused"] == [
+        {"stage": "video", "reason": "corrupt at frame #", "count": 2}
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "..", "no such"])
