@@ -27,6 +27,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from pipelines.serving.front import SHUTTING_DOWN
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.scorers import ScorerReference
@@ -113,7 +114,7 @@ class Load:
             return "200" if answer.json()["progress"] == expected else "LOST: a wrong answer"
         if answer.status_code == 503:
             sentence = answer.json()["error"]
-            if "is ending" in sentence:
+            if sentence == SHUTTING_DOWN:
                 self._ending.set()
             return f"refused: 503 {sentence[:60]}"
         return f"LOST: status {answer.status_code}"

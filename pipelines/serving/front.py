@@ -35,6 +35,9 @@ ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 REPLICA_HEADER = b"x-robometer-replica"
 """Marks every answer of a replica; an answer without it came from Ray."""
 
+SHUTTING_DOWN = "The endpoint is shutting down and takes no more requests. Try again later."
+"""The sentence of the 503 to requests that come after the end was asked for."""
+
 PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
 """How long a request is passed to one replica after another."""
 
@@ -126,7 +129,7 @@ class Front:
                 return reply
             admission = Admission(**json.loads(b"".join(reply.chunks)))
             if admission.instance == self._draining:
-                raise unavailable("The endpoint is shutting down and takes no more requests. Try again later.", 5)
+                raise unavailable(SHUTTING_DOWN, 5)
             await self._read_body(chunks, client, admission)
             return reply if client.gone else await self._pass_on(scope, client, chunks)
         finally:
