@@ -1,8 +1,9 @@
 """What settings are made of: dataclass fields with a type, a default, a meaning, and for a few their choices.
 
 The class of each section stands beside the code that it configures (`robometer/training/config.py`, ...), and
-`robometer.configs` composes them into one tree. Choices are annotated as `Literal` and checked here. The docstring
-below a field is its meaning, in `--help` and on the page of settings.
+`robometer.configs` composes them into one tree. Choices are annotated as `Literal`, ranges as `Annotated[float,
+Range(...)]`; both are checked here. The docstring below a field and its range are its meaning, in `--help` and on the
+page of settings.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from robometer.errors import RobometerError
 
@@ -27,6 +29,44 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError` with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may be, each limit left out where there is none.
+
+    Attributes:
+        least: the smallest.
+        most: the largest.
+        above: all are larger.
+        below: all are smaller.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"from {self.least} to {self.most}"
+        limits = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+
+
+Count = Annotated[int, Range(least=1)]
+Share = Annotated[float, Range(least=0, most=1)]
+NotNegative = Annotated[float, Range(least=0)]
+Positive = Annotated[float, Range(above=0)]
+WholeNumber = Annotated[int, Range(least=0)]
 
 
 class Settings:
@@ -45,10 +85,20 @@ class Settings:
         cls.section = section or cls.section
 
     def __post_init__(self) -> None:
-        """Check the choices; a subclass checks its ranges after `super().__post_init__()`."""
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and (value := getattr(self, name)) not in get_args(hint):
-                raise ConfigError(not_a_choice(f"{self.section}.{name}", value, get_args(hint)))
+        """Check choices and ranges; a subclass checks the rest after `super().__post_init__()`."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value, key = getattr(self, name, None), f"{self.section}.{name}"
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ConfigError(not_a_choice(key, value, get_args(hint)))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{key}={value} is no number that can be used.")
+            for limits in _ranges(hint):
+                require(value is None or value in limits, f"{key}={value} must be {limits}.")
+
+
+def _ranges(hint: Any) -> list[Range]:
+    """The ranges of an annotation."""
+    return [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Range)]
 
 
 def not_a_choice(key: str, value: object, choices: Iterable[object]) -> str:
@@ -71,7 +121,7 @@ class Setting:
         key: dotted, such as `train.steps`.
         hint: the type of its values.
         default: its value, unless a recipe or the user sets another.
-        meaning: the docstring below the field; empty where there is none.
+        meaning: the docstring below the field, and its range; empty where there is neither.
     """
 
     key: str
@@ -82,13 +132,15 @@ class Setting:
 
 def settings(prefix: str, section: type) -> Iterator[Setting]:
     """The settings of a dataclass of the configuration, and of dataclasses inside it, in their order."""
-    hints, texts, defaults = get_type_hints(section), meanings(section), section()
+    hints, texts, defaults = get_type_hints(section, include_extras=True), meanings(section), section()
     for field in dataclasses.fields(section):
         key, default = f"{prefix}.{field.name}", getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
             yield from settings(key, type(default))
         else:
-            yield Setting(key, hints[field.name], default, texts.get(field.name, ""))
+            limits = [f"{str(one)[0].upper()}{str(one)[1:]}." for one in _ranges(hints[field.name])]
+            meaning = " ".join(filter(None, [texts.get(field.name, ""), *limits]))
+            yield Setting(key, get_type_hints(section)[field.name], default, meaning)
 
 
 def meanings(section: type) -> dict[str, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from robometer.runs import paths
 from robometer.runs.redaction import redacted
-from robometer.settings import Settings, require
+from robometer.settings import Count, Positive, Range, Settings, WholeNumber, require
 
 
 @dataclass
@@ -20,32 +20,32 @@ class BaselineConfig(Settings, section="baseline"):
     """API models: `gemini`, or `openai` (any server that speaks its chat completions)."""
     base_url: str = ""
     """API models: URL with its version; empty: the provider's, with its key in GEMINI_API_KEY or OPENAI_API_KEY."""
-    max_frames: int = 0
+    max_frames: WholeNumber = 0
     """Frames of a clip that the model is shown, at least 2; 0: as published."""
     prompt: str = ""
     """Local models: a file with `{task}` and the marks `<image>` or `<video>`; empty: as published."""
-    batch_size: int = 8
-    """Local models: prompts that are answered at once, at least 1."""
-    interval: int = 1
-    """Models that compare two frames: how far these are apart, in frames, at least 1."""
+    batch_size: Count = 8
+    """Local models: prompts that are answered at once."""
+    interval: Count = 1
+    """Models that compare two frames: how far these are apart, in frames."""
     mode: Literal["", "incremental", "forward", "backward"] = ""
     """robo_dopamine: `incremental`, `forward` or `backward`; empty: as published for the model."""
-    temperature: float | None = 0.0
-    """Sampling temperature, 0 or more; null: not sent, for models that refuse one."""
-    max_tokens: int = 4096
-    """API models: tokens of an answer, at least 1, with what the model thinks before it."""
+    temperature: Annotated[float | None, Range(least=0)] = 0.0
+    """Sampling temperature; null: not sent, for models that refuse one."""
+    max_tokens: Count = 4096
+    """API models: tokens of an answer, with what the model thinks before it."""
     structured: bool = True
     """API models: ask for JSON by schema, where the baseline needs JSON."""
-    requests_per_minute: float = 60.0
-    """API models: requests of each actor per minute, above 0."""
-    concurrency: int = 8
-    """API models: requests of each actor in flight at the same time, at least 1."""
+    requests_per_minute: Positive = 60.0
+    """API models: requests of each actor per minute."""
+    concurrency: Count = 8
+    """API models: requests of each actor in flight at the same time."""
     cache: str = "outputs/answers"
     """API models: where answers are kept, by the hash of the request; a folder, or a storage URI."""
-    timeout_s: float = 120.0
-    """Seconds that one request may take, above 0."""
-    seed: int = 0
-    """Sent to an API; decides the order of GVL's frames, and the answers of `baseline:random`; 0 or more."""
+    timeout_s: Positive = 120.0
+    """Seconds that one request may take."""
+    seed: WholeNumber = 0
+    """Sent to an API; decides the order of GVL's frames, and the answers of `baseline:random`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,11 +57,4 @@ class BaselineConfig(Settings, section="baseline"):
             not self.base_url or self.base_url.startswith(("http://", "https://")),
             f"baseline.base_url={redacted(self.base_url)!r} must start with http:// or https://",
         )
-        require(self.max_frames == 0 or self.max_frames >= 2, "baseline.max_frames must be 0 or at least 2")
-        require(self.temperature is None or self.temperature >= 0, "baseline.temperature must not be negative")
-        require(self.max_tokens >= 1, "baseline.max_tokens must be at least 1")
-        require(self.requests_per_minute > 0, "baseline.requests_per_minute must be above 0")
-        require(self.concurrency >= 1, "baseline.concurrency must be at least 1")
-        require(self.timeout_s > 0, "baseline.timeout_s must be above 0")
-        require(self.seed >= 0, "baseline.seed must not be negative")
-        require(self.batch_size > 0 and self.interval > 0, "baseline.batch_size and interval must be positive")
+        require(self.max_frames != 1, "baseline.max_frames must be 0 or at least 2")

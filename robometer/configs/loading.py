@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -49,16 +50,43 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+    _check_grammar(overrides)
     ConfigStore.instance().store(name="schema", node=to_dict(Config()))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("robometer.configs", version_base="1.3"):
             composed = compose("config", overrides=overrides)
         return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except InterpolationResolutionError as error:
+        cause = str(error).splitlines()[0]
+        means = "${KEY} stands for a setting, ${oc.env:NAME} for a variable of the environment"
+        raise ConfigError(redacted(f"{error.full_key}: {cause}. {means}.")) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_sentence(error)) from error
+
+
+def _check_grammar(overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` for an override that Hydra cannot read, or that would be several values at once."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for override in overrides:
+        shown = redacted(override.lstrip("+"))
+        key = shown.partition("=")[0]
+        try:
+            parsed = parser.parse_override(override)
+        except HydraException as error:
+            raise ConfigError(
+                f"{shown} cannot be read: close its brackets and quotes, and quote text in it."
+            ) from error
+        if parsed.is_sweep_override():
+            raise ConfigError(f"{shown} holds several values. A list needs brackets: {key}=[a,b].")
+        kind = get_origin(hint := _hints().get(key))
+        if kind in (list, dict) and isinstance(parsed.value(), list | dict) and not isinstance(parsed.value(), kind):
+            raise ConfigError(f"{shown} must be {_expected(hint)}.")
 
 
 def _sentence(error: Exception) -> str:
@@ -95,13 +123,28 @@ def _explained(error: Any) -> Exception:
     raised = fault.get("ctx", {}).get("error")
     if isinstance(raised, RobometerError):  # of a section's own checks
         return raised
-    key = ".".join(map(str, fault["loc"]))
+    full = key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "unexpected_keyword_argument":
         return ConfigError(unknown_key(key))
     key = next((name for name in _hints() if key == name or key.startswith(f"{name}.")), key)
     if fault["type"] == "literal_error":
         return ConfigError(redacted(not_a_choice(key, fault["input"], get_args(_hints()[key]))))
-    return ConfigError(redacted(f"{key}={fault['input']!r} cannot be used: {fault['msg'].lower()}"))
+    if key not in _hints():
+        return ConfigError(f"{key} is a section of settings. Give its keys one by one, such as {_first_key(key)}=...")
+    hint = _hints()[key] if full == key else get_args(_hints()[key])[-1]
+    return ConfigError(redacted(f"{full}={fault['input']!r} must be {_expected(hint)}."))
+
+
+def _first_key(section: str) -> str:
+    return next(name for name in _hints() if name.startswith(f"{section}."))
+
+
+def _expected(hint: Any) -> str:
+    """What a value of a type is, in words."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_expected, get_args(hint)))
+    texts = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
+    return texts.get(hint) or {list: "a list, such as [a,b]", dict: "a mapping, such as {a: 1}"}[get_origin(hint)]
 
 
 def _check_names(override: str) -> None:
@@ -111,7 +154,7 @@ def _check_names(override: str) -> None:
     refuse_old_name(key, value)
     if key in GROUPS:
         choices = sorted(path.stem for path in (Path(__file__).parent / key).glob("*.yaml"))
-        if value not in (*choices, "", "null"):
+        if value not in choices:
             raise ConfigError(not_a_choice(key, value, choices))
     elif not is_setting(key):
         raise ConfigError(unknown_key(key))
@@ -164,18 +207,20 @@ def _hints_of(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def as_given(override: str) -> str:
-    """An override whose value is free text, such as a path, quoted for Hydra's grammar, so that it means itself.
+    """An override in Hydra's grammar: free text, such as a path, is quoted, so that it means itself.
 
     Texts that are quoted already and interpolations (`${oc.env:NAME}`) keep their meaning; overrides of groups,
-    numbers, lists and mappings are left as they are.
+    numbers, lists and mappings are left as they are. `++` lets a mapping get new entries.
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
     key, equals, value = override.partition("=")
+    if is_setting(key := key.lstrip("+")) and key not in GROUPS:
+        override = f"++{key}{equals}{value}"
     if not equals or _hints().get(key) is not str or _QUOTED.fullmatch(value):
         return override
     literal = value if _INTERPOLATION.search(value) else value.replace("${", r"\${")
-    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+    return f"++{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)

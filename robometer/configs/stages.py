@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from robometer.runs import paths
-from robometer.settings import Settings, require
+from robometer.settings import Count, NotNegative, Positive, Range, Settings, WholeNumber, require
 
 
 @dataclass
@@ -16,35 +17,35 @@ class ServeConfig(Settings, section="serve"):
     """Checkpoint folder, `org/name` of the hub, or MLflow URI."""
     host: str = "127.0.0.1"
     """Address to listen on; set a token before you open it to others."""
-    port: int = 8000
-    """TCP port, 1 to 65535."""
-    replicas: int = 1
-    """Processes that hold the model, at least 1."""
-    num_cpus: float = 1.0
+    port: Annotated[int, Range(least=1, most=65535)] = 8000
+    """TCP port."""
+    replicas: Count = 1
+    """Processes that hold the model."""
+    num_cpus: NotNegative = 1.0
     """CPUs of each of them."""
-    num_gpus: float = 0.0
+    num_gpus: NotNegative = 0.0
     """GPUs of each of them; a fraction lets them share one."""
-    max_batch_size: int = 8
-    """Requests that a replica answers at once, at least 1."""
-    batch_wait_timeout_s: float = 0.02
+    max_batch_size: Count = 8
+    """Requests that a replica answers at once."""
+    batch_wait_timeout_s: NotNegative = 0.02
     """Seconds that a request waits for others to share its batch."""
-    max_upload_bytes: int = 64 * 1024 * 1024
+    max_upload_bytes: Count = 64 * 1024 * 1024
     """Bytes of the body of one request, at most."""
-    max_held_bytes: int = 512 * 1024 * 1024
+    max_held_bytes: Count = 512 * 1024 * 1024
     """Bytes that the bodies of all requests in progress, and their frames, take at most."""
-    body_timeout_s: float = 30.0
-    """Seconds that a body may take to arrive, above 0."""
-    drain_timeout_s: float = 60.0
-    """Seconds that a stopping endpoint gives the requests that it has accepted, 0 or more."""
-    max_source_frames: int = 10_000
+    body_timeout_s: Positive = 30.0
+    """Seconds that a body may take to arrive."""
+    drain_timeout_s: NotNegative = 60.0
+    """Seconds that a stopping endpoint gives the requests that it has accepted."""
+    max_source_frames: Count = 10_000
     """Frames of an uploaded video, at most; a longer one is refused."""
-    max_source_pixels: int = 4096 * 4096
+    max_source_pixels: Count = 4096 * 4096
     """Pixels of an upload's frame, at most; a larger one is refused."""
-    max_total_pixels: int = 2_000_000_000
+    max_total_pixels: Count = 2_000_000_000
     """Pixels of all frames of a video, at most; the default is half a minute of 1080p, or two minutes of 640x480."""
-    decode_timeout_s: float = 30.0
-    """Seconds that the decoding of one uploaded video may take, above 0."""
-    max_queued_requests: int = 64
+    decode_timeout_s: Positive = 30.0
+    """Seconds that the decoding of one uploaded video may take."""
+    max_queued_requests: Count = 64
     """Requests that wait for the model, at most; more get 503."""
     token: str = field(default="", repr=False)
     """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
@@ -52,11 +53,10 @@ class ServeConfig(Settings, section="serve"):
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
-        require(0 < self.port < 65536, "serve.port must be in 1..65535")
-        require(self.decode_timeout_s > 0, "serve.decode_timeout_s must be more than 0")
-        require(self.max_held_bytes >= self.max_upload_bytes > 0, "serve.max_held_bytes must hold one upload at least")
-        require(self.body_timeout_s > 0, "serve.body_timeout_s must be more than 0")
-        require(self.drain_timeout_s >= 0, "serve.drain_timeout_s must not be negative")
+        require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
+
+
+ClipCount = Annotated[int, Range(least=0, most=999)]  # clips are numbered with three digits
 
 
 @dataclass
@@ -67,19 +67,19 @@ class SimulateConfig(Settings, section="simulate"):
     """Folder of the videos and their `trajectories.jsonl`."""
     tasks: list[str] = field(default_factory=list)
     """Meta-World tasks; empty: all that label reliably."""
-    clips_per_quality: int = 17
+    clips_per_quality: ClipCount = 17
     """Clips of each task and quality label."""
-    seen_clips_per_quality: int = 3
+    seen_clips_per_quality: ClipCount = 3
     """Clips among these of the split `seen`, which is kept for evaluation."""
-    held_out_clips_per_quality: int = 6
+    held_out_clips_per_quality: ClipCount = 6
     """Clips of each quality label of the tasks that are never trained on."""
-    image_size: int = 160
-    """Pixels of each edge of the square frames."""
-    max_frames: int = 16
+    image_size: Annotated[int, Range(least=32, most=480)] = 160
+    """Pixels of each edge of the square frames, an even number."""
+    max_frames: Annotated[int, Range(least=4, most=1000)] = 16
     """Frames of a clip."""
-    crf: int = 36
-    """Constant rate factor of H.264, 0 to 51; a larger one makes smaller files of lower quality."""
-    seed: int = 0
+    crf: Annotated[int, Range(least=0, most=51)] = 36
+    """Constant rate factor of H.264; a larger one makes smaller files of lower quality."""
+    seed: WholeNumber = 0
     """Decides every roll-out."""
 
     def __post_init__(self) -> None:
@@ -91,9 +91,9 @@ class SimulateConfig(Settings, section="simulate"):
 class RayConfig(Settings, section="ray"):
     """The Ray cluster: that of the job, or that of RAY_ADDRESS, else a local one of this size."""
 
-    num_cpus: int = 0
+    num_cpus: WholeNumber = 0
     """Logical CPUs of a local cluster; 0: those of the machine, but at least 4."""
-    object_store_mb: int = 2048
+    object_store_mb: Count = 2048
     """Megabytes of a local cluster's object store; a run may fill half of it with batches in advance."""
-    stall_timeout_s: float = 3600.0
+    stall_timeout_s: NotNegative = 3600.0
     """Seconds without progress after which a job ends and says what it lacks; 0: it waits for ever."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from robometer.runs import paths
-from robometer.settings import Settings, require
+from robometer.settings import Count, Range, Settings, Share
 
 _FORMATS = Path(__file__).parent / "formats"
 
@@ -36,20 +37,20 @@ class IngestConfig(Settings, section="ingest"):
     """Name of the data set (its source); empty: the name that the format gives."""
     split: str = "train"
     """Split of trajectories whose format names none: `train`, or the name of a split to evaluate on."""
-    max_frames: int = 32
-    """Frames stored of a trajectory, at least 2; the first and the last always are."""
-    short_edge: int = 240
-    """Pixels of the shorter edge of a stored frame, at least 16."""
-    jpeg_quality: int = 90
-    """JPEG quality of the stored frames, 1 to 100."""
-    shard_size: int = 256
-    """About how many trajectories a shard holds, at least 1; 2048 for a corpus of a million."""
-    max_source_frames: int = 100_000
+    max_frames: Annotated[int, Range(least=2)] = 32
+    """Frames stored of a trajectory; the first and the last always are."""
+    short_edge: Annotated[int, Range(least=16)] = 240
+    """Pixels of the shorter edge of a stored frame."""
+    jpeg_quality: Annotated[int, Range(least=1, most=100)] = 90
+    """JPEG quality of the stored frames."""
+    shard_size: Count = 256
+    """About how many trajectories a shard holds; 2048 for a corpus of a million."""
+    max_source_frames: Count = 100_000
     """Frames of a video, at most; a longer one is refused."""
-    max_source_pixels: int = 8192 * 8192
+    max_source_pixels: Count = 8192 * 8192
     """Pixels of a video's frame, at most; a larger one is refused."""
-    max_bad_fraction: float = 0.5
-    """Share of refused episodes, 0 to 1, above which the job ends with status 2."""
+    max_bad_fraction: Share = 0.5
+    """Share of refused episodes above which the job ends with status 2."""
     retry_quarantined: bool = False
     """Read again what was refused before, even if it has not changed."""
     update: bool = False
@@ -60,7 +61,3 @@ class IngestConfig(Settings, section="ingest"):
         # A user's own module may read from anywhere, and an input that exists is accepted whatever its name looks like.
         if (_FORMATS / f"{self.format}.py").is_file() and not os.path.exists(self.input):
             paths.check_local("ingest.input", self.input)
-        require(self.max_frames >= 2, "ingest.max_frames must be at least 2")
-        require(self.short_edge >= 16, "ingest.short_edge must be at least 16 px")
-        require(1 <= self.jpeg_quality <= 100, "ingest.jpeg_quality must be in 1..100")
-        require(self.shard_size >= 1, "ingest.shard_size must be at least 1")

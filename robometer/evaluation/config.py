@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from robometer.runs import paths
-from robometer.settings import Settings, require
+from robometer.settings import Count, NotNegative, Range, Settings, WholeNumber
 
 
 @dataclass
@@ -38,21 +38,21 @@ class EvaluateConfig(Settings, section="evaluate"):
     """Evaluations to run, by name."""
     mode: Literal["whole", "prefix"] = "whole"
     """`whole`: a clip is seen at once; `prefix`: each frame with those before it, as a policy sees it."""
-    max_clips: int = 2000
-    """Clips per split, at least 1."""
-    pairs_per_task: int = 50
-    """Pairs of each kind and task in the preference evaluation, 0 or more."""
-    bootstrap: int = 1000
+    max_clips: Count = 2000
+    """Clips per split."""
+    pairs_per_task: WholeNumber = 50
+    """Pairs of each kind and task in the preference evaluation."""
+    bootstrap: WholeNumber = 1000
     """Bootstrap resamples of an interval; 0: no intervals."""
-    confidence: float = 0.95
-    """Confidence level of the intervals, between 0 and 1."""
-    batch_size: int = 16
-    """Clips or pairs that a scorer gets at once, at least 1."""
-    actors: int = 1
-    """Processes that score, at least 1."""
-    num_gpus: float = 0.0
+    confidence: Annotated[float, Range(above=0, below=1)] = 0.95
+    """Confidence level of the intervals."""
+    batch_size: Count = 16
+    """Clips or pairs that a scorer gets at once."""
+    actors: Count = 1
+    """Processes that score."""
+    num_gpus: NotNegative = 0.0
     """GPUs of each of them; a fraction lets them share one."""
-    seed: int = 42
+    seed: WholeNumber = 42
     """Decides which clips, pairs and resamples are drawn."""
 
     def __post_init__(self) -> None:
@@ -61,9 +61,3 @@ class EvaluateConfig(Settings, section="evaluate"):
         paths.check_scorer("evaluate.scorer", self.scorer)
         for scorer in self.against:
             paths.check_scorer("evaluate.against", scorer)
-        for name in ("max_clips", "batch_size", "actors"):
-            require(getattr(self, name) >= 1, f"evaluate.{name} must be at least 1")
-        require(
-            min(self.pairs_per_task, self.bootstrap) >= 0, "evaluate.pairs_per_task and bootstrap must not be negative"
-        )
-        require(0 < self.confidence < 1, f"evaluate.confidence={self.confidence} must be between 0 and 1")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from robometer.runs import paths
-from robometer.settings import Settings, require
+from robometer.settings import Count, NotNegative, Positive, Range, Settings, WholeNumber, require
 
 ProgressLoss = Literal["discrete", "l1", "l2"]
 Attention = Literal["full", "causal", "state"]
@@ -21,11 +21,11 @@ class EmbedConfig(Settings, section="embed"):
     """Encoder of frames, by its name in `robometer.models.encoders`."""
     text_encoder: str = "minilm_l6"
     """Encoder of instructions, by its name in `robometer.models.encoders`."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Frames that an actor encodes at once."""
-    actors: int = 2
+    actors: Count = 2
     """Processes that encode."""
-    num_gpus: float = 0.0
+    num_gpus: NotNegative = 0.0
     """GPUs of each of them; a fraction lets them share one."""
 
 
@@ -33,12 +33,12 @@ class EmbedConfig(Settings, section="embed"):
 class LoraSettings(Settings, section="model.lora"):
     """Low-rank adapters on the language model; upstream uses rank 32, alpha 64 and all its projections."""
 
-    rank: int = 0
+    rank: WholeNumber = 0
     """Rank of the adapters; 0: none, the language model itself is trained."""
-    alpha: int = 64
+    alpha: Count = 64
     """Their scale is `alpha / rank`."""
-    dropout: float = 0.05
-    """Dropout before the adapters, 0 to 1."""
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.05
+    """Dropout before the adapters."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
@@ -46,7 +46,6 @@ class LoraSettings(Settings, section="model.lora"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.rank >= 0, "model.lora.rank must not be negative")
 
 
 @dataclass
@@ -59,23 +58,23 @@ class _Kind(Settings):
 class RewindSettings(Settings):
     """What only `model.kind=rewind` reads, but for `dropout`."""
 
-    hidden_dim: int = 512
+    hidden_dim: Count = 512
     """ReWiND: width."""
-    num_layers: int = 4
+    num_layers: Count = 4
     """ReWiND: layers."""
-    num_heads: int = 8
+    num_heads: Count = 8
     """ReWiND: attention heads; they must divide `hidden_dim`."""
-    dropout: float = 0.1
-    """ReWiND, and the heads of Robometer: dropout, 0 to 1."""
-    max_len: int = 32
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.1
+    """ReWiND, and the heads of Robometer: dropout."""
+    max_len: Count = 32
     """ReWiND: frames of a clip, at most; `sampling.max_frames` must not be more."""
     attention: Attention = "causal"
     """ReWiND: what a frame sees of the clip. `full`: all of it; `causal`: itself and the frames before it; `state`:
     those of its window."""
-    window: int = 1
-    """ReWiND: frames that `attention=state` sees, at least 1: the frame itself, and those just before it."""
-    members: int = 1
-    """ReWiND: transformers whose logits are averaged, at least 1; each learns from its share of the samples."""
+    window: Count = 1
+    """ReWiND: frames that `attention=state` sees: the frame itself, and those just before it."""
+    members: Count = 1
+    """ReWiND: transformers whose logits are averaged; each learns from its share of the samples."""
     standardise: bool = False
     """ReWiND: shift and scale embeddings to zero mean and unit variance over the training split."""
 
@@ -98,8 +97,8 @@ class RobometerSettings(Settings):
     frame_pooling: FramePooling = "mean"
     """Robometer: what the heads read of a frame without a token of its own. `mean`: the mean of its tokens; `boundary`:
     its last one; `attention`: their mean by learned weights."""
-    frame_pooling_temperature: float = 1.0
-    """Robometer: temperature of those weights, above 0."""
+    frame_pooling_temperature: Positive = 1.0
+    """Robometer: temperature of those weights."""
     attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Robometer: attention kernel; all of them work without padding."""
 
@@ -120,6 +119,7 @@ class ModelConfig(_Heads, RobometerSettings, RewindSettings, _Kind, section="mod
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_local("model.base_model", self.base_model)
-        require(self.frame_pooling_temperature > 0, "model.frame_pooling_temperature must be above 0")
-        require(self.window >= 1, "model.window must be at least 1")
-        require(self.members >= 1, "model.members must be at least 1")
+        require(
+            self.hidden_dim % self.num_heads == 0,
+            f"model.num_heads={self.num_heads} does not divide model.hidden_dim={self.hidden_dim}",
+        )

@@ -13,7 +13,7 @@ class TrackingConfig(Settings, section="tracking"):
     """Tracking with MLflow."""
 
     uri: str = "sqlite:///outputs/mlflow.db"
-    """Database (`sqlite:///...`) or server (`http://...`) of MLflow; `none` turns tracking off."""
+    """Database (`sqlite:///...`) or server (`http://...`) of MLflow; `none`, or nothing, turns tracking off."""
     experiment: str = "robometer"
     """Experiment of MLflow that holds the runs."""
     run_name: str = ""

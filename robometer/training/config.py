@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from robometer.runs import paths
-from robometer.settings import Settings, require
+from robometer.settings import Count, NotNegative, Positive, Range, Settings, Share, WholeNumber, require
 
 Precision = Literal["fp32", "bf16"]
 
@@ -15,12 +15,12 @@ Precision = Literal["fp32", "bf16"]
 class LossConfig(Settings, section="loss"):
     """loss = progress_weight * L_progress + success_weight * L_success + preference_weight * L_preference."""
 
-    progress_weight: float = 1.0
-    """Weight of the progress loss, 0 or more."""
-    success_weight: float = 1.0
-    """Weight of the success loss, 0 or more."""
-    preference_weight: float = 1.0
-    """Weight of the preference loss, 0 or more."""
+    progress_weight: NotNegative = 1.0
+    """Weight of the progress loss."""
+    success_weight: NotNegative = 1.0
+    """Weight of the success loss."""
+    preference_weight: NotNegative = 1.0
+    """Weight of the preference loss."""
     balance_success: bool = True
     """Frames with and without success count alike, however many there are of each."""
     supervise_b: bool = True
@@ -37,38 +37,38 @@ class TrainConfig(Settings, section="train"):
     """Folder of the run; the same folder resumes it."""
     load_from_checkpoint: str = ""
     """Weights to start from: a folder, `org/name[@revision]` of the hub, or an MLflow URI."""
-    steps: int = 1000
-    """Optimizer steps, at least 1."""
-    batch_size: int = 32
+    steps: Count = 1000
+    """Optimizer steps."""
+    batch_size: Count = 32
     """Samples per optimizer step over all workers."""
-    micro_batch_size: int = 0
+    micro_batch_size: WholeNumber = 0
     """Samples per forward pass of a worker; 0: `batch_size / num_workers`."""
-    learning_rate: float = 1e-4
-    """Learning rate after warm-up, above 0."""
-    vision_learning_rate: float = 1e-5
+    learning_rate: Positive = 1e-4
+    """Learning rate after warm-up."""
+    vision_learning_rate: Positive = 1e-5
     """Learning rate of the vision tower, where `model.train_vision_encoder` is on."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After warm-up: `cosine` or `linear` to 0, or `constant`."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW, 0 or more; biases and norms do not decay."""
-    warmup_ratio: float = 0.1
-    """Share of the steps, 0 to 1, over which the learning rate rises from 0."""
-    max_grad_norm: float = 10.0
-    """Norm to which larger gradients are scaled down, above 0."""
-    seed: int = 42
+    weight_decay: NotNegative = 0.01
+    """Weight decay of AdamW; biases and norms do not decay."""
+    warmup_ratio: Share = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    max_grad_norm: Positive = 10.0
+    """Norm to which larger gradients are scaled down."""
+    seed: WholeNumber = 42
     """Decides the samples, their order, and what dropout draws."""
-    num_workers: int = 1
-    """Processes that train, at least 1, each with its share of the batch."""
-    min_workers: int = 0
-    """Workers without which the run waits, 0 to `num_workers`; with more it shrinks and grows. 0: all of them."""
-    resize_every_s: float = 60.0
+    num_workers: Count = 1
+    """Processes that train, each with its share of the batch."""
+    min_workers: WholeNumber = 0
+    """Workers without which the run waits, `num_workers` at most; with more it shrinks and grows. 0: all of them."""
+    resize_every_s: Positive = 60.0
     """Seconds after which a run with `min_workers` checks again whether it can grow."""
     use_gpu: bool = False
     """Give each worker a GPU."""
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: NotNegative = 1.0
     """CPUs reserved for a worker, its data actors and its part of the validation."""
-    data_actors: int = 1
-    """Processes that fetch and collate batches, at least 1, on the nodes of the workers."""
+    data_actors: Count = 1
+    """Processes that fetch and collate batches, on the nodes of the workers."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO shards over the workers; 0: nothing; 1: the optimizer's state; 2: gradients too; 3: weights
     too."""
@@ -80,11 +80,11 @@ class TrainConfig(Settings, section="train"):
     """Precision of forward and backward; the optimizer's own weights stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
-    peak_tflops: float = 0.0
+    peak_tflops: NotNegative = 0.0
     """Peak TFLOP/s of one device at this precision, for the MFU estimate; 0: from the device's name."""
-    checkpoint_every: int = 200
+    checkpoint_every: Count = 200
     """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints to keep: the best ones, and the latest."""
     best_metric: str = "seen/preference_accuracy"
     """Metric of validation that chooses `best/`, as SPLIT/METRIC."""
@@ -94,22 +94,21 @@ class TrainConfig(Settings, section="train"):
     """Validate at every checkpoint."""
     validate_async: bool = False
     """Validate in a task of its own while training goes on; else training waits, as it always does in a sweep."""
-    validation_gpus: float = 0.0
+    validation_gpus: NotNegative = 0.0
     """GPUs of that task."""
-    validation_clips: int = 150
+    validation_clips: Count = 150
     """Clips of a split that a validation scores."""
     validation_splits: list[str] = field(default_factory=lambda: ["seen"])
     """Splits that a validation scores."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two entries of the history and the tracker."""
-    max_failures: int = 3
-    """Failures of workers after which the run ends."""
+    max_failures: Annotated[int, Range(least=-1)] = 3
+    """Failures of workers after which the run ends; -1: it never does for that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_local("train.output", self.output)
         paths.check_checkpoint("train.load_from_checkpoint", self.load_from_checkpoint, empty=True)
-        require(self.learning_rate > 0, "train.learning_rate must be above 0")
         require(  # DeepSpeed 0.19.8 divides its gradients by a loss scale that it never multiplied them by
             self.precision != "bf16" or self.zero_stage > 0,
             "train.precision=bf16 needs train.zero_stage=1, 2 or 3: DeepSpeed's stage 0 has wrong gradients there",
@@ -123,18 +122,15 @@ class TrainConfig(Settings, section="train"):
             not self.validation_gpus or (self.validate and self.validate_async),
             "train.validation_gpus is what the task beside training gets: it needs train.validate_async=true",
         )
-        require(self.steps >= 1, "train.steps must be at least 1")
-        require(self.num_workers >= 1, "train.num_workers must be at least 1")
         require(
-            0 <= self.min_workers <= self.num_workers,
-            f"train.min_workers={self.min_workers} must be in 0..num_workers={self.num_workers}",
+            self.min_workers <= self.num_workers,
+            f"train.min_workers={self.min_workers} is more than train.num_workers={self.num_workers}",
         )
         self._check_micro_batches()
 
     def _check_micro_batches(self) -> None:
         size, divisor = self.micro_batch_size, "micro_batch_size" if self.micro_batch_size else "num_workers"
         number = size or self.num_workers
-        require(size >= 0, "train.micro_batch_size must not be negative")
         require(
             self.batch_size % number == 0,
             f"train.batch_size={self.batch_size} must be a multiple of {divisor}={number}",
@@ -162,9 +158,9 @@ class SweepConfig(Settings, section="sweep"):
 
     output: str = "outputs/sweep"
     """Folder of the sweep; the same folder resumes it."""
-    num_trials: int = 8
+    num_trials: Count = 8
     """Trials in all."""
-    max_concurrent: int = 1
+    max_concurrent: Count = 1
     """Trials that run at the same time."""
     scheduler: Literal["asha", "fifo"] = "asha"
     """`asha` stops weak trials early; `fifo` lets all finish."""
@@ -174,7 +170,7 @@ class SweepConfig(Settings, section="sweep"):
     """Metric of validation to improve, as SPLIT/METRIC."""
     mode: Literal["max", "min"] = "max"
     """`max` if larger is better, else `min`."""
-    grace_checkpoints: int = 1
+    grace_checkpoints: Count = 1
     """Validations before ASHA may stop a trial."""
     space: list[str] = field(
         default_factory=lambda: [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from robometer.configs.renamed import RENAMED, RENAMED_VALUES, current
 from robometer.corpus.formats import list_units
 from robometer.runs.paths import PathError
 from robometer.runs.redaction import redacted
+from robometer.settings import settings
 from robometer.training.config import SweepConfig
 
 TEXTS = ("data ü", "robot (copy)", "日本語 😀", "a=b", "x,y", "[1]", "{a: b}", "it's", 'say "hi"', "'a'b'", "#1", "a$b",
@@ -39,17 +41,36 @@ def test_overrides_and_groups_reach_the_typed_tree() -> None:
         (["train.steps.more=5"], r"There is no setting train\.steps\.more\."),
         (["model=rewnd"], r"model='rewnd' is none of .*\. Did you mean rewind\?"),
         (["recipe=nothing"], "recipe='nothing' is none of quickstart, "),
-        (["train.steps=many"], "train.steps='many' cannot be used: input should be a valid integer"),
-        (["train.steps=1.5"], "train.steps=1.5 cannot be used"),
-        (["train.steps=[1"], "configuration: "),
-        (["baseline.temperature=hot"], "baseline.temperature='hot' cannot be used: input should be a valid number"),
+        (["recipe="], "recipe='' is none of quickstart, "),
+        (["train.steps=many"], r"^train\.steps='many' must be a whole number\.$"),
+        (["train.steps="], r"^train\.steps='' must be a whole number\.$"),
+        (["train.steps=1.5"], r"^train\.steps=1\.5 must be a whole number\.$"),
+        (["train.steps=[1"], r"^train\.steps=\[1 cannot be read: close its brackets and quotes"),
+        (["train.steps=\uff15"], "^train.steps=\uff15 cannot be read"),
+        (["train.steps=1,2"], r"^train\.steps=1,2 holds several values\. A list needs brackets"),
+        (["train.steps=${steps}"], r"^train\.steps: Interpolation key 'steps' not found\. \$\{KEY\} stands for"),
+        (["train=5"], r"^train is a section of settings\. Give its keys one by one, such as train\.output=\.\.\.$"),
+        (["train.validate=maybe"], r"^train\.validate='maybe' must be true or false\.$"),
+        (["train.learning_rate=nan"], r"^train\.learning_rate=nan is no number that can be used\.$"),
+        (["train.learning_rate=inf"], r"^train\.learning_rate=inf is no number that can be used\.$"),
+        (["train.learning_rate=0"], r"^train\.learning_rate=0\.0 must be above 0\.$"),
+        (["loss.preference_weight=-1"], r"^loss\.preference_weight=-1\.0 must be at least 0\.$"),
+        (["serve.port=65536"], r"^serve\.port=65536 must be from 1 to 65535\.$"),
+        (["model.num_heads=7"], "^model.num_heads=7 does not divide model.hidden_dim=512$"),
+        (["evaluate.splits=seen"], r"^evaluate\.splits='seen' must be a list, such as \[a,b\]\.$"),
+        (["evaluate.splits={a: 1}"], r"^evaluate\.splits=\{a: 1\} must be a list, such as \[a,b\]\.$"),
+        (["sampling.source_weights=[1]"], r"^sampling\.source_weights=\[1\] must be a mapping, such as \{a: 1\}\.$"),
+        (["sampling.source_weights.lab=x"], r"^sampling\.source_weights\.lab='x' must be a finite number\.$"),
+        (["sampling.source_weights.lab=-1"], "sampling.source_weights must be numbers that are not negative"),
+        (["baseline.temperature=hot"], r"^baseline\.temperature='hot' must be a finite number or null\.$"),
+        (["baseline.temperature=-1"], r"^baseline\.temperature=-1\.0 must be at least 0\.$"),
         (["train.zero_stage=9"], "train.zero_stage=9 is none of 0, 1, 2, 3"),
         (["train.precision=bf61"], r"train\.precision='bf61' is none of fp32, bf16\. Did you mean bf16\?"),
         (["train.batch_size=7", "train.num_workers=2"], "must be a multiple"),
         (["train.validation_gpus=1"], "needs train.validate_async=true"),
-        (["evaluate.actors=0"], "evaluate.actors must be at least 1"),
-        (["evaluate.confidence=95"], "must be between 0 and 1"),
-        (["sampling.max_frames=1"], "sampling.max_frames must be at least 2"),
+        (["evaluate.actors=0"], r"evaluate\.actors=0 must be at least 1\.$"),
+        (["evaluate.confidence=95"], r"evaluate\.confidence=95\.0 must be above 0 and below 1\.$"),
+        (["sampling.max_frames=1"], "sampling.max_frames=1 must be at least 2"),
         (["model.attention=old"], "none of full, causal, state"),
         (["ingest.input=file:///data"], "write the plain path"),
         (["sampling.max_frames=64", "model.kind=rewind"], "more than model.max_len"),
@@ -72,8 +93,25 @@ def test_a_choice_is_checked_wherever_the_settings_come_from() -> None:
         from_dict(stored)
 
 
-def test_entries_of_a_mapping_are_settings_too() -> None:
-    assert load(["+sampling.source_weights.lab=2"]).sampling.source_weights == {"lab": 2.0}
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_entries_of_a_mapping_are_settings_too(plus: str) -> None:
+    assert load([f"{plus}sampling.source_weights.lab=2"]).sampling.source_weights == {"lab": 2.0}
+    assert load([f"{plus}sampling.source_weights={{lab: 2}}"]).sampling.source_weights == {"lab": 2.0}
+
+
+def test_every_number_has_a_range_which_its_help_gives() -> None:
+    numbers = [
+        one
+        for name in to_dict(load())
+        for one in settings(name, type(getattr(load(), name)))
+        if one.hint in (int, float)
+    ]
+    ranged = re.compile(r"(At least|At most|Above|From) -?[\d.]+( (and below|and at most|to) \d+)?\.$")
+    assert [one.key for one in numbers if not ranged.search(one.meaning)] == []
+    assert len(numbers) > 80
+    for one in numbers:  # the limits themselves: what lies outside on the left is refused
+        with pytest.raises(ConfigError, match=f"^{one.key}=-2(.0)? must be "):
+            load([f"{one.key}=-2"])
 
 
 def test_help_needs_neither_hydra_nor_anything_heavy() -> None:

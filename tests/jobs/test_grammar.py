@@ -93,7 +93,7 @@ def test_a_file_whose_name_looks_like_a_mistyped_setting_is_a_file() -> None:
         (["raw", "more"], "'more' is neither an option nor a setting such as train.steps=500"),
         (["raw", "ingest.input=x"], "RAW and ingest.input are the same. Give one of them."),
         (["--corpus", "c", "corpus.path=x"], "--corpus and corpus.path are the same. Give one of them."),
-        (["--port", "many"], "serve.port='many' cannot be used"),
+        (["--port", "many"], "serve.port='many' must be a whole number."),
         (["--corpus"], "--corpus"),
     ],
 )
