@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from robometer.configs import Config
 from robometer.errors import RobometerError
@@ -31,18 +32,28 @@ def guarded(body: Callable[[], None]) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         body()
+        sys.stdout.flush()
     except RobometerError as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # of a disk or a connection
         if "\n" in str(error):  # Ray's, of a worker: whose traceback is needed
             raise
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+            raise  # Click ends quietly then
         print(f"error: {redacted(str(error))}. Fix the cause, then rerun the same command.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted. Rerun the same command to continue.", file=sys.stderr)
         return 130
     return 0
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether the reader of a pipe has gone, as `head` does when it has its lines."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def frame_overrides(keys: Collection[str], config: Config) -> dict[str, int]:
@@ -73,6 +84,8 @@ def check_files(**files: str | None) -> None:
             paths.absolute_path(f"--{name}", paths.check_local(f"--{name}", path))
             if not Path(path).absolute().parent.is_dir():
                 raise RobometerError(f"--{name}={path} cannot be written: its folder does not exist.")
+            if Path(path).is_dir():
+                raise RobometerError(f"--{name}={path} is a folder. Give the file to write.")
 
 
 def metrics_table(record: Mapping[str, Any]) -> str:

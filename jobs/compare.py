@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.common import check_files, write_json
 from jobs.grammar import Call, Command, Inputs
-from jobs.score import RENAMED, SECTIONS, check, frame_settings, read_video, scorer_of, shared_options
+from jobs.score import INSTEAD, SECTIONS, check, frame_settings, read_video, scorer_of, shared_options
 
 
 def compare(call: Call) -> None:
@@ -48,10 +48,10 @@ robometer compare one.mp4 two.mp4 --task "open the drawer" --scorer outputs/trai
 robometer compare one.mp4 two.mp4 --task "open the drawer" --scorer http://127.0.0.1:8000
 """,
     sections=SECTIONS,
-    renamed={
+    instead={
         "--video-a": "Give both videos without it: robometer compare VIDEO_A VIDEO_B.",
         "--video-b": "Give both videos without it: robometer compare VIDEO_A VIDEO_B.",
-        **RENAMED,
+        **INSTEAD,
     },
 )
 

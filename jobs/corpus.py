@@ -153,14 +153,14 @@ EXPORT = Command(
     details={"Writes": "The dataset."},
     examples="robometer corpus export /data/corpus --output /data/lerobot --split seen --scores outputs/evaluation",
     sections=("corpus",),
-    renamed={"--to": "Write --output FOLDER."},
+    instead={"--to": "Write --output FOLDER."},
 )
 
 COMMAND = Group(
     "corpus",
     [SHOW, VERIFY, COMPACT, EXPORT],
     "Look at a corpus, and look after it.",
-    renamed={"--show": "--show is an option of an earlier version. Write robometer corpus show CORPUS --page FILE."},
+    instead={"--show": "There is no option --show. Write robometer corpus show CORPUS --page FILE."},
 )
 
 main = COMMAND

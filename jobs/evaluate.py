@@ -59,6 +59,7 @@ ray job submit --working-dir . -- python -m jobs.evaluate /data/run/best --corpu
     --output /data/evaluation tracking.uri=http://mlflow:5000
 """,
     sections=("evaluate", "baseline", "corpus", "tracking"),
+    instead=dict.fromkeys(("--checkpoint", "--scorer", "--url"), "Give it without one: robometer evaluate SCORER."),
 )
 
 main = COMMAND

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, cast
 
 import click
@@ -58,7 +59,8 @@ class SettingOption(click.Option):
     """An option that stands for a setting: `--corpus X` for `corpus.path=X`, with X taken letter by letter."""
 
     def __init__(self, flag: str, setting: str, meaning: str, **more: Any) -> None:
-        super().__init__([flag], help=f"{meaning}  [{setting}]", metavar=more.pop("metavar", "FOLDER"), **more)
+        text = f"{meaning}  [{setting}={_value(Config(), setting)}]"
+        super().__init__([flag], help=text, metavar=more.pop("metavar", "FOLDER"), **more)
         self.flag, self.setting = flag, setting
 
 
@@ -115,7 +117,7 @@ class Command(click.Command):
         details: paragraphs of the help by their titles, such as `Writes`.
         examples: command lines.
         sections: the sections of the configuration that the help lists.
-        renamed: options of earlier versions, and the sentence that says what to write instead.
+        instead: options that it does not have, and the sentence that says what to write instead.
         recipe: settings on top of which the command line's are.
     """
 
@@ -130,13 +132,13 @@ class Command(click.Command):
         sections: Sequence[str],
         inputs: Inputs = NO_INPUTS,
         options: Sequence[click.Option] = (),
-        renamed: Mapping[str, str] | None = None,
+        instead: Mapping[str, str] | None = None,
         recipe: str = "",
     ) -> None:
         arguments = click.Argument(["arguments"], nargs=-1, type=_Arguments())
         super().__init__(name.split()[-1], params=[*options, arguments], help=summary)
         self.title, self.run, self.summary, self.details, self.examples = name, run, summary, details, examples
-        self.sections, self.inputs, self.renamed = sections, inputs, renamed or {}
+        self.sections, self.inputs, self.instead = sections, inputs, instead or {}
         self.base = [f"recipe={recipe}"] if recipe else []
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
@@ -164,8 +166,8 @@ class Command(click.Command):
 
     def _no_such_option(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
         name = error.option_name.partition("=")[0]
-        if name in self.renamed:
-            return click.UsageError(f"{name} is an option of an earlier version. {self.renamed[name]}", ctx)
+        if name in self.instead:
+            return click.UsageError(f"There is no option {name}. {self.instead[name]}", ctx)
         flags = [flag for param in self.params for flag in param.opts if flag.startswith("-")]
         ending = f".{name.lstrip('-').replace('-', '_')}"
         keys = [key for section in self.sections for key in setting_keys() if key.startswith(f"{section}.")]
@@ -251,6 +253,8 @@ class Command(click.Command):
             formatter.write_text(EXIT_STATUSES)
 
     def _format_settings(self, formatter: click.HelpFormatter) -> None:
+        if not self.sections:
+            return
         config = load(self.base) if self.base else Config()
         with formatter.section("Settings (key=value) with their defaults"):
             for section in self.sections:
@@ -270,13 +274,13 @@ class Group(click.Group):
     """Commands below a common name.
 
     Args:
-        renamed: options of earlier versions, and the sentence that says what to write instead.
+        instead: options that it does not have, and the sentence that says what to write instead.
     """
 
-    def __init__(self, name: str, commands: Sequence[Command], summary: str, renamed: Mapping[str, str]) -> None:
+    def __init__(self, name: str, commands: Sequence[Command], summary: str, instead: Mapping[str, str]) -> None:
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
         super().__init__(name, list(commands), help=summary, context_settings=settings)
-        self.renamed = renamed
+        self.instead = instead
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line `argv` (default: that of this process); returns the exit status."""
@@ -291,7 +295,7 @@ class Group(click.Group):
         except click.NoSuchOption as error:
             name = error.option_name.partition("=")[0]
             raise click.UsageError(
-                self.renamed.get(name, f"There is no option {name} before the action."), ctx
+                self.instead.get(name, f"There is no option {name} before the action."), ctx
             ) from error
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -317,11 +321,9 @@ class Group(click.Group):
 
 
 def _value(config: Config, key: str) -> str:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
+    value: Any = attrgetter(key)(config)
     if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
+        return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 

@@ -49,6 +49,7 @@ robometer ingest /data/my_dataset --format lerobot --corpus /data/corpus
 ray job submit --working-dir . -- python -m jobs.ingest /data/my_robot --corpus /data/corpus
 """,
     sections=("ingest", "corpus"),
+    instead={"--source": "Write --format FORMAT.", "--input": "Give the folder without it: robometer ingest RAW."},
 )
 
 main = COMMAND

@@ -64,7 +64,7 @@ robometer publish outputs/train/best --mlflow drawer-reward
 robometer publish outputs/train/best --hub my-lab/drawer-reward --private
 """,
     sections=("tracking",),
-    renamed={
+    instead={
         "--to": "Write --output FOLDER, --mlflow NAME or --hub ORG/NAME.",
         "--name": "Write --mlflow NAME.",
         "--repo": "Write --hub ORG/NAME.",

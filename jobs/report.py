@@ -70,7 +70,7 @@ robometer report outputs/evaluation outputs/gvl outputs/clock --output outputs/r
 robometer report outputs/a outputs/b --reference clock --corpus /data/corpus
 """,
     sections=(),
-    renamed={"--baseline": "Write --reference NAME."},
+    instead={"--baseline": "Write --reference NAME."},
 )
 
 main = COMMAND

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,11 +56,11 @@ def shared_options() -> list[click.Option]:
     ]
 
 
-RENAMED = {
+INSTEAD = {
     "--checkpoint": "Write --scorer CHECKPOINT.",
     "--url": "Write --scorer URL.",
 }
-"""Options of earlier versions that score and compare shared."""
+"""What to write instead of options that score and compare do not have."""
 
 SECTIONS = ("baseline", "tracking")
 
@@ -70,12 +73,27 @@ def check(call: Call) -> None:
     """
     from robometer.frames.video import probe
 
+    for path in call.inputs:
+        if not Path(path).is_file():
+            raise RobometerError(f"There is no video file {path!r}.")
     if not call.options["task"].strip():
         raise RobometerError("--task is empty. Say in words what the robot should do.")
     if call.options["max_frames"] is not None and call.options["max_frames"] < 2:
         raise RobometerError("--max-frames must be at least 2.")
     for path in call.inputs:
-        probe(path)
+        with _naming(path):
+            probe(path)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Let a fault of a video say which one has it."""
+    from robometer.frames.video import VideoError
+
+    try:
+        yield
+    except VideoError as error:
+        raise RobometerError(f"{path}: {error}") from error
 
 
 def scorer_of(call: Call) -> Scorer:
@@ -101,7 +119,8 @@ def read_video(path: str, settings: FrameSettings, call: Call) -> Video:
     from robometer.frames.video import VideoLimits
 
     ingest = call.config.ingest
-    return read_frames(path, settings, VideoLimits(ingest.max_source_frames, ingest.max_source_pixels))
+    with _naming(path):
+        return read_frames(path, settings, VideoLimits(ingest.max_source_frames, ingest.max_source_pixels))
 
 
 def _as_dict(path: str, task: str, model: str, video: Video, score: ClipScore) -> dict[str, Any]:
@@ -148,7 +167,7 @@ robometer score drawer.mp4 --task "open the drawer" --scorer http://127.0.0.1:80
 robometer score drawer.mp4 --task "open the drawer" --json drawer.json --max-frames 64
 """,
     sections=SECTIONS,
-    renamed={"--video": "Give the video without it: robometer score VIDEO.", **RENAMED},
+    instead={"--video": "Give the video without it: robometer score VIDEO.", **INSTEAD},
 )
 
 main = COMMAND

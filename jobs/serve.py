@@ -44,6 +44,7 @@ robometer serve outputs/train/best --port 9000 serve.replicas=2 serve.num_gpus=1
 ROBOMETER_TOKEN=secret robometer serve outputs/train/best --host 0.0.0.0
 """,
     sections=("serve",),
+    instead=dict.fromkeys(("--checkpoint", "--scorer"), "Give it without one: robometer serve CHECKPOINT."),
 )
 
 main = COMMAND

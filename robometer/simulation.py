@@ -35,6 +35,7 @@ import numpy as np
 
 from robometer.errors import RobometerError
 from robometer.frames.video import thin_positions
+from robometer.settings import not_a_choice
 from robometer.trajectory import QUALITY_LABELS, SUBOPTIMAL, SUCCESSFUL
 
 logger = logging.getLogger(__name__)
@@ -177,10 +178,10 @@ class SimulationSettings:
         """Raises SimulationError if no corpus can be made from the settings."""
         unknown = sorted(set(self.tasks) - set(INSTRUCTIONS))
         if unknown:
-            raise SimulationError(f"unknown Meta-World task {unknown[0]!r}: choose from {', '.join(INSTRUCTIONS)}")
+            raise SimulationError(not_a_choice("simulate.tasks", unknown[0], INSTRUCTIONS))
         wrong = sorted(set(self.qualities) - set(QUALITIES))
         if wrong:
-            raise SimulationError(f"unknown quality {wrong[0]!r}: choose from {', '.join(QUALITIES)}")
+            raise SimulationError(not_a_choice("qualities", wrong[0], QUALITIES))
         if self.image_size < 32 or self.image_size > 480 or self.image_size % 2:
             raise SimulationError(f"image_size must be an even number from 32 to 480, not {self.image_size}")
         for name, low, high in _RANGES:

@@ -180,7 +180,7 @@ def test_how_far_an_episode_got_is_told_in_the_experts_time() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("simulate.tasks=[fold-shirt-v3]", "unknown Meta-World task 'fold-shirt-v3': choose from assembly-v3, "),
+        ("simulate.tasks=[fold-shirt-v3]", "simulate.tasks='fold-shirt-v3' is none of assembly-v3, "),
         ("simulate.image_size=161", "image_size must be an even number from 32 to 480, not 161"),
         ("simulate.image_size=16", "simulate.image_size=16 must be from 32 to 480"),
         ("simulate.max_frames=1", "simulate.max_frames=1 must be from 4 to 1000"),
@@ -199,7 +199,7 @@ def test_settings_that_make_no_corpus_end_in_one_sentence(
 
 
 def test_an_unknown_quality_is_refused() -> None:
-    with pytest.raises(SimulationError, match="unknown quality 'perfect'"):
+    with pytest.raises(SimulationError, match="qualities='perfect' is none of "):
         SimulationSettings(qualities=("perfect",))
 
 

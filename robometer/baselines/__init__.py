@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robometer.baselines.config import BaselineConfig
-from robometer.settings import ConfigError
+from robometer.settings import ConfigError, did_you_mean
 
 if TYPE_CHECKING:  # which loads decoders, and settings are read without
     from robometer.scoring import Scorer
@@ -61,7 +61,7 @@ def load_baseline(name: str, config: BaselineConfig, device: str = "cpu") -> Sco
 
 def _check_name(name: str) -> None:
     if name not in _MODULES:
-        raise ConfigError(f"{PREFIX}{name} is not one of {', '.join(PREFIX + baseline for baseline in BASELINES)}")
+        raise ConfigError(f"There is no baseline {name!r}: {', '.join(BASELINES)}.{did_you_mean(name, BASELINES)}")
 
 
 def identity(name: str, config: BaselineConfig) -> str:

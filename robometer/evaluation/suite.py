@@ -18,7 +18,7 @@ from robometer.evaluation.measures import (
 from robometer.evaluation.metrics import Resampling
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result
-from robometer.settings import ConfigError
+from robometer.settings import ConfigError, not_a_choice
 
 Evaluation = Callable[[Predictions, str, Resampling], Result]
 
@@ -42,7 +42,7 @@ def check_evaluations(names: Sequence[str]) -> None:
     """Raise `ConfigError` for an evaluation that does not exist."""
     for name in names:
         if name not in EVALUATIONS:
-            raise ConfigError(f"evaluate.evaluations: unknown {name!r}; choose from {', '.join(EVALUATIONS)}")
+            raise ConfigError(not_a_choice("evaluate.evaluations", name, EVALUATIONS))
 
 
 def evaluate_all(predictions: Predictions, config: EvaluateConfig) -> list[Result]:

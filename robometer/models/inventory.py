@@ -16,7 +16,7 @@ from robometer.configs.schema import Config
 from robometer.models.checkpoint import backbone_folder, empty_model, frames_of, load_provenance
 from robometer.models.config import ModelConfig
 from robometer.models.layouts import BACKBONE, Checkpoint
-from robometer.models.weights import EMBEDDING, Match, Slot, match, optional_of, our_name, shapes_of
+from robometer.models.weights import EMBEDDING, CheckpointError, Match, Slot, match, optional_of, our_name, shapes_of
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -123,10 +123,15 @@ def dry_checkpoints(folder: str | Path) -> Iterator[Checkpoint]:
 
     Args:
         folder: holds the base model's `config.json` and tokenizer.
+
+    Raises:
+        CheckpointError: it does not.
     """
     from robometer.models.robometer import load_processor
 
     path = Path(folder)
+    if not (path / BACKBONE).is_file():
+        raise CheckpointError(f"{folder} has no {BACKBONE}: give a folder with that of a base model and its tokenizer")
     config = Config(model=ModelConfig(kind="robometer", base_model=str(path)))
     vocabulary = len(load_processor(config, path).tokenizer)
     backbone: dict[str, Any] = json.loads((path / BACKBONE).read_text())

@@ -15,6 +15,7 @@ from robometer.evaluation import suite
 from robometer.evaluation.config import EvaluateConfig
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Metric, Result
+from robometer.settings import not_a_choice
 
 METRICS_JSON = "metrics.json"
 
@@ -72,7 +73,7 @@ def load_runs(folders: Sequence[str], baseline: str = "") -> list[EvaluationRun]
             )
     names = _unique([str(provenance["model"]) for _, provenance in stored], folders)
     if baseline and baseline not in names:
-        raise ReportError(f"no run is named {baseline!r} (--reference): choose from {', '.join(names)}")
+        raise ReportError(not_a_choice("--reference", baseline, names))
     settings = settings_of([provenance for _, provenance in stored])
     runs = [
         EvaluationRun(name, predictions, provenance, suite.evaluate_all(predictions, settings), settings)

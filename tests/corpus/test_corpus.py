@@ -256,5 +256,5 @@ def test_the_command_shows_a_corpus_with_refused_clips(
 
 @pytest.mark.parametrize("name", ["", "..", "no such"])
 def test_a_format_that_is_no_name_is_one_sentence(name: str) -> None:
-    with pytest.raises(FormatError, match="is neither a format"):
+    with pytest.raises(FormatError, match="is none of "):
         find(name)

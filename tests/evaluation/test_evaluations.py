@@ -345,5 +345,5 @@ def test_validation_gives_the_headline_numbers(corpus: Corpus) -> None:
 
 
 def test_an_unknown_evaluation_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="unknown 'voc'; choose from reward_alignment"):
+    with pytest.raises(ConfigError, match=r"evaluate\.evaluations='voc' is none of reward_alignment, "):
         suite.check_evaluations(["voc"])

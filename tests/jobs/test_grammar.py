@@ -37,7 +37,7 @@ def calls() -> tuple[Command, list[Call]]:
         details={},
         examples="robometer ingest",
         sections=("ingest",),
-        renamed={"--old": "Write --corpus FOLDER."},
+        instead={"--old": "Write --corpus FOLDER."},
     )
     return command, recorded
 
@@ -84,7 +84,7 @@ def test_a_file_whose_name_looks_like_a_mistyped_setting_is_a_file() -> None:
     [
         (["--corpsu", "x"], "There is no option --corpsu. Did you mean --corpus?"),
         (["--max-frames", "4"], "There is no option --max-frames. Settings have no dashes: ingest.max_frames=..."),
-        (["--old=x"], "--old is an option of an earlier version. Write --corpus FOLDER."),
+        (["--old=x"], "There is no option --old. Write --corpus FOLDER."),
         (["ingest.spilt=x"], "There is no setting ingest.spilt. Did you mean ingest.split?"),
         (["v1.2=final"], "There is no setting v1.2."),
         (["split=seen"], "There is no setting split. Did you mean ingest.split?"),
@@ -207,6 +207,20 @@ def test_the_shell_completes_commands_options_and_settings(words: str, expected:
     code = "import sys; sys.argv[0] = 'robometer'; from jobs.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == expected, done.stderr
+
+
+@pytest.mark.parametrize("rows", [9, 9999])
+def test_a_reader_that_stops_early_is_no_mistake(rows: int) -> None:
+    code = f"""if True:
+        from jobs.grammar import Command
+        run = lambda call: print("row\\n" * {rows})
+        many = Command("many", run, "Rows.", details={{}}, examples="many", sections=())
+        raise SystemExit(many([]))"""
+    command, root = [sys.executable, "-c", code], Path(cli.__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()  # before it writes, as `| head -0` does
+        assert process.stderr.read() == b""
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -75,20 +75,25 @@ def test_compare_names_the_better_video(video: Path, url: str, capsys: pytest.Ca
 def test_mistakes_are_one_sentence(video: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = video.with_suffix(".txt")
     text.write_text("hello")
-    for flags in (
-        [str(video.with_name("none.mp4")), "--task", TASK, "--scorer", url],
-        [str(text), "--task", TASK, "--scorer", url],
-        [str(video), "--task", " ", "--scorer", url],
-        [str(video), "--task", TASK, "--scorer", str(video.parent)],
-        [str(video), "--task", TASK, "--scorer", url, "--max-frames", "0"],
-        [str(video), "--task", TASK, "--scorer", url, "--json", str(video.parent / "no" / "such.json")],
-        [str(video), "--scorer", url],
-        ["--task", TASK, "--scorer", url],
-        [str(video), str(video), "--task", TASK, "--scorer", url],
+    given = ["--task", TASK, "--scorer", url]
+    for flags, sentence in (
+        ([str(video.with_name("none.mp4")), *given], f"There is no video file '{video.with_name('none.mp4')}'."),
+        (["", *given], "There is no video file ''."),
+        ([str(video.parent), *given], f"There is no video file '{video.parent}'."),
+        ([str(text), *given], f"{text}: the file cannot be decoded as a video"),
+        ([str(video), "--task", " ", "--scorer", url], "--task is empty."),
+        ([str(video), "--task", TASK, "--scorer", str(video.parent)], f"{video.parent} is not a checkpoint folder"),
+        ([str(video), "--task", TASK, "--scorer", "baseline:clok"], "There is no baseline 'clok': "),
+        ([str(video), *given, "--max-frames", "0"], "--max-frames must be at least 2."),
+        ([str(video), *given, "--json", str(video.parent / "no" / "such.json")], "its folder does not exist."),
+        ([str(video), *given, "--png", str(video.parent)], "is a folder. Give the file to write."),
+        ([str(video), "--scorer", url], "--task"),
+        (given, "`robometer score` needs VIDEO"),
+        ([str(video), str(video), *given], "takes only VIDEO"),
     ):
         assert score.main(flags) == 2, flags
         error = capsys.readouterr().err.strip()
-        assert error.startswith("error: ") and "\n" not in error, error
+        assert error.startswith("error: ") and "\n" not in error and sentence in error, error
 
 
 def test_picture_shows_both_curves_and_the_frames(tmp_path: Path) -> None:

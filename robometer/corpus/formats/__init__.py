@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from robometer.errors import RobometerError
+from robometer.settings import not_a_choice
 from robometer.trajectory import Episode
 
 
@@ -88,16 +89,15 @@ def find(name: str) -> ModuleType:
         FormatError: no format has this name, or it needs a package that is not installed.
     """
     local = name in names()
+    wrong = f"{not_a_choice('ingest.format', name, names())} A format of your own is the dotted path of its module"
     if not all(part.isidentifier() for part in name.split(".")):
-        raise FormatError(f"ingest.format={name!r} is neither a format ({', '.join(names())}) nor a dotted path")
+        raise FormatError(f"{wrong}.")
     try:
         module = import_module(f"{__name__}.{name}" if local else name)
     except ImportError as error:
         if local:
             raise FormatError(f"ingest.format={name} needs a package that is not installed ({error})") from error
-        raise FormatError(
-            f"ingest.format={name!r} is neither a format ({', '.join(names())}) nor a module: {error}"
-        ) from error
+        raise FormatError(f"{wrong} ({error}).") from error
     if not (hasattr(module, "units") and hasattr(module, "episodes")):
         raise FormatError(f"the module ingest.format={name} has no functions `units` and `episodes`")
     return module

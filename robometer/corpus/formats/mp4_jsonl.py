@@ -53,6 +53,8 @@ def _listing(input: str) -> Path:
     path = Path(str(resources.files("robometer") / "data" / "metaworld")) if input == BUNDLED else absolute(input)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
+        if not Path(input).exists():
+            raise FormatError(f"There is no folder or file {input!r}.")
         raise FormatError(f"no {FILE} at {input}: give ingest.input a folder that holds one, or the file itself")
     return path
 
