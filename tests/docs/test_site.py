@@ -100,7 +100,7 @@ def test_the_reference_says_what_a_setting_means(site: Path) -> None:
     page = (site / "reference/configuration.html").read_text()
     (row,) = re.findall(r"<tr>\s*<td><code>train\.batch_size</code></td>.*?</tr>", page, re.DOTALL)
     cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
-    assert cells[:3] == ["train.batch_size", "int", "32"] and cells[3] == "Samples per optimizer step over all workers."
+    assert cells == ["train.batch_size", "int", "32", "Samples per optimizer step over all workers. At least 1."]
 
 
 def test_the_reference_shows_shapes_and_errors_of_the_python_api(site: Path) -> None:
