@@ -24,7 +24,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
-from pipelines.train import kept_checkpoints, last_pulse, needs, run_train
+from pipelines.train import check_metric, kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of, is_measured
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.renamed import RENAMED, current
@@ -98,6 +98,9 @@ def run_sweep(config: Config) -> SweepReport:
     corpus = Corpus(config.corpus.path)
     space = parse_space(config.sweep.space)
     override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
+    if not config.train.validate:
+        raise ConfigError("A sweep compares trials by their validations: it needs train.validate=true.")
+    check_metric("sweep.metric", config.sweep.metric, config, corpus)
     with exclusive_folder("sweep.output", config.sweep.output):
         return _run(config, _settings(config, corpus))
 

@@ -45,6 +45,7 @@ from robometer.configs.loading import override, to_dict
 from robometer.configs.renamed import current
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.evaluation.validation import measurable
 from robometer.files import atomic_folder, write_atomically
 from robometer.models.checkpoint import PROVENANCE, build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
@@ -135,10 +136,26 @@ def kept_checkpoints(output: Path) -> Checkpoints:
 def _checked_index(config: Config, corpus: Corpus) -> ManifestIndex:
     """The index of the manifest; what every worker would report in a hundred lines ends here in one sentence."""
     index = ManifestIndex.from_table(corpus.manifest, config.sampling)
+    if config.train.validate:
+        check_metric("train.best_metric", config.train.best_metric, config, corpus)
     build_collator(config, corpus)
     if config.model.kind == "rewind":
         corpus.embeddings(config.embed.image_encoder, 0)
     return index
+
+
+def check_metric(key: str, metric: str, config: Config, corpus: Corpus) -> None:
+    """Raise `ConfigError` for a metric that no validation of this corpus can give, before anything is trained."""
+    train = config.train
+    metrics = measurable(corpus, train.validation_splits, train.validation_clips, train.seed)
+    if metric not in metrics:
+        splits = f"train.validation_splits=[{','.join(train.validation_splits)}]"
+        without = ", or set train.validate=false" if key == "train.best_metric" else ""
+        raise ConfigError(
+            f"{key}={metric} cannot be measured: with {splits} {corpus.storage.path} gives "
+            f"{', '.join(metrics) or 'no metric'}. Add clips of two qualities of one task to such a split, or choose "
+            f"another metric{without}."
+        )
 
 
 _FREE = HOW_IT_RUNS | {"steps"}

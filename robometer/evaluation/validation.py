@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from robometer.baselines.trivial import Random
 from robometer.corpus.corpus import Corpus
 from robometer.evaluation.measures import policy_ranking, preference, reward_alignment, success_detection
 from robometer.evaluation.plan import Query, plan_split
 from robometer.evaluation.predict import ClipSource, predict
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.views import FORWARD, REVERSED
-from robometer.scoring import Scorer
+from robometer.scoring import Clip, Scorer
 from robometer.trajectory import SUCCESSFUL
 
 BATCH_SIZE = 16
@@ -28,8 +29,27 @@ def validate(
     Each split gives at most `max_clips` clips, balanced over tasks and qualities, and about as many pairs of different
     quality. Metrics that a split cannot define (because it lacks a quality, or is empty) are left out.
     """
+    return _validate(scorer, ClipSource.for_scorer(corpus, scorer), splits, max_clips, seed, batch_size)
+
+
+def measurable(corpus: Corpus, splits: Sequence[str], max_clips: int, seed: int) -> list[str]:
+    """The metrics that `validate` gives, as `split/metric`; these follow from the labels, and no frame is read."""
+    return list(_validate(Random(), _Unseen(corpus, None), splits, max_clips, seed, BATCH_SIZE))
+
+
+class _Unseen(ClipSource):
+    """Clips of the right length that show the number of their row."""
+
+    def clip(self, row: int, task: str) -> Clip:
+        pixel = np.array([row & 255, row >> 8 & 255, row >> 16 & 255], dtype=np.uint8)
+        return Clip(np.broadcast_to(pixel, (self.num_frames(row), 1, 1, 3)), task)
+
+
+def _validate(
+    scorer: Scorer, source: ClipSource, splits: Sequence[str], max_clips: int, seed: int, batch_size: int
+) -> dict[str, float]:
     values: dict[str, float] = {}
-    source = ClipSource.for_scorer(corpus, scorer)
+    corpus = source.corpus
     for split in splits:
         per_task = max(1, max_clips // max(1, len(np.unique(_tasks(corpus, split)))))
         queries = plan_split(corpus, split, max_clips, per_task, seed, ["preference", "reward_alignment"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ def frames_of(task: str, quality: str, episode: int) -> np.ndarray:
     return frames
 
 
-def build_corpus(path: Path, clips_per_quality: int = 2, broken: bool = False) -> Corpus:
+def build_corpus(
+    path: Path, clips_per_quality: int = 2, broken: bool = False, qualities: Sequence[str] = QUALITY_LABELS
+) -> Corpus:
     """Write a corpus of both splits; with `broken`, one seen clip has a frame that is no image."""
     storage = Storage(str(path))
     records: list[dict[str, Any]] = []
     for split, tasks in TASKS.items():
         for task in tasks:
-            for quality in QUALITY_LABELS:
+            for quality in qualities:
                 for episode in range(clips_per_quality):
                     records.append(_trajectory(split, task, quality, episode))
     if broken:

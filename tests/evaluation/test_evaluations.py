@@ -32,7 +32,7 @@ from robometer.evaluation.predictions import (
     to_table,
 )
 from robometer.evaluation.results import Result, flat
-from robometer.evaluation.validation import validate
+from robometer.evaluation.validation import measurable, validate
 from robometer.evaluation.views import FORWARD
 from robometer.sampling.groups import members
 from robometer.sampling.types import SamplingError
@@ -342,6 +342,17 @@ def test_validation_gives_the_headline_numbers(corpus: Corpus) -> None:
     assert set(values) == {f"{split}/{name}" for split in ("seen", "held_out") for name in names}
     assert values["held_out/voc_reversed"] < -0.9 and values["seen/ranking_accuracy"] == 1.0
     assert validate(Reach(), corpus, ["no such split"], 15, 0) == {}
+
+
+def test_the_labels_tell_which_metrics_a_validation_will_have(corpus: Corpus, tmp_path: Path) -> None:
+    all_of_them = list(validate(Reach(), corpus, ["held_out", "seen"], 15, 0))
+    broken = build_corpus(tmp_path / "broken", broken=True)  # no frame is read
+    assert measurable(corpus, ["held_out", "seen"], 15, 0) == measurable(broken, ["held_out", "seen"], 15, 0)
+    assert measurable(corpus, ["held_out", "seen"], 15, 0) == all_of_them
+    successes = build_corpus(tmp_path / "successes", qualities=["successful"])
+    assert measurable(successes, ["seen"], 15, 0) == ["seen/voc", "seen/voc_reversed"]
+    failures = build_corpus(tmp_path / "failures", qualities=["failure"])
+    assert measurable(failures, ["seen"], 15, 0) == measurable(corpus, ["no such split"], 15, 0) == []
 
 
 def test_an_unknown_evaluation_is_refused_by_name() -> None:

@@ -54,6 +54,24 @@ def test_unknown_swept_keys_end_before_any_trial(tiny_corpus: str, tmp_path: Pat
         run_sweep(load([*TINY, f"corpus.path={tiny_corpus}", 'sweep.space=["loss.nothing=uniform(0,1)"]']))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "sweep.metric=held_out/voc",
+            r"^sweep\.metric=held_out/voc cannot be measured: .* or choose another metric\.$",
+        ),
+        ("train.validate=false", "it needs train.validate=true"),
+    ],
+)
+def test_a_sweep_without_its_metric_ends_before_any_trial(
+    override: str, message: str, tiny_corpus: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_sweep(load([*TINY, f"corpus.path={tiny_corpus}", f"sweep.output={tmp_path}/sweep", override]))
+    assert not (tmp_path / "sweep").exists()
+
+
 def _run(overrides: list[str]) -> None:
     """The job in a process and on a Ray of its own, as a user runs it."""
     command = [sys.executable, "-m", "jobs.sweep", *overrides]

@@ -224,6 +224,15 @@ def test_other_settings_in_the_same_folder_are_refused(
         run_train(_config(tiny_corpus, reference.best.parent, "train.zero_stage=1", override))
 
 
+def test_a_metric_that_no_validation_can_give_ends_before_any_step(tiny_corpus: str, tmp_path: Path) -> None:
+    missing = (
+        r"train\.best_metric=held_out/voc cannot be measured: with train\.validation_splits=\[seen\] .* gives seen/voc"
+    )
+    with pytest.raises(ConfigError, match=missing):
+        run_train(_config(tiny_corpus, tmp_path / "run", "train.best_metric=held_out/voc"))
+    assert not (tmp_path / "run").exists()
+
+
 def _poison(corpus: Corpus, row: int) -> Path:
     """Make the last frame's embedding of a row infinite, like one that exceeds float16; returns the file."""
     shard, place = (corpus.manifest[name][row].as_py() for name in ("shard", "row"))
