@@ -436,7 +436,7 @@ def _check_bad_fraction(report: IngestReport, config: Config) -> None:
         raise IngestError(
             f"{report.quarantined} of {report.listed} episodes of {config.ingest.input} were refused, more than "
             f"ingest.max_bad_fraction={config.ingest.max_bad_fraction}: `robometer corpus show "
-            f"{config.corpus.path}` lists the reasons"
+            f"{config.corpus.path} --refused` lists the reasons"
         )
 
 

@@ -103,8 +103,9 @@ def summary(checkpoint: Checkpoint, revision: str = "") -> str:
         return _lined(lines)
     provenance = load_provenance(checkpoint.folder)
     lines |= {name: str(value) for name, value in provenance.items() if isinstance(value, str | int | float)}
+    lines["trained on"] = f"split {config.sampling.split} of {', '.join(config.sampling.sources) or 'all sources'}"
     for name in ("sources", "splits"):
-        lines[name] = ", ".join(f"{key} {count}" for key, count in (provenance.get(name) or {}).items())
+        lines[f"corpus {name}"] = ", ".join(f"{key} {count}" for key, count in (provenance.get(name) or {}).items())
     lines["frames"] = str(frames_of(checkpoint) or "not recorded")
     metrics = provenance.get("metrics") or {}
     lines["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "none recorded"
@@ -112,7 +113,7 @@ def summary(checkpoint: Checkpoint, revision: str = "") -> str:
 
 
 def _lined(lines: Mapping[str, str]) -> str:
-    return "\n".join(f"{name:12} {value}" for name, value in lines.items() if value)
+    return "\n".join(f"{name:14} {value}" for name, value in lines.items() if value)
 
 
 def dry_checkpoints(folder: str | Path) -> Iterator[Checkpoint]:

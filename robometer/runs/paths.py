@@ -176,6 +176,8 @@ def _checked(name: str, value: str, empty: bool = False) -> str:
 
 
 def _what_instead(value: str, scheme: str, remedy: str) -> str:
+    if scheme == _BASELINE:
+        return "`robometer evaluate` and `robometer score` run baselines"
     if scheme == "file":
         return f"write the plain path, {re.sub('^[A-Za-z]+:(//)?', '', value) or '/FOLDER'}"
     if scheme in _SPELT_OTHERWISE and "s3://" in remedy:
