@@ -43,7 +43,8 @@ CHECKPOINTS = "a checkpoint folder, org/name[@revision] of the hub, models:/NAME
 COMMAND = Command(
     "checkpoint",
     show,
-    "Print what a checkpoint holds: layout, base model, bins, vocabulary, what it was trained on (split, sources), metrics, and its tensors by group, "
+    "Print what a checkpoint holds: layout, base model, bins, vocabulary, what it was trained on (split, "
+    "sources), metrics, and its tensors by group, "
     "against the model that its configuration describes.",
     inputs=Inputs("CHECKPOINT", f"{CHECKPOINTS[0].upper()}{CHECKPOINTS[1:]}.", least=1),
     options=[

@@ -65,7 +65,7 @@ def quickstart(config: Config) -> None:
             scores = _serve_and_score(config, corpus)
     print("\n" + common.metrics_table(record))
     print("\nSweep of the loss weights (short runs), best first:")
-    print(sweep.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    print(sweep)
     places = {
         "report": Path(config.evaluate.output, "report.html"),
         "corpus": page,

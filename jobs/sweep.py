@@ -10,8 +10,7 @@ def sweep(call: Call) -> None:
     from pipelines.sweep import run_sweep
 
     report = run_sweep(call.config)
-    print(report.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    print(f"best checkpoint: {report.best}\nplot: {report.plot}")
+    print(f"{report}\nbest checkpoint: {report.best}\nplot: {report.plot}")
 
 
 COMMAND = Command(

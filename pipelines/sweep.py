@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from ray import tune
 from ray.train.v2.api.callback import UserCallback
-from ray.tune import ResultGrid, TuneConfig, Tuner
+from ray.tune import TuneConfig, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -26,6 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
 from pipelines.train import check_metric, kept_checkpoints, last_pulse, needs, run_train
 from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of, is_measured
+from pipelines.training.worker import NotANumberError
 from robometer.configs.loading import from_dict, override, to_dict
 from robometer.configs.renamed import RENAMED, current
 from robometer.configs.schema import Config
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 RUN_NAME = "tune"
 TABLE, PLOT, TRIALS = "trials.csv", "sweep.png", "trials"
+NOT_A_NUMBER = "not-a-number"
+"""File of a trial that ended because a loss or a gradient was not finite: why."""
 TRIAL_BYTES = 256 * 1024 * 1024
 _DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "choice": tune.choice,
@@ -56,13 +59,19 @@ class SweepReport:
 
     Attributes:
         best: checkpoint folder of the best trial.
-        table: one row for each trial: the swept keys, the metric at its best validation, the step it reached.
+        table: one row for each trial, the best first: the swept keys, the metrics at its best validation, the step it
+            reached, and `error`, why it failed; trials that failed come last.
         plot: the metric over each swept key.
     """
 
     best: Path
     table: pd.DataFrame
     plot: Path
+
+    def __str__(self) -> str:
+        """The table as text, with `error` only where a trial failed."""
+        table = self.table if (self.table["error"] != "").any() else self.table.drop(columns="error")
+        return str(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 def parse_space(entries: list[str]) -> dict[str, Any]:
@@ -92,7 +101,8 @@ def run_sweep(config: Config) -> SweepReport:
     Raises:
         ConfigError: the search space has unknown keys, or the output folder belongs to another sweep.
         InUseError: another job writes into the output folder.
-        TrainingError: no trial reached a validation.
+        TrainingError: no trial reached a validation, or some trials failed again and again. The outputs of the others
+            are written all the same.
     """
     config = with_absolute_paths(config, "sweep.output", "corpus.path", "tracking.uri")
     corpus = Corpus(config.corpus.path)
@@ -121,10 +131,24 @@ def _run(config: Config, settings: dict[str, Any]) -> SweepReport:
         results = (tuner.fit() for _ in range(1))
         # Some trials may wait while others go on, so that the pulse of all of them counts.
         (grid,) = watched(results, "the sweep", needs(config), lambda: _pulses(output))
-        report = _finish(config, output, grid, list(space))
+        trials = [grid[i] for i in range(len(grid))]
+        report = _finish(config, output, trials, list(space))
         for artifact in (report.plot, output / TABLE, report.best):
             run.artifact(artifact)
+        _check_all_ended(report.table, trials, output)
     return report
+
+
+def _check_all_ended(table: pd.DataFrame, results: list[tune.Result], output: Path) -> None:
+    """Log why trials failed; raise `TrainingError` if Tune gave up on some, which another run may finish."""
+    failed = table[table["error"] != ""]
+    for trial, error in zip(failed["trial"], failed["error"], strict=True):
+        logger.warning("Trial %s failed: %s", trial, error)
+    if lost := sum(result.error is not None for result in results):
+        raise TrainingError(
+            f"{lost} of {len(table)} trials failed; {output / TABLE} says why. The best of the others is published. "
+            "Rerun the same command to run the failed ones again."
+        )
 
 
 def _pulses(output: Path) -> str:
@@ -228,7 +252,10 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
         if _validated(metrics):
             tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
     callbacks: list[UserCallback] = [ReportValidations()]  # type: ignore[no-untyped-call]  # Ray's own __init__
-    run_train(override(from_dict(base), values | own), callbacks, parent_run_id)
+    try:
+        run_train(override(from_dict(base), values | own), callbacks, parent_run_id)
+    except NotANumberError as error:  # Tune would try again, in vain
+        write_atomically(folder / NOT_A_NUMBER, str(error))
 
 
 def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:
@@ -262,40 +289,67 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
             search_alg=search,
         ),
         run_config=tune.RunConfig(
-            name=RUN_NAME, storage_path=str(output), verbose=0, callbacks=[ShowTrials(sweep.num_trials)]
+            name=RUN_NAME,
+            storage_path=str(output),
+            verbose=0,
+            callbacks=[ShowTrials(sweep.num_trials)],
+            # A trial whose node is lost starts again on another one, from its last checkpoint.
+            failure_config=tune.FailureConfig(max_failures=train.max_failures),
         ),
     )
 
 
-def _finish(config: Config, output: Path, results: ResultGrid, keys: list[str]) -> SweepReport:
+def _finish(config: Config, output: Path, results: list[tune.Result], keys: list[str]) -> SweepReport:
     table = _trial_table(config, output, results, keys)
     table.to_csv(output / TABLE, index=False)
-    plots.plot_sweep(table, keys, config.sweep.metric, output / PLOT)
+    plots.plot_sweep(table[table["error"] == ""], keys, config.sweep.metric, output / PLOT)
     _publish_best(config, output, str(table["trial"][0]))
-    for trial in table["trial"]:  # trials that Tune stopped have left theirs open
-        run = json.loads((output / TRIALS / trial / "run.json").read_text())
-        tracking.close_open_run(config, run["run_id"])
+    for path in output.glob(f"{TRIALS}/*/run.json"):  # trials that Tune stopped have left theirs open
+        tracking.close_open_run(config, json.loads(path.read_text())["run_id"])
     return SweepReport(output / BEST, table, output / PLOT)
 
 
-def _trial_table(config: Config, output: Path, results: ResultGrid, keys: list[str]) -> pd.DataFrame:
-    """The table of `SweepReport`, the best trial first.
+def _trial_table(config: Config, output: Path, results: list[tune.Result], keys: list[str]) -> pd.DataFrame:
+    """The table of `SweepReport`.
 
     Raises:
-        TrainingError: no trial reported the metric.
+        TrainingError: no trial reported the metric and ended well.
     """
-    metric, mode = config.sweep.metric, config.sweep.mode
-    frame = results.get_dataframe(filter_metric=metric, filter_mode=mode)
-    if metric not in frame or frame[metric].notna().sum() == 0:
-        raise TrainingError(f"no trial of the sweep in {output} reported {metric}: {_first_error(results)}")
-    steps = results.get_dataframe().set_index("trial_id")["step"]
-    frame = frame.dropna(subset=[metric]).sort_values(metric, ascending=mode == "min")
-    table = pd.DataFrame({"trial": frame["trial_id"]} | {key: frame[f"config/{key}"] for key in keys})
-    others = [name for name in frame if "/" in name and name != metric and not name.startswith("config/")]
-    for name in (metric, *others):
-        table[name] = frame[name]
-    table["step"] = frame["trial_id"].map(steps)
-    return table.reset_index(drop=True)
+    metric, smallest = config.sweep.metric, config.sweep.mode == "min"
+    rows = [_row(result, output, keys, metric, smallest) for result in results]
+    good = [row for row in rows if not row["error"]]
+    if not good:
+        first = next((row["error"] for row in rows), "there was none")
+        raise TrainingError(f"no trial of the sweep in {output} reported {metric}: {first}")
+    good.sort(key=lambda row: float(row[metric]), reverse=not smallest)
+    table = pd.DataFrame([*good, *(row for row in rows if row["error"])])
+    return table[[name for name in table if name not in ("step", "error")] + ["step", "error"]]
+
+
+def _row(result: tune.Result, output: Path, keys: list[str], metric: str, smallest: bool) -> dict[str, Any]:
+    """A trial in the table: its metrics are those of its best validation, its step is the last."""
+    name = Path(result.path).name
+    trial = next((t.name for t in output.glob(f"{TRIALS}/*") if name.startswith(f"run_trial_{t.name}_")), name)
+    # Tune tells the settings of a trial that reported nothing in a file only.
+    config: dict[str, Any] = result.config or json.loads(Path(result.path, "params.json").read_text())
+    row: dict[str, Any] = {"trial": trial} | {key: config[key] for key in keys} | {"step": 0, "error": ""}
+    history = result.metrics_dataframe
+    if history is not None and metric in history and history[metric].notna().any():
+        best = history.loc[history[metric].idxmin() if smallest else history[metric].idxmax()]
+        row |= {
+            name: best[name]
+            for name in (metric, *(one for one in history if "/" in one and one != metric))
+            if not name.startswith("config/")
+        }
+        row["step"] = int(history["step"].max())
+    elif not result.error:
+        row["error"] = f"it reported no {metric}"
+    cause = output / TRIALS / trial / NOT_A_NUMBER
+    if cause.is_file():
+        row["error"] = cause.read_text()
+    elif result.error:
+        row["error"] = " ".join(str(result.error).split())[-300:]
+    return row
 
 
 def _publish_best(config: Config, output: Path, trial: str) -> None:
@@ -311,7 +365,3 @@ def best_checkpoint(trial: Path, metric: str, mode: str) -> Path:
     if best is None:
         raise TrainingError(f"{trial} has kept no checkpoint with {metric}")
     return best[1]
-
-
-def _first_error(results: ResultGrid) -> str:
-    return next((" ".join(str(error).split())[-300:] for error in results.errors), "no error was reported")

@@ -40,7 +40,7 @@ from pipelines.training.checkpointing import (
     read_history,
 )
 from pipelines.training.validation import validate_checkpoint, with_validations
-from pipelines.training.worker import train_worker
+from pipelines.training.worker import NotANumberError, train_worker
 from robometer.configs.loading import override, to_dict
 from robometer.configs.renamed import current
 from robometer.configs.schema import Config
@@ -94,7 +94,8 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         ConfigError: the output folder belongs to a run with other settings, or the corpus does not fit the model.
         InUseError: another job writes into the output folder.
         TrackingError: the tracking store cannot be used.
-        TrainingError: the loss was not finite, or workers failed more often than `train.max_failures`.
+        NotANumberError: a loss or a gradient was not finite.
+        TrainingError: workers failed more often than `train.max_failures`.
     """
     config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
     output, corpus = Path(config.train.output), Corpus(config.corpus.path)
@@ -245,7 +246,7 @@ def _fit(
                 f"workers failed more than {config.train.max_failures} times; the last time: {reason}"
             ) from error
     if result.return_value:
-        raise TrainingError(result.return_value)
+        raise NotANumberError(result.return_value)
     return result
 
 

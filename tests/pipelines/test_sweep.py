@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ray import tune
 
-from pipelines.sweep import _settings, _stored_sweep, best_checkpoint, parse_space, run_sweep
+from pipelines.sweep import (
+    NOT_A_NUMBER,
+    SweepReport,
+    _check_all_ended,
+    _settings,
+    _stored_sweep,
+    _trial_table,
+    best_checkpoint,
+    parse_space,
+    run_sweep,
+)
+from pipelines.training.checkpointing import TrainingError
 from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import load_config
@@ -47,6 +61,51 @@ def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_pat
     (tmp_path / "run/checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": results}))
     assert best_checkpoint(tmp_path, "seen/voc", "max") == tmp_path / "run/step-5"
     assert best_checkpoint(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
+
+
+def _result(output: Path, trial: str, weight: float, voc: list[float], error: Exception | None = None) -> tune.Result:
+    """What Tune keeps of a trial that was validated every 10 steps; its last report repeats the first."""
+    (output / "trials" / trial).mkdir(parents=True)
+    config, path = {"loss.preference_weight": weight}, str(output / f"tune/run_trial_{trial}_1_loss=1_2026")
+    if voc:
+        steps = [10 * i for i in range(1, len(voc) + 1)]
+        columns = {"step": [*steps, 10], "seen/voc": [*voc, voc[0]], "seen/kendall": [*steps, 10], "config/seen/x": 0}
+        return tune.Result({"config": config}, None, error, path, pd.DataFrame(columns))
+    Path(path).mkdir(parents=True)
+    Path(path, "params.json").write_text(json.dumps(config))  # all that Tune keeps of a trial without a report
+    return tune.Result({}, None, error, path)
+
+
+@pytest.mark.parametrize(("mode", "order"), [("max", ["b_1", "a", "c"]), ("min", ["c", "a", "b_1"])])
+def test_failed_trials_stay_in_the_table_with_their_reason_and_do_not_win(
+    mode: str, order: list[str], tmp_path: Path
+) -> None:
+    config = load(["sweep.metric=seen/voc", f"sweep.mode={mode}"])
+    results = [
+        _result(tmp_path, "lost", 0.1, [], RuntimeError("the node\nis gone")),
+        _result(tmp_path, "a", 0.2, [0.25, 0.5, 0.375]),
+        _result(tmp_path, "diverged", 0.3, [9.0, -9.0]),
+        _result(tmp_path, "b_1", 0.4, [0.75, math.nan]),
+        _result(tmp_path, "c", 0.5, [0.125]),
+    ]
+    (tmp_path / "trials/diverged" / NOT_A_NUMBER).write_text("the loss is not a finite number at step 21")
+    table = _trial_table(config, tmp_path, results, ["loss.preference_weight"])
+    assert list(table) == ["trial", "loss.preference_weight", "seen/voc", "seen/kendall", "step", "error"]
+    assert list(table["trial"]) == [*order, "lost", "diverged"]
+    by_trial = table.set_index("trial")
+    assert list(by_trial.loc["a", ["seen/voc", "seen/kendall"]]) == ([0.5, 20] if mode == "max" else [0.25, 10])
+    assert list(by_trial.loc[["a", "b_1", "c"], "step"]) == [30, 20, 10]
+    assert list(by_trial.loc[["lost", "diverged"], "error"]) == [
+        "the node is gone",
+        "the loss is not a finite number at step 21",
+    ]
+    with pytest.raises(TrainingError, match=r"^1 of 5 trials failed; .*trials\.csv says why"):
+        _check_all_ended(table, results, tmp_path)
+    _check_all_ended(table, results[1:], tmp_path)  # one that diverged would do so again
+    report = SweepReport(tmp_path, table, tmp_path)
+    assert "the node is gone" in str(report) and "error" not in str(replace(report, table=table[:3]))
+    with pytest.raises(TrainingError, match="reported seen/voc: the node is gone"):
+        _trial_table(config, tmp_path, results[:1], ["loss.preference_weight"])
 
 
 def test_unknown_swept_keys_end_before_any_trial(tiny_corpus: str, tmp_path: Path) -> None:
