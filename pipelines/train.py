@@ -191,12 +191,23 @@ def _open_run(config: Config, output: Path, corpus: Corpus, index: ManifestIndex
         run = json.loads(path.read_text())
         _check_settings(output, current(run["fingerprint"]), fingerprint)
         run_id = str(run["run_id"])
+        before, now = run.get("micro_batches", config.train.micro_batches), config.train.micro_batches
+        if before != now and (config.model.dropout or config.model.lora.rank):
+            logger.warning(
+                "%s had %d micro-batches a step and now has %d, so that dropout draws other masks: its losses will not "
+                "be those of the run without the change. Set train.micro_batch_size to keep them.",
+                output,
+                before,
+                now,
+            )
         if tracking.is_off(config) or tracking.continued(config, run_id):
             return run_id
     (output / MIX).write_text(json.dumps(mix, indent=1))
     with tracking.start(config, "train", parent_run_id=parent_run_id) as tracked:
         tracked.artifact(output / MIX)
-        write_atomically(path, json.dumps({"fingerprint": fingerprint, "run_id": tracked.run_id}, indent=1))
+        micro_batches = config.train.micro_batches
+        run = {"fingerprint": fingerprint, "run_id": tracked.run_id, "micro_batches": micro_batches}
+        write_atomically(path, json.dumps(run, indent=1))
         return tracked.run_id
 
 

@@ -107,6 +107,26 @@ def test_a_run_whose_settings_had_other_names_resumes(tiny_corpus: str, tmp_path
         _open_run(other, tmp_path, corpus, index, "")
 
 
+@pytest.mark.parametrize(
+    ("dropout", "changed", "warned"),
+    [
+        ("0.1", "train.num_workers=2", True),
+        ("0.1", "train.micro_batch_size=1", True),
+        ("0", "train.num_workers=2", False),
+        ("0.1", "train.log_every=1", False),
+    ],
+)
+def test_a_run_that_continues_with_other_micro_batches_says_so(
+    dropout: str, changed: str, warned: bool, tiny_corpus: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ("train.batch_size=4", "train.micro_batch_size=0", "train.num_workers=1", f"model.dropout={dropout}")
+    config, corpus = _config(tiny_corpus, tmp_path, *settings), Corpus(tiny_corpus)
+    index = ManifestIndex.from_table(corpus.manifest, config.sampling)
+    _open_run(config, tmp_path, corpus, index, "")
+    _open_run(_config(tiny_corpus, tmp_path, *settings, changed), tmp_path, corpus, index, "")
+    assert ("dropout draws other masks" in caplog.text) == warned
+
+
 def test_a_folder_in_use_is_refused(tiny_corpus: str, tmp_path: Path) -> None:
     config = _config(tiny_corpus, tmp_path / "run")
     with exclusive_folder("train.output", tmp_path / "run"), pytest.raises(InUseError, match=f"process {os.getpid()}"):
