@@ -89,7 +89,7 @@ def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
         run_evaluate(config_for(tmp_path, "evaluate.splits=[nowhere]"), Made(clock))
     with pytest.raises(ConfigError, match="is none of reward_alignment, "):
         run_evaluate(config_for(tmp_path, "evaluate.evaluations=[voc]"), Made(clock))
-    with pytest.raises(ConfigError, match="There is no baseline .nobody.: clock"):
+    with pytest.raises(ConfigError, match="There is no baseline 'nobody': clock"):
         run_evaluate(config_for(tmp_path, "evaluate.scorer=baseline:nobody"))
     with pytest.raises(ConfigError, match="run `robometer evaluate` first"):
         recompute(config_for(tmp_path))
@@ -129,7 +129,7 @@ def test_what_the_scoring_took_is_added_up_over_parts() -> None:
     ("against", "message"),
     [
         ("baseline:random,baseline:random", "names one model twice"),
-        ("baseline:random,baseline:nobody", "There is no baseline .nobody.: clock"),
+        ("baseline:random,baseline:nobody", "There is no baseline 'nobody': clock"),
     ],
 )
 def test_a_wrong_list_of_models_ends_before_the_first_is_asked(against: str, message: str, tmp_path: Path) -> None:

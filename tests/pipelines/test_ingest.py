@@ -246,7 +246,7 @@ def test_missing_data_and_unknown_formats_are_one_sentence(tmp_path: Path) -> No
     (tmp_path / "data").mkdir()
     with pytest.raises(FormatError, match=r"^no trajectories.jsonl at .*/data"):
         run_ingest(config(tmp_path))
-    with pytest.raises(FormatError, match=r"^ingest.format='mp4jsonl' is none of .* Did you mean mp4_jsonl\?"):
+    with pytest.raises(FormatError, match=r"^ingest\.format='mp4jsonl' is none of .* Did you mean mp4_jsonl\?"):
         run_ingest(config(tmp_path, "ingest.format=mp4jsonl"))
     assert not (tmp_path / "corpus").exists()
 
