@@ -48,8 +48,10 @@ class LocalBackend:
 @contextmanager
 def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Iterator[str]:
     """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
-    limits = Limits.from_config(load(list(overrides)), overridden(scorer.info.frames, {}))
-    defaults = {"token": "", "max_upload_bytes": limits.max_upload_bytes, "max_in_flight": 16, "timeout_s": 60.0}
+    config = load(list(overrides))
+    limits = Limits.from_config(config, overridden(scorer.info.frames, {}))
+    names = ("max_upload_bytes", "body_timeout_s", "max_held_bytes")
+    defaults = {"token": "", "max_in_flight": 16, "timeout_s": 60.0} | {n: getattr(config.serve, n) for n in names}
     settings = GuardSettings(**(defaults | guard))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

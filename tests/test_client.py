@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 
-import httpx
 import numpy as np
 import pytest
 
@@ -24,6 +23,19 @@ class Slow(FrameDifference):
 
     def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
         time.sleep(0.5)
+        return super().score(clips)
+
+
+class Held(FrameDifference):
+    """Says that a call has come, and answers when it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.released = threading.Event(), threading.Event()
+
+    def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
+        self.called.set()
+        assert self.released.wait(60)
         return super().score(clips)
 
 
@@ -175,14 +187,14 @@ def test_trying_again_has_an_end_which_says_what_happened(monkeypatch: pytest.Mo
 
 def test_admission_refuses_before_the_body_is_read() -> None:
     frames = np.zeros((2, 8, 8, 3), np.uint8)
-    with endpoint(Slow(), max_in_flight=1) as url, ThreadPoolExecutor(1) as pool, RemoteScorer(url) as remote:
+    scorer = Held()
+    with endpoint(scorer, max_in_flight=1) as url, ThreadPoolExecutor(1) as pool, RemoteScorer(url) as remote:
         busy = pool.submit(remote.score, [Clip(frames, "first")])
-        time.sleep(0.2)
-
-        def never_ends() -> Iterator[bytes]:
-            yield b"{"
-            busy.result()
-            yield b"}"
-
-        refused = httpx.post(f"{url}/v1/score", content=never_ends(), headers={"content-type": "application/json"})
-        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert scorer.called.wait(60)
+        head = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n"
+        with socket.create_connection(url.removeprefix("http://").split(":"), timeout=60) as connection:
+            connection.sendall(f"{head}{{".encode())  # and no more
+            answer = connection.recv(2**16).decode().lower()
+        scorer.released.set()
+        assert answer.startswith("http/1.1 503 ") and "\r\nretry-after: 1\r\n" in answer
+        assert len(busy.result()) == 1

@@ -46,8 +46,8 @@ class GuardSettings:
     max_upload_bytes: int
     max_in_flight: int
     timeout_s: float
-    body_timeout_s: float = 30.0
-    max_held_bytes: int = 512 * 1024 * 1024
+    body_timeout_s: float
+    max_held_bytes: int
     drain_key: str = field(default="", repr=False)
     instance: str = ""
 

@@ -1,4 +1,6 @@
-"""One way from a recording to the frames that a model sees: stream, rotation, timing, thinning, size and codec.
+"""One way from a recording to the frames that a corpus stores and a scorer gets: stream, rotation, timing, size, codec.
+
+Of these frames, `sampling.max_frames` are shown to a model.
 
 Ingest stores what `encode_frames` returns. Scoring calls `read_frames`, which decodes the same JPEGs. The settings are
 those of the corpus, and then of the checkpoint that was trained on it.

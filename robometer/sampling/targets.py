@@ -45,10 +45,9 @@ def source_facts(source: str, default_cutoff: float) -> SourceFacts:
         default_cutoff: the cut-off of a source that has none of its own.
     """
     lists = source_lists()
-    names = {source, lists["aliases"].get(source, source)}
-    cutoffs = [lists["success_cutoff"][name] for name in sorted(names) if name in lists["success_cutoff"]]
-    preference_only = not names.isdisjoint(lists["preference_only"])
-    return SourceFacts(float(cutoffs[0]) if cutoffs else default_cutoff, preference_only)
+    names = (source, lists["aliases"].get(source, source))  # what stands under its own name counts first
+    cutoff = next((lists["success_cutoff"][name] for name in names if name in lists["success_cutoff"]), default_cutoff)
+    return SourceFacts(float(cutoff), not set(names).isdisjoint(lists["preference_only"]))
 
 
 def is_partial(partial_success: float | None) -> bool:

@@ -107,6 +107,14 @@ def test_names_that_converters_write_find_their_facts() -> None:
     assert targets.source_facts("a new source", 0.9) == targets.SourceFacts(0.9, False)
 
 
+def test_a_cut_off_under_its_own_name_counts_before_that_of_an_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {"success_cutoff": {"zed": 0.5, "alpha": 0.9}, "preference_only": ["alpha"], "aliases": {"zed": "alpha"}}
+    monkeypatch.setattr(targets, "source_lists", lambda: lists)
+    assert targets.source_facts("zed", 1.0) == targets.SourceFacts(0.5, True)
+    del lists["success_cutoff"]["zed"]  # type: ignore[attr-defined]
+    assert targets.source_facts("zed", 1.0) == targets.SourceFacts(0.9, True)
+
+
 def test_shared_arrays_cannot_be_changed() -> None:
     clip = clip_plan(0, subject(), RULES, "forward", None)
     with pytest.raises(ValueError, match="read-only"):
