@@ -175,11 +175,17 @@ def test_broken_connections_and_the_words_of_a_proxy_are_tried_again(monkeypatch
     assert Breaking.tries == ["/v1/model"] * 5
 
 
+class Closing(BaseHTTPRequestHandler):
+    """Closes every connection without an answer."""
+
+    def do_GET(self) -> None:
+        return None
+
+
 def test_trying_again_has_an_end_which_says_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "START_PATIENCE_S", 2.0)  # its pauses take 1.75 s
-    Breaking.tries = []
     with (
-        serving(Breaking) as url,
+        serving(Closing) as url,
         pytest.raises(ScoringError, match=r"no endpoint answers at .*\(tried [2-4] times in \d s\)"),
     ):
         RemoteScorer(url)
