@@ -192,7 +192,8 @@ def _open_run(config: Config, output: Path, corpus: Corpus, index: ManifestIndex
         _check_settings(output, current(run["fingerprint"]), fingerprint)
         run_id = str(run["run_id"])
         before, now = run.get("micro_batches", config.train.micro_batches), config.train.micro_batches
-        if before != now and (config.model.dropout or config.model.lora.rank):
+        lora = config.model.lora
+        if before != now and (config.model.dropout or (lora.rank and lora.dropout)):
             logger.warning(
                 "%s had %d micro-batches a step and now has %d, so that dropout draws other masks: its losses will not "
                 "be those of the run without the change. Set train.micro_batch_size to keep them.",

@@ -44,9 +44,6 @@ class LoraSettings(Settings, section="model.lora"):
     )
     """Linear layers of the language model that get one."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-
 
 @dataclass
 class _Kind(Settings):
