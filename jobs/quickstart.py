@@ -28,7 +28,7 @@ from robometer.configs import Config, override
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.page import write_page
 from robometer.corpus.summary import render, summarise
-from robometer.report.plots import plot_curve
+from robometer.report.png import plot_curve
 from robometer.runs import paths
 from robometer.scoring import Clip
 from robometer.trajectory import QUALITY_LABELS

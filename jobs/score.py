@@ -40,7 +40,7 @@ def score(call: Call) -> None:
         _print_table(values)
     write_json(call.options["json"], values)
     if call.options["png"]:
-        from robometer.report.plots import plot_curve
+        from robometer.report.png import plot_curve
 
         plot_curve(video.frames, result, task, call.options["png"], values["time_s"])
 

@@ -32,7 +32,7 @@ from robometer.configs.renamed import RENAMED, current
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.files import atomic_folder, write_atomically
-from robometer.report import plots
+from robometer.report import png
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS
@@ -302,7 +302,7 @@ def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> 
 def _finish(config: Config, output: Path, results: list[tune.Result], keys: list[str]) -> SweepReport:
     table = _trial_table(config, output, results, keys)
     table.to_csv(output / TABLE, index=False)
-    plots.plot_sweep(table[table["error"] == ""], keys, config.sweep.metric, output / PLOT)
+    png.plot_sweep(table[table["error"] == ""], keys, config.sweep.metric, output / PLOT)
     _publish_best(config, output, str(table["trial"][0]))
     for path in output.glob(f"{TRIALS}/*/run.json"):  # trials that Tune stopped have left theirs open
         tracking.close_open_run(config, json.loads(path.read_text())["run_id"])

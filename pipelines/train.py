@@ -49,7 +49,7 @@ from robometer.evaluation.validation import measurable
 from robometer.files import atomic_folder, write_atomically
 from robometer.models.checkpoint import PROVENANCE, build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
-from robometer.report import plots
+from robometer.report import png
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
@@ -362,7 +362,7 @@ def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainR
     _publish_best(checkpoint, metrics, output)
     assert result.checkpoint is not None
     history = with_validations(read_history(Path(result.checkpoint.path)), output)
-    plots.plot_history(history, output / PLOT)
+    png.plot_history(history, output / PLOT)
     _track_outcome(config, output, metrics, run_id)
     write_atomically(output / HISTORY, history_text(history))  # last, since it marks the run as finished
     return TrainReport(output / BEST, {name: float(value) for name, value in metrics.items()}, history)

@@ -16,7 +16,7 @@ from jobs.common import frame_overrides
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import load
 from robometer.frames import FrameSettings, overridden, read_frames
-from robometer.report.plots import plot_curve
+from robometer.report.png import plot_curve
 from robometer.scoring import Clip, ClipScore
 from tests.local_endpoint import endpoint
 

@@ -1,4 +1,4 @@
-"""Plots of scores, drawn without a display and without pyplot's global state."""
+"""PNG plots of `score`, `train`, `sweep` and `quickstart`. The report's own plots are SVG: see `report/figures.py`."""
 
 from __future__ import annotations
 
