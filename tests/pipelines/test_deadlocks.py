@@ -22,10 +22,10 @@ STORE = 150 * 2**20
 
 
 @contextlib.contextmanager
-def cluster(*cpus: int) -> Iterator[Any]:
+def cluster(*cpus: int, **of_head: int) -> Iterator[Any]:
     """A head and further nodes with so many CPUs; this process is not connected to it."""
     head, *others = ({"num_cpus": n, "object_store_memory": STORE} for n in cpus)
-    started = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
+    started = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False} | of_head)
     try:
         for node in others:
             started.add_node(**node)

@@ -19,6 +19,7 @@ import pytest
 
 from pipelines.embed import run_embed
 from pipelines.ingest import run_ingest
+from pipelines.sweep import TRIAL_BYTES
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from tests.conftest import TINY
@@ -115,7 +116,8 @@ def test_training_survives_a_node(elastic: bool, three: Any, tiny_corpus: str, t
 
 
 @pytest.mark.slow
-def test_a_sweep_of_two_trials_at_a_time_survives_a_node(three: Any, tiny_corpus: str, tmp_path: Path) -> None:
+def test_a_sweep_of_two_trials_at_a_time_survives_a_node(tiny_corpus: str, tmp_path: Path) -> None:
+    """The node that is killed holds a trial, which Tune starts again; no trial fits on the head."""
     space = 'sweep.space=["loss.preference_weight=uniform(0.1,2)"]'
 
     def overrides(name: str) -> list[str]:
@@ -128,11 +130,12 @@ def test_a_sweep_of_two_trials_at_a_time_survives_a_node(three: Any, tiny_corpus
     def done() -> int:
         return sum(max(checkpoints(trial), default=0) for trial in (tmp_path / "killed").glob("trials/*"))
 
-    with driving(overrides("whole"), tmp_path / "log", three.address, "sweep") as driver:
-        driver.finish()
-    with driving(overrides("killed"), tmp_path / "log", three.address, "sweep") as driver:
-        killed(driver, three, "RayTrainWorker", done, 20)
-        driver.finish()
+    with cluster(1, 1, 1, memory=TRIAL_BYTES - 1) as three:
+        with driving(overrides("whole"), tmp_path / "log", three.address, "sweep") as driver:
+            driver.finish()
+        with driving(overrides("killed"), tmp_path / "log", three.address, "sweep") as driver:
+            killed(driver, three, "ImplicitFunc", done, 20)
+            driver.finish()
     one, other = table("whole"), table("killed")
     assert len(one) == 4
     pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True), rtol=1e-3)
