@@ -254,3 +254,29 @@ def test_progress_of_pairs_can_be_left_out() -> None:
         targets.progress_mask[batch.preference_mask] = False
     actual = compute_losses(output, batch, LossConfig(), "discrete")
     assert float(actual.progress) == pytest.approx(float(expected.progress)) and float(actual.progress) > 0
+
+
+def _one_frame(progress: float, success: float) -> ClipTargets:
+    yes = torch.tensor([[True]])
+    return ClipTargets(yes, torch.tensor([[progress]]), yes, torch.tensor([[success]]), yes)
+
+
+def test_one_success_and_one_failure_of_a_frame_each_weigh_the_same() -> None:
+    """The smallest batch of all terms: a pair of clips of one frame each."""
+    batch = Batch(
+        sample_index=torch.arange(1),
+        inputs={},
+        a=_one_frame(1.0, 1.0),
+        b=_one_frame(0.0, 0.0),
+        preference_label=torch.tensor([1.0]),
+        preference_mask=torch.tensor([True]),
+        strategy=torch.zeros(1, dtype=torch.int64),
+    )
+    bins_a, bins_b = torch.tensor([[[1 / 2, 1 / 2]]]).log(), torch.tensor([[[1 / 4, 3 / 4]]]).log()
+    success_a, success_b = torch.tensor([[_logit(1 / 2)]]), torch.tensor([[_logit(7 / 8)]])
+    output = RewardOutput(bins_a, success_a, bins_b, success_b, torch.tensor([_logit(1 / 2)]))
+    assert counts(batch, LossConfig()).tolist() == [2, 1, 1, 1]
+    losses = compute_losses(output, batch, LossConfig(), "discrete")
+    # Progress: A -log 1/2, B -log 1/4. Success: A -log 1/2, B -log(1 - 7/8). Preference: -log 1/2. All in ln 2.
+    terms = [float(term) / LN2 for term in (losses.progress, losses.success, losses.preference)]
+    assert terms == pytest.approx([(1 + 2) / 2, (1 + 3) / 2, 1])
