@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robometer.files import atomic_folder, write_atomically
+from robometer.files import atomic_file, atomic_folder, write_atomically
 
 
 def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -> None:
@@ -49,3 +49,33 @@ def test_a_folder_that_may_not_be_overwritten_stays(tmp_path: Path) -> None:
         fill(tmp_path / "export", "second", overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert (tmp_path / "export" / "weights").read_text() == "first"
+
+
+def test_a_folder_that_was_not_made_leaves_the_one_before(tmp_path: Path) -> None:
+    fill(tmp_path / "best", "first")
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "best"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "weights").read_text() == "first"
+
+
+def test_a_folder_may_lie_where_nothing_is_yet(tmp_path: Path) -> None:
+    fill(tmp_path / "run" / "new" / "best", "first")
+    assert (tmp_path / "run" / "new" / "best" / "weights").read_text() == "first"
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_not_mixed_in(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "best") as staging:
+        staging.mkdir()
+    staging.mkdir()
+    (staging / "left behind").touch()
+    fill(tmp_path / "best", "first")
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["weights"]
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_file_that_was_not_written_is_an_error_and_leaves_the_one_before(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "run.json", "old")
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a" / "run.json"):
+        pass
+    assert (tmp_path / "a" / "run.json").read_text() == "old"
