@@ -117,7 +117,10 @@ def test_training_survives_a_node(elastic: bool, three: Any, tiny_corpus: str, t
 
 @pytest.mark.slow
 def test_a_sweep_of_two_trials_at_a_time_survives_a_node(tiny_corpus: str, tmp_path: Path) -> None:
-    """The node that is killed holds a trial, which Tune starts again; no trial fits on the head."""
+    """The node that is killed holds a trial, which Tune starts again; no trial fits on the head.
+
+    Ray Train finds out through the dashboard that the CPU of a lost trial is free.
+    """
     space = 'sweep.space=["loss.preference_weight=uniform(0.1,2)"]'
 
     def overrides(name: str) -> list[str]:
@@ -130,7 +133,7 @@ def test_a_sweep_of_two_trials_at_a_time_survives_a_node(tiny_corpus: str, tmp_p
     def done() -> int:
         return sum(max(checkpoints(trial), default=0) for trial in (tmp_path / "killed").glob("trials/*"))
 
-    with cluster(1, 1, 1, memory=TRIAL_BYTES - 1) as three:
+    with cluster(1, 1, 1, memory=TRIAL_BYTES - 1, include_dashboard=True) as three:
         with driving(overrides("whole"), tmp_path / "log", three.address, "sweep") as driver:
             driver.finish()
         with driving(overrides("killed"), tmp_path / "log", three.address, "sweep") as driver:
