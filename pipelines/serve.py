@@ -25,7 +25,7 @@ from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 
 from pipelines.cluster import cause_of, connected
-from pipelines.serving.backend import Limits
+from pipelines.serving.backend import Deployed, Limits
 from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
@@ -42,7 +42,6 @@ APP_NAME = "robometer"
 _INGRESS_CPUS = 0.1
 _NO_OVERRIDES: Mapping[str, int] = {}
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # /metrics counts requests
-_REQUEST_TIMEOUT_S = 120.0
 _HEALTH_PERIOD_S = 1.0  # a dead replica is replaced after at most this long
 _DRAIN_KEY = secrets.token_hex(16)  # lets this process tell the HTTP proxy to take no more requests
 _RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): (?P<sentence>.+)")
@@ -81,7 +80,7 @@ def build_app(
         token=token_of(config),
         max_upload_bytes=c.max_upload_bytes,
         max_in_flight=capacity,
-        timeout_s=_REQUEST_TIMEOUT_S,
+        timeout_s=c.request_timeout_s,
         body_timeout_s=c.body_timeout_s,
         max_held_bytes=c.max_held_bytes,
         drain_key=_DRAIN_KEY,
@@ -96,7 +95,7 @@ def build_app(
         logging_config=_QUIET,
     )(Ingress)
     limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides))
-    return ingress.bind(model.bind(reference, c), limits, guard)
+    return ingress.bind(model.bind(reference, c), limits, guard, Deployed.from_config(c))
 
 
 def checkpoint_of(config: Config) -> CheckpointReference:

@@ -18,6 +18,7 @@ from robometer import baselines
 from robometer.baselines.config import BaselineConfig
 from robometer.client import RemoteScorer
 from robometer.frames import FrameSettings
+from robometer.models import inventory
 from robometer.models.checkpoint import checkpoint_identity, checkpoint_scorer, frames_of
 from robometer.models.layouts import open_checkpoint
 from robometer.models.sources import for_workers, is_checkpoint_name, locate
@@ -60,6 +61,10 @@ class ScorerReference(ABC):
         """How a recording becomes the frames that it was trained on; None if that is not recorded."""
         return FrameSettings()
 
+    def describe(self) -> dict[str, Any]:
+        """What its checkpoint is, ready for JSON (see `inventory.describe`), without its weights; empty without one."""
+        return {}
+
     def for_workers(self) -> ScorerReference:
         """A reference for workers, whose working directory may differ."""
         return self
@@ -90,6 +95,10 @@ class CheckpointReference(ScorerReference):
     def frames(self) -> FrameSettings | None:
         """See `ScorerReference.frames`."""
         return frames_of(open_checkpoint(locate(self.name, self.tracking_uri)))
+
+    def describe(self) -> dict[str, Any]:
+        """See `ScorerReference.describe`."""
+        return inventory.describe(open_checkpoint(locate(self.name, self.tracking_uri)))
 
     def for_workers(self) -> CheckpointReference:
         """See `ScorerReference.for_workers`; a checkpoint in MLflow is fetched once, here."""

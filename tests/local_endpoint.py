@@ -14,13 +14,13 @@ from typing import Any
 import uvicorn
 
 from pipelines.serving.api import build_api
-from pipelines.serving.backend import CompareRequest, Limits, ModelInfo, ModelRequest, Outcome
+from pipelines.serving.backend import CompareRequest, Deployed, Limits, ModelInfo, ModelRequest, Outcome
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
 from robometer.configs import load
 from robometer.frames import overridden
-from robometer.scoring import Scorer
+from robometer.scoring import Scorer, score_prefixes
 
 
 class LocalBackend:
@@ -34,14 +34,19 @@ class LocalBackend:
         return Outcome(self._scorer.name, value, "", False, 1, True)
 
     async def info(self) -> ModelInfo:
-        return ModelInfo(self._scorer.name, {})
+        return ModelInfo(self._scorer.name, {}, self._scorer.info.image_encoder)
 
     async def ready(self) -> None:
+        return None
+
+    async def healthy(self) -> None:
         return None
 
     def _answer(self, request: ModelRequest):  # type: ignore[no-untyped-def]
         if isinstance(request, CompareRequest):
             return float(self._scorer.compare([(request.a, request.b)])[0])
+        if request.prefixes:
+            return score_prefixes(self._scorer, [request.clip])[0]
         return self._scorer.score([request.clip])[0]
 
 
@@ -55,7 +60,7 @@ def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Ite
     settings = GuardSettings(**(defaults | guard))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    app = Front(build_api(LocalBackend(scorer), limits, settings, "local"))
+    app = Front(build_api(LocalBackend(scorer), limits, settings, Deployed.from_config(config.serve), "local"))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

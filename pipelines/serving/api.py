@@ -14,14 +14,17 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from pipelines.serving.backend import Backend, CompareRequest, Limits, Outcome, ScoreRequest, revision
+from pipelines.serving import evaluate_batch
+from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits, ScoreRequest, revision
 from pipelines.serving.bodies import read_clips
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
 from pipelines.serving.guard import Guard, GuardSettings
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.outcomes import checked
 from pipelines.serving.schemas import (
     CompareAnswer,
+    HealthAnswer,
     ModelAnswer,
     ModelRef,
     ScoreAnswer,
@@ -37,7 +40,7 @@ videos did better. Frames are RGB. Every error is `{"error": sentence, "request_
 _POST_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 500, 503)
 
 
-def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: str) -> FastAPI:
+def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: Deployed, replica: str) -> FastAPI:
     """Build the application; `replica` is the label of its metrics."""
     metrics = Metrics(replica)
     decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes)
@@ -59,24 +62,29 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, replica: s
     api.add_middleware(Guard, settings=guard, metrics=metrics)
     api.add_exception_handler(ApiError, _on_api_error)
     api.add_exception_handler(HTTPException, _on_http_error)
-    api.include_router(_open_routes())
+    api.include_router(_open_routes(backend, deployed))
     # The guard checks the token. This makes the page at /docs ask for it.
     bearer = [Depends(HTTPBearer(auto_error=False))] if guard.token else []
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
     api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
+    api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
+    batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, deployed)
+    api.include_router(batches, dependencies=bearer)
     return api
 
 
-def _open_routes() -> APIRouter:
+def _open_routes(backend: Backend, deployed: Deployed) -> APIRouter:
     router = APIRouter()
     static = Path(str(files("fastapi_offline"))) / "static"
 
-    @router.get("/health", summary="Is the process alive?", responses=error_responses(503))
-    async def health() -> StatusAnswer:
-        return StatusAnswer(status="ok")
+    @router.get("/health", summary="Is the model loaded, however busy it is?", responses=error_responses(503))
+    async def health() -> HealthAnswer:
+        await backend.healthy()
+        return HealthAnswer(status="healthy", available_gpus=deployed.num_gpus, total_gpus=deployed.num_gpus)
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> Response:
+        await backend.healthy()  # a public client takes this page for a sign of readiness
         return get_swagger_ui_html(
             openapi_url="openapi.json",
             title="Robometer",
@@ -99,7 +107,7 @@ def _open_routes() -> APIRouter:
 def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/ready", summary="Is the model loaded?", responses=error_responses(401, 503))
+    @router.get("/ready", summary="Does the model answer?", responses=error_responses(401, 503))
     async def ready() -> StatusAnswer:
         await backend.ready()
         return StatusAnswer(status="ready")
@@ -135,7 +143,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
         """Upload a video or frames and the task; the reward is the progress at the last frame."""
         with ExitStack() as frames_in_memory:
             [upload] = await read_clips(request, ("",), decoders, frames_in_memory)
-            outcome = _checked(await backend.run(ScoreRequest(upload.clip)), metrics)
+            outcome = checked(await backend.run(ScoreRequest(upload.clip)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()
         return ScoreAnswer(
@@ -155,7 +163,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
         """Upload two videos (or frames) of one task."""
         with ExitStack() as frames_in_memory:
             a, b = await read_clips(request, ("_a", "_b"), decoders, frames_in_memory)
-            outcome = _checked(await backend.run(CompareRequest(a.clip, b.clip)), metrics)
+            outcome = checked(await backend.run(CompareRequest(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(
             request_id=request.state.request_id,
@@ -174,14 +182,6 @@ def _body(suffixes: tuple[str, ...]) -> dict[str, object]:
 
 def _ref(name: str) -> ModelRef:
     return ModelRef(name=name, revision=revision(name))
-
-
-def _checked(outcome: Outcome, metrics: Metrics) -> Outcome:
-    if outcome.first:
-        metrics.observe_batch(outcome.batch_size)
-    if outcome.error:
-        raise ApiError(422 if outcome.rejected else 500, as_sentence(outcome.error))
-    return outcome
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from robometer.configs.schema import Config
+from robometer.configs.stages import ServeConfig
 from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore
 
@@ -50,10 +52,34 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Deployed:
+    """What runs behind the endpoint.
+
+    Attributes:
+        checkpoint: as the user named it.
+        num_gpus: GPUs of all replicas of the model.
+        replicas: of the model.
+        max_samples_at_once: samples of requests with many that one ingress replica sends to the model at a time.
+    """
+
+    checkpoint: str = ""
+    num_gpus: int = 0
+    replicas: int = 1
+    max_samples_at_once: int = 8
+
+    @classmethod
+    def from_config(cls, serve: ServeConfig) -> Deployed:
+        """The endpoint that these settings describe."""
+        num_gpus = math.ceil(serve.num_gpus * serve.replicas)
+        return cls(serve.checkpoint, num_gpus, serve.replicas, math.ceil(serve.max_queued_requests / 2))
+
+
+@dataclass(frozen=True)
 class ScoreRequest:
-    """Score one clip."""
+    """Score one clip; with `prefixes` each frame from itself and the frames before it only."""
 
     clip: Clip
+    prefixes: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +116,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model that answers, and its provenance."""
+    """The model that answers.
+
+    Attributes:
+        provenance: what its checkpoint records about its training.
+        image_encoder: name of the embeddings that it reads in place of frames; None if it reads frames alone.
+        description: what its checkpoint is, see `robometer.models.inventory.describe`; empty for another scorer.
+    """
 
     name: str
     provenance: dict[str, Any]
+    image_encoder: str | None = None
+    description: dict[str, Any] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -109,6 +143,10 @@ class Backend(Protocol):
 
     async def ready(self) -> None:
         """Return when the model can answer. Raises `ApiError` otherwise."""
+        ...
+
+    async def healthy(self) -> None:
+        """Return at once if the model has answered before and has not gone since, however busy it is; else `ready`."""
         ...
 
 

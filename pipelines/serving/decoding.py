@@ -22,7 +22,7 @@ from pipelines.serving.backend import Limits
 from pipelines.serving.child import Answer, Call, Child, DeathError
 from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.errors import ApiError, unavailable
-from pipelines.serving.npy import HEAD_BYTES, read_npy_header
+from pipelines.serving.npy import HEAD_BYTES, read_npy, read_npy_header
 from robometer.frames.video import VideoLimits
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Decoders:
         """
         if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
             raise ApiError(422, f"Field '{field}' must be a list of at least one base64 JPEG or PNG image.")
-        _check_source(len(items), 1, field, self.limits)
+        check_source(len(items), 1, field, self.limits)
         for i, item in enumerate(items):
             if not item.isascii():
                 raise ApiError(422, f"Field '{field}': image {i} is not a base64 JPEG or PNG image.")
@@ -98,19 +98,20 @@ class Decoders:
         return await asyncio.to_thread(decode_npy, data, field, self.limits)
 
     @contextmanager
-    def counted(self, frames: np.ndarray) -> Iterator[None]:
+    def counted(self, *arrays: np.ndarray) -> Iterator[None]:
         """Count these frames as held in memory during the block: a small upload may have many.
 
         Raises:
             ApiError: 503, too many are held already.
         """
-        if self._held_bytes and self._held_bytes + frames.nbytes > self._max_held_bytes:
+        size_bytes = sum(frames.nbytes for frames in arrays)
+        if self._held_bytes and self._held_bytes + size_bytes > self._max_held_bytes:
             raise unavailable("The frames of too many requests wait for the model. Try again later.")
-        self._held_bytes += frames.nbytes
+        self._held_bytes += size_bytes
         try:
             yield
         finally:
-            self._held_bytes -= frames.nbytes
+            self._held_bytes -= size_bytes
 
     def close(self) -> None:
         """End all processes and their work."""
@@ -155,16 +156,20 @@ def decode_npy(data: bytes, field: str, limits: Limits) -> Decoded:
     """See `Decoders.npy`."""
     if not data:
         raise ApiError(422, f"Field '{field}' is empty.")
-    shape, fortran_order, offset = read_npy_header(data[:HEAD_BYTES], field)
-    _check_source(shape[0], shape[1] * shape[2], field, limits)
-    if len(data) - offset != math.prod(shape):
-        raise ApiError(422, f"Field '{field}' is cut short or has bytes after its array. Send it again.")
-    pixels = np.frombuffer(data, np.uint8, offset=offset)
-    frames = np.ascontiguousarray(pixels.reshape(shape, order="F" if fortran_order else "C"))
+    header = read_npy_header(data[:HEAD_BYTES], field)
+    if header.dtype != np.uint8 or len(header.shape) != 4 or header.shape[-1] != 3:
+        raise ApiError(422, f"Field '{field}' must hold uint8 [T, H, W, 3] RGB frames, not {header}.")
+    check_source(header.shape[0], header.shape[1] * header.shape[2], field, limits)
+    frames = read_npy(data, header, field)
     return Decoded(frames, list(range(len(frames))))
 
 
-def _check_source(num_frames: int, pixels: int, field: str, limits: Limits) -> None:
+def check_source(num_frames: int, pixels: int, field: str, limits: Limits) -> None:
+    """Check the number of frames and the pixels of each against the limits of an upload.
+
+    Raises:
+        ApiError: 422 where there are none, 413 where there are too many.
+    """
     if num_frames < 1 or pixels < 1:
         raise ApiError(422, f"Field '{field}' holds no frames.")
     if num_frames > limits.max_source_frames:

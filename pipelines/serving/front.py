@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.front.middlewares"}
 
-UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare"})
+UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare", "/evaluate_batch", "/evaluate_batch_npy"})
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 
 REPLICA_HEADER = b"x-robometer-replica"

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 OPEN_ROUTES = frozenset({"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css", "/openapi.json"})
 """Need no token: none of these tells more than the source code does."""
 
-ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", ADMIT}
+ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", "/model_info", "/gpu_status", ADMIT}
 
 CLIENT_GONE = 499
 """The status in the metrics of a request whose client did not wait for the answer."""

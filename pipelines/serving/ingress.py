@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.serving.api import build_api
-from pipelines.serving.backend import Limits, ModelInfo, ModelRequest, Outcome
+from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome
 from pipelines.serving.errors import unavailable
 from pipelines.serving.guard import GuardSettings
 
@@ -49,12 +49,18 @@ class ServeBackend:
         if time.monotonic() - self._last_answer_s > READY_TIMEOUT_S:
             await self.info()
 
+    async def healthy(self) -> None:
+        """See `Backend.healthy`."""
+        if self._last_answer_s == float("-inf"):
+            await self.info()
+
     async def _call(self, method: str, *args: Any) -> Any:
         try:
             answer = await self._ask(method, *args)
         except BackPressureError:
             raise unavailable("The model's queue is full. Try again later.") from None
         except DeploymentUnavailableError:
+            self._last_answer_s = float("-inf")
             raise unavailable(_NOT_READY) from None
         except RayActorError:
             raise unavailable(f"The model died {ATTEMPTS} times on this request.", 5) from None
@@ -75,8 +81,9 @@ class ServeBackend:
 class Ingress:
     """Decodes and validates requests. Ray Serve runs several of these in front of few models."""
 
-    def __init__(self, model: DeploymentHandle[Any], limits: Limits, guard: GuardSettings) -> None:
-        self._api = build_api(ServeBackend(model), limits, guard, serve.get_replica_context().replica_id.unique_id)
+    def __init__(self, model: DeploymentHandle[Any], limits: Limits, guard: GuardSettings, deployed: Deployed) -> None:
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._api = build_api(ServeBackend(model), limits, guard, deployed, replica)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

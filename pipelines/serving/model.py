@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from ray import serve
 
-from pipelines.serving.backend import CompareRequest, ModelInfo, ModelRequest, Outcome, ScoreRequest
+from pipelines.serving.backend import CompareRequest, ModelInfo, ModelRequest, Outcome
 from robometer.configs.stages import ServeConfig
 from robometer.errors import InputError
 from robometer.scorers import ScorerReference
-from robometer.scoring import Clip, ClipScore
+from robometer.scoring import Clip, ClipScore, score_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Model:
         # Torch is very slow when its threads outnumber the cores that Ray gave this replica.
         torch.set_num_threads(max(1, int(config.num_cpus)))
         self._scorer = scorer.load("cuda" if config.num_gpus > 0 else "cpu")
+        self._description = scorer.describe()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._suspect, self._sick = False, ""
         self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
@@ -40,8 +41,9 @@ class Model:
         self._scorer.score([_CANARY])
 
     async def info(self) -> ModelInfo:
-        """Name and provenance of the scorer."""
-        return ModelInfo(self._scorer.name, dict(self._scorer.info.provenance))
+        """What the scorer and its checkpoint say of themselves."""
+        info = self._scorer.info
+        return ModelInfo(self._scorer.name, dict(info.provenance), info.image_encoder, self._description)
 
     async def run(self, request: ModelRequest) -> Outcome:
         """Answer one request, in a batch with others that wait."""
@@ -59,12 +61,16 @@ class Model:
 
     def _answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        scores = [(i, request.clip) for i, request in enumerate(requests) if isinstance(request, ScoreRequest)]
-        pairs = [
-            (i, (request.a, request.b)) for i, request in enumerate(requests) if isinstance(request, CompareRequest)
-        ]
+        clips: dict[bool, list[tuple[int, Clip]]] = {False: [], True: []}
+        pairs = []
+        for i, request in enumerate(requests):
+            if isinstance(request, CompareRequest):
+                pairs.append((i, (request.a, request.b)))
+            else:
+                clips[request.prefixes].append((i, request.clip))
         for indices, values in (
-            ([i for i, _ in scores], self._guarded(self._score, [clip for _, clip in scores])),
+            ([i for i, _ in clips[False]], self._guarded(self._score, [clip for _, clip in clips[False]])),
+            ([i for i, _ in clips[True]], self._guarded(self._score_prefixes, [clip for _, clip in clips[True]])),
             ([i for i, _ in pairs], self._guarded(self._compare, [pair for _, pair in pairs])),
         ):
             for i, (value, error, rejected) in zip(indices, values, strict=True):
@@ -84,7 +90,12 @@ class Model:
             self._sick = type(error).__name__
 
     def _score(self, clips: Sequence[Clip]) -> list[ClipScore | float]:
-        scores = self._scorer.score(clips)
+        return self._finite(self._scorer.score(clips))
+
+    def _score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore | float]:
+        return self._finite(score_prefixes(self._scorer, clips))
+
+    def _finite(self, scores: Sequence[ClipScore]) -> list[ClipScore | float]:
         if not all(np.isfinite(s.progress).all() and np.isfinite(s.success).all() for s in scores):
             raise ArithmeticError("the model answered with a number that is not finite")
         return list(scores)

@@ -14,6 +14,9 @@ from pipelines.serving.errors import ApiError
 MAX_HEADER_BYTES = 4096
 """Limit of the header lines of one part."""
 
+MAX_PARTS = 3000
+"""Limit of the parts of a form whose names are free."""
+
 _STEP_BYTES = 1 << 20
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105
@@ -60,11 +63,11 @@ def check_charset(parameters: dict[str, str]) -> None:
         raise ApiError(400, f"Charset {charset[:40]!r} is not supported. Send text as UTF-8.")
 
 
-def parse_form(body: bytes, boundary: str, names: Collection[str]) -> dict[str, FormPart]:
-    """The fields of a multipart/form-data body by name; it may hold each of `names` once.
+def parse_form(body: bytes, boundary: str, names: Collection[str] | None = None) -> dict[str, FormPart]:
+    """The fields of a multipart/form-data body by name; it may hold each of `names` once, or any name.
 
     Raises:
-        ApiError: 400 for a malformed body, 422 for a field that is unknown or repeated.
+        ApiError: 400 for a malformed body, 413 for too many fields, 422 for a field that is unknown or repeated.
     """
     if not _BOUNDARY.fullmatch(boundary):
         raise ApiError(400, "The multipart boundary is missing or malformed. It has 1 to 70 plain characters.")
@@ -83,10 +86,12 @@ def parse_form(body: bytes, boundary: str, names: Collection[str]) -> dict[str, 
         if data_end < 0:
             raise ApiError(400, "The multipart body is malformed or cut short: a part has no header or no end.")
         name, filename = _described(body[line_end + 2 : head_end])
-        if name not in names:
+        if len(parts) == MAX_PARTS:
+            raise ApiError(413, f"The multipart body has more than {MAX_PARTS} parts. Send fewer samples.")
+        if names is not None and name not in names:
             raise ApiError(422, f"Unknown field {name[:80]!r}. This route takes {', '.join(names)}.")
         if name in parts:
-            raise ApiError(422, f"Field {name!r} is given more than once.")
+            raise ApiError(422, f"Field {name[:80]!r} is given more than once.")
         parts[name] = FormPart(body[head_end + 4 : data_end], filename)
         position = data_end + len(delimiter)
     if body[position + 2 : position + 80].strip(b" \t\r\n") or len(body) > position + 80:

@@ -1,8 +1,10 @@
-"""Frames of a `.npy` file, read strictly: numpy's own reader hands the header to Python's parser."""
+"""Arrays of `.npy` files, read strictly: numpy's own reader hands the header to Python's parser."""
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,11 +19,21 @@ _HEADER = re.compile(r"\{" + ",".join([_ITEM] * 3) + r",?\s*\}\s*", re.ASCII)
 _DTYPE = re.compile(r"[<>|=]?[?a-zA-Z]+[0-9]{0,4}")
 
 
-def read_npy_header(head: bytes, field: str) -> tuple[tuple[int, ...], bool, int]:
-    """Read the header of a file of uint8 frames from its first bytes.
+@dataclass(frozen=True)
+class NpyHeader:
+    """What a `.npy` file says of its array; `offset` is that of the values in bytes."""
 
-    Returns:
-        The shape, whether the array is in Fortran order, and the offset of the pixels in bytes.
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    fortran_order: bool
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} {str(list(self.shape))[:80]}"
+
+
+def read_npy_header(head: bytes, field: str) -> NpyHeader:
+    """Read the header of a file of numbers from its first bytes.
 
     Raises:
         ApiError: 422 for anything else.
@@ -33,12 +45,22 @@ def read_npy_header(head: bytes, field: str) -> tuple[tuple[int, ...], bool, int
     if len(items) != 3 or any(items[key][0] not in starts for key, starts in kinds.items()):
         raise ApiError(422, f"Field '{field}' has a damaged .npy header. Write the file with numpy.save.")
     shape = tuple(int(size) for size in re.findall(r"-?[0-9]+", items["shape"]))
-    dtype = _dtype(items["descr"])
-    if dtype != "uint8" or len(shape) != 4 or shape[-1] != 3 or min(shape) < 0:
-        raise ApiError(
-            422, f"Field '{field}' must hold uint8 [T, H, W, 3] RGB frames, not {dtype} {str(list(shape))[:80]}."
-        )
-    return shape, items["fortran_order"] == "True", offset
+    dtype = _dtype(items["descr"], field)
+    if any(size < 0 for size in shape):
+        raise ApiError(422, f"Field '{field}' has a negative size in its .npy header. Write the file with numpy.save.")
+    return NpyHeader(dtype, shape, items["fortran_order"] == "True", offset)
+
+
+def read_npy(data: bytes, header: NpyHeader, field: str) -> np.ndarray:
+    """The array of a file, in C order, whose header has been read and checked.
+
+    Raises:
+        ApiError: 422, it is not as long as its header says.
+    """
+    if len(data) - header.offset != math.prod(header.shape) * header.dtype.itemsize:
+        raise ApiError(422, f"Field '{field}' is cut short or has bytes after its array. Send it again.")
+    values = np.frombuffer(data, header.dtype, offset=header.offset)
+    return np.ascontiguousarray(values.reshape(header.shape, order="F" if header.fortran_order else "C"))
 
 
 HEAD_BYTES = 12 + _MAX_HEADER_BYTES
@@ -57,11 +79,13 @@ def _header(head: bytes, field: str) -> tuple[str, int]:
     return text.decode("latin-1"), start + length
 
 
-def _dtype(descr: str) -> str:
+def _dtype(descr: str, field: str) -> np.dtype[np.generic]:
     name = descr.strip("'\"")
-    if descr[0] == "[":
-        return "records"
     try:
-        return np.dtype(name).name if _DTYPE.fullmatch(name) else "an unknown type"
+        dtype = np.dtype(name) if descr[0] != "[" and _DTYPE.fullmatch(name) else None
     except (TypeError, ValueError):
-        return "an unknown type"
+        dtype = None
+    if dtype is None or dtype.kind not in "buif":
+        kind = "records" if descr[0] == "[" else dtype.name if dtype else "values of an unknown type"
+        raise ApiError(422, f"Field '{field}' must hold an array of numbers, not {kind}.")
+    return dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.serving.backend import MAX_TASK_CHARS
 
@@ -54,6 +54,64 @@ class StatusAnswer(BaseModel):
     """One word."""
 
     status: str = Field(examples=["ok"])
+
+
+class HealthAnswer(StatusAnswer):
+    """The endpoint can score. The names are those of the public server."""
+
+    available_gpus: int
+    total_gpus: int
+
+
+class PreferenceOutputs(BaseModel):
+    """One value per preference sample."""
+
+    predictions: list[int] = Field(description="1 where the chosen trajectory did better")
+    prediction_probs: list[float] = Field(description="P(the chosen trajectory did better)")
+    preference_labels: list[float] = Field(description="always 1")
+
+
+class ProgressOutputs(BaseModel):
+    """One row per progress sample, one value per frame."""
+
+    progress_pred: list[list[float]]
+
+
+class SuccessOutputs(BaseModel):
+    """One row per progress sample, one value per frame."""
+
+    success_probs: list[list[float]]
+
+
+class EvaluationAnswer(BaseModel):
+    """The answer of the public server. Null where the request had no sample of the kind."""
+
+    outputs_preference: PreferenceOutputs | None
+    outputs_progress: ProgressOutputs | None
+    outputs_success: SuccessOutputs | None
+
+
+class ModelInfoAnswer(BaseModel):
+    """The checkpoint, in the names of the public server."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_path: str = Field(description="the checkpoint as it was named at the start")
+    num_gpus: int
+    name: str = Field(description="as in /v1/model")
+    image_encoder: str | None = Field(description="embeddings that stand in for frames; null: none do")
+    experiment_config: dict[str, Any] = Field(description="settings of the checkpoint")
+    model_architecture: dict[str, Any] = Field(description="class and numbers of parameters; null where not known")
+
+
+class GpuAnswer(BaseModel):
+    """GPUs and replicas. The names are those of the public server."""
+
+    total_gpus: int
+    available_gpus: int
+    max_workers: int
+    pool_size: int
+    gpu_stats: dict[str, Any] = Field(description="empty: /metrics has the numbers")
 
 
 class ErrorAnswer(BaseModel):
@@ -108,3 +166,24 @@ def request_body(suffixes: tuple[str, ...]) -> dict[str, Any]:
             "application/json": {"schema": objects | {"required": list(body), "properties": body}},
         },
     }
+
+
+def samples_body(kind: str = "form") -> dict[str, Any]:
+    """OpenAPI `requestBody` of the routes of the public server."""
+    sample: dict[str, Any] = {
+        "type": "object",
+        "required": ["sample_type"],
+        "properties": {"sample_type": {"enum": ["progress", "preference"]}},
+    }
+    if kind == "json":
+        samples = {"type": "array", "minItems": 1, "items": sample}
+        properties = {"samples": samples, "use_frame_steps": {"type": "boolean"}}
+        schema: dict[str, Any] = {"type": "object", "required": ["samples"], "properties": properties}
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    properties = {
+        "sample_0": {"type": "string", "description": "JSON of the first sample; sample_1 of the next, and so on"},
+        "use_frame_steps": {"type": "string", "enum": ["true", "false"]},
+        "sample_0_trajectory_frames": {"type": "string", "format": "binary", "description": "a .npy part"},
+    }
+    schema = {"type": "object", "required": ["sample_0"], "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -35,6 +35,8 @@ class ServeConfig(Settings, section="serve"):
     """Bytes that the bodies of all requests in progress, and their frames, take at most."""
     body_timeout_s: Positive = 30.0
     """Seconds that a body may take to arrive."""
+    request_timeout_s: Positive = 600.0
+    """Seconds from the end of a body to the answer, at most."""
     drain_timeout_s: NotNegative = 60.0
     """Seconds that a stopping endpoint gives the requests that it has accepted."""
     max_source_frames: Count = 10_000

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robometer import text
+from robometer.configs import to_dict
 from robometer.configs.schema import Config
 from robometer.models.checkpoint import backbone_folder, empty_model, frames_of, load_provenance
 from robometer.models.config import ModelConfig
@@ -82,6 +84,36 @@ def table(groups: list[Group]) -> str:
         for g in groups
     ]
     return text.table(header, rows)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Settings and sizes of a checkpoint, in the names of the public server's `/model_info`; ready for JSON.
+
+    Sizes are None where the checkpoint holds adapters alone, or where they mean nothing for a model that only scores.
+    """
+    settings = to_dict(checkpoint.config)
+    architecture: dict[str, Any] = dict.fromkeys(
+        ("total_parameters", "trainable_parameters", "frozen_parameters", "trainable_percentage")
+    )
+    if not checkpoint.config.model.lora.rank:
+        model = empty_model(checkpoint)
+        architecture |= {
+            "model_class": type(model).__name__,
+            "model_module": type(model).__module__,
+            "total_parameters": _size(model),
+            "architecture_summary": [
+                {"name": name, "type": type(part).__name__, "parameters": _size(part)}
+                for name, part in model.named_children()
+            ],
+        }
+    return {
+        "experiment_config": {name: settings[name] for name in ("model", "embed", "sampling")},
+        "model_architecture": architecture,
+    }
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def summary(checkpoint: Checkpoint, revision: str = "") -> str:

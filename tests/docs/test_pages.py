@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -50,10 +51,19 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClipScore:
 def test_the_python_example_prints_the_progress_of_a_video(
     page: str, expected: ClipScore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = blocks(page, "python")
+    code, *_ = blocks(page, "python")
     with endpoint(FrameDifference()) as url:
         exec(code.replace("http://127.0.0.1:8000", url), {})
     assert capsys.readouterr().out == f"{expected.progress}\n"
+
+
+def test_the_example_of_the_public_protocol_gets_a_value_for_each_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    _, code = blocks("serving.md", "python")
+    with endpoint(FrameDifference()) as url:
+        exec(code.replace("http://127.0.0.1:8000", url), {})
+    answer = ast.literal_eval(capsys.readouterr().out)
+    assert [len(row) for row in answer["outputs_progress"]["progress_pred"]] == [4]
+    assert [len(row) for row in answer["outputs_success"]["success_probs"]] == [4]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

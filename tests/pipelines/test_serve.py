@@ -30,7 +30,7 @@ from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
 from robometer.frames import FrameSettings
-from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo
+from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo, score_prefixes
 from tests.made_scorer import Made
 from tests.test_scoring_threads import ensemble
 
@@ -219,6 +219,29 @@ def test_remote_scorer_equals_the_scorer_in_this_process(url: str) -> None:
             assert session.push(frame) == reference.push(frame)
 
 
+def test_many_samples_of_a_public_client_get_their_own_rows(http: httpx.Client) -> None:
+    """64 clips of unequal length, three such requests at a time, and a client of /v1 beside them."""
+    clips = [Clip(frames_of(1 + i % 5, seed=i), f"task {i}") for i in range(64)]
+    expected = [score.progress.tolist() for score in FrameDifference().score(clips)]
+    form, files = {"use_frame_steps": "false"}, {}
+    for i, clip in enumerate(clips):
+        trajectory = {"frames": {"__numpy_file__": f"frames_{i}"}, "task": clip.task, "id": "0"}
+        form[f"sample_{i}"] = json.dumps({"sample_type": "progress", "trajectory": trajectory})
+        files[f"frames_{i}"] = ("frames.npy", npy(clip.frames))
+    before = metric_samples(http)
+    with ThreadPoolExecutor(4) as pool:
+        whole = [pool.submit(http.post, "/evaluate_batch_npy", data=form, files=files) for _ in range(3)]
+        alone = [pool.submit(post_frames, http, npy(clips[4].frames)) for _ in range(8)]
+        assert [request.result().status_code for request in alone] == [200] * 8
+        for request in whole:
+            assert request.result().json()["outputs_progress"]["progress_pred"] == expected
+    after = metric_samples(http)
+    assert after["robometer_batch_size_sum"] - before["robometer_batch_size_sum"] == 3 * 64 + 8
+    assert after["robometer_batch_size_count"] - before["robometer_batch_size_count"] < 100
+    info = http.get("/model_info").json()
+    assert info["model_path"] == "outputs/train/best" and info["name"] == "frame_difference@abc123"
+
+
 def test_concurrent_requests_share_forward_passes(http: httpx.Client) -> None:
     before = metric_samples(http)
     with ThreadPoolExecutor(16) as pool:
@@ -252,8 +275,8 @@ def test_metrics_count_routes_and_statuses(http: httpx.Client) -> None:
 
 def test_health_is_open_and_everything_else_wants_the_token(url: str) -> None:
     with httpx.Client(base_url=url) as anonymous:
-        assert anonymous.get("/health").json() == {"status": "ok"}
-        for route in ("/ready", "/metrics", "/v1/model"):
+        assert anonymous.get("/health").json() == {"status": "healthy", "available_gpus": 0, "total_gpus": 0}
+        for route in ("/ready", "/metrics", "/v1/model", "/model_info", "/gpu_status"):
             assert "bearer token is required" in refusal(anonymous.get(route), 401)
         wrong = post_frames(anonymous, npy(frames_of(2)), Authorization="Bearer guess")
         assert "not the one" in refusal(wrong, 401)
@@ -296,7 +319,7 @@ def test_openapi_describes_bodies_and_refusals(http: httpx.Client) -> None:
         (npy(np.zeros((8, 8, 3), np.uint8)), "must hold uint8"),
         (npy(np.zeros((2, 8, 8, 4), np.uint8)), "must hold uint8"),
         (npy(np.zeros((0, 8, 8, 3), np.uint8)), "holds no frames"),
-        (npy(np.array([{"a": 1}], dtype=object), allow_pickle=True), "must hold uint8"),
+        (npy(np.array([{"a": 1}], dtype=object), allow_pickle=True), "must hold an array of numbers, not object"),
         (npy(np.zeros((2, 8, 8, 3), np.uint8))[:-5], "cut short"),
     ],
     ids=["empty", "text", "float", "3d", "rgba", "no frames", "pickle", "truncated"],
@@ -494,6 +517,29 @@ def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_
             assert answer.status_code == 500
         else:
             np.testing.assert_allclose(answer.json()["progress"], local.score([clip])[0].progress, atol=1e-5)
+
+
+def test_prefixes_and_pairs_of_a_public_client_on_a_real_model(url: str, port: int) -> None:
+    """A ReWiND ensemble behind the endpoint, and in this process."""
+    clips = [Clip(frames_of(n, seed=n), TASK) for n in (1, 4, 7)]
+    scorer = ensemble()
+    start(config_with(f"serve.port={port}"), Made(load_ensemble))
+    form, files = {"use_frame_steps": "true"}, {}
+    for i, clip in enumerate(clips):
+        files[f"frames_{i}"] = ("frames.npy", npy(clip.frames))
+        trajectory = {"frames": {"__numpy_file__": f"frames_{i}"}, "task": TASK}
+        form[f"sample_{i}"] = json.dumps({"sample_type": "progress", "trajectory": trajectory})
+    pair = {
+        name: {"frames": {"__numpy_file__": f"frames_{i}"}, "task": TASK}
+        for i, name in ((1, "chosen_trajectory"), (2, "rejected_trajectory"))
+    }
+    form["sample_3"] = json.dumps({"sample_type": "preference", **pair})
+    answer = httpx.post(f"{url}/evaluate_batch_npy", data=form, files=files, headers=AUTH, timeout=120).json()
+    for i, score in enumerate(score_prefixes(scorer, clips)):
+        np.testing.assert_allclose(answer["outputs_progress"]["progress_pred"][i], score.progress, atol=1e-6)
+        np.testing.assert_allclose(answer["outputs_success"]["success_probs"][i], score.success, atol=1e-6)
+    probability = float(scorer.compare([(clips[1], clips[2])])[0])
+    assert answer["outputs_preference"]["prediction_probs"] == [pytest.approx(probability, abs=1e-6)]
 
 
 def test_the_token_is_in_no_log(http: httpx.Client) -> None:

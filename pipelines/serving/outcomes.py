@@ -1,0 +1,20 @@
+"""What the routes make of the model's answers."""
+
+from __future__ import annotations
+
+from pipelines.serving.backend import Outcome
+from pipelines.serving.errors import ApiError, as_sentence
+from pipelines.serving.metrics import Metrics
+
+
+def checked(outcome: Outcome, metrics: Metrics) -> Outcome:
+    """The outcome of a request, counted.
+
+    Raises:
+        ApiError: 422 where the model refused the input, 500 where it failed.
+    """
+    if outcome.first:
+        metrics.observe_batch(outcome.batch_size)
+    if outcome.error:
+        raise ApiError(422 if outcome.rejected else 500, as_sentence(outcome.error))
+    return outcome
