@@ -30,7 +30,11 @@ class LocalBackend:
         self._scorer = scorer
 
     async def run(self, request: ModelRequest) -> Outcome:
-        value = await asyncio.to_thread(self._answer, request)
+        try:
+            value = await asyncio.to_thread(self._answer, request)
+        except ArithmeticError as error:  # what the `Model` says of an answer that is not finite
+            failure = f"the model failed on this input ({type(error).__name__})"
+            return Outcome(self._scorer.name, None, failure, False, 1, True)
         return Outcome(self._scorer.name, value, "", False, 1, True)
 
     async def info(self) -> ModelInfo:

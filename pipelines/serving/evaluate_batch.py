@@ -114,7 +114,7 @@ async def _run(
     async def run(position: int, request: ModelRequest) -> Outcome:
         async with gate:
             outcome = await backend.run(request)
-        error = outcome.error and f"sample_{position}: {outcome.error}"
+        error = outcome.error and f"in sample_{position} {outcome.error}"
         return checked(replace(outcome, error=error), metrics)
 
     try:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def load_ensemble(word: str) -> Scorer:
 
     scorer.score = fails
     return scorer  # type: ignore[no-any-return]
+
+
+def load_late(word: str) -> Scorer:
+    """A model that takes its time to load, and says in the file `word` when it has."""
+    time.sleep(4)
+    Path(word).write_text(str(time.time()))
+    return Fussy(0.05)
 
 
 def load_broken(word: str) -> Scorer:
@@ -554,6 +562,39 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> N
     with pytest.raises(ConfigError, match="nowhere is not a checkpoint folder") as caught:
         start(config_with(f"serve.port={port}"), Made(load_broken, "nowhere"))
     assert "\n" not in str(caught.value)
+
+
+def test_an_endpoint_is_healthy_only_when_it_can_score_and_then_however_busy_it_is(
+    url: str, port: int, tmp_path: Path
+) -> None:
+    """Until then /health and /docs are no 2xx and no 4xx: public clients wait for one or the other."""
+    stop()
+    loaded = tmp_path / "loaded"
+    probes: dict[str, list[tuple[float, int]]] = {"/health": [], "/docs": []}
+    with ThreadPoolExecutor(24) as pool:
+        started = pool.submit(start, config_with(f"serve.port={port}"), Made(load_late, str(loaded)))
+        while not started.done():
+            for route, answers in probes.items():
+                with suppress(httpx.TransportError):
+                    status = httpx.get(url + route, timeout=10).status_code
+                    answers.append((time.time(), status))
+            time.sleep(0.1)
+        started.result()
+        with httpx.Client(base_url=url, headers=AUTH, timeout=60) as http:
+            busy = [pool.submit(post_frames, http, npy(frames_of(3))) for _ in range(64)]
+            slowest_s = max(_seconds_of_health(url) for _ in range(10))
+            assert {request.result().status_code for request in busy} == {200}
+    for route, answers in probes.items():
+        early = [status for at, status in answers if at < float(loaded.read_text())]
+        assert set(early) <= {503}, f"{route} answered {early} while the model loaded"
+        assert httpx.get(url + route).status_code == 200
+    assert slowest_s < 5  # 2 s is what one client waits, on a machine that runs nothing else
+
+
+def _seconds_of_health(url: str) -> float:
+    started_s = time.monotonic()
+    assert httpx.get(f"{url}/health", timeout=30).json()["status"] == "healthy"
+    return time.monotonic() - started_s
 
 
 def test_a_taken_port_is_one_sentence(ray_local: None) -> None:

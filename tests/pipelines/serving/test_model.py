@@ -80,19 +80,32 @@ def test_batches_and_the_clip_that_must_work_are_scored_in_one_thread() -> None:
     assert len(scorer.threads) == 1 + 1 + 3 + 1 and len(set(scorer.threads[1:])) == 1
 
 
-def test_a_batch_of_both_kinds_is_answered_in_its_order() -> None:
+def test_a_batch_of_all_kinds_is_answered_in_its_order() -> None:
     """The model scores first and compares then, in any order of the requests; each request gets its own answer."""
 
     class Lengths(Clock):
+        def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            return [ClipScore(np.zeros(len(clip)), np.full(len(clip), len(clip))) for clip in clips]
+
         def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
             return np.array([len(a) / (len(a) + len(b)) for a, b in pairs], dtype=np.float32)
 
     model = Model(Made(lambda word: Lengths()), ServeConfig())
     one, two, three = (Clip(np.zeros((n, 8, 8, 3), np.uint8), "task") for n in (1, 2, 3))
-    requests = [CompareRequest(one, three), ScoreRequest(two), CompareRequest(three, one), ScoreRequest(three)]
-    values = [outcome.value for outcome in model._thread.submit(model._answer, requests).result()]
-    assert [values[0], values[2]] == [0.25, 0.75]
-    assert [len(score.progress) for score in values if isinstance(score, ClipScore)] == [2, 3]
+    requests = [
+        ScoreRequest(three, prefixes=True),
+        CompareRequest(one, three),
+        ScoreRequest(two),
+        CompareRequest(three, one),
+        ScoreRequest(three),
+    ]
+    outcomes = model._thread.submit(model._answer, requests).result()
+    values = [outcome.value for outcome in outcomes]
+    assert [values[1], values[3]] == [0.25, 0.75]
+    # Each frame of a whole clip is scored from all its frames, each of the first clip from those up to it.
+    assert [v.success.tolist() for v in values if isinstance(v, ClipScore)] == [[1, 2, 3], [2, 2], [3, 3, 3]]
+    assert [outcome.first for outcome in outcomes] == [True, *[False] * 4]
+    assert {outcome.batch_size for outcome in outcomes} == {5}
 
 
 @pytest.mark.parametrize("answer", [np.nan, np.inf, -np.inf])
