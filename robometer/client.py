@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,9 +74,18 @@ class RemoteScorer:
         """See `Scorer.compare`. Sends one request per pair, several at a time."""
         return np.array(_concurrently(self._compare, pairs), dtype=np.float32)
 
-    def score_video(self, video: Source, task: str) -> ClipScore:
-        """Score a video, given as a file or its content. The endpoint makes its frames (see `info.frames`)."""
-        return _clip_score(self._post("/v1/score", task, {"video": _content(video)}))
+    def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `robometer.scoring.score_prefixes`. Sends one request per clip, several at a time."""
+        return _concurrently(lambda clip: self._score(clip, mode="prefix"), clips)
+
+    def score_video(self, video: Source, task: str, **options: float | str) -> ClipScore:
+        """Score a video, given as a file or its content. The endpoint makes its frames (see `info.frames`).
+
+        Args:
+            options: `start_frame` and `end_frame`, or `start_s` and `end_s`: the part to score, without its end;
+                `max_frames`: most frames to take of it; `mode="prefix"`: each frame from those up to it.
+        """
+        return _clip_score(self._post("/v1/score", task, {"video": _content(video)}, options))
 
     def compare_videos(self, a: Source, b: Source, task: str) -> float:
         """P(the first video did better), for two files or their contents."""
@@ -97,15 +106,17 @@ class RemoteScorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _score(self, clip: Clip) -> ClipScore:
-        return _clip_score(self._post("/v1/score", clip.task, {"frames": _npy(clip.frames)}))
+    def _score(self, clip: Clip, **options: float | str) -> ClipScore:
+        return _clip_score(self._post("/v1/score", clip.task, {"frames": _npy(clip.frames)}, options))
 
     def _compare(self, pair: tuple[Clip, Clip]) -> float:
         a, b = pair
         answer = self._post("/v1/compare", a.task, {"frames_a": _npy(a.frames), "frames_b": _npy(b.frames)})
         return float(answer["probability_a_better"])
 
-    def _post(self, route: str, task: str, parts: dict[str, bytes]) -> dict[str, Any]:
+    def _post(
+        self, route: str, task: str, parts: dict[str, bytes], options: Mapping[str, float | str] | None = None
+    ) -> dict[str, Any]:
         size_bytes = sum(map(len, parts.values()))
         if size_bytes > self.limits["max_upload_bytes"]:
             # Checked here, as the endpoint would close the connection while the body is still being sent.
@@ -114,7 +125,7 @@ class RemoteScorer:
                 "send fewer or smaller frames"
             )
         files = {name: (name, content, "application/octet-stream") for name, content in parts.items()}
-        return self._request("POST", route, data={"task": task}, files=files)
+        return self._request("POST", route, data={"task": task, **(options or {})}, files=files)
 
     def _request(self, method: str, route: str, **body: Any) -> dict[str, Any]:
         retrying = Retrying(

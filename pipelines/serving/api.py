@@ -138,12 +138,16 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
 def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRouter:
     router = APIRouter(responses=_POST_ERRORS)
 
-    @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",)))
+    @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",), options=True))
     async def score(request: Request) -> ScoreAnswer:
-        """Upload a video or frames and the task; the reward is the progress at the last frame."""
+        """Upload a video or frames and the task; the reward is the progress at the last frame.
+
+        A part of it is scored with `start_frame` and `end_frame`, or `start_s` and `end_s`. With `mode` prefix, each
+        frame is scored from itself and the frames before it, as a policy sees it.
+        """
         with ExitStack() as frames_in_memory:
-            [upload] = await read_clips(request, ("",), decoders, frames_in_memory)
-            outcome = checked(await backend.run(ScoreRequest(upload.clip)), metrics)
+            [upload], options = await read_clips(request, ("",), decoders, frames_in_memory, optional=True)
+            outcome = checked(await backend.run(ScoreRequest(upload.clip, options.prefixes)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()
         return ScoreAnswer(
@@ -153,6 +157,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
             num_frames=len(progress),
             frame_index=upload.frame_index,
             fps=upload.fps,
+            mode="prefix" if options.prefixes else "whole",
             progress=progress,
             success=value.success.tolist(),
             reward=progress[-1],
@@ -162,7 +167,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
     async def compare(request: Request) -> CompareAnswer:
         """Upload two videos (or frames) of one task."""
         with ExitStack() as frames_in_memory:
-            a, b = await read_clips(request, ("_a", "_b"), decoders, frames_in_memory)
+            (a, b), _ = await read_clips(request, ("_a", "_b"), decoders, frames_in_memory)
             outcome = checked(await backend.run(CompareRequest(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(
@@ -176,8 +181,8 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
     return router
 
 
-def _body(suffixes: tuple[str, ...]) -> dict[str, object]:
-    return {"requestBody": request_body(suffixes)}
+def _body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, object]:
+    return {"requestBody": request_body(suffixes, options)}
 
 
 def _ref(name: str) -> ModelRef:

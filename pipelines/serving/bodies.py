@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from pipelines.serving.decoding import Decoders
+from pipelines.serving.decoding import Decoders, cut_frames
 from pipelines.serving.errors import ApiError
 from pipelines.serving.multipart import FormPart, check_charset, parse_form, split_header
+from pipelines.serving.options import OPTIONS, ScoreOptions, read_options
 from pipelines.serving.text import checked_task, parse_json
 from robometer.scoring import Clip
 
@@ -31,22 +32,24 @@ class UploadedClip:
 
 
 async def read_clips(
-    request: Request, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack
-) -> list[UploadedClip]:
+    request: Request, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: bool = False
+) -> tuple[list[UploadedClip], ScoreOptions]:
     """Read one clip for each suffix, from fields `video{suffix}` or `frames{suffix}`, or JSON `frames_base64{suffix}`.
 
     Args:
         frames_in_memory: close it when the frames are not needed any more.
+        optional: whether the route takes `OPTIONS` too.
 
     Raises:
         ApiError: 400, 413, 415, 422 or 503.
     """
     kind, parameters = content_type(request)
+    options = OPTIONS if optional else ()
     if kind == "application/json":
-        return await _from_json(await request.body(), suffixes, decoders, frames_in_memory)
+        return await _from_json(await request.body(), suffixes, decoders, frames_in_memory, options)
     if kind == "multipart/form-data":
         boundary = parameters.get("boundary", "")
-        return await _from_form(await request.body(), boundary, suffixes, decoders, frames_in_memory)
+        return await _from_form(await request.body(), boundary, suffixes, decoders, frames_in_memory, options)
     raise ApiError(415, f"Content type {kind[:80]!r} is not supported. Send multipart/form-data or application/json.")
 
 
@@ -64,11 +67,17 @@ def content_type(request: Request) -> tuple[str, dict[str, str]]:
 
 
 async def _from_form(
-    body: bytes, boundary: str, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack
-) -> list[UploadedClip]:
-    names = ["task", *(f"{name}{suffix}" for suffix in suffixes for name in ("video", "frames"))]
+    body: bytes,
+    boundary: str,
+    suffixes: Sequence[str],
+    decoders: Decoders,
+    frames_in_memory: ExitStack,
+    optional: Sequence[str],
+) -> tuple[list[UploadedClip], ScoreOptions]:
+    names = ["task", *(f"{name}{suffix}" for suffix in suffixes for name in ("video", "frames")), *optional]
     parts = await asyncio.to_thread(parse_form, body, boundary, names)
-    task = checked_task(_text(parts.get("task")))
+    task = checked_task(_text(parts, "task"))
+    options = read_options({name: _text(parts, name) for name in optional if name in parts})
     clips = []
     for suffix in suffixes:
         kinds = [name for name in ("video", "frames") if f"{name}{suffix}" in parts]
@@ -77,37 +86,41 @@ async def _from_form(
         field = f"{kinds[0]}{suffix}"
         if parts[field].filename is None:
             raise ApiError(422, f"Field '{field}' must be a file part with a filename.")
-        decode = decoders.video if kinds == ["video"] else decoders.npy
-        decoded = await decode(parts[field].data, field)
+        if kinds == ["video"]:
+            decoded = await decoders.video(parts[field].data, field, options.cut)
+        else:
+            decoded = cut_frames(await decoders.npy(parts[field].data, field), options.cut, field)
         frames_in_memory.enter_context(decoders.counted(decoded.frames))
         clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
-    return clips
+    return clips, options
 
 
 async def _from_json(
-    body: bytes, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack
-) -> list[UploadedClip]:
+    body: bytes, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: Sequence[str]
+) -> tuple[list[UploadedClip], ScoreOptions]:
     names = [f"frames_base64{suffix}" for suffix in suffixes]
     max_items = len(names) * decoders.limits.max_source_frames
     [value] = await asyncio.to_thread(parse_json, [body], max_items, f"a task and {max_items} images need")
     if not isinstance(value, dict):
         raise ApiError(422, "The JSON body must be an object with the keys 'task' and 'frames_base64'.")
-    unknown = next((name for name in value if name not in ("task", *names)), None)
+    unknown = next((name for name in value if name not in ("task", *names, *optional)), None)
     if unknown is not None:
         raise ApiError(422, f"Unknown field {unknown[:80]!r}. This route takes task, {', '.join(names)}.")
     task = checked_task(value.get("task"))
+    options = read_options({option: value[option] for option in optional if option in value})
     clips = []
     for name in names:
-        decoded = await decoders.images(value.get(name), name)
+        decoded = cut_frames(await decoders.images(value.get(name), name), options.cut, name)
         frames_in_memory.enter_context(decoders.counted(decoded.frames))
         clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
-    return clips
+    return clips, options
 
 
-def _text(part: FormPart | None) -> str | None:
+def _text(parts: Mapping[str, FormPart], name: str) -> str | None:
+    part = parts.get(name)
     if part is None or part.filename is not None:
         return None
     try:
         return part.data.decode()
     except UnicodeDecodeError:
-        raise ApiError(422, "Field 'task' is not UTF-8.") from None
+        raise ApiError(422, f"Field '{name}' is not UTF-8.") from None

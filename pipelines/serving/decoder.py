@@ -18,7 +18,7 @@ import resource
 import struct
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, BinaryIO
 
@@ -31,7 +31,18 @@ from pipelines.serving.images import read_images
 from pipelines.serving.sealing import end_with_parent, forbid_children, seal
 from pipelines.serving.signatures import check_signature
 from robometer.frames import FrameSettings, read_frames
-from robometer.frames.video import Video, VideoError, VideoInfo, VideoLimits, VideoTooLargeError, first_line, probe
+from robometer.frames.recording import VideoFile
+from robometer.frames.timeline import frames_at
+from robometer.frames.video import (
+    OutsideError,
+    Video,
+    VideoError,
+    VideoInfo,
+    VideoLimits,
+    VideoTooLargeError,
+    first_line,
+    probe,
+)
 
 LENGTH = struct.Struct("<I")
 STATUS = struct.Struct("<i")
@@ -51,6 +62,8 @@ class DecodeJob:
         limits: `VideoLimits`; those of frames and pixels hold for images too.
         max_bytes: limit of the decoded frames.
         cpu_s: limit of CPU time in seconds.
+        start, end: the part of a video to decode; None is its end.
+        in_seconds: whether these are seconds; otherwise they are numbers of frames.
     """
 
     sizes: list[int]
@@ -59,6 +72,9 @@ class DecodeJob:
     limits: dict[str, int]
     max_bytes: int
     cpu_s: int
+    start: float = 0
+    end: float | None = None
+    in_seconds: bool = False
 
     def to_line(self) -> bytes:
         """One line of JSON."""
@@ -98,6 +114,7 @@ def _warm_up() -> None:
         frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    np.unique([0, 1])  # of the timelines of codecs that every build can decode and not every one can write
     for image, kind in zip(images, ("PNG", "JPEG"), strict=True):
         Image.new("RGB", (16, 16)).save(image, kind)
     limits = asdict(VideoLimits())
@@ -134,6 +151,8 @@ def _answer(job: DecodeJob, upload: bytes) -> tuple[dict[str, Any], bytes | memo
         video = _frames(job, upload)
     except VideoTooLargeError as error:
         return {"status": 413, "error": str(error)}, b""
+    except OutsideError as error:
+        return {"status": 422, "error": str(error)}, b""
     except VideoError as error:
         if _lacks_memory(error.__cause__):
             return _NO_MEMORY, b""
@@ -163,11 +182,24 @@ def _frames(job: DecodeJob, upload: bytes) -> Video:
         return Video(frames, np.arange(len(frames)), 0.0, len(frames))
     settings = FrameSettings(**job.settings)
     check_signature(upload)
-    _check(probe(upload, limits), settings, limits, job.max_bytes)
-    video = read_frames(upload, settings, limits)
+    info = probe(upload, limits)
+    _check(info, settings, limits, job.max_bytes)
+    first, end = _cut(job, upload, info)
+    video = read_frames(VideoFile(upload, first, end and end - first), settings, limits)
+    video = replace(video, frame_index=video.frame_index + first)
     if video.frames.nbytes > job.max_bytes:
         raise VideoTooLargeError(f"it decodes to {video.frames.nbytes} bytes, more than {job.max_bytes}")
     return video
+
+
+def _cut(job: DecodeJob, upload: bytes, info: VideoInfo) -> tuple[int, int | None]:
+    """The first frame of the part to decode and the one after its last; None: to the end."""
+    if not job.in_seconds:
+        return int(job.start), None if job.end is None else int(job.end)
+    if job.end is None:
+        return frames_at(upload, [job.start], info.fps)[0], None
+    first, end = frames_at(upload, [job.start, job.end], info.fps)
+    return first, max(end, first + 1)
 
 
 def _check(info: VideoInfo, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,16 @@ from pipelines.serving.child import Answer, Call, Child, DeathError
 from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.npy import HEAD_BYTES, read_npy, read_npy_header
-from robometer.frames.video import VideoLimits
+from pipelines.serving.options import Cut
+from robometer.frames.video import VideoLimits, thin_positions
 
 logger = logging.getLogger(__name__)
 
 DECODERS = 4
 """Uploads that one ingress replica decodes at a time; more wait."""
+
+
+_WHOLE = Cut()
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,19 @@ class Decoders:
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._of_thread = threading.local()
 
-    async def video(self, data: bytes, field: str) -> Decoded:
-        """Frames of an uploaded video, as a model sees them.
+    async def video(self, data: bytes, field: str, cut: Cut = _WHOLE) -> Decoded:
+        """Frames of a part of an uploaded video, as a model sees them.
 
         Raises:
             ApiError: 415 where it cannot be decoded, 413 where it exceeds the limits or takes too long, 422 where it
-                is empty, 503 where the machine killed the decoder.
+                is empty or lacks the part, 503 where the machine killed the decoder.
         """
         if not data:
             raise ApiError(422, f"Field '{field}' is empty.")
-        return await self._run(field, self._job([len(data)], images=False), [data])
+        job = self._job([len(data)], images=False)
+        settings = job.settings | ({"max_frames": cut.max_frames} if cut.max_frames else {})
+        job = replace(job, settings=settings, start=cut.start, end=cut.end, in_seconds=cut.in_seconds)
+        return await self._run(field, job, [data])
 
     async def images(self, items: Any, field: str) -> Decoded:
         """Frames of a list of base64 JPEG or PNG images, all of one size.
@@ -176,6 +183,25 @@ def check_source(num_frames: int, pixels: int, field: str, limits: Limits) -> No
         raise ApiError(413, f"Field '{field}' has {num_frames} frames; the limit is {limits.max_source_frames}.")
     if pixels > limits.max_source_pixels:
         raise ApiError(413, f"Field '{field}' has frames of {pixels} pixels; the limit is {limits.max_source_pixels}.")
+
+
+def cut_frames(decoded: Decoded, cut: Cut, field: str) -> Decoded:
+    """A part of frames that were sent as frames.
+
+    Raises:
+        ApiError: 422, there is no such part, or it is named in seconds.
+    """
+    if cut == _WHOLE:
+        return decoded
+    if cut.in_seconds:
+        raise ApiError(422, f"Field '{field}' has no times. Give the part to score as start_frame and end_frame.")
+    total, first = len(decoded.frames), int(cut.start)
+    end = total if cut.end is None else int(cut.end)
+    if first >= total or end > total:
+        part = f"{first} to {'the end' if cut.end is None else end}"
+        raise ApiError(422, f"Field '{field}' has {total} frames, so it does not hold frames {part}.")
+    positions = first + thin_positions(end - first, cut.max_frames or end - first)
+    return Decoded(decoded.frames[positions], [int(i) for i in positions], decoded.fps)
 
 
 def _refusal(field: str, answer: Answer) -> Exception:

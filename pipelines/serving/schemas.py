@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.serving.backend import MAX_TASK_CHARS
+from pipelines.serving.options import MODES
 
 
 class ModelRef(BaseModel):
@@ -35,6 +36,7 @@ class ScoreAnswer(BaseModel):
     num_frames: int = Field(description="T, the number of scored frames", examples=[3])
     frame_index: list[int] = Field(description="[T], position of each frame in the source", examples=[[0, 12, 24]])
     fps: float | None = Field(description="frames per second of the source, where it is known", examples=[10.0])
+    mode: str = Field(description="whole, or prefix: each frame from those up to it", examples=["whole"])
     progress: list[float] = Field(description="[T], in [0, 1]", examples=[[0.04, 0.51, 0.93]])
     success: list[float] = Field(description="[T], probability that the task is done", examples=[[0.0, 0.11, 0.88]])
     reward: float = Field(description="progress at the last frame", examples=[0.93])
@@ -138,8 +140,18 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": _ERRORS[status]} for status in statuses}
 
 
-def request_body(suffixes: tuple[str, ...]) -> dict[str, Any]:
-    """OpenAPI `requestBody` of a route whose clips are named by `suffixes`."""
+_OPTIONS: dict[str, Any] = {
+    "mode": {"type": "string", "enum": list(MODES), "description": "prefix: each frame from those up to it"},
+    "start_frame": {"type": "integer", "minimum": 0, "description": "the first frame of the part to score"},
+    "end_frame": {"type": "integer", "minimum": 1, "description": "the frame after its last"},
+    "start_s": {"type": "number", "minimum": 0, "description": "of a video: its start in seconds"},
+    "end_s": {"type": "number", "minimum": 0, "description": "of a video: its end in seconds"},
+    "max_frames": {"type": "integer", "minimum": 2, "description": "most frames to take of it, evenly spread"},
+}
+
+
+def request_body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, Any]:
+    """OpenAPI `requestBody` of a route whose clips are named by `suffixes`; `options`: it takes `OPTIONS` too."""
     task = {
         "type": "string",
         "description": "the instruction, in words",
@@ -155,6 +167,9 @@ def request_body(suffixes: tuple[str, ...]) -> dict[str, Any]:
         form[f"video{suffix}"] = binary | {"description": "a video file (mp4); this or frames"}
         form[f"frames{suffix}"] = binary | {"description": "a .npy file of uint8 [T, H, W, 3] RGB; this or video"}
         body[f"frames_base64{suffix}"] = images | {"description": "JPEG or PNG images of one size, base64"}
+    required = list(body)
+    if options:
+        form, body = form | _OPTIONS, body | _OPTIONS
     one_of_both = [{"oneOf": [{"required": [f"{name}{s}"]} for name in ("video", "frames")]} for s in suffixes]
     objects = {"type": "object", "additionalProperties": False}
     return {
@@ -163,7 +178,7 @@ def request_body(suffixes: tuple[str, ...]) -> dict[str, Any]:
             "multipart/form-data": {
                 "schema": objects | {"required": ["task"], "properties": form, "allOf": one_of_both}
             },
-            "application/json": {"schema": objects | {"required": list(body), "properties": body}},
+            "application/json": {"schema": objects | {"required": required, "properties": body}},
         },
     }
 

@@ -12,7 +12,7 @@ from pipelines.serving.errors import ApiError
 
 _CHUNK_BYTES = 1 << 20
 _ASCII = bytes(range(128))
-_MAX_DIGITS = 9
+_MAX_DIGITS, _MAX_CHARS = 9, 32
 
 
 def parse_json(texts: Sequence[bytes], max_items: int, contents: str, nan: bool = False) -> list[Any]:
@@ -20,7 +20,8 @@ def parse_json(texts: Sequence[bytes], max_items: int, contents: str, nan: bool 
 
     A valid request has about one mark ([ { : ,) for each of `max_items`; only instructions may hold more, and only they
     may hold letters that are not ASCII. The same goes for escapes, except that some writers escape each slash of
-    base64. Whole numbers of up to 9 digits are read; other numbers become None, so that none takes long to convert.
+    base64. Whole numbers of up to 9 digits and others of up to 32 characters are read; longer ones become None, as
+    they take long to convert.
 
     Args:
         contents: what the items are, for the error.
@@ -52,7 +53,7 @@ def _parsed(text: bytes, nan: bool) -> Any:
             text.decode(),
             object_pairs_hook=_without_doubles,
             parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else None,
-            parse_float=lambda digits: None,
+            parse_float=lambda digits: float(digits) if len(digits) <= _MAX_CHARS else None,
             parse_constant=(lambda name: None) if nan else _refuse_constant,
         )
     except UnicodeDecodeError:

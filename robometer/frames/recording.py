@@ -18,6 +18,7 @@ from robometer.frames.video import (
     DEPTH,
     Budget,
     DepthError,
+    OutsideError,
     Pick,
     Source,
     Video,
@@ -97,9 +98,9 @@ class VideoFile:
                 f"{self.count} at {self.fps:g} per second: it is unclear which frames these are"
             )
 
-    def _not_there(self, total: int) -> VideoError:
+    def _not_there(self, total: int) -> OutsideError:
         end = "the end" if self.count is None else self.first + self.count
-        return VideoError(f"the video has {total} frames, so it does not hold frames {self.first} to {end}")
+        return OutsideError(f"the video has {total} frames, so it does not hold frames {self.first} to {end}")
 
     def _decode(
         self, index: np.ndarray, short_edge: int | None, limits: VideoLimits, stop: int | None

@@ -43,6 +43,10 @@ class VideoTooLargeError(VideoError):
     """A video or image that is beyond `VideoLimits`."""
 
 
+class OutsideError(VideoError):
+    """Frames that the video does not have were asked for."""
+
+
 class DepthError(VideoError):
     """A recording of distances, not of colours."""
 

@@ -67,12 +67,18 @@ def test_the_example_of_the_public_protocol_gets_a_value_for_each_frame(capsys: 
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_curl_example_answers_the_progress_of_a_video(expected: ClipScore) -> None:
-    (command,) = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
+def test_the_curl_examples_answer_the_progress_of_a_video_and_of_a_part(expected: ClipScore) -> None:
+    whole, part = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
     with endpoint(FrameDifference()) as url:
-        line = command.replace("curl", "curl -s", 1).replace("http://127.0.0.1:8000", url)
-        answer = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout
-    np.testing.assert_array_equal(np.float32(json.loads(answer)["progress"]), expected.progress)
+        answers = [
+            json.loads(subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout)
+            for line in (
+                command.replace("curl", "curl -s", 1).replace("http://127.0.0.1:8000", url) for command in (whole, part)
+            )
+        ]
+    np.testing.assert_array_equal(np.float32(answers[0]["progress"]), expected.progress)
+    assert answers[1]["mode"] == "prefix"
+    assert answers[1]["frame_index"] == [i for i in answers[0]["frame_index"] if 0.2 <= i / answers[0]["fps"] < 1.0]
 
 
 def test_the_example_of_an_own_format_runs_by_its_command(tmp_path: Path) -> None:
