@@ -19,7 +19,7 @@ from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.outcomes import checked
-from pipelines.serving.samples import SampleReader, SampleRequest
+from pipelines.serving.samples import SampleReader, SampleRequest, clips_of
 from pipelines.serving.schemas import (
     EvaluationAnswer,
     GpuAnswer,
@@ -73,7 +73,7 @@ def sample_routes(
         return SampleReader(limits, (await backend.info()).image_encoder)
 
     async def answer(request: SampleRequest) -> EvaluationAnswer:
-        clips = [clip for sample in request.samples for clip in ([sample] if isinstance(sample, Clip) else sample)]
+        clips = [clip for sample in request.samples for clip in clips_of(sample)]
         with decoders.counted(*(clip.frames for clip in clips)):
             outcomes = await _run(_requests(request), gate, backend, metrics)
         return _answer(request, outcomes)

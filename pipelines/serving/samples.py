@@ -35,6 +35,11 @@ _TRAJECTORIES = {"progress": ("trajectory",), "preference": ("chosen_trajectory"
 _SAMPLE = re.compile(r"sample_([0-9]{1,6})")
 
 
+def clips_of(sample: Sample) -> tuple[Clip, ...]:
+    """The clips of a sample, one or two."""
+    return (sample,) if isinstance(sample, Clip) else sample
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """The samples of one request; with `use_frame_steps` each frame is scored from the frames up to it."""
@@ -89,7 +94,17 @@ class SampleReader:
             raise ApiError(422, "The request has no samples. Send at least one: sample_0, or an item of 'samples'.")
         if flag is None:
             raise ApiError(422, "Field 'use_frame_steps' must be true or false.")
-        samples = [self._sample(value, f"sample_{i}", parts) for i, value in enumerate(values)]
+        samples, size_bytes = list[Sample](), 0
+        for i, value in enumerate(values):
+            sample = self._sample(value, f"sample_{i}", parts)
+            samples.append(sample)
+            # Any number of samples may refer to one part.
+            size_bytes += sum(
+                array.nbytes for clip in clips_of(sample) for array in (clip.frames, *clip.features.values())
+            )
+            if size_bytes > self.limits.max_upload_bytes:
+                limit = self.limits.max_upload_bytes
+                raise ApiError(413, f"The frames of the samples are more than {limit} bytes. Send fewer samples.")
         return SampleRequest(samples, flag)
 
     def _sample(self, value: Any, field: str, parts: Mapping[str, FormPart]) -> Sample:

@@ -63,7 +63,7 @@ class Rewind(RewardHeads):
         if standardise:
             self.register_buffer("feature_mean", torch.zeros(image_dim))
             self.register_buffer("feature_std", torch.ones(image_dim))
-        self.attention = attention
+        self.image_dim, self.attention = image_dim, attention
         self.max_len = max_len
         self.window = window
         self.tokens_per_frame = 2 if per_frame_progress_token else 1
@@ -169,7 +169,7 @@ class RewindEnsemble(nn.Module):
 
     def __init__(self, members: Sequence[Rewind]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.image_dim = nn.ModuleList(members), members[0].image_dim
 
     def forward(self, batch: Batch) -> RewardOutput:
         """As `Rewind.forward`, with its errors."""

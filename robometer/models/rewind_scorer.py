@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.errors import InputError
 from robometer.frames.video import thin_positions
 from robometer.models.collate import collate_targets
 from robometer.models.encoders import STORED, ImageEncoder, TextEncoder, image_encoder, text_encoder
@@ -61,6 +63,9 @@ class RewindCollator:
         return torch.from_numpy(values)
 
 
+MAX_TASKS = 10_000
+"""Tasks beside those of the corpus whose embeddings a scorer keeps: an endpoint is asked about any number of them."""
+
 STATISTICS_ROWS = 512
 MIN_STD = 1e-3
 
@@ -106,6 +111,7 @@ class RewindScorer(OneAtATime):
         self._text_name, self._device = config.embed.text_encoder, device
         self._max_frames = config.sampling.max_frames
         self._model = model.to(device).eval()
+        self._known_tasks = len(texts or {})
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
 
     @one_at_a_time
@@ -150,9 +156,14 @@ class RewindScorer(OneAtATime):
 
     def _features(self, clip: Clip, positions: np.ndarray) -> Tensor:
         stored = clip.features.get(self._image_encoder)
-        if stored is None:  # noqa: SIM108
+        if stored is None:
             features = self._images.encode(clip.frames[positions]).astype(STORED)  # as a corpus would store them
         else:
+            if stored.shape[-1] != self._model.image_dim:
+                raise InputError(
+                    f"the embeddings have {stored.shape[-1]} numbers for each frame, but the model reads the "
+                    f"{self._model.image_dim} of {self._image_encoder}"
+                )
             features = stored[positions]
         return torch.from_numpy(np.asarray(features, dtype=np.float32))
 
@@ -160,7 +171,11 @@ class RewindScorer(OneAtATime):
         new = sorted(set(tasks) - self._task_cache.keys())
         if new:
             self._task_cache.update(zip(new, torch.from_numpy(self._texts.encode(new)), strict=True))
-        return torch.stack([self._task_cache[task] for task in tasks])
+        embeddings = torch.stack([self._task_cache[task] for task in tasks])
+        surplus = max(len(self._task_cache) - self._known_tasks - MAX_TASKS, 0)
+        for task in list(islice(self._task_cache, self._known_tasks, self._known_tasks + surplus)):
+            del self._task_cache[task]  # the oldest first
+        return embeddings
 
     @torch.inference_mode()
     def _forward(self, tasks: Sequence[str], a: list[Tensor], b: list[Tensor]) -> Any:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from robometer.configs import load
+from robometer.errors import InputError
+from robometer.models import rewind_scorer
 from robometer.models.collate import collate_targets
 from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind, RewindEnsemble, member_of
 from robometer.models.rewind_scorer import RewindScorer, clip_inputs
@@ -176,6 +178,33 @@ def test_a_scorer_reads_known_features_at_the_frames_that_it_shows() -> None:
     other = clip.take([1, 3, 0])
     pairs = scorer.compare([(clip, other), (clip.take([0, 2, 4]), other), (clip.take([0, 1, 2]), other)])
     assert pairs[0] == pytest.approx(pairs[1], abs=1e-6) and abs(pairs[0] - pairs[2]) > 1e-5
+
+
+def test_embeddings_of_another_encoder_are_the_fault_of_the_input() -> None:
+    config = load(["embed.image_encoder=stored"])
+    texts = {"t": np.ones(5, dtype=np.float32)}
+    for model in (_model("causal"), RewindEnsemble([_model("causal"), _model("causal")])):
+        scorer = RewindScorer(model, config, texts=texts)
+        other = Clip(np.zeros((2, 8, 8, 3), dtype=np.uint8), "t", {"stored": _random(2, 7).numpy()})
+        for ask in (lambda: scorer.score([other]), lambda: scorer.compare([(other, other)])):  # noqa: B023
+            with pytest.raises(InputError, match="have 7 numbers for each frame, but the model reads the 6 of stored"):
+                ask()
+
+
+def test_a_scorer_keeps_the_tasks_of_its_corpus_and_the_last_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tasks an endpoint is asked about, its memory does not grow, and no answer changes."""
+    monkeypatch.setattr(rewind_scorer, "MAX_TASKS", 3)
+    config = load(["embed.image_encoder=stored", "embed.text_encoder=random_text"])
+    model = Rewind(6, 32, hidden_dim=16, num_layers=1, num_heads=2, max_len=8, bins=10).eval()
+    scorer = RewindScorer(model, config, texts={"of the corpus": np.ones(32, dtype=np.float32)})
+    features = {"stored": _random(2, 6).numpy()}
+    clips = [Clip(np.zeros((2, 8, 8, 3), dtype=np.uint8), f"task {i}", features) for i in range(8)]
+    first = [score.progress.tolist() for score in scorer.score(clips)]
+    assert list(scorer._task_cache) == ["of the corpus", "task 5", "task 6", "task 7"]
+    again = [scorer.score([clip])[0].progress.tolist() for clip in clips]
+    assert next(iter(scorer._task_cache)) == "of the corpus" and len(scorer._task_cache) == 4
+    np.testing.assert_allclose(again, first, atol=1e-6)
+    assert len(np.unique(np.round(first, 6))) > 8, "the tasks do not matter"
 
 
 @pytest.mark.parametrize("tokens", [True, False])

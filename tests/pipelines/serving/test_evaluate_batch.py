@@ -345,6 +345,20 @@ def test_damaged_arrays_and_json(url: str) -> None:
     refused(httpx.post(f"{url}/evaluate_batch_npy", json={}), 415, "/evaluate_batch")
 
 
+def test_many_samples_may_not_multiply_one_array() -> None:
+    """20 references to a part of 240,000 bytes are 4.8 MB of frames, in a body of 0.24 MB."""
+    with endpoint(Brightness(), ["serve.max_upload_bytes=1000000"]) as url:
+        fields, files = trajectory(0, np.zeros((1, 200, 400, 3), np.uint8))
+        few, many = ([*files, *(sample(i, fields) for i in range(count))] for count in (4, 20))
+        assert progress(post(url, few)) == rows([0], [0], [0], [0])
+        refused(post(url, many), 413, "more than 1000000 bytes", "fewer samples")
+        embedded = {"video_embeddings": {"__numpy_file__": "e"}, "task": "x"}
+        files = [("e", npy(np.zeros((100, 500), np.float32)), "e.npy", None)]
+        refused(post(url, [*files, *(sample(i, embedded) for i in range(6))]), 413, "more than 1000000 bytes")
+        grey, files = trajectory(0, np.zeros((1, 900, 900, 1), np.uint8))  # three times as large in colour
+        refused(post(url, [sample(0, grey), *files]), 413, "more than 1000000 bytes")
+
+
 def test_a_failure_of_the_model_fails_the_request_and_names_the_sample(url: str) -> None:
     """A partial answer would put values beside the wrong samples."""
     parts: Parts = []
