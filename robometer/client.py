@@ -23,6 +23,9 @@ START_PATIENCE_S = 5.0
 MAX_WAIT_S = 10.0
 """The longest pause between two tries, whatever Retry-After says."""
 
+CONNECT_TIMEOUT_S = 10.0
+"""How long one try waits for a connection."""
+
 CONCURRENCY = 8
 """Requests in flight at a time, which the endpoint joins into batches."""
 
@@ -48,13 +51,15 @@ class RemoteScorer:
         ScoringError: no endpoint answers at `url`, or it refuses the token. All methods raise it if a request fails.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 120.0, patience_s: float = 60.0) -> None:
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 600.0, patience_s: float = 60.0) -> None:
         token = (token or "").strip()  # files end with a line break
         if not token.isprintable():
             raise ScoringError("the token has control characters, which a header cannot carry")
         headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        )
         self._patience_s = min(START_PATIENCE_S, patience_s)
         model = self._request("GET", "/v1/model")
         self._patience_s = patience_s

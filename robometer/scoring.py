@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from threading import RLock
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -20,6 +20,10 @@ from robometer.frames import FrameSettings
 _Self = TypeVar("_Self", bound="OneAtATime")
 _Args = ParamSpec("_Args")
 _Answer = TypeVar("_Answer")
+
+
+PREFIXES_AT_A_TIME = 16
+"""Prefixes of a clip that a scorer is given together."""
 
 
 class MissingAnswer(RobometerError):
@@ -63,6 +67,10 @@ class Clip:
         """The clip with the frames at these positions, in this order (to reverse, rewind or thin it)."""
         index = np.asarray(positions, dtype=np.int64)
         return Clip(self.frames[index], self.task, {name: value[index] for name, value in self.features.items()})
+
+    def up_to(self, end: int) -> Clip:
+        """The first `end` frames, which share memory with this clip."""
+        return Clip(self.frames[:end], self.task, {name: value[:end] for name, value in self.features.items()})
 
     def with_task(self, task: str) -> Clip:
         """The same frames under another instruction."""
@@ -226,8 +234,23 @@ def score_prefixes(scorer: Scorer, clips: Sequence[Clip]) -> list[ClipScore]:
     """Scores of clips as they come in: frame t gets the last score of the clip up to t, as a `Session` gives it."""
     if isinstance(scorer, PrefixScorer):
         return scorer.score_prefixes(clips)
-    prefixes = [scorer.score([clip.take(np.arange(n)) for n in range(1, len(clip) + 1)]) for clip in clips]
-    return [last_of_each(scores) for scores in prefixes]
+    return [each_prefix(scorer, clip) for clip in clips]
+
+
+def each_prefix(scorer: Scorer, clip: Clip) -> ClipScore:
+    """The score of every prefix of a clip, some at a time."""
+    ends = range(1, len(clip) + 1)
+    scores = [
+        _last_alone(score)
+        for first in range(0, len(clip), PREFIXES_AT_A_TIME)
+        for score in scorer.score([clip.up_to(end) for end in ends[first : first + PREFIXES_AT_A_TIME]])
+    ]
+    return last_of_each(scores)
+
+
+def _last_alone(score: ClipScore) -> ClipScore:
+    """A score of the last frame alone: of a long clip, all prefixes together have very many frames."""
+    return replace(score, progress=score.progress[-1:].copy(), success=score.success[-1:].copy())
 
 
 def last_of_each(prefixes: Sequence[ClipScore]) -> ClipScore:

@@ -21,6 +21,7 @@ from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
 from pipelines.serving.guard import Guard, GuardSettings
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.options import check_prefixes
 from pipelines.serving.outcomes import checked
 from pipelines.serving.schemas import (
     CompareAnswer,
@@ -147,6 +148,8 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
         """
         with ExitStack() as frames_in_memory:
             [upload], options = await read_clips(request, ("",), decoders, frames_in_memory, optional=True)
+            if options.prefixes:
+                check_prefixes(len(upload.clip), "frames")
             outcome = checked(await backend.run(ScoreRequest(upload.clip, options.prefixes)), metrics)
         value = cast(ClipScore, outcome.value)
         progress = value.progress.tolist()

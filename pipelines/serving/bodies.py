@@ -105,7 +105,9 @@ async def _from_json(
         raise ApiError(422, "The JSON body must be an object with the keys 'task' and 'frames_base64'.")
     unknown = next((name for name in value if name not in ("task", *names, *optional)), None)
     if unknown is not None:
-        raise ApiError(422, f"Unknown field {unknown[:80]!r}. This route takes task, {', '.join(names)}.")
+        raise ApiError(
+            422, f"Unknown field {unknown[:80]!r}. This route takes {', '.join(['task', *names, *optional])}."
+        )
     task = checked_task(value.get("task"))
     options = read_options({option: value[option] for option in optional if option in value})
     clips = []

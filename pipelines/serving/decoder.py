@@ -183,8 +183,8 @@ def _frames(job: DecodeJob, upload: bytes) -> Video:
     settings = FrameSettings(**job.settings)
     check_signature(upload)
     info = probe(upload, limits)
-    _check(info, settings, limits, job.max_bytes)
     first, end = _cut(job, upload, info)
+    _check(info, info.num_frames - first if end is None else end - first, settings, limits, job.max_bytes)
     video = read_frames(VideoFile(upload, first, end and end - first), settings, limits)
     video = replace(video, frame_index=video.frame_index + first)
     if video.frames.nbytes > job.max_bytes:
@@ -202,14 +202,14 @@ def _cut(job: DecodeJob, upload: bytes, info: VideoInfo) -> tuple[int, int | Non
     return first, max(end, first + 1)
 
 
-def _check(info: VideoInfo, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:
-    """Refuse by what the header says; what it hides shows while frames are decoded."""
+def _check(info: VideoInfo, count: int, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:
+    """Refuse by what the header says of `count` frames; what it hides shows while frames are decoded."""
     total = info.num_frames * info.height * info.width
     if total > limits.max_total_pixels:
         raise VideoTooLargeError(f"its frames have {total} pixels together, more than {limits.max_total_pixels}")
     # Two rows of a million pixels become a thousand times as many when their short edge is scaled up.
     scale = settings.short_edge / min(info.height, info.width) if settings.short_edge else 1.0
-    num_frames = min(info.num_frames, settings.max_frames or info.num_frames)
+    num_frames = min(count, settings.max_frames or count)
     size_bytes = 3 * num_frames * int(info.height * info.width * scale**2)
     if size_bytes > max_bytes:
         raise VideoTooLargeError(f"it decodes to {size_bytes} bytes, more than {max_bytes}")

@@ -66,8 +66,9 @@ def sample_routes(
 ) -> APIRouter:
     """`/evaluate_batch` and `/evaluate_batch_npy`."""
     router = APIRouter(responses=error_responses(400, 401, 408, 413, 415, 422, 500, 503))
-    # Requests of many samples leave room in the model's queue for others.
+    # Requests of many samples leave room in the model's queue for others, and in this gate for each other.
     gate = asyncio.Semaphore(deployed.max_samples_at_once)
+    share = max(1, deployed.max_samples_at_once // 4)
 
     async def reader() -> SampleReader:
         return SampleReader(limits, (await backend.info()).image_encoder)
@@ -75,7 +76,7 @@ def sample_routes(
     async def answer(request: SampleRequest) -> EvaluationAnswer:
         clips = [clip for sample in request.samples for clip in clips_of(sample)]
         with decoders.counted(*(clip.frames for clip in clips)):
-            outcomes = await _run(_requests(request), gate, backend, metrics)
+            outcomes = await _run(_requests(request), gate, share, backend, metrics)
         return _answer(request, outcomes)
 
     @router.post("/evaluate_batch_npy", summary="Samples with .npy parts (public server)", openapi_extra=samples_body())
@@ -107,12 +108,13 @@ def _requests(request: SampleRequest) -> list[ModelRequest]:
 
 
 async def _run(
-    requests: Sequence[ModelRequest], gate: asyncio.Semaphore, backend: Backend, metrics: Metrics
+    requests: Sequence[ModelRequest], gate: asyncio.Semaphore, share: int, backend: Backend, metrics: Metrics
 ) -> list[Outcome]:
-    """The outcomes of all requests, in their order; the first failure ends the others."""
+    """The outcomes of all requests, `share` of them at a time, in their order; the first failure ends the others."""
+    own = asyncio.Semaphore(share)
 
     async def run(position: int, request: ModelRequest) -> Outcome:
-        async with gate:
+        async with own, gate:
             outcome = await backend.run(request)
         error = outcome.error and f"in sample_{position} {outcome.error}"
         return checked(replace(outcome, error=error), metrics)

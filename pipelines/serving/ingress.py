@@ -29,8 +29,12 @@ _NOT_READY = "The model is not loaded yet. Try again in a moment."
 class ServeBackend:
     """The `Backend` that sends requests to the `Model` deployment."""
 
+    _last_answer_s: float
+    _info: ModelInfo | None
+
     def __init__(self, model: DeploymentHandle[Any]) -> None:
-        self._model, self._last_answer_s = model, float("-inf")
+        self._model = model
+        self._forget()
 
     async def run(self, request: ModelRequest) -> Outcome:
         """See `Backend.run`; a request outlives the replica that held it."""
@@ -38,21 +42,30 @@ class ServeBackend:
         return outcome
 
     async def info(self) -> ModelInfo:
-        """See `Backend.info`."""
-        try:
-            return await asyncio.wait_for(self._call("info"), READY_TIMEOUT_S)
-        except TimeoutError:
-            raise unavailable(_NOT_READY) from None
+        """See `Backend.info`. It is asked for once: behind a full queue the answer would come late."""
+        return self._info or await self._ask_info()
 
     async def ready(self) -> None:
         """See `Backend.ready`. A model that answered just now is ready, even if its queue is full."""
         if time.monotonic() - self._last_answer_s > READY_TIMEOUT_S:
-            await self.info()
+            await self._ask_info()
 
     async def healthy(self) -> None:
         """See `Backend.healthy`."""
         if self._last_answer_s == float("-inf"):
-            await self.info()
+            await self._ask_info()
+
+    async def _ask_info(self) -> ModelInfo:
+        try:
+            info: ModelInfo = await asyncio.wait_for(self._call("info"), READY_TIMEOUT_S)
+        except TimeoutError:
+            raise unavailable(_NOT_READY) from None
+        self._info = info
+        return info
+
+    def _forget(self) -> None:
+        """The model has gone, or has not answered yet."""
+        self._last_answer_s, self._info = float("-inf"), None
 
     async def _call(self, method: str, *args: Any) -> Any:
         try:
@@ -60,9 +73,10 @@ class ServeBackend:
         except BackPressureError:
             raise unavailable("The model's queue is full. Try again later.") from None
         except DeploymentUnavailableError:
-            self._last_answer_s = float("-inf")
+            self._forget()
             raise unavailable(_NOT_READY) from None
         except RayActorError:
+            self._forget()
             raise unavailable(f"The model died {ATTEMPTS} times on this request.", 5) from None
         self._last_answer_s = time.monotonic()
         return answer

@@ -13,6 +13,9 @@ OPTIONS = ("mode", "start_frame", "end_frame", "start_s", "end_s", "max_frames")
 
 MODES = ("whole", "prefix")
 
+MAX_PREFIX_FRAMES = 1000
+"""Frames of a clip of which every prefix is scored, at most: the work grows with their square."""
+
 _MAX_DIGITS = 32
 
 
@@ -59,11 +62,22 @@ def read_options(values: Mapping[str, Any]) -> ScoreOptions:
         else (frames.get("start_frame", 0), frames.get("end_frame"))
     )
     if end is not None and end <= start:
-        raise ApiError(422, f"The part to score ends at {end:g}, before or where it starts ({start:g}).")
+        raise ApiError(422, f"The part to score ends at {end}, before or where it starts ({start}).")
     max_frames = _frame(values["max_frames"], "max_frames") if "max_frames" in values else 0
     if "max_frames" in values and max_frames < 2:
         raise ApiError(422, "Field 'max_frames' must be at least 2: the first frame and the last are always kept.")
     return ScoreOptions(mode == "prefix", Cut(start, end, bool(seconds), max_frames))
+
+
+def check_prefixes(num_frames: int, field: str) -> None:
+    """Check the number of frames of a clip of which every prefix is scored.
+
+    Raises:
+        ApiError: 413, there are too many.
+    """
+    if num_frames > MAX_PREFIX_FRAMES:
+        sentence = f"Field '{field}' has {num_frames} frames; with prefixes the limit is {MAX_PREFIX_FRAMES}."
+        raise ApiError(413, f"{sentence} Send fewer.")
 
 
 def _frame(value: Any, name: str) -> int:

@@ -15,7 +15,14 @@ _ASCII = bytes(range(128))
 _MAX_DIGITS, _MAX_CHARS = 9, 32
 
 
-def parse_json(texts: Sequence[bytes], max_items: int, contents: str, nan: bool = False) -> list[Any]:
+def parse_json(
+    texts: Sequence[bytes],
+    max_items: int,
+    contents: str,
+    nan: bool = False,
+    tasks: int = 1,
+    names: Sequence[str] = ("The body",),
+) -> list[Any]:
     """Parse JSON texts, after checking that together they cannot become more objects than a valid request has.
 
     A valid request has about one mark ([ { : ,) for each of `max_items`; only instructions may hold more, and only they
@@ -26,17 +33,19 @@ def parse_json(texts: Sequence[bytes], max_items: int, contents: str, nan: bool 
     Args:
         contents: what the items are, for the error.
         nan: whether to read NaN and Infinity, which Python writes and JSON does not have, as None.
+        tasks: how many instructions all texts may hold.
+        names: of the texts, for the error.
 
     Raises:
         ApiError: 400 for what is not JSON, 413 for too many items, 422 for a repeated key.
     """
-    _check_counts(texts, max_items, contents)
-    return [_parsed(text, nan) for text in texts]
+    _check_counts(texts, max_items, contents, tasks)
+    return [_parsed(text, nan, name) for text, name in zip(texts, names, strict=True)]
 
 
-def _check_counts(texts: Sequence[bytes], max_items: int, contents: str) -> None:
-    marks_left, letters_left = max_items + MAX_TASK_CHARS + 100, 4 * MAX_TASK_CHARS * len(texts)
-    escapes_left = sum(map(len, texts)) // 16 + 6 * MAX_TASK_CHARS * len(texts)
+def _check_counts(texts: Sequence[bytes], max_items: int, contents: str, tasks: int) -> None:
+    marks_left, letters_left = max_items + MAX_TASK_CHARS + 100, 4 * MAX_TASK_CHARS * tasks
+    escapes_left = sum(map(len, texts)) // 16 + 6 * MAX_TASK_CHARS * tasks
     for text in texts:
         for start in range(0, len(text), _CHUNK_BYTES):
             chunk = text[start : start + _CHUNK_BYTES]
@@ -47,7 +56,7 @@ def _check_counts(texts: Sequence[bytes], max_items: int, contents: str) -> None
                 raise ApiError(413, f"The JSON holds more items, escapes or letters than {contents}. Send fewer.")
 
 
-def _parsed(text: bytes, nan: bool) -> Any:
+def _parsed(text: bytes, nan: bool, name: str) -> Any:
     try:
         return json.loads(
             text.decode(),
@@ -57,9 +66,9 @@ def _parsed(text: bytes, nan: bool) -> Any:
             parse_constant=(lambda name: None) if nan else _refuse_constant,
         )
     except UnicodeDecodeError:
-        raise ApiError(400, "The body is not JSON: it is not UTF-8.") from None
+        raise ApiError(400, f"{name} is not JSON: it is not UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The body is not JSON: {error}.") from None
+        raise ApiError(400, f"{name} is not JSON: {error}.") from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -84,7 +84,7 @@ class VideoFile:
             index = pick(count, fps)
             frames, num_decoded = self._decode(index, short_edge, limits, None if to_end else count)
             if num_decoded < count and self.count is not None:
-                raise self._not_there(self.first + num_decoded)
+                raise self._not_there(self.first + num_decoded, at_most=not num_decoded)
             if num_decoded == count or self.count is not None:
                 return video_of(frames, index, fps, count)
             count = num_decoded  # the header was wrong: pick again, from the real number of frames
@@ -98,9 +98,10 @@ class VideoFile:
                 f"{self.count} at {self.fps:g} per second: it is unclear which frames these are"
             )
 
-    def _not_there(self, total: int) -> OutsideError:
+    def _not_there(self, total: int, at_most: bool = False) -> OutsideError:
         end = "the end" if self.count is None else self.first + self.count
-        return OutsideError(f"the video has {total} frames, so it does not hold frames {self.first} to {end}")
+        frames = f"{'at most ' if at_most else ''}{total} frames"
+        return OutsideError(f"the video has {frames}, so it does not hold frames {self.first} to {end}")
 
     def _decode(
         self, index: np.ndarray, short_edge: int | None, limits: VideoLimits, stop: int | None

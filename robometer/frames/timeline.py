@@ -121,16 +121,15 @@ def _has_picture(packet: Any, codec: Any) -> bool:
 def frames_at(source: Source, seconds: Sequence[float], fps: float) -> list[int]:
     """Numbers of the frames that begin nearest to these times, in seconds after the first frame.
 
-    A time nearer to the end of the last frame than to its beginning gives the number of all frames, so that a part of
-    a video can reach to its end.
+    The frames are counted on at `fps` after the last one, so that the end of a video is the number of its frames.
 
     Args:
-        fps: frames per second, used where the file does not prove its frames' times, and for how long the last one is.
+        fps: frames per second, used where the file does not prove its frames' times, and after the last one.
     """
     timeline = timeline_of(source)
     if timeline is None:
         return [round(second * fps) for second in seconds]
     with opened(source) as (_, stream):
         times = (timeline.times - timeline.times[0]) * float(stream.time_base)
-    middles = (times + np.append(times[1:], times[-1] + 1 / fps if fps > 0 else np.inf)) / 2
-    return [int(np.searchsorted(middles, second)) for second in seconds]
+    middles = (times[1:] + times[:-1]) / 2
+    return [int(np.searchsorted(middles, s) + max(0, round((s - times[-1]) * fps))) for s in seconds]

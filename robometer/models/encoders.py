@@ -155,8 +155,10 @@ class OpenVinoImageEncoder:
         example = torch.zeros(1, *size, dtype=torch.uint8)
         model = openvino.convert_model(encoder.network, example_input=example, input=[-1, *size])
         # Newer CPUs would compute in bfloat16, whose answers differ in the second digit.
-        exact = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": self._threads}
-        self._model = openvino.compile_model(model, "CPU", exact | {"INFERENCE_NUM_THREADS": self._threads})
+        exact = {"INFERENCE_PRECISION_HINT": "f32"}
+        # Pinned threads of several processes would share the first cores.
+        threads = {"NUM_STREAMS": self._threads, "INFERENCE_NUM_THREADS": self._threads, "ENABLE_CPU_PINNING": False}
+        self._model = openvino.compile_model(model, "CPU", exact | threads)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """See `ImageEncoder.encode`."""
@@ -263,7 +265,7 @@ def _lite0(grid: bool) -> Callable[[str, str], ImageEncoder]:
 
 def _fastest(encoder: TorchImageEncoder, step: int) -> ImageEncoder:
     """The encoder in OpenVINO where that is installed (the extra `encoders` has it where there is a wheel)."""
-    # It would report its use to its makers, also when it is only imported: without this module it has nothing to do so.
+    # It would report its use to its makers, also when it is only imported: without this module it cannot.
     sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
     try:
         openvino = importlib.import_module("openvino")

@@ -28,6 +28,7 @@ from robometer.scoring import (
     PrefixSession,
     ScorerInfo,
     Session,
+    each_prefix,
     one_at_a_time,
     spread,
 )
@@ -128,6 +129,13 @@ class RewindScorer(OneAtATime):
             ClipScore(spread(progress[i, : len(at)], at, len(clip)), spread(success[i, : len(at)], at, len(clip)))
             for i, (clip, at) in enumerate(zip(clips, positions, strict=True))
         ]
+
+    @one_at_a_time
+    def score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        """See `robometer.scoring.score_prefixes`; equal to it, and each frame is encoded once."""
+        everywhere = [self._features(clip, np.arange(len(clip))).numpy() for clip in clips]
+        embedded = [replace(clip, features={self._image_encoder: f}) for clip, f in zip(clips, everywhere, strict=True)]
+        return [each_prefix(self, clip) for clip in embedded]
 
     @one_at_a_time
     def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:

@@ -202,7 +202,7 @@ def test_frames_of_an_uneven_video_are_counted_as_they_are_decoded() -> None:
     cut = VideoFile(data, 5, 20, 30.0).read(every)
     assert (numbers(cut.frames), cut.fps) == (list(range(5, 25)), 30.0)
     # By the clock, 2.5 s are 75 frames, and the pause after frame 9 took 30 of them.
-    assert frames_at(data, [0.0, 0.19, 0.31, 2.5, 99.0], 30.0) == [0, 6, 9, 45, 120]
+    assert frames_at(data, [0.0, 0.19, 0.31, 2.5, 5.0, 99.0], 30.0) == [0, 6, 9, 45, 120, 2940]
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "text", "middle"])

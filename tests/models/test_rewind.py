@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from robometer import scoring
 from robometer.configs import load
 from robometer.errors import InputError
 from robometer.models import rewind_scorer
@@ -13,7 +16,7 @@ from robometer.models.collate import collate_targets
 from robometer.models.rewind import VALUE_OF_PROGRESS, VALUE_OF_SUCCESS, Rewind, RewindEnsemble, member_of
 from robometer.models.rewind_scorer import RewindScorer, clip_inputs
 from robometer.sampling.types import ClipPlan, SamplePlan
-from robometer.scoring import Clip
+from robometer.scoring import Clip, score_prefixes
 from robometer.training.batch import Batch, progress_from_logits
 
 
@@ -178,6 +181,33 @@ def test_a_scorer_reads_known_features_at_the_frames_that_it_shows() -> None:
     other = clip.take([1, 3, 0])
     pairs = scorer.compare([(clip, other), (clip.take([0, 2, 4]), other), (clip.take([0, 1, 2]), other)])
     assert pairs[0] == pytest.approx(pairs[1], abs=1e-6) and abs(pairs[0] - pairs[2]) > 1e-5
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_all_prefixes_encode_each_frame_once(stored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 frames, the default way encodes up to 6 for each prefix: 15 + 6 * 15 = 105."""
+    monkeypatch.setattr(scoring, "PREFIXES_AT_A_TIME", 7)
+    config = load(["sampling.max_frames=6", "embed.image_encoder=random_image", "embed.text_encoder=random_text"])
+    model = Rewind(64, 32, hidden_dim=16, num_layers=1, num_heads=2, max_len=8, bins=10).eval()
+    scorer = RewindScorer(model, config)
+    encoded, encode = [], scorer._images.encode
+
+    def count(frames: np.ndarray) -> np.ndarray:
+        encoded.append(len(frames))
+        return encode(frames)
+
+    monkeypatch.setattr(scorer._images, "encode", count)
+    draws = np.random.default_rng(0)
+    clips = [Clip(draws.integers(0, 255, (n, 32, 32, 3), dtype=np.uint8), "open") for n in (20, 1)]
+    if stored:
+        clips = [replace(clip, features={"random_image": encode(clip.frames).astype(np.float16)}) for clip in clips]
+    fast = score_prefixes(scorer, clips)
+    assert sum(encoded) == (0 if stored else 21)
+    for clip, score in zip(clips, fast, strict=True):
+        alone = [scorer.score([clip.take(np.arange(n))])[0] for n in range(1, len(clip) + 1)]
+        np.testing.assert_allclose(score.progress, [one.progress[-1] for one in alone], atol=1e-6)
+        np.testing.assert_allclose(score.success, [one.success[-1] for one in alone], atol=1e-6)
+    assert len(np.unique(np.round(fast[0].progress, 5))) > 10
 
 
 def test_embeddings_of_another_encoder_are_the_fault_of_the_input() -> None:

@@ -85,7 +85,7 @@ def episodes(unit: Unit) -> Iterator[Episode | Refused]:
         info = probe(unit.uri)
         if times := row.pop("times", None):
             first, stop = frames_at(unit.uri, times, info.fps)
-            row |= {"first": first, "count": max(stop - first, 1)}
+            row |= {"first": first, "count": max(min(stop, info.num_frames) - first, 1)}
         count = row.get("count", info.num_frames)
         if count > MAX_FRAMES:
             yield _too_long(count, unit.uri, unit.source, row["episode_key"])

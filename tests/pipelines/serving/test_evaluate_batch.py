@@ -16,6 +16,8 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines.serving.errors import ApiError
+from pipelines.serving.number_lists import cut_out, read_numbers
 from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
 from tests.local_endpoint import endpoint
 
@@ -48,6 +50,14 @@ class Brightness:
         # A prefix has its own number: the share of the frames that it has of 10.
         success = np.full(len(clip), len(clip) / 10, np.float32)
         return ClipScore(values.astype(np.float32), success)
+
+
+class Slow(Brightness):
+    """Takes a while for each clip."""
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        time.sleep(0.02 * len(clips))
+        return super().score(clips)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +282,8 @@ def test_embeddings_stand_in_for_frames_where_the_model_reads_them(url: str) -> 
     fields = {"frames": None, "video_embeddings": {"__numpy_file__": "e"}, "task": "x", "text_embedding": None}
     parts: Parts = [sample(0, fields), ("e", npy(embeddings), "e.npy", None)]
     assert progress(post(url, parts)) == [[0.5, 0.75]]
-    refused(post(url, [sample(0, fields), ("e", npy(embeddings * np.nan), "e.npy", None)]), 422, "finite")
+    refused(post(url, [sample(0, fields), ("e", npy(embeddings * np.nan), "e.npy", None)]), 422, "float16")
+    refused(post(url, [sample(0, fields), ("e", npy(embeddings * 1e30), "e.npy", None)]), 422, "float16")
     refused(post(url, [sample(0, fields), ("e", npy(embeddings[0]), "e.npy", None)]), 422, "[T, D]")
 
 
@@ -306,6 +317,7 @@ def bad(**more: Any) -> Parts:
         ([("sample_0", b'{"sample_type": "similarity"}', None, None)], ("sample_0.sample_type",)),
         ([("sample_0", b'{"sample_type": "progress"}', None, None)], ("sample_0.trajectory", "object")),
         ([("sample_1", bad()[0][1], None, None), bad()[1]], ("sample_1", "sample_0")),
+        ([*bad(), ("sample_00", bad()[0][1], None, None)], ("without a gap",)),
     ],
 )
 def test_what_is_wrong_is_named(url: str, parts: Parts, words: tuple[str, ...]) -> None:
@@ -320,6 +332,7 @@ def test_what_is_wrong_is_named(url: str, parts: Parts, words: tuple[str, ...]) 
         (np.zeros((2, 3, 4, 5), np.uint8), 422, "[T, H, W, 3]"),
         (shades(1, 2) - np.float32(2), 422, "0 to 255"),
         (shades(1, 2) * np.float32(200), 422, "0 to 255"),
+        (np.linspace(0, 1.001, 60, dtype=np.float32).reshape(1, 4, 5, 3), 422, "Send uint8"),
         (np.full((1, 4, 5, 3), np.nan), 422, "0 to 255"),
         (np.full((1, 4, 5, 3), np.inf), 422, "0 to 255"),
         (np.ones((1, 4, 5, 3)), 422, "Send uint8"),
@@ -353,7 +366,7 @@ def test_many_samples_may_not_multiply_one_array() -> None:
         assert progress(post(url, few)) == rows([0], [0], [0], [0])
         refused(post(url, many), 413, "more than 1000000 bytes", "fewer samples")
         embedded = {"video_embeddings": {"__numpy_file__": "e"}, "task": "x"}
-        files = [("e", npy(np.zeros((100, 500), np.float32)), "e.npy", None)]
+        files = [("e", npy(np.zeros((100, 1000), np.float32)), "e.npy", None)]
         refused(post(url, [*files, *(sample(i, embedded) for i in range(6))]), 413, "more than 1000000 bytes")
         grey, files = trajectory(0, np.zeros((1, 900, 900, 1), np.uint8))  # three times as large in colour
         refused(post(url, [sample(0, grey), *files]), 413, "more than 1000000 bytes")
@@ -397,8 +410,12 @@ def test_what_the_json_route_refuses(url: str) -> None:
     halves = {"frames": (shades(1) / 2).tolist(), "task": "x"}
     refused(as_json(url, {"samples": [{"sample_type": "progress", "trajectory": halves}]}), 422, "whole numbers")
     headers = {"Content-Type": "application/json"}
-    wide = httpx.post(f"{url}/evaluate_batch", content=b"[" + b"[]," * 4_100_000 + b"[]]", headers=headers, timeout=60)
-    refused(wide, 413, "/evaluate_batch_npy")
+    wide = httpx.post(f"{url}/evaluate_batch", content=b"[" + b"[]," * 600_000 + b"[]]", headers=headers, timeout=60)
+    refused(wide, 413, "sent as parts")
+    tiny = {"sample_type": "progress", "trajectory": {"frames": [[[0]]]}}
+    refused(as_json(url, {"samples": [tiny] * 1001}), 413, "1001 samples; the limit is 1000")
+    steps = {"sample_type": "progress", "trajectory": {"frames": [[[[0]]]] * 1001}}
+    refused(as_json(url, {"samples": [steps], "use_frame_steps": True}), 413, "with prefixes the limit is 1000")
     refused(httpx.post(f"{url}/evaluate_batch", data={"x": "y"}), 415, "/evaluate_batch_npy")
 
 
@@ -440,7 +457,9 @@ def shape(value: Any) -> Any:
     """The keys and lengths of an answer, without its numbers."""
     if isinstance(value, dict):
         return {name: shape(item) for name, item in value.items()}
-    return [shape(item) for item in value] if isinstance(value, list) else value is None or math.isfinite(value)
+    return (
+        [shape(item) for item in value] if isinstance(value, list) else None if value is None else math.isfinite(value)
+    )
 
 
 def test_health_answers_while_json_is_read(url: str) -> None:
@@ -457,6 +476,75 @@ def test_health_answers_while_json_is_read(url: str) -> None:
     assert progress(sent.result()) == rows([0, 0, 0, 0])
     assert slowest_s < 5  # seconds on a machine full of other tests; half of one on an idle machine
     print(f"the slowest answer of /health took {slowest_s:.2f} s")
+
+
+@pytest.mark.parametrize(
+    ("frames", "sentence"),
+    [
+        (b"[" + b",".join([b"[0]"] * 2_000_000) + b"]", "lists of whole numbers"),
+        (b"[" * 3_000_000 + b"]" * 3_000_000, "lists of whole numbers"),
+        (b'[["' + b"a" * 3000 + b'"' + b',""' * 100_000 + b"]]", "lists of whole numbers"),
+        (b"[[[[" + b",".join([b"1"] * 100_000) + b"]" + b",[1]" * 100_000 + b"]]]", "lists of whole numbers"),
+        (b"[[[1,2],[3]]]", "lists of whole numbers"),
+        (b"[[[1 2,]]]", "lists of whole numbers"),
+        (b"[[[1 2,3]]]", "lists of whole numbers"),
+        (b"[[[1,,3]]]", "lists of whole numbers"),
+        (b"[[[256,1,1]]]", "lists of whole numbers"),
+        (b"[[[1000,1,1]]]", "lists of whole numbers"),
+        (b"[[[-1,1,1]]]", "lists of whole numbers"),
+        (b"[[[1.5,1,1]]]", "lists of whole numbers"),
+        (b"[[[null,1,1]]]", "lists of whole numbers"),
+        (b"[[[1,1]]]", "[T, H, W, 3]"),
+        (b"7", "must be {'__numpy_file__'"),
+    ],
+)
+def test_lists_that_are_no_frames_are_refused_soon(url: str, frames: bytes, sentence: str) -> None:
+    """None of these becomes many objects, or an array that is larger than its text."""
+    body = b'{"samples": [{"sample_type": "progress", "trajectory": {"task": "x", "frames": %s}}]}' % frames
+    started_s = time.monotonic()
+    refused(
+        httpx.post(f"{url}/evaluate_batch", content=body, headers={"Content-Type": "application/json"}), 422, sentence
+    )
+    assert time.monotonic() - started_s < 5
+
+
+def test_lists_of_numbers_are_the_array_that_was_written() -> None:
+    draws = np.random.default_rng(0)
+    for shape in ((2, 4, 5, 3), (1, 1, 1, 3), (4, 5, 3), (3, 2, 2, 1), (1, 1, 1), (2, 1, 3, 3)):
+        array = draws.integers(0, 256, shape)
+        for indent in (None, 1):
+            rest, lists = cut_out(
+                json.dumps({"a": 1, "frames": array.tolist(), "task": "x"}, indent=indent).encode(), 5
+            )
+            assert json.loads(rest) == {"a": 1, "frames": 5, "task": "x"}
+            np.testing.assert_array_equal(read_numbers(lists[0], "frames", 1000), array)
+        with pytest.raises(ApiError, match=f"{array.size} numbers; the limit is {array.size - 1}"):
+            read_numbers(json.dumps(array.tolist()).encode(), "frames", array.size - 1)
+
+
+def test_a_request_of_many_samples_does_not_hold_up_others(url: str) -> None:
+    """The large request has 200 slow samples; the small one, sent after it, is answered long before."""
+    with endpoint(Slow(), ["serve.max_queued_requests=8"]) as slow, ThreadPoolExecutor(2) as pool:
+        fields, files = trajectory(0, shades(1))
+        large = pool.submit(post, slow, [*files, *(sample(i, fields) for i in range(200))])
+        time.sleep(0.3)
+        assert progress(post(slow, [sample(0, fields), *files])) == rows([1])
+        assert not large.done()
+        assert progress(large.result()) == rows(*[[1]] * 200)
+
+
+def test_instructions_in_other_letters_count_for_each_sample(url: str) -> None:
+    task = "\u62bd\u5c49\u3092\u958b\u3051\u308b" * 10
+    samples = [{"sample_type": "progress", "trajectory": {"frames": [[[9]]], "task": task}} for _ in range(100)]
+    body = json.dumps({"samples": samples}, ensure_ascii=False).encode()
+    response = httpx.post(f"{url}/evaluate_batch", content=body, headers={"Content-Type": "application/json"})
+    assert progress(response) == rows(*[[9]] * 100)
+
+
+def test_the_flag_is_no_file_and_bad_json_is_named(url: str) -> None:
+    fields, files = trajectory(0, shades(1))
+    refused(post(url, [sample(0, fields), *files, ("use_frame_steps", b"true", "x", None)]), 422, "not a file")
+    refused(post(url, [sample(0, fields), *files, ("sample_1", b"{", None, None)]), 400, "sample_1 is not JSON")
 
 
 def mutated(body: bytes, draws: np.random.Generator) -> bytes:

@@ -49,14 +49,15 @@ def url() -> Iterator[str]:
         yield url
 
 
-def video(rate: int = 10) -> bytes:
+def video(container: str = "mp4", codec: str = "libx264") -> bytes:
+    """20 frames, 10 a second."""
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
-        track = container.add_stream("libx264", rate=rate, options={"crf": "10", "g": "6"})
+    with av.open(stream, "w", format=container) as file:
+        track = file.add_stream(codec, rate=10, options={"crf": "10", "g": "6"})
         track.width, track.height, track.pix_fmt = 48, 32, "yuv420p"
         for pixels in FRAMES:
-            container.mux(track.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(track.encode(None))
+            file.mux(track.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(track.encode(None))
     return stream.getvalue()
 
 
@@ -150,7 +151,7 @@ def test_prefixes_in_one_request(url: str, kind: str) -> None:
         ({"end_s": "1e999"}, "'end_s' must be a number of seconds"),
         ({"start_frame": 3, "end_frame": 3}, "ends at 3, before or where it starts"),
         ({"end_frame": 0}, "ends at 0, before or where it starts"),
-        ({"start_s": 2, "end_s": 1}, "ends at 1, before or where it starts"),
+        ({"start_s": 2, "end_s": 1}, "ends at 1.0, before or where it starts (2.0)"),
         ({"start_frame": 1, "end_s": 1}, "in frames or in seconds, not both"),
         ({"max_frames": 1}, "at least 2"),
         ({"max_frames": 0}, "at least 2"),
@@ -177,12 +178,50 @@ def test_seconds_need_a_video_and_lie_in_it(url: str) -> None:
     assert refusal.status_code == 422 and "does not hold" in refusal.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4"), ("mpegts", "libx264")]
+)
+def test_a_part_beyond_the_end_is_refused_in_every_container(url: str, container: str, codec: str) -> None:
+    """The time of a frame is proven in some containers and computed in others; the answers are the same."""
+
+    def ask_for(**options: Any) -> httpx.Response:
+        data = {"task": "x", **{name: str(value) for name, value in options.items()}}
+        return httpx.post(f"{url}/v1/score", data=data, files={"video": video(container, codec)}, timeout=60)
+
+    assert ask_for(start_s=1.5, end_s=2.0).json()["frame_index"] == [15, 16, 17, 18, 19]
+    for options in ({"end_s": 2.2}, {"end_s": 99}, {"start_s": 99}, {"start_frame": 5000, "end_frame": 5010}):
+        refusal = ask_for(**options)
+        assert refusal.status_code == 422 and "does not hold" in refusal.json()["error"], (options, refusal.text)
+        assert "has 5000 frames" not in refusal.json()["error"], "that is what was asked for, not what there is"
+
+
+def test_limits_are_those_of_the_part(url: str) -> None:
+    """All 20 frames would decode to more bytes than this endpoint takes, and 3 of them do not."""
+    with endpoint(Seen(), ["serve.max_upload_bytes=300000"]) as small:
+        data = {"task": "x", "max_frames": "20"}
+        refusal = httpx.post(f"{small}/v1/score", data=data, files={"video": video()}, timeout=60)
+        assert refusal.status_code == 413
+        part = httpx.post(f"{small}/v1/score", data=data | {"end_frame": "1"}, files={"video": video()}, timeout=60)
+        assert part.json()["frame_index"] == [0]
+
+
+def test_prefixes_of_very_many_frames_are_refused(url: str) -> None:
+    """The work grows with the square of the frames, and a model cannot be stopped."""
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((1001, 2, 2, 3), np.uint8))
+    data, files = {"task": "x", "mode": "prefix"}, {"frames": stream.getvalue()}
+    refusal = httpx.post(f"{url}/v1/score", data=data, files=files, timeout=60)
+    assert refusal.status_code == 413 and "with prefixes the limit is 1000" in refusal.json()["error"]
+    assert httpx.post(f"{url}/v1/score", data={"task": "x"}, files=files, timeout=60).status_code == 200
+
+
 def test_only_a_score_has_options(url: str) -> None:
     clips = {"video_a": video(), "video_b": video()}
     refusal = httpx.post(f"{url}/v1/compare", data={"task": "x", "mode": "prefix"}, files=clips, timeout=60)
     assert refusal.status_code == 422 and "Unknown field 'mode'" in refusal.json()["error"]
     refusal = ask(url, "images", start="1")
     assert refusal.status_code == 422 and "Unknown field 'start'" in refusal.json()["error"]
+    assert "start_frame" in refusal.json()["error"]
 
 
 def test_the_client_asks_for_parts_and_prefixes(url: str) -> None:
