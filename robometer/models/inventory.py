@@ -92,6 +92,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     Sizes are None where the checkpoint holds adapters alone, or where they mean nothing for a model that only scores.
     """
     settings = to_dict(checkpoint.config)
+    if checkpoint.config.model.kind == "rewind":  # clients look for the name of the backbone, and this has none
+        settings["model"]["base_model"] = ""
     architecture: dict[str, Any] = dict.fromkeys(
         ("total_parameters", "trainable_parameters", "frozen_parameters", "trainable_percentage")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from jobs import checkpoint as job
 from robometer.configs.schema import Config
 from robometer.models.checkpoint import save_checkpoint
 from robometer.models.config import ModelConfig
-from robometer.models.inventory import dry_checkpoints, inventory
+from robometer.models.inventory import describe, dry_checkpoints, inventory
+from robometer.models.layouts import open_checkpoint
 from robometer.models.rewind import Rewind
 from robometer.models.robometer import build_robometer
 from robometer.models.weights import save_weights
@@ -55,6 +57,33 @@ def test_the_command_names_what_does_not_load(tmp_path: Path, capsys: pytest.Cap
     assert rows["preference_token"] == ["0", "0", "0", "1", "0", "0"] and rows["stranger"][3:] == ["0", "1", "0"]
     assert rows["all"][3:] == ["1", "1", "0"] and "does not load" in printed.err
     assert job.main(["tracking.uri=none"]) == 2
+
+
+def test_a_model_tells_its_backbone_and_its_size_and_a_rewind_has_none(tiny: Path, tmp_path: Path) -> None:
+    """A public client starts only if the description names its backbone, somewhere."""
+    config = Config(model=ModelConfig(kind="rewind", hidden_dim=16, num_layers=1, num_heads=2, max_len=16))
+    model = Rewind(6, 5, 16, 1, 2, 16, 10)
+    save_checkpoint(tmp_path, model.state_dict(), config, {})
+    rewind, robometer = (describe(open_checkpoint(path)) for path in (tmp_path, tiny))
+    assert "qwen" not in json.dumps(rewind).lower()
+    assert robometer["experiment_config"]["model"]["base_model"] == "tiny"
+    sizes = {
+        "Rewind": model,
+        "Robometer": build_robometer(Config(model=ModelConfig(kind="robometer", base_model="tiny")))[0],
+    }
+    for architecture in (rewind["model_architecture"], robometer["model_architecture"]):
+        module = sizes[architecture["model_class"]]
+        assert architecture["total_parameters"] == sum(parameter.numel() for parameter in module.parameters())
+        names = [name for name, _ in module.named_children()]
+        assert [part["name"] for part in architecture["architecture_summary"]] == names
+        assert architecture["trainable_parameters"] is None
+
+
+def test_a_description_tells_no_size_of_adapters_alone(tiny: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    adapters = replace(checkpoint.config.model, lora=replace(checkpoint.config.model.lora, rank=4))
+    described = describe(replace(checkpoint, config=replace(checkpoint.config, model=adapters)))
+    assert set(described["model_architecture"].values()) == {None}
 
 
 def test_both_public_layouts_of_a_base_model_fit(tiny: Path) -> None:
