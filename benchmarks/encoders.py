@@ -1,4 +1,4 @@
-"""The image encoder of the default ReWiND on one core: OpenVINO against torch, in batches as `embed` and `serve` make.
+"""The quickstart's image encoder on one core: OpenVINO against torch, in batches as `embed` and `serve` make.
 
 `python -m benchmarks.encoders`
 """

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import secrets
 
 import numpy as np
 
 from pipelines.serving.errors import ApiError
 
+PLACE = secrets.token_hex(16)
+"""The key of an object that stands in place of a list: no client can name the list of another sample."""
+
 _FRAMES = re.compile(rb'"frames"\s*:\s*(\[[\[\]0-9,\s]*\])')
 
 
 def cut_out(text: bytes, first: int) -> tuple[bytes, list[bytes]]:
-    """JSON with a number in place of each list of frames, counted from `first`, and these lists.
+    """JSON with `{PLACE: number}` in place of each list of frames, counted from `first`, and these lists.
 
     A list that holds anything but whole numbers stays where it is.
     """
@@ -20,7 +24,7 @@ def cut_out(text: bytes, first: int) -> tuple[bytes, list[bytes]]:
 
     def number(match: re.Match[bytes]) -> bytes:
         lists.append(match[1])
-        return b'"frames":%d' % (first + len(lists) - 1)
+        return b'"frames":{"%s":%d}' % (PLACE.encode(), first + len(lists) - 1)
 
     return _FRAMES.sub(number, text), lists
 

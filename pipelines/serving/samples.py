@@ -18,7 +18,7 @@ from pipelines.serving.decoding import check_source
 from pipelines.serving.errors import ApiError
 from pipelines.serving.multipart import FormPart, parse_form
 from pipelines.serving.npy import HEAD_BYTES, read_npy, read_npy_header
-from pipelines.serving.number_lists import cut_out, read_numbers
+from pipelines.serving.number_lists import PLACE, cut_out, read_numbers
 from pipelines.serving.options import check_prefixes
 from pipelines.serving.text import checked_task, parse_json
 from robometer.scoring import Clip
@@ -139,8 +139,8 @@ class SampleReader:
             if any(isinstance(item, str) for item in value):
                 raise ApiError(422, f"Field '{field}' holds paths. The endpoint opens no files: send the frames.")
             raise ApiError(422, f"Field '{field}' must be lists of whole numbers from 0 to 255, [T, H, W, 3].")
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(lists):  # see `_parsed`
-            values = read_numbers(lists[value], field, self.limits.max_upload_bytes)
+        if isinstance(value, dict) and PLACE in value:
+            values = read_numbers(lists[value[PLACE]], field, self.limits.max_upload_bytes)
             self._check_frames(values.shape, field)
         else:
             values = _array(value, field, parts, self._check_frames)
@@ -198,7 +198,7 @@ def _as_bytes(values: np.ndarray, field: str) -> np.ndarray:
 
 
 def _parsed(texts: Sequence[bytes], names: Sequence[str]) -> tuple[list[Any], list[bytes]]:
-    """The values of JSON texts, each list of frames replaced by its number, and these lists."""
+    """The values of JSON texts, each list of frames replaced by its place, and these lists."""
     bare, lists = [], list[bytes]()
     for text in texts:
         rest, found = cut_out(text, len(lists))

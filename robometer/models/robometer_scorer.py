@@ -61,8 +61,12 @@ class RobometerScorer(OneAtATime):
 
     def _prefixes(self, clip: Clip) -> ClipScore:
         whole = min(len(clip), self._max_frames)
-        thinned = [clip.take(thin_positions(n, whole)) for n in range(whole + 1, len(clip) + 1)]
-        first, *last = self.score([clip.take(np.arange(whole)), *thinned])
+        counts = range(whole, len(clip) + 1)
+        first, *last = [
+            score
+            for chunk in self._chunks(len(counts))  # all thinned prefixes of a long clip would fill the memory
+            for score in self.score([clip.take(thin_positions(n, whole)) for n in counts[chunk]])
+        ]
         progress, success = (
             np.append(getattr(first, name), [getattr(score, name)[-1] for score in last]).astype(np.float32)
             for name in ("progress", "success")

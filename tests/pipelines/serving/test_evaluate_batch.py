@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipelines.serving.errors import ApiError
-from pipelines.serving.number_lists import cut_out, read_numbers
+from pipelines.serving.number_lists import PLACE, cut_out, read_numbers
 from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
 from tests.local_endpoint import endpoint
 
@@ -402,7 +402,7 @@ def test_the_json_route_takes_nested_lists(url: str) -> None:
 
 
 def test_what_the_json_route_refuses(url: str) -> None:
-    paths = {"frames": ["/tmp/a.jpg", "/tmp/b.jpg"], "task": "x", "frames_shape": [2, 4, 5, 3]}
+    paths = {"frames": ["/data/a.jpg", "/data/b.jpg"], "task": "x", "frames_shape": [2, 4, 5, 3]}
     refused(as_json(url, {"samples": [{"sample_type": "progress", "trajectory": paths}]}), 422, "opens no files")
     refused(as_json(url, [{"sample_type": "progress"}]), 422, "'samples'")
     refused(as_json(url, {"samples": []}), 422, "no samples")
@@ -508,6 +508,13 @@ def test_lists_that_are_no_frames_are_refused_soon(url: str, frames: bytes, sent
     assert time.monotonic() - started_s < 5
 
 
+def test_no_sample_can_name_the_frames_of_another(url: str) -> None:
+    samples = [
+        {"sample_type": "progress", "trajectory": {"task": "x", "frames": frames}} for frames in (shades(7).tolist(), 0)
+    ]
+    refused(as_json(url, {"samples": samples}), 422, "sample_1.trajectory.frames")
+
+
 def test_lists_of_numbers_are_the_array_that_was_written() -> None:
     draws = np.random.default_rng(0)
     for shape in ((2, 4, 5, 3), (1, 1, 1, 3), (4, 5, 3), (3, 2, 2, 1), (1, 1, 1), (2, 1, 3, 3)):
@@ -516,7 +523,7 @@ def test_lists_of_numbers_are_the_array_that_was_written() -> None:
             rest, lists = cut_out(
                 json.dumps({"a": 1, "frames": array.tolist(), "task": "x"}, indent=indent).encode(), 5
             )
-            assert json.loads(rest) == {"a": 1, "frames": 5, "task": "x"}
+            assert json.loads(rest) == {"a": 1, "frames": {PLACE: 5}, "task": "x"}
             np.testing.assert_array_equal(read_numbers(lists[0], "frames", 1000), array)
         with pytest.raises(ApiError, match=f"{array.size} numbers; the limit is {array.size - 1}"):
             read_numbers(json.dumps(array.tolist()).encode(), "frames", array.size - 1)
