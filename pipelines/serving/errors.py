@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import Response
+
+PROBLEM_JSON = "application/problem+json"
+"""The media type of every error (RFC 9457)."""
 
 
 class ApiError(Exception):
@@ -37,7 +42,13 @@ def as_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
+def problem(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The problem details (RFC 9457) of an error. `error` repeats `detail` for clients that look for it."""
+    title = HTTPStatus(error.status).phrase
+    details = {"type": "about:blank", "title": title, "status": error.status, "detail": error.sentence}
+    return details | {"error": error.sentence, "request_id": request_id}
+
+
 def error_response(error: ApiError, request_id: str) -> Response:
-    """The JSON body that every error has."""
-    body = json.dumps({"error": error.sentence, "request_id": request_id})
-    return Response(body, error.status, error.headers, media_type="application/json")
+    """The answer that every error has."""
+    return Response(json.dumps(problem(error, request_id)), error.status, error.headers, media_type=PROBLEM_JSON)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.serving.backend import MAX_TASK_CHARS
+from pipelines.serving.errors import PROBLEM_JSON
 from pipelines.serving.options import MODES
 
 
@@ -117,9 +118,13 @@ class GpuAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The form of every error."""
+    """The form of every error: problem details (RFC 9457)."""
 
-    error: str = Field(description="one sentence: what was wrong, where, and what to do")
+    type: str = Field(description="always about:blank: the status says what kind of problem it is")
+    title: str = Field(description="the status in words", examples=["Unprocessable Entity"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="one sentence: what was wrong, where, and what to do")
+    error: str = Field(description="the same sentence as detail")
     request_id: str = Field(description="also in the x-request-id header and in the endpoint's log")
 
 
@@ -137,7 +142,8 @@ _ERRORS = {
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI `responses` of these statuses."""
-    return {status: {"model": ErrorAnswer, "description": _ERRORS[status]} for status in statuses}
+    content = {PROBLEM_JSON: {"schema": ErrorAnswer.model_json_schema()}}
+    return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
 
 
 _OPTIONS: dict[str, Any] = {

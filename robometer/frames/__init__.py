@@ -20,7 +20,16 @@ import numpy as np
 
 from robometer.errors import RobometerError
 from robometer.frames.recording import Recording, VideoFile
-from robometer.frames.video import DEFAULT_LIMITS, Source, Video, VideoLimits, decode_jpeg, encode_jpeg, thin_positions
+from robometer.frames.video import (
+    DEFAULT_LIMITS,
+    Pick,
+    Source,
+    Video,
+    VideoLimits,
+    decode_jpeg,
+    encode_jpeg,
+    thin_positions,
+)
 
 if TYPE_CHECKING:  # the child process that decodes uploads does not need the configuration
     from robometer.corpus.config import IngestConfig
@@ -128,13 +137,18 @@ class EncodedFrames:
     width: int
 
 
-def encode_frames(recording: Recording, settings: FrameSettings, limits: VideoLimits = DEFAULT_LIMITS) -> EncodedFrames:
+def encode_frames(
+    recording: Recording, settings: FrameSettings, limits: VideoLimits = DEFAULT_LIMITS, pick: Pick | None = None
+) -> EncodedFrames:
     """The frames of a recording as a corpus stores them.
+
+    Args:
+        pick: names the frames to keep, instead of `settings.max_frames`.
 
     Raises:
         VideoError: the recording is missing, corrupt or beyond the limits.
     """
-    video = _thinned(recording, settings, limits)
+    video = _thinned(recording, settings, limits, pick)
     return EncodedFrames(
         [encode_jpeg(frame, settings.jpeg_quality) for frame in video.frames],
         video.frame_index,
@@ -144,23 +158,31 @@ def encode_frames(recording: Recording, settings: FrameSettings, limits: VideoLi
     )
 
 
-def read_frames(source: Source | Recording, settings: FrameSettings, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
+def read_frames(
+    source: Source | Recording,
+    settings: FrameSettings,
+    limits: VideoLimits = DEFAULT_LIMITS,
+    pick: Pick | None = None,
+) -> Video:
     """A recording, or a video by its path or content, as a model sees it: what `encode_frames` stores, decoded.
+
+    Args:
+        pick: names the frames to keep, instead of `settings.max_frames`.
 
     Raises:
         VideoError: the recording is missing, corrupt or beyond the limits.
     """
     recording = VideoFile(source) if isinstance(source, str | Path | bytes) else source
     if not settings.jpeg_quality:
-        return _thinned(recording, settings, limits)
-    stored = encode_frames(recording, settings, limits)
+        return _thinned(recording, settings, limits, pick)
+    stored = encode_frames(recording, settings, limits, pick)
     frames = np.stack([decode_jpeg(frame) for frame in stored.frames])
     return Video(frames, stored.frame_index, stored.fps, stored.num_source_frames)
 
 
-def _thinned(recording: Recording, settings: FrameSettings, limits: VideoLimits) -> Video:
+def _thinned(recording: Recording, settings: FrameSettings, limits: VideoLimits, pick: Pick | None) -> Video:
     return recording.read(
-        lambda n, fps: thin_positions(n, settings.max_frames or n),
+        pick or (lambda n, fps: thin_positions(n, settings.max_frames or n)),
         short_edge=settings.short_edge or None,
         limits=limits,
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from robometer.frames.video import Source, VideoError, is_mov, opened
+from robometer.frames.video import OutsideError, Source, VideoError, is_mov, opened
 
 _ONE_PACKET_A_FRAME = frozenset({"h264", "hevc", "av1"})
 _IDR = 5
@@ -133,3 +133,35 @@ def frames_at(source: Source, seconds: Sequence[float], fps: float) -> list[int]
         times = (timeline.times - timeline.times[0]) * float(stream.time_base)
     middles = (times[1:] + times[:-1]) / 2
     return [int(np.searchsorted(middles, s) + max(0, round((s - times[-1]) * fps))) for s in seconds]
+
+
+def positions_at_rate(source: Source, first: int, count: int, fps: float, rate: float) -> np.ndarray:
+    """Positions among `count` frames from frame number `first` on at `rate` frames per second, int64 [T], ascending.
+
+    They are spread evenly in time, always with the first and the last, as near to the rate as that allows.
+
+    Args:
+        fps: frames per second, used where the file does not prove its frames' times; 0: unknown.
+
+    Raises:
+        OutsideError: there are fewer frames per second than `rate`, or their times are not known.
+    """
+    times = _seconds(source, first, count)
+    if times is None and not fps:
+        raise OutsideError("the video does not say how many frames a second has: say how many to take with max_frames")
+    times = np.arange(count) / fps if times is None else times
+    length_s = float(times[-1] - times[0])
+    wanted = max(min(2, count), 1 + round(length_s * rate))
+    if wanted > 1.02 * count:  # a rate of 30 is meant for a video of 29.97 too
+        raise OutsideError(f"the video has {(count - 1) / length_s:.4g} frames per second, fewer than {rate:g}")
+    middles = (times[1:] + times[:-1]) / 2
+    return np.unique(np.searchsorted(middles, np.linspace(times[0], times[-1], min(wanted, count))))
+
+
+def _seconds(source: Source, first: int, count: int) -> np.ndarray | None:
+    """Times in seconds of `count` frames from frame number `first` on, [T]; None where the file does not prove them."""
+    timeline = timeline_of(source)
+    if timeline is None or first + count > len(timeline.times):
+        return None
+    with opened(source) as (_, stream):
+        return timeline.times[first : first + count] * float(stream.time_base)

@@ -168,10 +168,12 @@ def refusal(response: httpx.Response, status: int) -> str:
     """The sentence of a refusal, after checking its form."""
     assert response.status_code == status, response.text
     body = response.json()
-    assert set(body) == {"error", "request_id"}
+    assert set(body) == {"type", "title", "status", "detail", "error", "request_id"}
+    assert response.headers["content-type"] == "application/problem+json" and body["status"] == status
     assert body["request_id"] == response.headers["x-request-id"]
-    assert body["error"] and "\n" not in body["error"] and "Traceback" not in body["error"]
-    return str(body["error"])
+    error = body["error"]
+    assert error == body["detail"] and error and "\n" not in error and "Traceback" not in error
+    return str(error)
 
 
 def test_video_is_thinned_and_scored_per_frame(http: httpx.Client) -> None:

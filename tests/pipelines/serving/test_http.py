@@ -113,10 +113,13 @@ def sentence(answer: tuple[int, bytes, bytes], *statuses: int) -> str:
     status, head, body = answer
     assert status in statuses, (status, body[:300])
     answer_json = json.loads(body)
-    assert set(answer_json) == {"error", "request_id"} and len(body) < 400
+    assert set(answer_json) == {"type", "title", "status", "detail", "error", "request_id"}
+    assert b"content-type: application/problem+json" in head.lower() and len(body) < 800
+    assert (answer_json["status"], answer_json["detail"]) == (status, answer_json["error"])
     assert f"x-request-id: {answer_json['request_id']}".encode() in head.lower()
-    assert answer_json["error"] and "\n" not in answer_json["error"] and "site-packages" not in answer_json["error"]
-    return str(answer_json["error"])
+    error = str(answer_json["error"])
+    assert 0 < len(error) < 330 and "\n" not in error and "site-packages" not in error
+    return error
 
 
 def test_the_form_that_others_are_made_of_is_answered(url: str) -> None:
