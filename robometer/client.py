@@ -15,7 +15,8 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_ty
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
 from robometer.frames.video import Source, VideoError
-from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
+from robometer.scoring import Clip, ClipScore, ScorerInfo, Session
+from robometer.sessions import WindowSession
 
 START_PATIENCE_S = 5.0
 """How long the first request is retried: a wrong URL is reported soon."""
@@ -99,7 +100,7 @@ class RemoteScorer:
 
     def open_session(self, task: str) -> Session:
         """See `Scorer.open_session`. Each frame is scored with all frames before it."""
-        return PrefixSession(self, task)
+        return WindowSession(self, task)
 
     def close(self) -> None:
         """Close the connections."""

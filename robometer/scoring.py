@@ -134,6 +134,8 @@ class ScorerInfo:
     Attributes:
         frames: how a recording becomes the frames that the scorer was trained on; None where the checkpoint does not
             say.
+        max_frames: frames that it looks at together, at most; a longer clip is thinned, and a session keeps fewer. None
+            for any number.
         image_encoder: name of the corpus embeddings (`embed.image_encoder`) that the scorer reads in place of frames;
             None for a scorer of frames.
         compares_only: the scorer has preferences alone; its `score` and `open_session` raise `NoProgress`.
@@ -143,6 +145,7 @@ class ScorerInfo:
     """
 
     frames: FrameSettings | None = field(default_factory=FrameSettings)
+    max_frames: int | None = None
     image_encoder: str | None = None
     compares_only: bool = False
     revision: str = ""
@@ -152,7 +155,7 @@ class ScorerInfo:
 
 @runtime_checkable
 class Session(Protocol):
-    """Scores one trajectory frame by frame, as a policy produces it."""
+    """Scores one trajectory frame by frame, as a policy produces it (see `robometer.sessions`)."""
 
     def push(self, frame: np.ndarray) -> tuple[float, float]:
         """Add one frame, uint8 [H, W, 3]; returns (progress, success) at that frame."""
@@ -218,20 +221,8 @@ def one_at_a_time(
     return locked
 
 
-class PrefixSession:
-    """A session of any scorer: each push scores all frames so far."""
-
-    def __init__(self, scorer: Scorer, task: str) -> None:
-        self._scorer, self._task, self._frames = scorer, task, list[np.ndarray]()
-
-    def push(self, frame: np.ndarray) -> tuple[float, float]:
-        self._frames.append(frame)
-        score = self._scorer.score([Clip(np.stack(self._frames), self._task)])[0]
-        return float(score.progress[-1]), float(score.success[-1])
-
-
 def score_prefixes(scorer: Scorer, clips: Sequence[Clip]) -> list[ClipScore]:
-    """Scores of clips as they come in: frame t gets the last score of the clip up to t, as a `Session` gives it."""
+    """Scores of clips as they come in: frame t gets the last score of the clip up to t."""
     if isinstance(scorer, PrefixScorer):
         return scorer.score_prefixes(clips)
     return [each_prefix(scorer, clip) for clip in clips]

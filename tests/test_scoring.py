@@ -11,7 +11,6 @@ from robometer.scoring import (
     Clip,
     ClipScore,
     MissingAnswer,
-    PrefixSession,
     Scorer,
     ScorerInfo,
     Session,
@@ -19,6 +18,7 @@ from robometer.scoring import (
     score_prefixes,
     spread,
 )
+from robometer.sessions import WindowSession
 
 
 def test_answers_are_interpolated_between_the_frames_shown() -> None:
@@ -56,7 +56,7 @@ class FrameCount:
         return np.array([len(a) > len(b) for a, b in pairs], dtype=np.float32)
 
     def open_session(self, task: str) -> Session:
-        return PrefixSession(self, task)
+        return WindowSession(self, task)
 
 
 def test_a_scorer_of_ones_own_needs_a_name_an_info_and_three_methods() -> None:

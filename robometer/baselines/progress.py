@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
+from robometer.scoring import Clip, ClipScore, ScorerInfo
+from robometer.sessions import WindowSession
 
 
 class ProgressScorer:
@@ -38,9 +39,9 @@ class ProgressScorer:
         difference = np.array([next(scores).reward - next(scores).reward for _ in pairs])
         return (1 / (1 + np.exp(-difference / self.temperature))).astype(np.float32)
 
-    def open_session(self, task: str) -> Session:
-        """See `Scorer.open_session`; each prefix is scored as a clip."""
-        return PrefixSession(self, task)
+    def open_session(self, task: str) -> WindowSession:
+        """See `Scorer.open_session`; all frames so far are scored as a clip."""
+        return WindowSession(self, task)
 
 
 def fingerprint(clip: Clip) -> int:

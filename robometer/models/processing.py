@@ -139,7 +139,7 @@ class RobometerProcessor:
         """Inputs of `Robometer.forward` for samples, from the frames uint8 [H, W, 3] that they name."""
         names = list(dict.fromkeys(name for sample in samples for name in sample.frames))
         number = {name: i for i, name in enumerate(names)}
-        patches, grid = self._cut([frames[name] for name in names])
+        patches, grid = self.cut([frames[name] for name in names])
         features = self.cutter.features(grid)  # [D, 2]
         images = [np.array([number[name] for name in sample.frames], dtype=np.int64) for sample in samples]
         prompted = [
@@ -167,7 +167,7 @@ class RobometerProcessor:
         frame_tokens = [at + start for p, start in zip(prompted, starts, strict=True) for at in p.frame_tokens]
         return inputs | {"frame_tokens": _padded(frame_tokens, -1), "frames_a": _padded(a), "frames_b": _padded(b)}
 
-    def _cut(self, frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def cut(self, frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Patches and grids of frames of any sizes; adjacent frames of the same size are cut together."""
         parts, start = [], 0
         for end in range(1, len(frames) + 1):

@@ -25,13 +25,12 @@ from robometer.scoring import (
     Clip,
     ClipScore,
     OneAtATime,
-    PrefixSession,
     ScorerInfo,
-    Session,
     each_prefix,
     one_at_a_time,
     spread,
 )
+from robometer.sessions import Answer, WindowSession, push_clips
 from robometer.training.batch import Batch, progress_from_logits
 
 
@@ -88,6 +87,19 @@ def clip_inputs(text: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[
     }
 
 
+_PIXEL = np.zeros((1, 1, 1, 3), dtype=np.uint8)
+
+
+class RewindSession(WindowSession):
+    """A session whose window keeps embeddings."""
+
+    scorer: RewindScorer
+
+    def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
+        """See `WindowSession.look`."""
+        return self.scorer.embedded(frames, [self.task] * len(frames))
+
+
 class RewindScorer(OneAtATime):
     """Scorer of a trained ReWiND; longer clips than it was trained on are thinned and their predictions interpolated.
 
@@ -108,9 +120,9 @@ class RewindScorer(OneAtATime):
         super().__init__()
         self.name = name
         self._image_encoder = config.embed.image_encoder
-        self.info = replace(info, image_encoder=self._image_encoder)
-        self._text_name, self._device = config.embed.text_encoder, device
         self._max_frames = config.sampling.max_frames
+        self.info = replace(info, image_encoder=self._image_encoder, max_frames=self._max_frames)
+        self._text_name, self._device = config.embed.text_encoder, device
         self._model = model.to(device).eval()
         self._known_tasks = len(texts or {})
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
@@ -150,9 +162,25 @@ class RewindScorer(OneAtATime):
         assert output.preference_logits is not None
         return np.asarray(output.preference_logits.float().sigmoid().cpu().numpy(), dtype=np.float32)
 
-    def open_session(self, task: str) -> Session:
-        """See `Scorer.open_session`."""
-        return PrefixSession(self, task)
+    def open_session(self, task: str) -> RewindSession:
+        """See `Scorer.open_session`; the session keeps embeddings, not frames."""
+        return RewindSession(self, task)
+
+    @one_at_a_time
+    def push_all(self, sessions: Sequence[RewindSession], frames: Sequence[np.ndarray]) -> list[Answer]:
+        """See `SessionScorer.push_all`; all frames of one size are encoded together."""
+        return push_clips(self, sessions, self.embedded(frames, [session.task for session in sessions]))
+
+    @one_at_a_time
+    def embedded(self, frames: Sequence[np.ndarray], tasks: Sequence[str]) -> list[Clip]:
+        """One-frame clips that hold the embeddings of frames uint8 [H, W, 3] and one black pixel each."""
+        clips = dict[int, Clip]()
+        for shape in dict.fromkeys(frame.shape for frame in frames):
+            at = [i for i, frame in enumerate(frames) if frame.shape == shape]
+            features = self._images.encode(np.stack([frames[i] for i in at])).astype(STORED)
+            for i, feature in zip(at, features, strict=True):
+                clips[i] = Clip(_PIXEL, tasks[i], {self._image_encoder: feature[None]})
+        return [clips[i] for i in range(len(frames))]
 
     @cached_property
     def _images(self) -> ImageEncoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from robometer.configs.schema import Config
-from robometer.models.attention import IMPLEMENTATIONS, packed_kwargs
+from robometer.models.attention import IMPLEMENTATIONS, KeyValues, PackedCache, packed_kwargs
 from robometer.models.backbones import backbone_of
 from robometer.models.heads import RewardHeads
 from robometer.models.processing import RobometerProcessor
@@ -95,7 +95,18 @@ class Robometer(RewardHeads):
             return RewardOutput(progress[a], success[a], None, None, preference)
         return RewardOutput(progress[a], success[a], progress[b], success[b], preference)
 
-    def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
+    def continued(self, inputs: dict[str, Tensor], past: Sequence[KeyValues]) -> tuple[Tensor, Tensor, list[KeyValues]]:
+        """Progress [F, K] and success logits [F] of frames that follow others, and the keys and values of all.
+
+        Args:
+            inputs: as a batch of progress samples has them, of the tokens that are new.
+            past: keys and values of the tokens before these, of each sample; empty for a sample that starts.
+        """
+        cache = PackedCache(past, inputs["sequence_length"].tolist())
+        hidden = self.hidden_states(inputs, cache)
+        return *self.frame_logits(self._frame_states(hidden, inputs["frame_tokens"])), cache.grown
+
+    def hidden_states(self, inputs: dict[str, Tensor], cache: PackedCache | None = None) -> Tensor:
         """Last hidden states after the final norm [N, H] of the packed tokens."""
         pixels = self.cutter.pixels(inputs["patches"])
         features = self.family.features(self.model, pixels, inputs["grid"])
@@ -111,7 +122,8 @@ class Robometer(RewardHeads):
             position_ids=positions[:, None] if self.family.spatial_positions else positions,
             mm_encoder_outputs={"image": features},
             use_cache=False,
-            **packed_kwargs(language._attn_implementation, inputs["sequence_length"]),
+            **({} if cache is None else {"cache": cache}),
+            **packed_kwargs(language._attn_implementation, inputs["sequence_length"], inputs.get("past_length")),
         )
         return cast(Tensor, output.last_hidden_state[0])
 

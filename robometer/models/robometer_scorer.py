@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from robometer.configs.schema import Config
 from robometer.frames.video import thin_positions
-from robometer.models.heads import RewardHeads
+from robometer.models.continuing import RobometerSession, continued_inputs
 from robometer.models.processing import RobometerProcessor
+from robometer.models.robometer import Robometer
 from robometer.scoring import (
     Clip,
     ClipScore,
     OneAtATime,
-    PrefixSession,
     ScorerInfo,
-    Session,
     one_at_a_time,
     spread,
 )
+from robometer.sessions import Answer
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 
 
@@ -33,7 +34,7 @@ class RobometerScorer(OneAtATime):
 
     def __init__(
         self,
-        model: RewardHeads,
+        model: Robometer,
         processor: RobometerProcessor,
         config: Config,
         name: str = "robometer",
@@ -41,9 +42,9 @@ class RobometerScorer(OneAtATime):
         info: ScorerInfo = ScorerInfo(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        self.name, self.info, self.processor = name, info, processor
-        self._device, self._batch_size = device, config.evaluate.batch_size
         self._max_frames = config.sampling.max_frames
+        self.name, self.info, self.processor = name, replace(info, max_frames=self._max_frames), processor
+        self._device, self._batch_size = device, config.evaluate.batch_size
         self._model = model.to(device).eval()
 
     @one_at_a_time
@@ -79,9 +80,28 @@ class RobometerScorer(OneAtATime):
         parts = [self._compare(pairs[chunk]) for chunk in self._chunks(len(pairs))]
         return np.concatenate([np.zeros(0, dtype=np.float32), *parts])
 
-    def open_session(self, task: str) -> Session:
-        """See `Scorer.open_session`."""
-        return PrefixSession(self, task)
+    def open_session(self, task: str) -> RobometerSession:
+        """See `Scorer.open_session`; the session keeps the model's keys and values of its frames."""
+        return RobometerSession(self, task)
+
+    @one_at_a_time
+    def push_all(self, sessions: Sequence[RobometerSession], frames: Sequence[np.ndarray]) -> list[Answer]:
+        """See `SessionScorer.push_all`."""
+        chunks = self._chunks(len(sessions))
+        return [answer for chunk in chunks for answer in self._push(sessions[chunk], frames[chunk])]
+
+    @torch.no_grad()
+    def _push(self, sessions: Sequence[RobometerSession], frames: Sequence[np.ndarray]) -> list[Answer]:
+        steps = [session.step(frame) for session, frame in zip(sessions, frames, strict=True)]
+        inputs, ends = continued_inputs(self.processor, steps)
+        inputs = {name: value.to(self._device) for name, value in inputs.items()}
+        progress_logits, success_logits, grown = self._model.continued(inputs, [step.past for step in steps])
+        progress = progress_from_logits(progress_logits).cpu().tolist()
+        success = success_logits.float().sigmoid().cpu().tolist()
+        last = np.cumsum([len(step.frames) for step in steps]) - 1
+        for session, step, layers, at in zip(sessions, steps, grown, ends, strict=True):
+            session.finish(step, layers, at)
+        return [(progress[i], success[i]) for i in last]
 
     def _score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         positions = [thin_positions(len(clip), self._max_frames) for clip in clips]

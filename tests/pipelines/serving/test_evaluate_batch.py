@@ -18,7 +18,8 @@ import pytest
 
 from pipelines.serving.errors import ApiError
 from pipelines.serving.number_lists import PLACE, cut_out, read_numbers
-from robometer.scoring import Clip, ClipScore, PrefixSession, ScorerInfo, Session
+from robometer.scoring import Clip, ClipScore, ScorerInfo, Session
+from robometer.sessions import WindowSession
 from tests.local_endpoint import endpoint
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared/golden/e_http"
@@ -41,7 +42,7 @@ class Brightness:
         return np.array([0.5 + (a - b) / 2 for a, b in lasts], dtype=np.float32)
 
     def open_session(self, task: str) -> Session:
-        return PrefixSession(self, task)
+        return WindowSession(self, task)
 
     def _score(self, clip: Clip) -> ClipScore:
         if clip.task == "nan":

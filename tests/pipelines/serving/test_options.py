@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from robometer.client import RemoteScorer, ScoringError
-from robometer.scoring import Clip, ClipScore, PrefixScorer, PrefixSession, ScorerInfo, Session, score_prefixes
+from robometer.scoring import Clip, ClipScore, PrefixScorer, ScorerInfo, Session, score_prefixes
+from robometer.sessions import WindowSession
 from tests.local_endpoint import endpoint
 
 FRAMES = np.stack([np.full((32, 48, 3), 10 * t, np.uint8) for t in range(20)])
@@ -40,7 +41,7 @@ class Seen:
         return np.full(len(pairs), 0.5, np.float32)
 
     def open_session(self, task: str) -> Session:
-        return PrefixSession(self, task)
+        return WindowSession(self, task)
 
 
 @pytest.fixture(scope="module")

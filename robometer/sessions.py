@@ -1,0 +1,142 @@
+"""Sessions: a trajectory is scored frame by frame, and a frame costs as much at the end as at the start.
+
+A session scores its newest frame from the frames of its `Window`: the answer at frame t is the last one of `score` for
+the frames at `kept_positions(t + 1, max_frames)`. For clips that the model sees whole, that is their prefix score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from robometer.errors import InputError
+from robometer.frames.window import Window
+from robometer.scoring import Clip, ClipScore, Scorer
+
+Answer = tuple[float, float]
+"""Progress and success at one frame."""
+
+
+class WindowSession:
+    """A `Session` of any scorer; `pushed` in its window counts the frames.
+
+    Attributes:
+        window: one-frame clips, with frames or embeddings, as the scorer needs them.
+        last: the newest of them, which the window may not keep.
+        shape: that of all frames; None before the first.
+    """
+
+    def __init__(self, scorer: Scorer, task: str) -> None:
+        self.scorer, self.task = scorer, task
+        self.window = Window[Clip](scorer.info.max_frames)
+        self.last: Clip | None = None
+        self.shape: tuple[int, ...] | None = None
+
+    def push(self, frame: np.ndarray) -> Answer:
+        """See `Session.push`.
+
+        Raises:
+            InputError: the frame has another type or size than the first one.
+        """
+        return push_all([self], [frame])[0]
+
+    def restore(self, pushed: int, frames: Sequence[np.ndarray]) -> None:
+        """Continue a session that ended after `pushed` frames, from those that its window held.
+
+        Raises:
+            InputError: the window held another number of frames.
+        """
+        self.shape = frames[0].shape if frames else None
+        for frame in frames:
+            self.check(frame)
+        self.window.restore(pushed, self.look(frames) if frames else [])
+        self.last = None
+
+    def clip(self) -> Clip:
+        """The frames that scored the last one, as one clip.
+
+        Raises:
+            InputError: there is no frame yet.
+        """
+        if self.last is None:
+            raise InputError("the session has no frames yet: push one first")
+        kept = self.window.items
+        return joined(kept if kept and kept[-1] is self.last else [*kept, self.last])
+
+    def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
+        """One-frame clips of some frames, as the window keeps them."""
+        return [Clip(frame[None], self.task) for frame in frames]
+
+    def check(self, frame: np.ndarray) -> None:
+        """Raise `InputError` unless the frame is uint8 [H, W, 3], of the size of the first one."""
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or not frame.size:
+            raise InputError(f"a frame must be uint8 [H, W, 3] RGB, got {frame.dtype} {list(frame.shape)}")
+        if self.shape is not None and frame.shape != self.shape:
+            raise InputError(
+                f"the frame has {frame.shape[1]}x{frame.shape[0]} pixels, but the session's first one had "
+                f"{self.shape[1]}x{self.shape[0]}: send frames of one size"
+            )
+
+    def size_bytes(self) -> int:
+        """Bytes of the frames that the session holds."""
+        return sum(clip.frames.nbytes + sum(f.nbytes for f in clip.features.values()) for clip in self.window.items)
+
+    def forget(self) -> None:
+        """Drop what can be computed again, to free memory: of a plain session, nothing."""
+
+
+@runtime_checkable
+class SessionScorer(Scorer, Protocol):
+    """A scorer with a way of its own to push a frame to each of several sessions."""
+
+    def push_all(self, sessions: Sequence[Any], frames: Sequence[np.ndarray]) -> list[Answer]:
+        """Equal to pushing each frame to its session, with less work."""
+        ...
+
+
+def push_all(sessions: Sequence[WindowSession], frames: Sequence[np.ndarray]) -> list[Answer]:
+    """Push one frame to each of several sessions of one scorer, in one batch.
+
+    Raises:
+        InputError: a frame is not fit for its session; then none of the frames counts.
+    """
+    if not sessions:
+        return []
+    for session, frame in zip(sessions, frames, strict=True):
+        session.check(frame)
+    scorer = sessions[0].scorer
+    if isinstance(scorer, SessionScorer):
+        answers = scorer.push_all(sessions, frames)
+    else:
+        new = [session.look([frame])[0] for session, frame in zip(sessions, frames, strict=True)]
+        answers = push_clips(scorer, sessions, new)
+    for session, frame in zip(sessions, frames, strict=True):
+        session.shape = frame.shape
+    return answers
+
+
+def push_clips(scorer: Scorer, sessions: Sequence[WindowSession], new: Sequence[Clip]) -> list[Answer]:
+    """Push a one-frame clip to each session; together they are one call of `score`."""
+    for session in sessions:
+        session.window.make_room()
+    scores = scorer.score([joined([*s.window.items, clip]) for s, clip in zip(sessions, new, strict=True)])
+    for session, clip in zip(sessions, new, strict=True):
+        session.window.add(clip)
+        session.last = clip
+    return [(float(score.progress[-1]), float(score.success[-1])) for score in scores]
+
+
+def joined(clips: Sequence[Clip]) -> Clip:
+    """One clip of the frames of several, under the task of the first."""
+    first = clips[0]
+    features = {name: np.concatenate([clip.features[name] for clip in clips]) for name in first.features}
+    return Clip(np.concatenate([clip.frames for clip in clips]), first.task, features)
+
+
+def score_as_session(scorer: Scorer, clip: Clip) -> ClipScore:
+    """The score of a clip whose frames are pushed one after another."""
+    session = scorer.open_session(clip.task)
+    progress, success = zip(*(session.push(frame) for frame in clip.frames), strict=True)
+    return ClipScore(np.array(progress, dtype=np.float32), np.array(success, dtype=np.float32))
