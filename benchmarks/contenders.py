@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from robometer.configs.loading import from_dict
 from robometer.corpus.corpus import Corpus
+from robometer.models.attention import PackedCache
 from robometer.models.checkpoint import build_collator, build_model
 from robometer.models.collate import collate_targets
 from robometer.models.images import QwenCutter
@@ -129,7 +130,7 @@ class PaddedRobometer(Robometer):
         padded.model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
         return cast(PaddedRobometer, padded)
 
-    def hidden_states(self, inputs: dict[str, Tensor]) -> Tensor:
+    def hidden_states(self, inputs: dict[str, Tensor], cache: PackedCache | None = None) -> Tensor:
         """See `Robometer.hidden_states`."""
         lengths = inputs["sequence_length"].tolist()
         features = self.family.features(self.model, self.cutter.pixels(inputs["patches"]), inputs["grid"])

@@ -19,6 +19,9 @@ Answer = tuple[float, float]
 """Progress and success at one frame."""
 
 
+NOT_FINITE = "the model answered with a number that is not finite"
+
+
 class WindowSession:
     """A `Session` of any scorer; `pushed` in its window counts the frames.
 
@@ -81,7 +84,7 @@ class WindowSession:
 
     def size_bytes(self) -> int:
         """Bytes of the frames that the session holds."""
-        return sum(clip.frames.nbytes + sum(f.nbytes for f in clip.features.values()) for clip in self.window.items)
+        return sum(map(clip_bytes, self.window.items))
 
     def forget(self) -> None:
         """Drop what can be computed again, to free memory: of a plain session, nothing."""
@@ -92,7 +95,7 @@ class SessionScorer(Scorer, Protocol):
     """A scorer with a way of its own to push a frame to each of several sessions."""
 
     def push_all(self, sessions: Sequence[Any], frames: Sequence[np.ndarray]) -> list[Answer]:
-        """Equal to pushing each frame to its session, with less work."""
+        """Equal to pushing each frame to its session, with less work; where it raises, no frame counts."""
         ...
 
 
@@ -100,7 +103,8 @@ def push_all(sessions: Sequence[WindowSession], frames: Sequence[np.ndarray]) ->
     """Push one frame to each of several sessions of one scorer, in one batch.
 
     Raises:
-        InputError: a frame is not fit for its session; then none of the frames counts.
+        InputError: a frame is not fit for its session.
+        ArithmeticError: the model answered with a number that is not finite. Where anything is raised, no frame counts.
     """
     if not sessions:
         return []
@@ -122,10 +126,27 @@ def push_clips(scorer: Scorer, sessions: Sequence[WindowSession], new: Sequence[
     for session in sessions:
         session.window.make_room()
     scores = scorer.score([joined([*s.window.items, clip]) for s, clip in zip(sessions, new, strict=True)])
+    answers = finite([(float(score.progress[-1]), float(score.success[-1])) for score in scores])
     for session, clip in zip(sessions, new, strict=True):
         session.window.add(clip)
         session.last = clip
-    return [(float(score.progress[-1]), float(score.success[-1])) for score in scores]
+    return answers
+
+
+def finite(answers: list[Answer]) -> list[Answer]:
+    """The answers, checked before a frame counts.
+
+    Raises:
+        ArithmeticError: one is not a finite number.
+    """
+    if not np.isfinite(answers).all():
+        raise ArithmeticError(NOT_FINITE)
+    return answers
+
+
+def clip_bytes(clip: Clip | None) -> int:
+    """Bytes of a clip's frames and embeddings."""
+    return 0 if clip is None else clip.frames.nbytes + sum(values.nbytes for values in clip.features.values())
 
 
 def joined(clips: Sequence[Clip]) -> Clip:

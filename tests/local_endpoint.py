@@ -13,32 +13,30 @@ from typing import Any
 
 import uvicorn
 
+from pipelines.serving.answerer import Answerer
 from pipelines.serving.api import build_api
-from pipelines.serving.backend import CompareRequest, Deployed, Limits, ModelInfo, ModelRequest, Outcome
+from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionLimits
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
 from robometer.configs import load
 from robometer.frames import overridden
-from robometer.scoring import Scorer, score_prefixes
+from robometer.scoring import Scorer
 
 
 class LocalBackend:
-    """Backend that runs a scorer in a thread of this process."""
+    """Backend that answers in a thread of this process, with what a model replica answers with."""
 
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: Scorer, limits: SessionLimits) -> None:
+        self._scorer, self._lock = scorer, threading.Lock()
+        self._answerer = Answerer(scorer, limits)
 
     async def run(self, request: ModelRequest) -> Outcome:
-        try:
-            value = await asyncio.to_thread(self._answer, request)
-        except ArithmeticError as error:  # what the `Model` says of an answer that is not finite
-            failure = f"the model failed on this input ({type(error).__name__})"
-            return Outcome(self._scorer.name, None, failure, False, 1, True)
-        return Outcome(self._scorer.name, value, "", False, 1, True)
+        return await asyncio.to_thread(self._run, request)
 
     async def info(self) -> ModelInfo:
-        return ModelInfo(self._scorer.name, {}, self._scorer.info.image_encoder)
+        info = self._scorer.info
+        return ModelInfo(self._scorer.name, {}, info.image_encoder, max_frames=info.max_frames)
 
     async def ready(self) -> None:
         return None
@@ -46,12 +44,10 @@ class LocalBackend:
     async def healthy(self) -> None:
         return None
 
-    def _answer(self, request: ModelRequest):  # type: ignore[no-untyped-def]
-        if isinstance(request, CompareRequest):
-            return float(self._scorer.compare([(request.a, request.b)])[0])
-        if request.prefixes:
-            return score_prefixes(self._scorer, [request.clip])[0]
-        return self._scorer.score([request.clip])[0]
+    def _run(self, request: ModelRequest) -> Outcome:
+        with self._lock:
+            [outcome] = self._answerer.answer([request])
+        return outcome
 
 
 @contextmanager
@@ -64,7 +60,15 @@ def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Ite
     settings = GuardSettings(**(defaults | guard))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    app = Front(build_api(LocalBackend(scorer), limits, settings, Deployed.from_config(config.serve), "local"))
+    app = Front(
+        build_api(
+            LocalBackend(scorer, SessionLimits.from_config(config.serve)),
+            limits,
+            settings,
+            Deployed.from_config(config.serve),
+            "local",
+        )
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

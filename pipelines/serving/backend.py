@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from robometer.configs.schema import Config
 from robometer.configs.stages import ServeConfig
@@ -90,7 +93,97 @@ class CompareRequest:
     b: Clip
 
 
-ModelRequest = ScoreRequest | CompareRequest
+@dataclass(frozen=True)
+class OpenSession:
+    """Open a session of one trajectory for each of `tasks`.
+
+    Attributes:
+        owner: who may use it: the name of the client's token.
+        reference: a clip that pushes can be compared with.
+        pushes, pushed, frames: to continue a session: how many pushes it had, how many frames each trajectory, and the
+            frames uint8 [H, W, 3] that each trajectory's window held.
+    """
+
+    session_id: str
+    tasks: Sequence[str]
+    owner: str = ""
+    reference: Clip | None = None
+    pushes: int = 0
+    pushed: Sequence[int] = ()
+    frames: Sequence[Sequence[np.ndarray]] = ()
+
+
+@dataclass(frozen=True)
+class PushFrames:
+    """Push one frame uint8 [H, W, 3] to each trajectory of a session.
+
+    Attributes:
+        index: the number of the push, so that one that is sent twice counts once; None: the next.
+        reset: trajectories that start anew with this frame.
+        compare: whether to compare with the session's reference.
+    """
+
+    session_id: str
+    frames: Sequence[np.ndarray]
+    owner: str = ""
+    index: int | None = None
+    reset: Sequence[int] = ()
+    compare: bool = False
+
+
+@dataclass(frozen=True)
+class ReadSession:
+    """Ask for a session's state; with `close`, end it."""
+
+    session_id: str
+    owner: str = ""
+    close: bool = False
+
+
+@dataclass(frozen=True)
+class SessionAnswer:
+    """The answer to a push, one item for each trajectory.
+
+    Attributes:
+        index: number of the frame in its trajectory.
+        preference: P(the trajectory so far is better than the reference); None if it was not asked.
+    """
+
+    index: list[int]
+    progress: list[float]
+    success: list[float]
+    preference: list[float] | None
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """A session: its tasks, the frames pushed to each trajectory, its pushes, and its last answer."""
+
+    tasks: list[str]
+    pushed: list[int]
+    pushes: int
+    answer: SessionAnswer | None
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """Limits of the sessions of one model replica: trajectories, bytes of their frames and caches, idle seconds."""
+
+    max_sessions: int
+    max_bytes: int
+    idle_s: float
+
+    @classmethod
+    def from_config(cls, serve: ServeConfig) -> SessionLimits:
+        """The limits that these settings give."""
+        return cls(serve.max_sessions, serve.max_session_bytes, serve.session_idle_s)
+
+
+SessionRequest = OpenSession | PushFrames | ReadSession
+ModelRequest = ScoreRequest | CompareRequest | SessionRequest
+
+
+Answer = ClipScore | float | list[float] | SessionAnswer | SessionState
 
 
 @dataclass(frozen=True)
@@ -99,19 +192,21 @@ class Outcome:
 
     Attributes:
         model: the scorer's name.
-        value: `ClipScore`, or P(A better) of a comparison; None where the request failed.
+        value: `ClipScore`, P(A better) of a comparison, or a session's answer or state; None where the request failed.
         error: why the request failed; empty where it did not.
         rejected: whether the input was at fault, not the model.
+        status: the HTTP status of an input's fault.
         batch_size: requests that went through the model together.
         first: true for one request of each batch, so that a batch is counted once.
     """
 
     model: str
-    value: ClipScore | float | None
+    value: Answer | None
     error: str
     rejected: bool
     batch_size: int
     first: bool
+    status: int = 422
 
 
 @dataclass(frozen=True)
@@ -122,12 +217,14 @@ class ModelInfo:
         provenance: what its checkpoint records about its training.
         image_encoder: name of the embeddings that it reads in place of frames; None if it reads frames alone.
         description: what its checkpoint is, see `robometer.models.inventory.describe`; empty for another scorer.
+        max_frames: frames that it looks at together; None for any number.
     """
 
     name: str
     provenance: dict[str, Any]
     image_encoder: str | None = None
     description: dict[str, Any] = field(default_factory=dict)
+    max_frames: int | None = None
 
 
 class Backend(Protocol):

@@ -11,10 +11,11 @@ def checked(outcome: Outcome, metrics: Metrics) -> Outcome:
     """The outcome of a request, counted.
 
     Raises:
-        ApiError: 422 where the model refused the input, 500 where it failed.
+        ApiError: 422 where the model refused the input (of a session also 404, 409 or 503), 500 where it failed.
     """
     if outcome.first:
         metrics.observe_batch(outcome.batch_size)
     if outcome.error:
-        raise ApiError(422 if outcome.rejected else 500, as_sentence(outcome.error))
+        status = outcome.status if outcome.rejected else 500
+        raise ApiError(status, as_sentence(outcome.error), {"Retry-After": "5"} if status == 503 else None)
     return outcome

@@ -49,6 +49,12 @@ class ServeConfig(Settings, section="serve"):
     """Seconds that the decoding of one uploaded video may take."""
     max_queued_requests: Count = 64
     """Requests that wait for the model, at most; more get 503."""
+    max_sessions: Count = 1000
+    """Trajectories that a replica of the model scores frame by frame in sessions, at most; more get 503."""
+    max_session_bytes: Count = 2 * 1024**3
+    """Bytes of the frames and caches of a replica's sessions, at most; beyond, the longest unused make room."""
+    session_idle_s: Positive = 600.0
+    """Seconds after which a session without a push ends."""
     token: str = field(default="", repr=False)
     """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robometer.configs.schema import Config
 from robometer.frames.video import thin_positions
-from robometer.models.continuing import RobometerSession, continued_inputs
+from robometer.models.attention import KeyValues
+from robometer.models.continuing import RobometerSession, Step, continued_inputs
 from robometer.models.processing import RobometerProcessor
 from robometer.models.robometer import Robometer
 from robometer.scoring import (
@@ -21,7 +23,7 @@ from robometer.scoring import (
     one_at_a_time,
     spread,
 )
-from robometer.sessions import Answer
+from robometer.sessions import Answer, finite
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 
 
@@ -87,21 +89,26 @@ class RobometerScorer(OneAtATime):
     @one_at_a_time
     def push_all(self, sessions: Sequence[RobometerSession], frames: Sequence[np.ndarray]) -> list[Answer]:
         """See `SessionScorer.push_all`."""
-        chunks = self._chunks(len(sessions))
-        return [answer for chunk in chunks for answer in self._push(sessions[chunk], frames[chunk])]
+        steps = [session.step(frame) for session, frame in zip(sessions, frames, strict=True)]
+        answers, finishes = list[Answer](), list[tuple[KeyValues, list[int]]]()
+        for chunk in self._chunks(len(steps)):
+            inputs, ends = continued_inputs(self.processor, steps[chunk])
+            answered, grown = self._continue(inputs, steps[chunk])
+            answers += answered
+            finishes += zip(grown, ends, strict=True)
+        finite(answers)
+        for session, step, (grown_of_it, ends_of_it) in zip(sessions, steps, finishes, strict=True):
+            session.finish(step, grown_of_it, ends_of_it)
+        return answers
 
     @torch.no_grad()
-    def _push(self, sessions: Sequence[RobometerSession], frames: Sequence[np.ndarray]) -> list[Answer]:
-        steps = [session.step(frame) for session, frame in zip(sessions, frames, strict=True)]
-        inputs, ends = continued_inputs(self.processor, steps)
+    def _continue(self, inputs: dict[str, Tensor], steps: Sequence[Step]) -> tuple[list[Answer], list[KeyValues]]:
         inputs = {name: value.to(self._device) for name, value in inputs.items()}
         progress_logits, success_logits, grown = self._model.continued(inputs, [step.past for step in steps])
-        progress = progress_from_logits(progress_logits).cpu().tolist()
-        success = success_logits.float().sigmoid().cpu().tolist()
+        progress = progress_from_logits(progress_logits).tolist()
+        success = success_logits.float().sigmoid().tolist()
         last = np.cumsum([len(step.frames) for step in steps]) - 1
-        for session, step, layers, at in zip(sessions, steps, grown, ends, strict=True):
-            session.finish(step, layers, at)
-        return [(progress[i], success[i]) for i in last]
+        return [(progress[i], success[i]) for i in last], grown
 
     def _score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         positions = [thin_positions(len(clip), self._max_frames) for clip in clips]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.serving.backend import CompareRequest, Outcome, ScoreRequest
+from pipelines.serving.backend import CompareRequest, ModelRequest, Outcome, ScoreRequest
 from pipelines.serving.model import Model
 from robometer.baselines.trivial import Clock
 from robometer.configs.stages import ServeConfig
@@ -40,7 +40,7 @@ def answers(scorer: Ailing, *tasks: str) -> tuple[list[Outcome], Model]:
 
 def ask(model: Model, *tasks: str) -> list[Outcome]:
     clips = [Clip(np.zeros((2, 8, 8, 3), np.uint8), task) for task in tasks]
-    return model._thread.submit(model._answer, [ScoreRequest(clip) for clip in clips]).result()
+    return model._thread.submit(model._answerer.answer, [ScoreRequest(clip) for clip in clips]).result()
 
 
 @pytest.mark.parametrize("error", [ValueError("a shape"), RuntimeError("a shape"), RobometerError("no answer")])
@@ -92,14 +92,14 @@ def test_a_batch_of_all_kinds_is_answered_in_its_order() -> None:
 
     model = Model(Made(lambda word: Lengths()), ServeConfig())
     one, two, three = (Clip(np.zeros((n, 8, 8, 3), np.uint8), "task") for n in (1, 2, 3))
-    requests = [
+    requests: list[ModelRequest] = [
         ScoreRequest(three, prefixes=True),
         CompareRequest(one, three),
         ScoreRequest(two),
         CompareRequest(three, one),
         ScoreRequest(three),
     ]
-    outcomes = model._thread.submit(model._answer, requests).result()
+    outcomes = model._thread.submit(model._answerer.answer, requests).result()
     values = [outcome.value for outcome in outcomes]
     assert [values[1], values[3]] == [0.25, 0.75]
     # Each frame of a whole clip is scored from all its frames, each of the first clip from those up to it.
@@ -121,5 +121,5 @@ def test_an_answer_that_is_not_finite_is_none(answer: float) -> None:
     model = Model(Made(lambda word: Ill()), ServeConfig())
     clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), "task")
     for request in (ScoreRequest(clip), CompareRequest(clip, clip)):
-        (outcome,) = model._thread.submit(model._answer, [request]).result()
+        (outcome,) = model._thread.submit(model._answerer.answer, [request]).result()
         assert outcome.value is None and outcome.error == "the model failed on this input (ArithmeticError)"

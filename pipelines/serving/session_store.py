@@ -1,0 +1,240 @@
+"""The sessions of one model replica: bounded in number and bytes, ended when idle, pushed in batches."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipelines.serving.backend import (
+    OpenSession,
+    PushFrames,
+    ReadSession,
+    SessionAnswer,
+    SessionLimits,
+    SessionRequest,
+    SessionState,
+)
+from robometer.errors import InputError
+from robometer.scoring import Clip, Scorer
+from robometer.sessions import NOT_FINITE, WindowSession, clip_bytes, joined, push_all
+
+
+class SessionRefusal(InputError):
+    """A request about a session that cannot be done; `status` is that of HTTP."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass
+class _Held:
+    owner: str
+    environments: list[WindowSession]
+    reference: Clip | None
+    used_s: float
+    pushes: int = 0
+    answer: SessionAnswer | None = None
+    size_bytes: int = 0
+    tasks: list[str] = field(default_factory=list)
+
+    def measured_bytes(self) -> int:
+        return clip_bytes(self.reference) + sum(session.size_bytes() for session in self.environments)
+
+
+class SessionStore:
+    """Holds sessions by id. All calls come from one thread.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, scorer: Scorer, limits: SessionLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scorer, self._limits, self._clock = scorer, limits, clock
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
+        self.environments = self.size_bytes = 0
+
+    def open(self, request: OpenSession) -> SessionState:
+        """Open a session, or continue one that ended on another replica.
+
+        Raises:
+            SessionRefusal: 503, too many are open or hold too much.
+            InputError: the frames to continue from are not those that a session would hold.
+        """
+        self.expire()
+        limits, count = self._limits, len(request.tasks)
+        if self.environments + count > limits.max_sessions:
+            raise SessionRefusal(
+                503, f"{self.environments} trajectories are in sessions already (serve.max_sessions). Try again later."
+            )
+        environments = [self._session(task) for task in request.tasks]
+        reference = request.reference and joined(environments[0].look(list(request.reference.frames)))
+        held = _Held(request.owner, environments, reference, self._clock())
+        for session, pushed, frames in zip(held.environments, request.pushed, request.frames, strict=False):
+            session.restore(pushed, frames)
+        held.pushes, held.tasks = request.pushes, list(request.tasks)
+        if self.size_bytes + held.measured_bytes() > limits.max_bytes:
+            self._free(held.measured_bytes())
+        self._held[request.session_id] = held
+        self.environments += count
+        self._measure(held)
+        return self._state(held)
+
+    def answer(self, requests: Sequence[SessionRequest]) -> list[SessionAnswer | SessionState]:
+        """Answer requests one after another; raises what `open`, `push` and `read` raise."""
+        answers: list[SessionAnswer | SessionState] = []
+        for request in requests:
+            if isinstance(request, PushFrames):
+                answers += self.push([request])
+            else:
+                answers.append(self.open(request) if isinstance(request, OpenSession) else self.read(request))
+        return answers
+
+    def can_push(self, request: PushFrames) -> bool:
+        """Whether nothing but the model can make this push fail."""
+        try:
+            self._pushable(request)
+        except InputError:
+            return False
+        return True
+
+    def push(self, requests: Sequence[PushFrames]) -> list[SessionAnswer]:
+        """Push the frames of requests for different sessions, in one batch.
+
+        Raises:
+            SessionRefusal: 404, there is no such session; 409, the push does not follow the last one.
+            InputError: the frames do not fit the session.
+            Exception: what the model raises. In all cases no frame counts.
+        """
+        found = [self._pushable(request) for request in requests]
+        fresh = [(h, r) for h, r in zip(found, requests, strict=True) if not self._is_repeated(h, r)]
+        for held, request in fresh:
+            for i in request.reset:
+                held.environments[i] = self._session(held.tasks[i])
+        sessions = [session for held, _ in fresh for session in held.environments]
+        numbers = [session.window.pushed for session in sessions]
+        values = np.array(push_all(sessions, [frame for _, request in fresh for frame in request.frames]))
+        start = 0
+        for held, _ in fresh:
+            part = slice(start, start + len(held.environments))
+            start = part.stop
+            held.answer = SessionAnswer(numbers[part], values[part, 0].tolist(), values[part, 1].tolist(), None)
+            held.pushes += 1
+        for held, request in zip(found, requests, strict=True):
+            held.used_s = self._clock()
+            self._held.move_to_end(request.session_id)
+            self._measure(held)
+        answers = [held.answer for held in found if held.answer is not None]
+        self._free(0)
+        return answers
+
+    def compare(self, requests: Sequence[PushFrames]) -> list[list[float]]:
+        """P(trajectory so far is better than the reference) of each trajectory, after a push that asks for it.
+
+        Raises:
+            Exception: what the model raises.
+        """
+        held = [self._find(request.session_id, request.owner) for request in requests]
+        pairs = [(session.clip(), h.reference) for h in held for session in h.environments if h.reference]
+        values = self._scorer.compare(pairs)
+        if not np.isfinite(values).all():
+            raise ArithmeticError(NOT_FINITE)
+        ends = np.cumsum([len(h.environments) for h in held])
+        return [part.tolist() for part in np.split(values, ends[:-1])]
+
+    def read(self, request: ReadSession) -> SessionState:
+        """What a session has come to; with `close` it ends.
+
+        Raises:
+            SessionRefusal: 404, there is none.
+        """
+        held = self._find(request.session_id, request.owner)
+        state = self._state(held)
+        if request.close:
+            self._end(request.session_id)
+        return state
+
+    def expire(self) -> None:
+        """End the sessions that were idle for too long."""
+        oldest_s = self._clock() - self._limits.idle_s
+        for session_id in [name for name, held in self._held.items() if held.used_s < oldest_s]:
+            self._end(session_id)
+
+    def _session(self, task: str) -> WindowSession:
+        session = self._scorer.open_session(task)
+        return session if isinstance(session, WindowSession) else WindowSession(self._scorer, task)
+
+    def _find(self, session_id: str, owner: str) -> _Held:
+        held = self._held.get(session_id)
+        if held is not None and held.used_s < self._clock() - self._limits.idle_s:
+            self._end(session_id)
+            held = None
+        if held is None or held.owner != owner:
+            raise SessionRefusal(
+                404,
+                "There is no such session: it has ended, or was idle too long, or its replica has gone. Open a "
+                "new one with the frames that it held.",
+            )
+        return held
+
+    def _pushable(self, request: PushFrames) -> _Held:
+        held = self._find(request.session_id, request.owner)
+        if not self._is_repeated(held, request):
+            self._check(held, request)
+        return held
+
+    @staticmethod
+    def _is_repeated(held: _Held, request: PushFrames) -> bool:
+        """Whether this is the last push once more, from a client that did not get its answer."""
+        return request.index is not None and request.index == held.pushes - 1 and held.answer is not None
+
+    def _check(self, held: _Held, request: PushFrames) -> None:
+        count = len(held.environments)
+        if request.index not in (None, held.pushes):
+            raise SessionRefusal(409, f"Push {request.index} does not follow: the session expects push {held.pushes}.")
+        if len(request.frames) != count:
+            raise InputError(f"the push has {len(request.frames)} frames, but the session has {count} environments")
+        if any(i >= count for i in request.reset):
+            raise InputError(f"environment {max(request.reset)} is to be reset, but the session has {count}")
+        if request.compare and held.reference is None:
+            raise InputError("the session was opened without a reference to compare with")
+        for i, (session, frame) in enumerate(zip(held.environments, request.frames, strict=True)):
+            (self._session("") if i in request.reset else session).check(frame)
+
+    def _measure(self, held: _Held) -> None:
+        self.size_bytes -= held.size_bytes
+        held.size_bytes = held.measured_bytes()
+        self.size_bytes += held.size_bytes
+
+    def _free(self, wanted_bytes: int) -> None:
+        """Make room: the least recently used sessions forget what can be computed again, then end.
+
+        Raises:
+            SessionRefusal: 503, one session wants more than all may hold.
+        """
+        limit = self._limits.max_bytes - wanted_bytes
+        if limit < 0:
+            raise SessionRefusal(503, "The session holds more than all sessions may (serve.max_session_bytes).")
+        for held in list(self._held.values()):
+            if self.size_bytes <= limit:
+                return
+            for session in held.environments:
+                session.forget()
+            self._measure(held)
+        for session_id in list(self._held):
+            if self.size_bytes <= limit:
+                return
+            self._end(session_id)
+
+    def _end(self, session_id: str) -> None:
+        held = self._held.pop(session_id)
+        self.environments -= len(held.environments)
+        self.size_bytes -= held.size_bytes
+
+    @staticmethod
+    def _state(held: _Held) -> SessionState:
+        return SessionState(held.tasks, [s.window.pushed for s in held.environments], held.pushes, held.answer)
