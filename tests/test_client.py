@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 import numpy as np
 import pytest
 
-from robometer import client
+from robometer import calls
 from robometer.baselines.trivial import FrameDifference, Random
 from robometer.client import RemoteScorer, ScoringError
 from robometer.scoring import Clip, ClipScore
@@ -120,10 +120,10 @@ class Odd(Unwell):
 
 
 def test_headers_of_another_server_that_make_no_sense_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "START_PATIENCE_S", 0.1)
+    monkeypatch.setattr(calls, "START_PATIENCE_S", 0.1)
     with serving(Odd) as url, pytest.raises(ScoringError, match="no endpoint answers at"):
         RemoteScorer(url)
-    assert client._pause_s("\xb2", 1) == 0.25
+    assert calls.pause_s("\xb2", 1) == 0.25
 
 
 def test_retry_after_is_honoured_and_another_server_is_recognised() -> None:
@@ -136,7 +136,7 @@ def test_retry_after_is_honoured_and_another_server_is_recognised() -> None:
 
 
 def test_nobody_there_and_nonsense_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "START_PATIENCE_S", 0.5)
+    monkeypatch.setattr(calls, "START_PATIENCE_S", 0.5)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ScoringError, match=r"no endpoint answers at http://127.0.0.1"):
@@ -168,7 +168,7 @@ class Breaking(BaseHTTPRequestHandler):
 
 
 def test_broken_connections_and_the_words_of_a_proxy_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "START_PATIENCE_S", 30.0)  # its pauses alone take 3.75 s
+    monkeypatch.setattr(calls, "START_PATIENCE_S", 30.0)  # its pauses alone take 3.75 s
     Breaking.tries = []
     with serving(Breaking) as url:
         assert RemoteScorer(url).name == "m@1"
@@ -183,7 +183,7 @@ class Closing(BaseHTTPRequestHandler):
 
 
 def test_trying_again_has_an_end_which_says_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "START_PATIENCE_S", 2.0)  # its pauses take 1.75 s
+    monkeypatch.setattr(calls, "START_PATIENCE_S", 2.0)  # its pauses take 1.75 s
     with (
         serving(Closing) as url,
         pytest.raises(ScoringError, match=r"no endpoint answers at .*\(tried [2-4] times in \d s\)"),

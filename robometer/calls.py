@@ -1,0 +1,217 @@
+"""What the clients of the endpoint share: its requests, how the answers are read, and when to try again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import httpx
+import numpy as np
+from tenacity import RetryCallState, retry_if_exception_type, stop_before_delay
+
+from robometer.errors import RobometerError
+from robometer.frames import FrameSettings
+from robometer.frames.video import Source, VideoError
+from robometer.scoring import Clip, ClipScore, ScorerInfo
+
+START_PATIENCE_S = 5.0
+"""How long the first request is retried: a wrong URL is reported soon."""
+
+MAX_WAIT_S = 10.0
+"""The longest pause between two tries, whatever Retry-After says."""
+
+CONNECT_TIMEOUT_S = 10.0
+"""How long one try waits for a connection."""
+
+CONCURRENCY = 8
+"""Requests in flight at a time, which the endpoint joins into batches."""
+
+Result = TypeVar("Result")
+
+
+class ScoringError(RobometerError):
+    """An endpoint cannot be reached, or has refused a request. The message quotes its reason."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[Result]):
+    """One request: its form's `fields` and file `parts`, and how the JSON object of its answer is read."""
+
+    route: str
+    read: Callable[[dict[str, Any]], Result]
+    fields: Mapping[str, float | str] = field(default_factory=dict)
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+    method: str = "POST"
+
+
+def score_clip(clip: Clip, **options: float | str) -> Call[ClipScore]:
+    """Score a clip; see `RemoteScorer.score_video` for the options."""
+    return Call("/v1/score", _clip_score, {"task": clip.task, **options}, {"frames": _npy(clip.frames)})
+
+
+def score_video(video: Source, task: str, **options: float | str) -> Call[ClipScore]:
+    """Score a video, given as a file or its content."""
+    return Call("/v1/score", _clip_score, {"task": task, **options}, {"video": _content(video)})
+
+
+def compare_clips(pair: tuple[Clip, Clip]) -> Call[float]:
+    """P(the first clip did better)."""
+    a, b = pair
+    return Call("/v1/compare", _preference, {"task": a.task}, {"frames_a": _npy(a.frames), "frames_b": _npy(b.frames)})
+
+
+def compare_videos(a: Source, b: Source, task: str) -> Call[float]:
+    """P(the first video did better)."""
+    return Call("/v1/compare", _preference, {"task": task}, {"video_a": _content(a), "video_b": _content(b)})
+
+
+class Client:
+    """Base of the clients, without input and output of its own.
+
+    Attributes:
+        url: of the endpoint.
+        name: of its scorer.
+        limits: of one request, see `/v1/model`.
+        info: what the scorer says of itself.
+    """
+
+    name: str
+    limits: dict[str, int]
+    info: ScorerInfo
+
+    def __init__(self, url: str, token: str | None, timeout_s: float, patience_s: float) -> None:
+        token = (token or "").strip()  # files end with a line break
+        if not token.isprintable():
+            raise ScoringError("the token has control characters, which a header cannot carry")
+        self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._connection: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {b"Authorization": f"Bearer {token}".encode()} if token else {},
+            "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+        }
+
+    @property
+    def _description(self) -> Call[None]:
+        return Call("/v1/model", self._describe, method="GET")
+
+    def _describe(self, model: dict[str, Any]) -> None:
+        self.name, self.limits = model["name"], model["limits"]
+        frames = FrameSettings.from_dict(model["frames"])
+        self.info = ScorerInfo(frames, revision=model["revision"], provenance=model["provenance"])
+
+    def _retries(self, patience_s: float) -> dict[str, Any]:
+        """Arguments of tenacity's `Retrying` and `AsyncRetrying`."""
+        return {
+            "retry": retry_if_exception_type(_TryAgain),
+            "wait": _pause_after,
+            "stop": stop_before_delay(patience_s),
+            "retry_error_callback": _give_up,
+        }
+
+    def _body(self, call: Call[Any]) -> dict[str, Any]:
+        """Arguments of httpx's `request`. Raises `ScoringError` where the endpoint would not take them."""
+        if not (call.fields or call.parts):
+            return {}
+        size_bytes = sum(map(len, call.parts.values()))
+        if size_bytes > self.limits["max_upload_bytes"]:
+            # Checked here, as the endpoint would close the connection while the body is still being sent.
+            raise ScoringError(
+                f"{size_bytes} bytes are more than {self.url} accepts ({self.limits['max_upload_bytes']}): "
+                "send fewer or smaller frames"
+            )
+        files = {name: (name, content, "application/octet-stream") for name, content in call.parts.items()}
+        return {"data": call.fields, "files": files}
+
+    @contextmanager
+    def _failures(self, route: str) -> Iterator[None]:
+        """Tell failures that may pass (`_TryAgain`) from those that stay (`ScoringError`)."""
+        try:
+            yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ScoringError(f"{self.url!r} is not the URL of an endpoint: {error}") from error
+        except httpx.TimeoutException as error:
+            raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
+        except httpx.RequestError as error:
+            raise _TryAgain(f"no endpoint answers at {self.url}: {error or type(error).__name__}") from error
+
+    def _read(self, call: Call[Result], response: httpx.Response) -> Result:
+        answer = _object(response)
+        if _may_pass(response):
+            raise _TryAgain(_refusal(response), response.headers.get("retry-after", ""))
+        if not response.is_success or answer is None:
+            raise ScoringError(_refusal(response))
+        try:
+            return call.read(answer)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ScoringError(f"{self.url} is not a Robometer endpoint, or has another version: {error!r}") from error
+
+
+def _may_pass(response: httpx.Response) -> bool:
+    """Whether another try may succeed: after overload, or an answer from a proxy in front of the endpoint."""
+    return response.status_code == 503 or (response.is_server_error and _object(response) is None)
+
+
+def _refusal(response: httpx.Response) -> str:
+    sentence = str((_object(response) or {}).get("error", ""))
+    sentence = sentence or "the answer is not from a Robometer endpoint; check the URL"
+    return f"{response.request.url} answered {response.status_code}: {sentence}"
+
+
+def _object(response: httpx.Response) -> dict[str, Any] | None:
+    """The JSON object in an answer; None if it is something else."""
+    try:
+        answer = response.json()
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _clip_score(answer: dict[str, Any]) -> ClipScore:
+    return ClipScore(np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32))
+
+
+def _preference(answer: dict[str, Any]) -> float:
+    return float(answer["probability_a_better"])
+
+
+def _content(video: Source) -> bytes:
+    try:
+        return video if isinstance(video, bytes) else Path(video).read_bytes()
+    except OSError as error:
+        raise VideoError(f"{video!s} cannot be read ({error.strerror})") from error
+
+
+def _npy(frames: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(frames), allow_pickle=False)
+    return stream.getvalue()
+
+
+class _TryAgain(Exception):
+    """A try failed, but the next one may succeed; `retry_after` is the endpoint's header."""
+
+    def __init__(self, reason: str, retry_after: str = "") -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+def _give_up(state: RetryCallState) -> NoReturn:
+    error = state.outcome.exception() if state.outcome else None
+    times = "once" if state.attempt_number == 1 else f"{state.attempt_number} times"
+    raise ScoringError(f"{error} (tried {times} in {state.seconds_since_start or 0:.0f} s)") from error
+
+
+def _pause_after(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return pause_s(error.retry_after if isinstance(error, _TryAgain) else "", state.attempt_number)
+
+
+def pause_s(retry_after: str, tries: int) -> float:
+    """The seconds that the endpoint asks for, else a pause that doubles with each try."""
+    seconds = float(retry_after) if retry_after.isdecimal() else 0.25 * 2.0 ** min(tries - 1, 4)
+    return min(seconds, MAX_WAIT_S)
