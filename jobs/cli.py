@@ -34,6 +34,7 @@ SECTIONS = {
         "score": "score one video",
         "compare": "which of two videos did better",
         "serve": "the HTTP endpoint",
+        "serve-token": "make a token for the endpoint",
         "checkpoint": "what a checkpoint holds, and whether it loads",
         "publish": "a checkpoint with its model card to a folder, MLflow or the hub",
     },
@@ -71,7 +72,7 @@ class Robometer(click.Group):
         """See `click.Group`."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"jobs.{cmd_name}").COMMAND
+        command: click.Command = importlib.import_module(f"jobs.{cmd_name.replace('-', '_')}").COMMAND
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

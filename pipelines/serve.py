@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,6 +31,7 @@ from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.model import Model
+from pipelines.serving.tokens import Tokens
 from robometer.configs.schema import Config
 from robometer.frames import overridden
 from robometer.scorers import CheckpointReference, ScorerReference
@@ -76,8 +78,10 @@ def build_app(
     )(Model)
     # What the models can hold or queue; the guard refuses more before it reads a body.
     capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
+    Tokens(path=c.token_file)  # mistakes end here
     guard = GuardSettings(
         token=token_of(config),
+        token_file=c.token_file and str(Path(c.token_file).absolute()),
         max_upload_bytes=c.max_upload_bytes,
         max_in_flight=capacity,
         timeout_s=c.request_timeout_s,
@@ -209,8 +213,10 @@ def run_serve(
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
     (scorer or checkpoint_of(config)).frames()
-    if not (token_of(config) or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
-        logger.warning("serve.host=%s is open to others. Set serve.token to keep them out.", config.serve.host)
+    wants_token = Tokens(token_of(config), config.serve.token_file).wanted
+    if not (wants_token or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
+        remedy = "Set serve.token or serve.token_file to keep them out."
+        logger.warning("serve.host=%s is open to others. %s", config.serve.host, remedy)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logger.info("Starting Ray.")
     try:

@@ -152,8 +152,8 @@ class Client:
 
 
 def _may_pass(response: httpx.Response) -> bool:
-    """Whether another try may succeed: after overload, or an answer from a proxy in front of the endpoint."""
-    return response.status_code == 503 or (response.is_server_error and _object(response) is None)
+    """Whether another try may succeed: after overload, a used-up limit, or words of a proxy in front of the endpoint."""
+    return response.status_code in (429, 503) or (response.is_server_error and _object(response) is None)
 
 
 def _refusal(response: httpx.Response) -> str:

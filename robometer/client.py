@@ -30,7 +30,7 @@ class RemoteScorer(Client):
         url: of the endpoint, such as `http://127.0.0.1:8000`.
         token: bearer token, if the endpoint requires one.
         timeout_s: seconds for one try of a request.
-        patience_s: seconds in which a request is retried, while the endpoint answers 503, a proxy in front of it
+        patience_s: seconds in which a request is retried, while the endpoint answers 429 or 503, a proxy in front of it
             reports a failure, or connections are refused or break. Scoring changes nothing, so retries do no harm.
 
     Raises:

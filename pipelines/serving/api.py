@@ -65,7 +65,7 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     api.add_exception_handler(HTTPException, _on_http_error)
     api.include_router(_open_routes(backend, deployed))
     # The guard checks the token. This makes the page at /docs ask for it.
-    bearer = [Depends(HTTPBearer(auto_error=False))] if guard.token else []
+    bearer = [Depends(HTTPBearer(auto_error=False))] if guard.wants_token else []
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
     api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)

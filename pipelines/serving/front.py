@@ -24,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
 from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
+from pipelines.serving.quotas import Quotas
+from pipelines.serving.tokens import Client, TokenLimits
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +54,24 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
 
 @dataclass(frozen=True)
 class Admission:
-    """An ingress replica's permission to send a body: its limits, and which instance of the endpoint gave it."""
+    """An ingress replica's permission to send a body: its limits, the endpoint's instance, and the client."""
 
     max_upload_bytes: int
     body_timeout_s: float
     max_held_bytes: int
     instance: str
+    client: Client
 
     def response_body(self) -> bytes:
         """The permission as JSON."""
         return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def of_body(cls, body: bytes) -> Admission:
+        """What `response_body` wrote."""
+        values = json.loads(body)
+        client = Client(values["client"]["name"], TokenLimits(**values["client"]["limits"]))
+        return cls(**{**values, "client": client})
 
 
 def middlewares() -> list[Middleware]:
@@ -76,6 +86,7 @@ class Front:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._uploads = self._held_bytes = 0
+        self._quotas = Quotas()
         self._draining: str | None = None  # the instance that takes no more requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,11 +138,12 @@ class Front:
             reply = await self._pass_on(_inner(scope, ADMIT), client)
             if reply.status != 200:
                 return reply
-            admission = Admission(**json.loads(b"".join(reply.chunks)))
+            admission = Admission.of_body(b"".join(reply.chunks))
             if admission.instance == self._draining:
                 raise unavailable(SHUTTING_DOWN, 5)
-            await self._read_body(chunks, client, admission)
-            return reply if client.gone else await self._pass_on(scope, client, chunks)
+            with self._quotas.place(admission.client, _declared_bytes(scope)):
+                await self._read_body(chunks, client, admission)
+                return reply if client.gone else await self._pass_on(scope, client, chunks)
         finally:
             self._uploads -= 1
             self._held_bytes -= sum(map(len, chunks))
@@ -173,7 +185,7 @@ class Front:
         """Refuse uploads to the instance whose key the request has; answers how many are in flight."""
         reply = await self._pass_on(_inner(scope, DRAIN), client)
         if reply.status == 200:
-            self._draining = Admission(**json.loads(b"".join(reply.chunks))).instance
+            self._draining = Admission.of_body(b"".join(reply.chunks)).instance
             reply = _Reply()
             await JSONResponse({"in_flight": self._uploads})(scope, client.receive, reply)
         return reply
@@ -246,6 +258,11 @@ class _Reply:
 def _inner(scope: Scope, path: str) -> Scope:
     """A GET of `path` with the headers of `scope`."""
     return {**scope, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+
+
+def _declared_bytes(scope: Scope) -> int | None:
+    """The size of the body, as its head says; the server holds the client to it."""
+    return next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
 
 
 def _request_id(scope: Scope) -> str:

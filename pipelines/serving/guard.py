@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front import ADMIT, DRAIN, REPLICA_HEADER, UPLOAD_ROUTES, Admission, too_large
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.tokens import ANONYMOUS, Client, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class GuardSettings:
     """Limits of one ingress replica.
 
     Attributes:
-        token: bearer token that requests must carry; empty: none.
+        token: bearer token that requests must carry; empty: none, or one of the file.
+        token_file: file of more tokens, see `pipelines.serving.tokens`; empty: none.
         max_upload_bytes: limit of one request body.
         max_in_flight: limit of scoring requests at a time; more are answered 503.
         timeout_s: limit in seconds from the end of a request's body to the answer.
@@ -50,6 +52,12 @@ class GuardSettings:
     max_held_bytes: int
     drain_key: str = field(default="", repr=False)
     instance: str = ""
+    token_file: str = ""
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether requests must carry a token."""
+        return bool(self.token or self.token_file)
 
 
 class Guard:
@@ -57,6 +65,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
+        self._tokens = Tokens(settings.token, settings.token_file)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +73,7 @@ class Guard:
             return await self._app(scope, receive, send)
         headers, started_s = Headers(scope=scope), time.monotonic()
         request_id = headers["x-request-id"]  # `Front` makes one where the client sent none
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, client_name=ANONYMOUS)
         answer = _Answer(send, self._metrics.replica)
         try:
             await self._serve(scope, headers, receive, answer)
@@ -84,12 +93,12 @@ class Guard:
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if scope["path"] == DRAIN:
             self._check_drain_key(headers)
-            return await self._admission(scope, receive, send)
-        if scope["path"] not in OPEN_ROUTES:
-            self._authenticate(headers)
+            return await self._admission(Client(), scope, receive, send)
+        client = Client() if scope["path"] in OPEN_ROUTES else self._tokens.authenticate(scope)
+        scope["state"]["client_name"] = client.name
         if scope["path"] == ADMIT:
             self._admit(headers)
-            return await self._admission(scope, receive, send)
+            return await self._admission(client, scope, receive, send)
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the server in front sends no body to HEAD
         if scope["path"] not in UPLOAD_ROUTES or scope["method"] != "POST":
@@ -104,25 +113,15 @@ class Guard:
         finally:
             self._change_in_flight(-1)
 
-    def _authenticate(self, headers: Headers) -> None:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        # Header values are latin-1 to ASGI, and the token's bytes are UTF-8.
-        right = hmac.compare_digest(token.strip().encode("latin-1"), self._settings.token.encode())
-        if self._settings.token and not (right and scheme.lower() == "bearer"):
-            sentence = "A bearer token is required. Send the header 'Authorization: Bearer TOKEN'."
-            if token:
-                sentence = "The bearer token is not the one that this endpoint was started with."
-            raise ApiError(401, sentence, {"WWW-Authenticate": "Bearer"})
-
     def _check_drain_key(self, headers: Headers) -> None:
         authorization, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key
         if not key or not hmac.compare_digest(authorization, f"Bearer {key}".encode()):
             raise no_such_route()
 
-    async def _admission(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admission(self, client: Client, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._settings
         admission = Admission(
-            settings.max_upload_bytes, settings.body_timeout_s, settings.max_held_bytes, settings.instance
+            settings.max_upload_bytes, settings.body_timeout_s, settings.max_held_bytes, settings.instance, client
         )
         await Response(admission.response_body(), media_type="application/json")(scope, receive, send)
 

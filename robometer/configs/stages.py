@@ -57,10 +57,13 @@ class ServeConfig(Settings, section="serve"):
     """Seconds after which a session without a push ends."""
     token: str = field(default="", repr=False)
     """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
+    token_file: str = ""
+    """File of more tokens with names and limits, from `robometer serve-token`; every node must see it; empty: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
+        paths.check_local("serve.token_file", self.token_file, empty=True)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
 
 
