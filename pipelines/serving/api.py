@@ -38,7 +38,7 @@ from robometer.scoring import ClipScore
 _DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
 videos did better. Frames are RGB. Every error is problem details (RFC 9457) whose `detail` is one sentence."""
 
-_POST_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 500, 503)
+_POST_ERRORS = error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503)
 
 
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: Deployed, replica: str) -> FastAPI:

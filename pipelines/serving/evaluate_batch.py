@@ -65,7 +65,7 @@ def sample_routes(
     backend: Backend, limits: Limits, decoders: Decoders, metrics: Metrics, deployed: Deployed
 ) -> APIRouter:
     """`/evaluate_batch` and `/evaluate_batch_npy`."""
-    router = APIRouter(responses=error_responses(400, 401, 408, 413, 415, 422, 500, 503))
+    router = APIRouter(responses=error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503))
     # Requests of many samples leave room in the model's queue for others, and in this gate for each other.
     gate = asyncio.Semaphore(deployed.max_samples_at_once)
     share = max(1, deployed.max_samples_at_once // 4)

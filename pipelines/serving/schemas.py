@@ -132,9 +132,11 @@ _ERRORS = {
     400: "A header is malformed or repeated, or the body is malformed (multipart, JSON, text that is not UTF-8).",
     401: "The bearer token is missing or wrong.",
     408: "The body did not arrive in time.",
+    411: "The token has a limit of bytes, and the request does not declare its Content-Length.",
     413: "Too many bytes, frames or pixels; the limits are in /v1/model.",
     415: "The body is neither multipart nor JSON, or the upload is not a video.",
     422: "A field is missing, empty or of the wrong kind.",
+    429: "The token has used up its limits: retry after the seconds in Retry-After.",
     500: "The model failed on this input.",
     503: "Not ready, or overloaded: retry after the seconds in Retry-After.",
 }

@@ -1,7 +1,7 @@
 """Who may use the endpoint: its bearer tokens, their names, and their limits.
 
-A file lists tokens by their SHA-256. `robometer serve-token` makes tokens of 256 random bits, which nobody can guess, so
-a slow hash, which passwords need, would add nothing. The hash of a request's token is compared with every entry, so that
+A file lists tokens by their SHA-256. `robometer serve-token` makes tokens of 256 random bits, which nobody can guess: a
+slow hash, which passwords need, would add nothing. The hash of a request's token is compared with every entry, so that
 the time does not tell how near a guess came. The file is read again when it changes.
 """
 
