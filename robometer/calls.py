@@ -152,7 +152,7 @@ class Client:
 
 
 def _may_pass(response: httpx.Response) -> bool:
-    """Whether another try may succeed: after overload, a used-up limit, or words of a proxy in front of the endpoint."""
+    """Whether another try may succeed: after overload, a used-up limit, or words of a proxy before the endpoint."""
     return response.status_code in (429, 503) or (response.is_server_error and _object(response) is None)
 
 

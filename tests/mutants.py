@@ -393,7 +393,7 @@ MUTANTS = (
     Mutant("a body in chunks is unbounded", "pipelines/serving/front.py",
            "if size_bytes > admission.max_upload_bytes:", "if size_bytes < 0:", "tests/pipelines/serving/test_http.py -k bounded"),
     Mutant("the client gives up on overload", "robometer/calls.py",
-           "return response.status_code == 503 or", "return response.status_code == 529 or", "tests/test_client.py -k 'capacity'"),
+           "return response.status_code in (429, 503) or", "return response.status_code == 529 or", "tests/test_client.py -k 'capacity'"),
     Mutant("the client does not wait as it is told", "robometer/calls.py",
            "seconds = float(retry_after) if retry_after.isdecimal() else", "seconds = 0.0 if retry_after.isdecimal() else",
            "tests/test_client.py -k 'retry_after'"),
