@@ -1,7 +1,6 @@
 """Serve one scorer over HTTP with Ray Serve: `Ingress` replicas in front of `Model` replicas.
 
-New routes are routers of `pipelines.serving.api`; a session would be a third kind of request beside `ScoreRequest` and
-`CompareRequest`.
+New routes are routers of `pipelines.serving.api`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
-from ray.serve.config import ProxyLocation
+from ray.serve.config import ProxyLocation, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from pipelines.cluster import cause_of, connected
@@ -31,6 +30,7 @@ from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.model import Model
+from pipelines.serving.session_router import SessionRouter
 from pipelines.serving.tokens import Tokens
 from robometer.configs.schema import Config
 from robometer.frames import overridden
@@ -75,6 +75,10 @@ def build_app(
         # A checkpoint that cannot be loaded fails again. Replicas that ran once are restarted in any case.
         max_constructor_retry_count=1,
         logging_config=_QUIET,
+        request_router_config=RequestRouterConfig(
+            request_router_class=SessionRouter,  # type: ignore[arg-type]
+            request_router_kwargs={"num_fallback_replicas": 0},
+        ),
     )(Model)
     # What the models can hold or queue; the guard refuses more before it reads a body.
     capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
@@ -89,13 +93,14 @@ def build_app(
         max_held_bytes=c.max_held_bytes,
         drain_key=_DRAIN_KEY,
         instance=uuid.uuid4().hex,
+        session_idle_s=c.session_idle_s,
     )
     ingress = serve.deployment(
         **patience,
         num_replicas=c.replicas,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
-        # Above the guard's limit, so that the guard answers, and probes still pass.
-        max_ongoing_requests=2 * capacity + 100,
+        # Above the guard's limit, so that the guard answers, and probes and the sockets of sessions still pass.
+        max_ongoing_requests=2 * capacity + 100 + c.max_sessions,
         logging_config=_QUIET,
     )(Ingress)
     limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides))

@@ -50,7 +50,7 @@ class Call(Generic[Result]):
 
 def score_clip(clip: Clip, **options: float | str) -> Call[ClipScore]:
     """Score a clip; see `RemoteScorer.score_video` for the options."""
-    return Call("/v1/score", _clip_score, {"task": clip.task, **options}, {"frames": _npy(clip.frames)})
+    return Call("/v1/score", _clip_score, {"task": clip.task, **options}, {"frames": npy(clip.frames)})
 
 
 def score_video(video: Source, task: str, **options: float | str) -> Call[ClipScore]:
@@ -61,7 +61,7 @@ def score_video(video: Source, task: str, **options: float | str) -> Call[ClipSc
 def compare_clips(pair: tuple[Clip, Clip]) -> Call[float]:
     """P(the first clip did better)."""
     a, b = pair
-    return Call("/v1/compare", _preference, {"task": a.task}, {"frames_a": _npy(a.frames), "frames_b": _npy(b.frames)})
+    return Call("/v1/compare", _preference, {"task": a.task}, {"frames_a": npy(a.frames), "frames_b": npy(b.frames)})
 
 
 def compare_videos(a: Source, b: Source, task: str) -> Call[float]:
@@ -88,7 +88,7 @@ class Client:
         if not token.isprintable():
             raise ScoringError("the token has control characters, which a header cannot carry")
         self.url = url.rstrip("/")
-        self._patience_s = patience_s
+        self._token, self._timeout_s, self._patience_s = token, timeout_s, patience_s
         self._connection: dict[str, Any] = {
             "base_url": self.url,
             "headers": {b"Authorization": f"Bearer {token}".encode()} if token else {},
@@ -186,7 +186,8 @@ def _content(video: Source) -> bytes:
         raise VideoError(f"{video!s} cannot be read ({error.strerror})") from error
 
 
-def _npy(frames: np.ndarray) -> bytes:
+def npy(frames: np.ndarray) -> bytes:
+    """The content of a `.npy` file."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(frames), allow_pickle=False)
     return stream.getvalue()

@@ -14,8 +14,8 @@ from tenacity import Retrying
 from robometer import calls
 from robometer.calls import Call, Client, ScoringError
 from robometer.frames.video import Source
-from robometer.scoring import Clip, ClipScore, Session
-from robometer.sessions import WindowSession
+from robometer.remote_session import RemoteSession
+from robometer.scoring import Clip, ClipScore
 
 __all__ = ["RemoteScorer", "ScoringError"]
 
@@ -67,9 +67,13 @@ class RemoteScorer(Client):
         """P(the first video did better), for two files or their contents."""
         return self._send(calls.compare_videos(a, b, task))
 
-    def open_session(self, task: str) -> Session:
-        """See `Scorer.open_session`. Each frame is scored with all frames before it."""
-        return WindowSession(self, task)
+    def open_session(self, task: str) -> RemoteSession:
+        """See `Scorer.open_session`. The session lives on the endpoint; close it, or it ends when it has been idle."""
+        return self.open_sessions([task])
+
+    def open_sessions(self, tasks: Sequence[str]) -> RemoteSession:
+        """A session of one trajectory for each task, whose pushes share a batch (see `RemoteSession.push_all`)."""
+        return RemoteSession(self.url, tasks, self._token, self._timeout_s, self._patience_s)
 
     def close(self) -> None:
         """Close the connections."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -39,8 +40,8 @@ class Answerer:
         sick: why the model fails on a clip that must work; empty while it works.
     """
 
-    def __init__(self, scorer: Scorer, limits: SessionLimits) -> None:
-        self._scorer, self._sessions = scorer, SessionStore(scorer, limits)
+    def __init__(self, scorer: Scorer, limits: SessionLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scorer, self._sessions = scorer, SessionStore(scorer, limits, clock)
         self._suspect, self.sick = False, ""
 
     def answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:

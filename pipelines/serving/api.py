@@ -33,6 +33,7 @@ from pipelines.serving.schemas import (
     error_responses,
     request_body,
 )
+from pipelines.serving.sessions import Sessions, session_routes
 from robometer.scoring import ClipScore
 
 _DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
@@ -69,6 +70,7 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
     api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
+    api.include_router(session_routes(Sessions(backend, decoders, metrics, guard.session_idle_s)), dependencies=bearer)
     batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, deployed)
     api.include_router(batches, dependencies=bearer)
     return api

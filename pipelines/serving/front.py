@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.front.middlewares"}
 
-UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare", "/evaluate_batch", "/evaluate_batch_npy"})
+UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare", "/v1/sessions", "/evaluate_batch", "/evaluate_batch_npy"})
+_PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 
 REPLICA_HEADER = b"x-robometer-replica"
@@ -48,6 +49,8 @@ DISCARD_S = 2.0
 
 _FORWARDED = frozenset({b"accept", b"authorization", b"content-encoding", b"content-length", b"content-type", b"host"})
 """No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
+
+_FORWARDED_SOCKET = frozenset({b"authorization", b"host", b"origin"})
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
 
@@ -88,18 +91,17 @@ class Front:
         self._uploads = self._held_bytes = 0
         self._quotas = Quotas()
         self._draining: str | None = None  # the instance that takes no more requests
+        self._drained = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1000})
+        if scope["type"] == "websocket":
+            return await self._socket(scope, receive, send)
         request_id, client = uuid.uuid4().hex, _Client(receive)
         try:
             request_id = _request_id(scope) or request_id
-            headers = [(name, value) for name, value in _singles(scope) if name in _FORWARDED]
-            scope = {**scope, "headers": [*headers, (b"x-request-id", request_id.encode())]}
-            reply = await self._answer(scope, client)
+            reply = await self._answer(_forwarded(scope, request_id, _FORWARDED), client)
         except ApiError as error:
             reply = _Reply()
             await error_response(error, request_id)(scope, receive, reply)
@@ -122,13 +124,40 @@ class Front:
             return await self._drain(scope, client)
         if path.startswith("/-/") and path != RAY_HEALTH:
             raise no_such_route()
-        if path in UPLOAD_ROUTES and scope["method"] == "POST":
+        if is_upload(scope):
             return await self._upload(scope, client)
         if path == RAY_HEALTH:
             reply = _Reply()
             await self._app(scope, client.nothing_more, reply)
             return reply
         return await self._pass_on(scope, client, [])
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a WebSocket on, until the endpoint drains: then the client is told to come again (code 1012)."""
+        try:
+            scope = _forwarded(scope, _request_id(scope) or uuid.uuid4().hex, _FORWARDED_SOCKET)
+        except ApiError:
+            return await send({"type": "websocket.close", "code": 1008})
+        drained, closed = self._drained, False
+
+        async def receive_until_drained() -> Message:
+            waits = [asyncio.ensure_future(receive()), asyncio.ensure_future(drained.wait())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            message = waits[0].result() if waits[0].done() else {"type": "websocket.disconnect", "code": 1012}
+            for wait in waits:
+                wait.cancel()
+            return message  # type: ignore[return-value]
+
+        async def send_once(message: Message) -> None:
+            nonlocal closed
+            if not closed:
+                closed = message["type"] == "websocket.close"
+                await send(message)
+
+        with suppress(Exception):  # the replica has gone: so does the connection
+            await self._app(scope, receive_until_drained, send_once)
+        with suppress(Exception):  # the client has gone
+            await send_once({"type": "websocket.close", "code": 1012})
 
     async def _upload(self, scope: Scope, client: _Client) -> _Reply:
         self._uploads += 1
@@ -186,9 +215,17 @@ class Front:
         reply = await self._pass_on(_inner(scope, DRAIN), client)
         if reply.status == 200:
             self._draining = Admission.of_body(b"".join(reply.chunks)).instance
+            self._drained.set()  # for the sockets that are open
+            self._drained = asyncio.Event()
             reply = _Reply()
             await JSONResponse({"in_flight": self._uploads})(scope, client.receive, reply)
         return reply
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether a request has a body, which is read before a replica is asked to answer."""
+    path = scope["path"]
+    return scope["method"] == "POST" and (path in UPLOAD_ROUTES or _PUSH.fullmatch(path) is not None)
 
 
 def too_large(limit: int) -> ApiError:
@@ -263,6 +300,12 @@ def _inner(scope: Scope, path: str) -> Scope:
 def _declared_bytes(scope: Scope) -> int | None:
     """The size of the body, as its head says; the server holds the client to it."""
     return next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
+
+
+def _forwarded(scope: Scope, request_id: str, names: frozenset[bytes]) -> Scope:
+    """The scope with these headers alone, and the request's id. Raises `ApiError`, see `_singles`."""
+    headers = [(name, value) for name, value in _singles(scope) if name in names]
+    return {**scope, "headers": [*headers, (b"x-request-id", request_id.encode())]}
 
 
 def _request_id(scope: Scope) -> str:

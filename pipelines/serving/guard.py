@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
-from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
-from pipelines.serving.front import ADMIT, DRAIN, REPLICA_HEADER, UPLOAD_ROUTES, Admission, too_large
+from pipelines.serving.errors import ApiError, error_response, no_such_route, problem, unavailable
+from pipelines.serving.front import ADMIT, DRAIN, REPLICA_HEADER, UPLOAD_ROUTES, Admission, is_upload, too_large
+from pipelines.serving.handshake import SUBPROTOCOL, is_foreign
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.tokens import ANONYMOUS, Client, Tokens
 
@@ -23,6 +25,14 @@ OPEN_ROUTES = frozenset({"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagg
 """Need no token: none of these tells more than the source code does."""
 
 ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", "/model_info", "/gpu_status", ADMIT}
+
+
+def route_name(path: str) -> str:
+    """The route of a path, as metrics name it: ids of sessions are left out."""
+    if path.startswith("/v1/sessions/"):
+        return "/v1/sessions/id/frames" if path.endswith("/frames") else "/v1/sessions/id"
+    return path if path in ROUTES else "other"
+
 
 CLIENT_GONE = 499
 """The status in the metrics of a request whose client did not wait for the answer."""
@@ -42,6 +52,7 @@ class GuardSettings:
         max_held_bytes: limit of all bodies at a time in the HTTP proxy, and of all frames in this replica.
         drain_key: whoever has it may tell the HTTP proxy to take no more requests; empty: nobody.
         instance: names one start of the endpoint.
+        session_idle_s: seconds after which a session without a push ends.
     """
 
     token: str = field(repr=False)
@@ -52,6 +63,7 @@ class GuardSettings:
     max_held_bytes: int
     drain_key: str = field(default="", repr=False)
     instance: str = ""
+    session_idle_s: float = 600.0
     token_file: str = ""
 
     @property
@@ -69,6 +81,8 @@ class Guard:
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await self._socket(scope, receive, send)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers, started_s = Headers(scope=scope), time.monotonic()
@@ -87,8 +101,7 @@ class Guard:
             bug = ApiError(500, "The endpoint failed on this request. Its log has the cause under the request id.")
             await self._refuse(bug, scope, receive, answer, request_id)
         finally:
-            route = scope["path"] if scope["path"] in ROUTES else "other"
-            self._metrics.observe_request(route, answer.status, time.monotonic() - started_s)
+            self._metrics.observe_request(route_name(scope["path"]), answer.status, time.monotonic() - started_s)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if scope["path"] == DRAIN:
@@ -101,7 +114,7 @@ class Guard:
             return await self._admission(client, scope, receive, send)
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the server in front sends no body to HEAD
-        if scope["path"] not in UPLOAD_ROUTES or scope["method"] != "POST":
+        if not is_upload(scope):
             return await self._app(scope, receive, send)
         self._admit(headers)
         self._change_in_flight(1)
@@ -112,6 +125,21 @@ class Guard:
             raise unavailable(f"No answer within {self._settings.timeout_s:g} s. Send less, or try later.") from None
         finally:
             self._change_in_flight(-1)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: it is accepted before it is refused, so that the client can read why."""
+        headers = Headers(scope=scope)
+        scope.setdefault("state", {})["request_id"] = request_id = headers["x-request-id"]
+        try:
+            if is_foreign(headers):
+                raise ApiError(403, "A page of another host may not open a session.")
+            scope["state"]["client_name"] = self._tokens.authenticate(scope).name
+        except ApiError as error:
+            socket = WebSocket(scope, receive, send)
+            await socket.accept(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)
+            await socket.send_json(problem(error, request_id))
+            return await socket.close(1008)
+        await self._app(scope, receive, send)
 
     def _check_drain_key(self, headers: Headers) -> None:
         authorization, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key

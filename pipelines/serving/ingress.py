@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.serving.api import build_api
-from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome
+from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionRequest
 from pipelines.serving.errors import unavailable
 from pipelines.serving.guard import GuardSettings
 
@@ -88,7 +88,9 @@ class ServeBackend:
         reraise=True,
     )
     async def _ask(self, method: str, *args: Any) -> Any:
-        return await getattr(self._model, method).remote(*args)
+        asked = next((args[0].session_id for _ in args if isinstance(args[0], SessionRequest)), None)
+        model = self._model if asked is None else self._model.options(session_id=asked)
+        return await getattr(model, method).remote(*args)
 
 
 @serve.ingress(None)

@@ -53,6 +53,34 @@ class CompareAnswer(BaseModel):
     preferred: str = Field(description="'a' where probability_a_better is at least 0.5, else 'b'", examples=["a"])
 
 
+class PushAnswer(BaseModel):
+    """Progress and success at the frames of one push, one item for each trajectory of the session."""
+
+    request_id: str
+    session_id: str
+    model: ModelRef
+    index: list[int] = Field(description="number of the frame in its trajectory", examples=[[12]])
+    progress: list[float] = Field(description="in [0, 1]", examples=[[0.51]])
+    success: list[float] = Field(description="probability that the task is done", examples=[[0.11]])
+    preference: list[float] | None = Field(
+        description="P(the trajectory so far is better than the reference); null where it was not asked"
+    )
+
+
+class SessionInfo(BaseModel):
+    """A session."""
+
+    request_id: str
+    session_id: str = Field(examples=["3q2-7wAbCdEfGhIjKlMnOpQr"])
+    model: ModelRef
+    tasks: list[str] = Field(description="one for each trajectory", examples=[["open the drawer"]])
+    pushes: int = Field(description="the index of the next push", examples=[0])
+    pushed: list[int] = Field(description="frames of each trajectory", examples=[[0]])
+    max_frames: int | None = Field(description="frames of a trajectory that the model looks at together; null: any")
+    idle_s: float = Field(description="seconds without a push after which the session ends", examples=[600.0])
+    last: PushAnswer | None = Field(description="the answer to the last push")
+
+
 class StatusAnswer(BaseModel):
     """One word."""
 
@@ -131,7 +159,9 @@ class ErrorAnswer(BaseModel):
 _ERRORS = {
     400: "A header is malformed or repeated, or the body is malformed (multipart, JSON, text that is not UTF-8).",
     401: "The bearer token is missing or wrong.",
+    404: "There is no such session: it has ended, or its replica has gone.",
     408: "The body did not arrive in time.",
+    409: "The push does not follow the last one.",
     411: "The token has a limit of bytes, and the request does not declare its Content-Length.",
     413: "Too many bytes, frames or pixels; the limits are in /v1/model.",
     415: "The body is neither multipart nor JSON, or the upload is not a video.",
@@ -189,6 +219,51 @@ def request_body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, 
             "application/json": {"schema": objects | {"required": required, "properties": body}},
         },
     }
+
+
+def session_body() -> dict[str, Any]:
+    """OpenAPI `requestBody` of the route that opens a session."""
+    task = {"type": "string", "minLength": 1, "maxLength": MAX_TASK_CHARS, "example": "open the drawer"}
+    numbers = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+    body: dict[str, Any] = {
+        "task": task,
+        "tasks": {"type": "array", "items": task, "minItems": 1, "description": "in place of task: one per trajectory"},
+        "pushed": numbers | {"description": "to continue a session: frames of each trajectory so far"},
+        "pushes": {"type": "integer", "minimum": 0, "description": "to continue a session: its pushes so far"},
+    }
+    binary = {"type": "string", "format": "binary"}
+    files = {
+        "video_reference": binary | {"description": "a video to compare with; this or frames_reference"},
+        "frames_reference": binary | {"description": "a .npy file of uint8 [T, H, W, 3] to compare with"},
+        "frames": binary | {"description": "to continue a session: a .npy file of the frames that it held"},
+    }
+    either = {"oneOf": [{"required": ["task"]}, {"required": ["tasks"]}]}
+    return _both(
+        {"properties": body | files} | either, {"properties": body, "example": {"task": "open the drawer"}} | either
+    )
+
+
+def push_body() -> dict[str, Any]:
+    """OpenAPI `requestBody` of the route that pushes frames."""
+    options: dict[str, Any] = {
+        "index": {"type": "integer", "minimum": 0, "description": "number of the push: sent twice, it counts once"},
+        "reset": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0},
+            "description": "trajectories that start anew with this frame",
+        },
+        "compare": {"type": "boolean", "description": "compare with the reference of the session"},
+    }
+    frames = {"type": "string", "format": "binary", "description": "a .npy file of uint8 [H, W, 3] or [n, H, W, 3]"}
+    images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "byte"}}
+    form = {"required": ["frames"], "properties": options | {"frames": frames}}
+    return _both(form, {"required": ["frames_base64"], "properties": options | {"frames_base64": images}})
+
+
+def _both(form: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    objects = {"type": "object", "additionalProperties": False}
+    content = {"multipart/form-data": {"schema": objects | form}, "application/json": {"schema": objects | body}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def samples_body(kind: str = "form") -> dict[str, Any]:

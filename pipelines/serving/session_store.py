@@ -34,7 +34,7 @@ class SessionRefusal(InputError):
 @dataclass
 class _Held:
     owner: str
-    environments: list[WindowSession]
+    trajectories: list[WindowSession]
     reference: Clip | None
     used_s: float
     pushes: int = 0
@@ -43,7 +43,7 @@ class _Held:
     tasks: list[str] = field(default_factory=list)
 
     def measured_bytes(self) -> int:
-        return clip_bytes(self.reference) + sum(session.size_bytes() for session in self.environments)
+        return clip_bytes(self.reference) + sum(session.size_bytes() for session in self.trajectories)
 
 
 class SessionStore:
@@ -56,7 +56,7 @@ class SessionStore:
     def __init__(self, scorer: Scorer, limits: SessionLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._scorer, self._limits, self._clock = scorer, limits, clock
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
-        self.environments = self.size_bytes = 0
+        self.trajectories = self.size_bytes = 0
 
     def open(self, request: OpenSession) -> SessionState:
         """Open a session, or continue one that ended on another replica.
@@ -67,20 +67,20 @@ class SessionStore:
         """
         self.expire()
         limits, count = self._limits, len(request.tasks)
-        if self.environments + count > limits.max_sessions:
+        if self.trajectories + count > limits.max_sessions:
             raise SessionRefusal(
-                503, f"{self.environments} trajectories are in sessions already (serve.max_sessions). Try again later."
+                503, f"{self.trajectories} trajectories are in sessions already (serve.max_sessions). Try again later."
             )
-        environments = [self._session(task) for task in request.tasks]
-        reference = request.reference and joined(environments[0].look(list(request.reference.frames)))
-        held = _Held(request.owner, environments, reference, self._clock())
-        for session, pushed, frames in zip(held.environments, request.pushed, request.frames, strict=False):
+        trajectories = [self._session(task) for task in request.tasks]
+        reference = request.reference and joined(trajectories[0].look(list(request.reference.frames)))
+        held = _Held(request.owner, trajectories, reference, self._clock())
+        for session, pushed, frames in zip(held.trajectories, request.pushed, request.frames, strict=False):
             session.restore(pushed, frames)
         held.pushes, held.tasks = request.pushes, list(request.tasks)
         if self.size_bytes + held.measured_bytes() > limits.max_bytes:
             self._free(held.measured_bytes())
         self._held[request.session_id] = held
-        self.environments += count
+        self.trajectories += count
         self._measure(held)
         return self._state(held)
 
@@ -114,13 +114,13 @@ class SessionStore:
         fresh = [(h, r) for h, r in zip(found, requests, strict=True) if not self._is_repeated(h, r)]
         for held, request in fresh:
             for i in request.reset:
-                held.environments[i] = self._session(held.tasks[i])
-        sessions = [session for held, _ in fresh for session in held.environments]
+                held.trajectories[i] = self._session(held.tasks[i])
+        sessions = [session for held, _ in fresh for session in held.trajectories]
         numbers = [session.window.pushed for session in sessions]
         values = np.array(push_all(sessions, [frame for _, request in fresh for frame in request.frames]))
         start = 0
         for held, _ in fresh:
-            part = slice(start, start + len(held.environments))
+            part = slice(start, start + len(held.trajectories))
             start = part.stop
             held.answer = SessionAnswer(numbers[part], values[part, 0].tolist(), values[part, 1].tolist(), None)
             held.pushes += 1
@@ -139,11 +139,11 @@ class SessionStore:
             Exception: what the model raises.
         """
         held = [self._find(request.session_id, request.owner) for request in requests]
-        pairs = [(session.clip(), h.reference) for h in held for session in h.environments if h.reference]
+        pairs = [(session.clip(), h.reference) for h in held for session in h.trajectories if h.reference]
         values = self._scorer.compare(pairs)
         if not np.isfinite(values).all():
             raise ArithmeticError(NOT_FINITE)
-        ends = np.cumsum([len(h.environments) for h in held])
+        ends = np.cumsum([len(h.trajectories) for h in held])
         return [part.tolist() for part in np.split(values, ends[:-1])]
 
     def read(self, request: ReadSession) -> SessionState:
@@ -193,16 +193,16 @@ class SessionStore:
         return request.index is not None and request.index == held.pushes - 1 and held.answer is not None
 
     def _check(self, held: _Held, request: PushFrames) -> None:
-        count = len(held.environments)
+        count = len(held.trajectories)
         if request.index not in (None, held.pushes):
             raise SessionRefusal(409, f"Push {request.index} does not follow: the session expects push {held.pushes}.")
         if len(request.frames) != count:
-            raise InputError(f"the push has {len(request.frames)} frames, but the session has {count} environments")
+            raise InputError(f"the push has {len(request.frames)} frames, but the session has {count} trajectories")
         if any(i >= count for i in request.reset):
-            raise InputError(f"environment {max(request.reset)} is to be reset, but the session has {count}")
+            raise InputError(f"trajectory {max(request.reset)} is to start anew, but the session has {count}")
         if request.compare and held.reference is None:
             raise InputError("the session was opened without a reference to compare with")
-        for i, (session, frame) in enumerate(zip(held.environments, request.frames, strict=True)):
+        for i, (session, frame) in enumerate(zip(held.trajectories, request.frames, strict=True)):
             (self._session("") if i in request.reset else session).check(frame)
 
     def _measure(self, held: _Held) -> None:
@@ -222,7 +222,7 @@ class SessionStore:
         for held in list(self._held.values()):
             if self.size_bytes <= limit:
                 return
-            for session in held.environments:
+            for session in held.trajectories:
                 session.forget()
             self._measure(held)
         for session_id in list(self._held):
@@ -232,9 +232,9 @@ class SessionStore:
 
     def _end(self, session_id: str) -> None:
         held = self._held.pop(session_id)
-        self.environments -= len(held.environments)
+        self.trajectories -= len(held.trajectories)
         self.size_bytes -= held.size_bytes
 
     @staticmethod
     def _state(held: _Held) -> SessionState:
-        return SessionState(held.tasks, [s.window.pushed for s in held.environments], held.pushes, held.answer)
+        return SessionState(held.tasks, [s.window.pushed for s in held.trajectories], held.pushes, held.answer)

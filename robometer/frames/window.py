@@ -30,6 +30,11 @@ def kept_positions(num_frames: int, max_frames: int | None) -> np.ndarray:
     return np.append(np.arange(0, num_frames - 1, stride_of(num_frames, max_frames)), num_frames - 1)
 
 
+def num_held(pushed: int, max_frames: int | None) -> int:
+    """How many frames a window holds after `pushed` frames."""
+    return _held(pushed, stride_of(max(pushed, 1), max_frames))
+
+
 class Window(Generic[T]):
     """What a session keeps of the frames that were pushed (see `kept_positions`): `items`, every `stride`-th.
 

@@ -1,0 +1,23 @@
+"""Which replica of the model gets a request: of a session always the same one, of others a replica with few to do."""
+
+from __future__ import annotations
+
+import random
+
+from ray.serve._private.request_router.common import PendingRequest
+from ray.serve._private.request_router.replica_wrapper import RunningReplica
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
+
+
+class SessionRouter(ConsistentHashRouter):
+    """Ray's consistent hashing for requests of sessions, and the better of two replicas for all others."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Replicas to ask, in the order of preference; Ray takes the one of a group with the shortest queue."""
+        if pending_request is None or pending_request.metadata.session_id or not candidate_replicas:
+            chosen: list[list[RunningReplica]] = await super().choose_replicas(candidate_replicas, pending_request)
+            return chosen
+        pending_request.routing_context.should_backoff = True
+        return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]

@@ -1,0 +1,349 @@
+"""Sessions of the endpoint: over HTTP and WebSocket, equal to those in process, bounded, and nobody else's."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosedOK
+from websockets.sync.client import ClientConnection, connect
+
+from pipelines.serving.answerer import Answerer
+from pipelines.serving.backend import (
+    ModelRequest,
+    OpenSession,
+    Outcome,
+    PushFrames,
+    ReadSession,
+    SessionAnswer,
+    SessionLimits,
+)
+from robometer.client import RemoteScorer
+from robometer.errors import InputError
+from robometer.remote_session import RemoteSession, SessionError
+from robometer.scoring import Clip, ClipScore, ScorerInfo
+from robometer.sessions import WindowSession
+from tests.local_endpoint import endpoint
+
+TOKEN = "a token: ümlaut"
+AUTH = {"Authorization": f"Bearer {TOKEN}".encode()}
+WIDE = SessionLimits(100, 10**9, 600.0)
+
+
+class Brightness:
+    """Progress is the brightness of the last frame, success the number of frames in the window, by 100."""
+
+    name, info = "brightness@12ab", ScorerInfo(max_frames=4)
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        if any(clip.task == "fail" and len(clip) > 1 for clip in clips):
+            raise RuntimeError("of this test")
+        level = [np.full(len(c), np.nan if c.task == "nan" else c.frames[-1, 0, 0, 0] / 256) for c in clips]
+        return [ClipScore(v, np.full(len(v), len(v) / 100)) for v in level]
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        return np.array([len(a) / (len(a) + len(b)) for a, b in pairs], dtype=np.float32)
+
+    def open_session(self, task: str) -> WindowSession:
+        return WindowSession(self, task)
+
+
+def frame(level: int, size: int = 8) -> np.ndarray:
+    return np.full((size, size, 3), level, dtype=np.uint8)
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with endpoint(Brightness(), ["serve.max_sessions=20"], token=TOKEN) as url:
+        yield url
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, headers=AUTH, timeout=30) as client:
+        yield client
+
+
+@contextmanager
+def stream(url: str, token: str | None = TOKEN, **kwargs: object) -> Iterator[ClientConnection]:
+    coded = [] if token is None else ["bearer." + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")]
+    with connect("ws" + url[4:] + "/v1/sessions", subprotocols=["robometer", *coded], **kwargs) as socket:  # type: ignore[arg-type]
+        yield socket
+
+
+def ask(socket: ClientConnection, message: object) -> dict[str, object]:
+    socket.send(message if isinstance(message, bytes) else json.dumps(message))
+    return dict(json.loads(socket.recv(10)))
+
+
+# --- the store
+
+
+def opened(answerer: Answerer, session_id: str = "s", tasks: Sequence[str] = ("t",), **fields: object) -> Outcome:
+    return answerer.answer([OpenSession(session_id, tasks, **fields)])[0]  # type: ignore[arg-type]
+
+
+def test_pushes_of_a_batch_go_to_their_sessions_in_order() -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    for name, tasks in (("a", ["t", "u"]), ("b", ["t"])):
+        assert not opened(answerer, name, tasks).error
+    requests: list[ModelRequest] = [
+        PushFrames("b", [frame(64)]),
+        PushFrames("a", [frame(0), frame(128)]),
+        PushFrames("b", [frame(192)]),
+        PushFrames("unknown", [frame(1)]),
+        PushFrames("a", [frame(32), frame(16)]),
+    ]
+    outcomes = answerer.answer(requests)
+    values = [o.value for o in outcomes]
+    assert [(v.index, v.progress, v.success) for v in values if isinstance(v, SessionAnswer)] == [
+        ([0], [0.25], [0.01]),
+        ([0, 0], [0.0, 0.5], [0.01, 0.01]),
+        ([1], [0.75], [0.02]),
+        ([1, 1], [0.125, 0.0625], [0.02, 0.02]),
+    ]
+    assert outcomes[3].rejected and outcomes[3].status == 404 and values[3] is None
+
+
+def test_a_push_sent_twice_counts_once_and_one_too_far_is_refused() -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    opened(answerer)
+    first, again, far, second = (
+        answerer.answer([PushFrames("s", [frame(level)], index=index)])[0]
+        for level, index in ((64, 0), (64, 0), (1, 2), (128, 1))
+    )
+    assert first.value == again.value and far.status == 409 and "expects push 1" in far.error
+    assert second.value == SessionAnswer([1], [0.5], [pytest.approx(0.02)], None)
+
+
+@pytest.mark.parametrize("task", ["fail", "nan"])
+def test_a_push_that_fails_counts_nowhere(task: str) -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    for name, its_task in (("good", "t"), ("bad", task)):
+        opened(answerer, name, [its_task], pushes=1, pushed=[1], frames=[[frame(9)]])
+    good, bad = answerer.answer([PushFrames("good", [frame(64)]), PushFrames("bad", [frame(64)])])
+    assert isinstance(good.value, SessionAnswer) and good.value.success == [pytest.approx(0.02)]
+    assert bad.error.startswith("the model failed") and not bad.rejected
+    states = [answerer.answer([ReadSession(name)])[0].value for name in ("good", "bad")]
+    assert [s.pushed for s in states] == [[2], [1]]  # type: ignore[union-attr]
+
+
+def test_a_trajectory_starts_anew_and_is_compared_with_the_reference() -> None:
+    answerer, reference = Answerer(Brightness(), WIDE), Clip(np.zeros((3, 8, 8, 3), np.uint8), "t")
+    opened(answerer, "s", ["t", "t"], reference=reference)
+    push = PushFrames("s", [frame(1), frame(2)])
+    answerer.answer([push])
+    [outcome] = answerer.answer([replace(push, reset=[1], compare=True)])
+    assert isinstance(outcome.value, SessionAnswer)
+    assert outcome.value.index == [1, 0] and outcome.value.preference == pytest.approx([2 / 5, 1 / 4])
+    [refused] = answerer.answer([replace(push, reset=[2])])
+    assert refused.status == 422 and "trajectory 2" in refused.error
+    opened(answerer, "without")
+    [refused] = answerer.answer([PushFrames("without", [frame(1)], compare=True)])
+    assert refused.status == 422 and "without a reference" in refused.error
+
+
+def test_sessions_are_bounded_in_number_and_bytes_and_end_when_idle() -> None:
+    now = [0.0]
+    answerer = Answerer(Brightness(), SessionLimits(3, 6 * 192, 10.0), clock=lambda: now[0])
+    opened(answerer, "a", ["t", "t"])
+    refused = opened(answerer, "b", ["t", "t"])
+    assert refused.status == 503 and "2 trajectories are in sessions already (serve.max_sessions)" in refused.error
+    assert not opened(answerer, "b").error
+    for level in range(3):  # three frames of 192 bytes for each of two trajectories: as many as there may be
+        assert not answerer.answer([PushFrames("a", [frame(level), frame(level)])])[0].error
+    assert not answerer.answer([PushFrames("b", [frame(1)])])[0].error  # `a` was used longer ago, and makes room
+    assert answerer.answer([ReadSession("a")])[0].status == 404
+    now[0] = 10.5
+    assert answerer.answer([PushFrames("b", [frame(1)])])[0].status == 404
+    assert not opened(answerer, "c", ["t"] * 3).error
+
+
+def test_a_session_is_its_owners() -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    opened(answerer, owner="alice")
+    assert answerer.answer([PushFrames("s", [frame(1)], owner="bob")])[0].status == 404
+    assert answerer.answer([ReadSession("s", close=True)])[0].status == 404
+    assert not answerer.answer([ReadSession("s", owner="alice", close=True)])[0].error
+    assert answerer.answer([ReadSession("s", owner="alice")])[0].status == 404
+
+
+# --- over HTTP
+
+
+def test_a_session_over_http(http: httpx.Client) -> None:
+    answer = http.post("/v1/sessions", json={"tasks": ["open", "close"]})
+    session = answer.json()
+    assert answer.status_code == 201 and session["max_frames"] == 4 and session["pushed"] == [0, 0]
+    path = f"/v1/sessions/{session['session_id']}"
+    pushed = http.post(f"{path}/frames", files={"frames": ("f.npy", npy(np.stack([frame(64), frame(128)])))})
+    assert pushed.status_code == 200
+    assert {name: pushed.json()[name] for name in ("index", "progress", "success", "preference")} == {
+        "index": [0, 0],
+        "progress": [0.25, 0.5],
+        "success": [0.01, 0.01],
+        "preference": None,
+    }
+    form = {"index": "1", "reset": "[0]"}
+    again = http.post(f"{path}/frames", data=form, files={"frames": ("f.npy", npy(np.stack([frame(0)] * 2)))})
+    assert again.json()["index"] == [0, 1]
+    state = http.get(path).json()
+    assert (state["pushes"], state["pushed"], state["last"]["index"]) == (2, [1, 2], [0, 1])
+    assert http.delete(path).status_code == 204
+    assert http.get(path).status_code == http.delete(path).status_code == 404
+
+
+def test_a_session_with_a_reference_over_http(http: httpx.Client) -> None:
+    files = {"frames_reference": ("r.npy", npy(np.zeros((3, 8, 8, 3), np.uint8)))}
+    opened = http.post("/v1/sessions", data={"task": "open"}, files=files).json()
+    path = f"/v1/sessions/{opened['session_id']}/frames"
+    pushed = http.post(path, data={"compare": "true"}, files={"frames": ("f.npy", npy(frame(64)))})
+    assert pushed.json()["preference"] == [pytest.approx(0.25)]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({}, 422, "exactly one of the fields 'task'"),
+        ({"task": "a", "tasks": ["b"]}, 422, "exactly one of the fields 'task'"),
+        ({"task": ""}, 422, "missing or empty"),
+        ({"tasks": []}, 422, "list of 1 to 1000"),
+        ({"tasks": ["a", 7]}, 422, r"tasks\[1\]"),
+        ({"task": "a", "speed": 1}, 422, "Unknown field 'speed'"),
+        ({"task": "a", "pushed": [-1]}, 422, "none below 0"),
+        ({"task": "a", "pushed": [True]}, 422, "whole numbers"),
+        ({"task": "a", "pushed": [1, 2]}, 422, "each of the 1 trajectories"),
+        ({"task": "a", "pushed": [9]}, 422, "needs the 3 frames that it held, in field 'frames', not 0"),
+        ({"tasks": ["a"] * 21}, 503, "serve.max_sessions"),
+        ([], 422, "must be an object"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused(http: httpx.Client, body: object, status: int, sentence: str) -> None:
+    answer = http.post("/v1/sessions", json=body)
+    assert answer.status_code == status
+    assert re.search(sentence, answer.json()["error"])
+
+
+def test_what_cannot_be_pushed_is_refused(http: httpx.Client) -> None:
+    path = f"/v1/sessions/{http.post('/v1/sessions', json={'task': 'a'}).json()['session_id']}/frames"
+
+    def refused(content: bytes, **form: str) -> tuple[int, str]:
+        answer = http.post(path, data=form, files={"frames": ("f.npy", content)})
+        return answer.status_code, answer.json()["error"]
+
+    assert http.post(path, files={"frames": ("f.npy", npy(frame(1)))}).status_code == 200
+    assert refused(npy(frame(1, 9)))[0] == 422 and "9x9 pixels" in refused(npy(frame(1, 9)))[1]
+    assert refused(npy(np.stack([frame(1)] * 2))) == (422, "The push has 2 frames, but the session has 1 trajectories.")
+    assert refused(npy(frame(1).astype(np.float32)))[0] == 422
+    assert refused(b"\x93NUMPY")[0] == refused(b"")[0] == 422
+    assert refused(npy(frame(1)), index="5")[0] == 409
+    assert refused(npy(frame(1)), index="1.5")[0] == refused(npy(frame(1)), reset="[1]")[0] == 422
+    assert refused(npy(frame(1)), compare="yes")[0] == 400
+    assert refused(npy(frame(1)), compare="true")[0] == refused(npy(frame(1)), speed="1")[0] == 422
+    assert http.post(path, json={"index": 1}).status_code == 422
+    for unknown in ("nothing", "a%20b", "x" * 65):
+        answer = http.post(f"/v1/sessions/{unknown}/frames", files={"frames": ("f.npy", npy(frame(1)))})
+        assert answer.status_code == 404 and "no such session" in answer.json()["error"]
+    assert http.post(path, files={"frames": ("f.npy", npy(frame(1)))}, data={"index": "1"}).json()["index"] == [1]
+
+
+# --- over WebSocket
+
+
+def test_a_session_over_a_websocket(url: str) -> None:
+    with stream(url) as socket:
+        assert socket.subprotocol == "robometer"
+        assert "opens the session" in str(ask(socket, npy(frame(1)))["error"])
+        assert ask(socket, {"task": ""})["status"] == 422
+        opened = ask(socket, {"task": "open"})
+        assert (opened["tasks"], opened["max_frames"]) == (["open"], 4)
+        assert ask(socket, npy(frame(64)))["progress"] == [0.25]
+        assert ask(socket, npy(frame(64, 9)))["status"] == 422  # and the session goes on
+        assert ask(socket, b'{"index": 7}\n' + npy(frame(64)))["status"] == 409
+        assert ask(socket, b'{"index": 1}\n' + npy(frame(128)))["index"] == [1]
+        assert ask(socket, {"task": "another"})["status"] == 422
+    with stream(url) as socket:
+        assert ask(socket, {"session_id": "unknown"})["status"] == 404
+        assert ask(socket, {"session_id": opened["session_id"]})["pushed"] == [2]
+        assert ask(socket, npy(frame(0)))["index"] == [2]
+        assert ask(socket, {"close": True}) == {"closed": opened["session_id"]}
+        with pytest.raises(ConnectionClosedOK):
+            socket.recv(10)
+    with stream(url) as socket:
+        assert ask(socket, {"session_id": opened["session_id"]})["status"] == 404
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "status"),
+    [
+        (None, {}, 401),
+        ("another", {}, 401),
+        (None, {"Authorization": "Bearer another"}, 401),
+        (TOKEN, {"Origin": "https://elsewhere.example"}, 403),
+    ],
+)
+def test_a_socket_of_a_stranger_is_told_why_it_is_closed(
+    url: str, token: str | None, headers: dict[str, str], status: int
+) -> None:
+    with stream(url, token, additional_headers=headers) as socket:
+        answer = json.loads(socket.recv(10))
+        assert answer["status"] == status and answer["error"].endswith(".")
+        with pytest.raises(Exception, match="1008"):
+            socket.recv(10)
+
+
+def test_a_page_of_the_endpoint_may_open_a_socket(url: str) -> None:
+    with stream(url, additional_headers={"Origin": url}) as socket:
+        assert "session_id" in ask(socket, {"task": "open"})
+
+
+def test_a_silent_session_ends() -> None:
+    with endpoint(Brightness(), ["serve.session_idle_s=0.3"], session_idle_s=0.3) as url, stream(url, None) as socket:
+        ask(socket, {"task": "open"})
+        with pytest.raises(Exception, match="1001"):
+            socket.recv(10)
+
+
+# --- the client
+
+
+def test_a_remote_session_survives_broken_connections_and_lost_sessions(url: str) -> None:
+    """Whatever is lost, answers are those of a session that nothing happened to."""
+    remote, plain = RemoteScorer(url, TOKEN), Brightness().open_session("t")
+    with remote.open_sessions(["t", "t"]) as session, httpx.Client(base_url=url, headers=AUTH) as http:
+        for t in range(12):
+            if t % 3 == 1:
+                assert session._socket is not None
+                session._socket.socket.close()
+            if t % 5 == 4:
+                http.delete(f"/v1/sessions/{session._session_id}")
+            expected = plain.push(frame(20 * t))
+            assert session.push_all([frame(20 * t), frame(20 * t)]) == [pytest.approx(expected)] * 2
+        session.push_all([frame(0), frame(3)], reset=[1])
+        http.delete(f"/v1/sessions/{session._session_id}")
+        assert session.push_all([frame(0), frame(3)])[1][1] == pytest.approx(0.02)
+        with pytest.raises(InputError, match="push 2 frames"):
+            session.push_all([frame(0)])
+        with pytest.raises(SessionError, match="9x9 pixels"):
+            session.push_all([frame(0, 9)] * 2)
+
+
+def test_a_remote_session_says_why_it_cannot_be(url: str) -> None:
+    with pytest.raises(SessionError, match="answered 401"):
+        RemoteSession(url, ["t"], "wrong")
+    with pytest.raises(SessionError, match="does not answer"):
+        RemoteSession("http://127.0.0.1:9", ["t"], patience_s=0.2)
