@@ -32,9 +32,10 @@ from pipelines.serving.sealing import end_with_parent, forbid_children, seal
 from pipelines.serving.signatures import check_signature
 from robometer.frames import FrameSettings, read_frames
 from robometer.frames.recording import VideoFile
-from robometer.frames.timeline import frames_at
+from robometer.frames.timeline import frames_at, positions_at_rate
 from robometer.frames.video import (
     OutsideError,
+    Pick,
     Video,
     VideoError,
     VideoInfo,
@@ -64,6 +65,7 @@ class DecodeJob:
         cpu_s: limit of CPU time in seconds.
         start, end: the part of a video to decode; None is its end.
         in_seconds: whether these are seconds; otherwise they are numbers of frames.
+        rate: frames per second to take of a video, instead of `settings.max_frames`; 0: none.
     """
 
     sizes: list[int]
@@ -75,6 +77,7 @@ class DecodeJob:
     start: float = 0
     end: float | None = None
     in_seconds: bool = False
+    rate: float = 0
 
     def to_line(self) -> bytes:
         """One line of JSON."""
@@ -180,12 +183,13 @@ def _frames(job: DecodeJob, upload: bytes) -> Video:
         parts = [upload[start:end] for start, end in pairwise(accumulate(job.sizes, initial=0))]
         frames = read_images(parts, limits.max_pixels, job.max_bytes)
         return Video(frames, np.arange(len(frames)), 0.0, len(frames))
-    settings = FrameSettings(**job.settings)
     check_signature(upload)
     info = probe(upload, limits)
     first, end = _cut(job, upload, info)
-    _check(info, info.num_frames - first if end is None else end - first, settings, limits, job.max_bytes)
-    video = read_frames(VideoFile(upload, first, end and end - first), settings, limits)
+    count = info.num_frames - first if end is None else end - first
+    settings = _settings(job, info, count)
+    _check(info, count, settings, limits, job.max_bytes)
+    video = read_frames(VideoFile(upload, first, end and end - first), settings, limits, _pick(job, upload, first))
     video = replace(video, frame_index=video.frame_index + first)
     if video.frames.nbytes > job.max_bytes:
         raise VideoTooLargeError(f"it decodes to {video.frames.nbytes} bytes, more than {job.max_bytes}")
@@ -200,6 +204,21 @@ def _cut(job: DecodeJob, upload: bytes, info: VideoInfo) -> tuple[int, int | Non
         return frames_at(upload, [job.start], info.fps)[0], None
     first, end = frames_at(upload, [job.start, job.end], info.fps)
     return first, max(end, first + 1)
+
+
+def _settings(job: DecodeJob, info: VideoInfo, count: int) -> FrameSettings:
+    """How `count` frames become those that a model sees; their number is a guess where a rate is asked for."""
+    settings = FrameSettings(**job.settings)
+    if not job.rate:
+        return settings
+    length_s = max(0, count - 1) / info.fps if info.fps else 0.0
+    return replace(settings, max_frames=max(2, 1 + round(length_s * job.rate)))
+
+
+def _pick(job: DecodeJob, upload: bytes, first: int) -> Pick | None:
+    if not job.rate:
+        return None
+    return lambda count, fps: positions_at_rate(upload, first, count, fps, job.rate)
 
 
 def _check(info: VideoInfo, count: int, settings: FrameSettings, limits: VideoLimits, max_bytes: int) -> None:

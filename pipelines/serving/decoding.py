@@ -78,7 +78,7 @@ class Decoders:
             raise ApiError(422, f"Field '{field}' is empty.")
         job = self._job([len(data)], images=False)
         settings = job.settings | ({"max_frames": cut.max_frames} if cut.max_frames else {})
-        job = replace(job, settings=settings, start=cut.start, end=cut.end, in_seconds=cut.in_seconds)
+        job = replace(job, settings=settings, start=cut.start, end=cut.end, in_seconds=cut.in_seconds, rate=cut.fps)
         return await self._run(field, job, [data])
 
     async def images(self, items: Any, field: str) -> Decoded:
@@ -195,6 +195,8 @@ def cut_frames(decoded: Decoded, cut: Cut, field: str) -> Decoded:
         return decoded
     if cut.in_seconds:
         raise ApiError(422, f"Field '{field}' has no times. Give the part to score as start_frame and end_frame.")
+    if cut.fps:
+        raise ApiError(422, f"Field '{field}' has no times. Say how many frames to take with max_frames, not fps.")
     total, first = len(decoded.frames), int(cut.start)
     end = total if cut.end is None else int(cut.end)
     if first >= total or end > total:

@@ -9,12 +9,14 @@ from typing import Any
 
 from pipelines.serving.errors import ApiError
 
-OPTIONS = ("mode", "start_frame", "end_frame", "start_s", "end_s", "max_frames")
+OPTIONS = ("mode", "start_frame", "end_frame", "start_s", "end_s", "max_frames", "fps")
 
 MODES = ("whole", "prefix")
 
 MAX_PREFIX_FRAMES = 1000
 """Frames of a clip of which every prefix is scored, at most: the work grows with their square."""
+
+MAX_FPS = 1000
 
 _MAX_DIGITS = 32
 
@@ -27,12 +29,14 @@ class Cut:
         in_seconds: whether both are seconds after the first frame; otherwise they are numbers of frames.
         max_frames: most frames to take of it, evenly spread, with the first and the last; 0 for as many as the model's
             settings say.
+        fps: frames per second to take of it, in place of `max_frames`; 0 for none.
     """
 
     start: float = 0
     end: float | None = None
     in_seconds: bool = False
     max_frames: int = 0
+    fps: float = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def read_options(values: Mapping[str, Any]) -> ScoreOptions:
     max_frames = _frame(values["max_frames"], "max_frames") if "max_frames" in values else 0
     if "max_frames" in values and max_frames < 2:
         raise ApiError(422, "Field 'max_frames' must be at least 2: the first frame and the last are always kept.")
-    return ScoreOptions(mode == "prefix", Cut(start, end, bool(seconds), max_frames))
+    return ScoreOptions(mode == "prefix", Cut(start, end, bool(seconds), max_frames, _fps(values)))
 
 
 def check_prefixes(num_frames: int, field: str) -> None:
@@ -87,12 +91,28 @@ def _frame(value: Any, name: str) -> int:
     return int(text)
 
 
+def _fps(values: Mapping[str, Any]) -> float:
+    if "fps" not in values:
+        return 0
+    if "max_frames" in values:
+        raise ApiError(422, "Give fps or max_frames, not both: each says how many frames to take.")
+    fps = _number(values["fps"])
+    if not 0 < fps <= MAX_FPS:
+        raise ApiError(422, f"Field 'fps' must be a number of frames per second, above 0 and at most {MAX_FPS}.")
+    return fps
+
+
 def _second(value: Any, name: str) -> float:
-    text = str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
-    try:
-        seconds = float(text) if len(text) <= _MAX_DIGITS else math.nan
-    except ValueError:
-        seconds = math.nan
+    seconds = _number(value)
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ApiError(422, f"Field '{name}' must be a number of seconds, at least 0.")
     return seconds
+
+
+def _number(value: Any) -> float:
+    """The number that a field holds; NaN where it holds none."""
+    text = str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
+    try:
+        return float(text) if len(text) <= _MAX_DIGITS else math.nan
+    except ValueError:
+        return math.nan

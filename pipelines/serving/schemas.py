@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.serving.backend import MAX_TASK_CHARS
 from pipelines.serving.errors import PROBLEM_JSON
-from pipelines.serving.options import MODES
+from pipelines.serving.options import MAX_FPS, MODES
 
 
 class ModelRef(BaseModel):
@@ -185,6 +185,12 @@ _OPTIONS: dict[str, Any] = {
     "start_s": {"type": "number", "minimum": 0, "description": "of a video: its start in seconds"},
     "end_s": {"type": "number", "minimum": 0, "description": "of a video: its end in seconds"},
     "max_frames": {"type": "integer", "minimum": 2, "description": "most frames to take of it, evenly spread"},
+    "fps": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": MAX_FPS,
+        "description": "of a video: frames to take of each second, instead of max_frames",
+    },
 }
 
 

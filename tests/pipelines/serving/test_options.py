@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -50,14 +51,16 @@ def url() -> Iterator[str]:
         yield url
 
 
-def video(container: str = "mp4", codec: str = "libx264") -> bytes:
-    """20 frames, 10 a second."""
+def video(container: str = "mp4", codec: str = "libx264", times_ms: Sequence[int] = range(0, 2000, 100)) -> bytes:
+    """20 frames, 10 a second if nothing else is said."""
     stream = io.BytesIO()
     with av.open(stream, "w", format=container) as file:
         track = file.add_stream(codec, rate=10, options={"crf": "10", "g": "6"})
         track.width, track.height, track.pix_fmt = 48, 32, "yuv420p"
-        for pixels in FRAMES:
-            file.mux(track.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for pixels, time_ms in zip(FRAMES, times_ms, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time_ms // 100, Fraction(1, 10)
+            file.mux(track.encode(frame))
         file.mux(track.encode(None))
     return stream.getvalue()
 
@@ -78,6 +81,11 @@ def ask(url: str, kind: str, **options: Any) -> httpx.Response:
     files = {"video": video()} if kind == "video" else {"frames": npy()}
     data = {"task": "open the drawer", **{name: str(value) for name, value in options.items()}}
     return httpx.post(f"{url}/v1/score", data=data, files=files, timeout=60)
+
+
+def post_video(url: str, content: bytes, options: dict[str, Any]) -> httpx.Response:
+    data = {"task": "open the drawer", **{name: str(value) for name, value in options.items()}}
+    return httpx.post(f"{url}/v1/score", data=data, files={"video": content}, timeout=60)
 
 
 KINDS = pytest.mark.parametrize("kind", ["video", "npy", "images"])
@@ -127,6 +135,42 @@ def test_a_part_in_seconds(url: str, start_s: float | None, end_s: float | None,
     assert answer["progress"] == pytest.approx([number / 100 for number in seen])
 
 
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({"fps": 10}, range(20)),
+        ({"fps": 10.1}, range(20)),
+        ({"fps": 5, "end_frame": 11}, [0, 2, 4, 6, 8, 10]),
+        ({"fps": 1, "start_frame": 0, "end_frame": 11}, [0, 10]),
+        ({"fps": 2, "start_s": 0.3, "end_s": 1.9}, [3, 8, 13, 18]),
+        ({"fps": 0.01}, [0, 19]),
+        ({"fps": 5, "start_frame": 7, "end_frame": 8}, [7]),
+    ],
+)
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "libx264"), ("avi", "mpeg4")])
+def test_frames_per_second(url: str, container: str, codec: str, options: dict[str, Any], seen: Sequence[int]) -> None:
+    """Evenly in time, with the first and the last; also where only the average rate is known."""
+    answer = post_video(url, video(container, codec), options).json()
+    assert answer["frame_index"] == list(seen)
+    assert answer["progress"] == pytest.approx([number / 100 for number in seen])
+
+
+def test_frames_per_second_follow_the_times_of_the_frames(url: str) -> None:
+    """10 frames in the first second and 1 in each of the next ten: one a second is frame 0, 10, 11, 12, ..."""
+    times = [100 * t for t in range(10)] + [1000 * t for t in range(1, 11)]
+    answer = post_video(url, video(times_ms=times), {"fps": 1}).json()
+    assert answer["frame_index"] == [0, *range(10, 20)]
+
+
+def test_no_more_frames_per_second_than_there_are(url: str) -> None:
+    refusal = post_video(url, video(), {"fps": 12})
+    assert refusal.status_code == 422
+    assert "has 10 frames per second, fewer than 12" in refusal.json()["error"]
+    for kind in ("npy", "images"):
+        refusal = ask(url, kind, fps=2)
+        assert refusal.status_code == 422 and "max_frames, not fps" in refusal.json()["error"]
+
+
 @KINDS
 def test_prefixes_in_one_request(url: str, kind: str) -> None:
     """Each frame is scored from those up to it: the clip of the third frame has three frames."""
@@ -156,6 +200,11 @@ def test_prefixes_in_one_request(url: str, kind: str) -> None:
         ({"start_frame": 1, "end_s": 1}, "in frames or in seconds, not both"),
         ({"max_frames": 1}, "at least 2"),
         ({"max_frames": 0}, "at least 2"),
+        ({"fps": 0}, "'fps' must be a number of frames per second, above 0 and at most 1000"),
+        ({"fps": "nan"}, "'fps' must be a number of frames per second"),
+        ({"fps": 1001}, "'fps' must be a number of frames per second"),
+        ({"fps": True}, "'fps' must be a number of frames per second"),
+        ({"fps": 2, "max_frames": 4}, "fps or max_frames, not both"),
     ],
 )
 def test_options_without_meaning(url: str, kind: str, options: dict[str, Any], sentence: str) -> None:
