@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from pipelines.serving import evaluate_batch
+from pipelines.serving import evaluate_batch, many
 from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits, ScoreRequest, revision
 from pipelines.serving.bodies import read_clips
 from pipelines.serving.decoding import Decoders
@@ -27,13 +27,15 @@ from pipelines.serving.schemas import (
     CompareAnswer,
     HealthAnswer,
     ModelAnswer,
-    ModelRef,
     ScoreAnswer,
     StatusAnswer,
     error_responses,
+    model_ref,
     request_body,
+    scored_clip,
 )
 from pipelines.serving.sessions import Sessions, session_routes
+from pipelines.serving.shares import Shares
 from robometer.scoring import ClipScore
 
 _DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
@@ -71,7 +73,9 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
     api.include_router(session_routes(Sessions(backend, decoders, metrics, guard.session_idle_s)), dependencies=bearer)
-    batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, deployed)
+    shares = Shares(deployed.max_samples_at_once)
+    api.include_router(many.many_routes(many.ClipScorer(backend, decoders, metrics, shares)), dependencies=bearer)
+    batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, shares)
     api.include_router(batches, dependencies=bearer)
     return api
 
@@ -153,19 +157,12 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
             if options.prefixes:
                 check_prefixes(len(upload.clip), "frames")
             outcome = checked(await backend.run(ScoreRequest(upload.clip, options.prefixes)), metrics)
-        value = cast(ClipScore, outcome.value)
-        progress = value.progress.tolist()
+        scored = scored_clip(upload.clip.task, upload.frame_index, upload.fps, cast(ClipScore, outcome.value))
         return ScoreAnswer(
             request_id=request.state.request_id,
-            model=_ref(outcome.model),
-            task=upload.clip.task,
-            num_frames=len(progress),
-            frame_index=upload.frame_index,
-            fps=upload.fps,
-            mode="prefix" if options.prefixes else "whole",
-            progress=progress,
-            success=value.success.tolist(),
-            reward=progress[-1],
+            model=model_ref(outcome.model),
+            mode=options.mode,
+            **scored.model_dump(),
         )
 
     @router.post("/v1/compare", summary="Which of two videos did better", openapi_extra=_body(("_a", "_b")))
@@ -177,7 +174,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
         value = cast(float, outcome.value)
         return CompareAnswer(
             request_id=request.state.request_id,
-            model=_ref(outcome.model),
+            model=model_ref(outcome.model),
             task=a.clip.task,
             probability_a_better=value,
             preferred="a" if value >= 0.5 else "b",
@@ -188,10 +185,6 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
 
 def _body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, object]:
     return {"requestBody": request_body(suffixes, options)}
-
-
-def _ref(name: str) -> ModelRef:
-    return ModelRef(name=name, revision=revision(name))
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 
-from pipelines.serving.decoding import Decoders, cut_frames
+from pipelines.serving.decoding import Decoded, Decoders, cut_frames
 from pipelines.serving.errors import ApiError
 from pipelines.serving.multipart import FormPart, check_charset, parse_form, split_header
-from pipelines.serving.options import OPTIONS, ScoreOptions, read_options
+from pipelines.serving.options import OPTIONS, Cut, ScoreOptions, read_options
 from pipelines.serving.text import checked_task, parse_json
 from robometer.scoring import Clip
 
@@ -31,6 +32,87 @@ class UploadedClip:
     fps: float | None
 
 
+@dataclass(frozen=True)
+class Upload:
+    """A clip as it was sent.
+
+    Attributes:
+        field: where it came from.
+        kind: `video`, `frames` (a `.npy` file) or `frames_base64`, a list of images.
+    """
+
+    field: str
+    kind: str
+    content: Any
+
+    async def decode(self, cut: Cut, decoders: Decoders) -> Decoded:
+        """The frames of a part of it.
+
+        Raises:
+            ApiError: 413, 415, 422 or 503.
+        """
+        if self.kind == "video":
+            return await decoders.video(self.content, self.field, cut)
+        read = decoders.npy if self.kind == "frames" else decoders.images
+        return cut_frames(await read(self.content, self.field), cut, self.field)
+
+
+class Fields:
+    """The fields of a body by name: parts of a form, or values of JSON."""
+
+    def __init__(self, values: Mapping[str, Any], is_form: bool) -> None:
+        self._values, self._is_form = values, is_form
+        self.clip_kinds = ("video", "frames") if is_form else ("frames_base64",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def only(self, names: Sequence[str]) -> None:
+        """Refuse any other field.
+
+        Raises:
+            ApiError: 422.
+        """
+        unknown = next((name for name in self if name not in names), None)
+        if unknown is not None:
+            raise ApiError(422, f"Unknown field {unknown[:80]!r}. This route takes {', '.join(names)}.")
+
+    def value(self, name: str) -> Any:
+        """The text of a part, or a JSON value; None where there is none.
+
+        Raises:
+            ApiError: 422, it is not UTF-8.
+        """
+        value = self._values.get(name)
+        return _text(value, name) if isinstance(value, FormPart) else value
+
+    def options(self) -> ScoreOptions:
+        """What the body says of `OPTIONS`.
+
+        Raises:
+            ApiError: 422, see `read_options`.
+        """
+        return read_options({name: self.value(name) for name in OPTIONS if name in self._values})
+
+    def upload(self, suffix: str) -> Upload:
+        """The clip of the fields with this suffix.
+
+        Raises:
+            ApiError: 422, there is none, or more than one.
+        """
+        if not self._is_form:
+            field = f"frames_base64{suffix}"
+            return Upload(field, "frames_base64", self._values.get(field))
+        kinds = [name for name in self.clip_kinds if f"{name}{suffix}" in self._values]
+        if len(kinds) != 1:
+            raise ApiError(422, f"Send exactly one of the fields 'video{suffix}' (mp4) and 'frames{suffix}' (npy).")
+        field = f"{kinds[0]}{suffix}"
+        part = self._values[field]
+        if part.filename is None:
+            raise ApiError(422, f"Field '{field}' must be a file part with a filename.")
+        return Upload(field, kinds[0], part.data)
+
+
 async def read_clips(
     request: Request, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: bool = False
 ) -> tuple[list[UploadedClip], ScoreOptions]:
@@ -43,14 +125,47 @@ async def read_clips(
     Raises:
         ApiError: 400, 413, 415, 422 or 503.
     """
+    fields = await read_fields(request, len(suffixes) * decoders.limits.max_source_frames)
+    return await clips_of(fields, suffixes, decoders, frames_in_memory, optional)
+
+
+async def clips_of(
+    fields: Fields, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: bool = False
+) -> tuple[list[UploadedClip], ScoreOptions]:
+    """See `read_clips`."""
+    names = [f"{kind}{suffix}" for suffix in suffixes for kind in fields.clip_kinds]
+    fields.only(["task", *names, *(OPTIONS if optional else ())])
+    task, options = checked_task(fields.value("task")), fields.options()
+    clips = []
+    for suffix in suffixes:
+        decoded = await fields.upload(suffix).decode(options.cut, decoders)
+        frames_in_memory.enter_context(decoders.counted(decoded.frames))
+        clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
+    return clips, options
+
+
+async def read_fields(request: Request, max_images: int, tasks: int = 1) -> Fields:
+    """Read the fields of a body.
+
+    Args:
+        max_images: limit of the images in JSON, of all clips together.
+        tasks: how many instructions it may hold.
+
+    Raises:
+        ApiError: 400, 413, 415 or 422.
+    """
     kind, parameters = content_type(request)
-    options = OPTIONS if optional else ()
-    if kind == "application/json":
-        return await _from_json(await request.body(), suffixes, decoders, frames_in_memory, options)
     if kind == "multipart/form-data":
-        boundary = parameters.get("boundary", "")
-        return await _from_form(await request.body(), boundary, suffixes, decoders, frames_in_memory, options)
-    raise ApiError(415, f"Content type {kind[:80]!r} is not supported. Send multipart/form-data or application/json.")
+        form = await asyncio.to_thread(parse_form, await request.body(), parameters.get("boundary", ""))
+        return Fields(form, is_form=True)
+    if kind != "application/json":
+        sentence = f"Content type {kind[:80]!r} is not supported. Send multipart/form-data or application/json."
+        raise ApiError(415, sentence)
+    contents = f"a task and {max_images} images need"
+    [value] = await asyncio.to_thread(parse_json, [await request.body()], max_images, contents, tasks=tasks)
+    if not isinstance(value, dict):
+        raise ApiError(422, "The JSON body must be an object with the keys 'task' and 'frames_base64'.")
+    return Fields(value, is_form=False)
 
 
 def content_type(request: Request) -> tuple[str, dict[str, str]]:
@@ -66,61 +181,8 @@ def content_type(request: Request) -> tuple[str, dict[str, str]]:
     return kind, parameters
 
 
-async def _from_form(
-    body: bytes,
-    boundary: str,
-    suffixes: Sequence[str],
-    decoders: Decoders,
-    frames_in_memory: ExitStack,
-    optional: Sequence[str],
-) -> tuple[list[UploadedClip], ScoreOptions]:
-    names = ["task", *(f"{name}{suffix}" for suffix in suffixes for name in ("video", "frames")), *optional]
-    parts = await asyncio.to_thread(parse_form, body, boundary, names)
-    task = checked_task(_text(parts, "task"))
-    options = read_options({name: _text(parts, name) for name in optional if name in parts})
-    clips = []
-    for suffix in suffixes:
-        kinds = [name for name in ("video", "frames") if f"{name}{suffix}" in parts]
-        if len(kinds) != 1:
-            raise ApiError(422, f"Send exactly one of the fields 'video{suffix}' (mp4) and 'frames{suffix}' (npy).")
-        field = f"{kinds[0]}{suffix}"
-        if parts[field].filename is None:
-            raise ApiError(422, f"Field '{field}' must be a file part with a filename.")
-        if kinds == ["video"]:
-            decoded = await decoders.video(parts[field].data, field, options.cut)
-        else:
-            decoded = cut_frames(await decoders.npy(parts[field].data, field), options.cut, field)
-        frames_in_memory.enter_context(decoders.counted(decoded.frames))
-        clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
-    return clips, options
-
-
-async def _from_json(
-    body: bytes, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: Sequence[str]
-) -> tuple[list[UploadedClip], ScoreOptions]:
-    names = [f"frames_base64{suffix}" for suffix in suffixes]
-    max_items = len(names) * decoders.limits.max_source_frames
-    [value] = await asyncio.to_thread(parse_json, [body], max_items, f"a task and {max_items} images need")
-    if not isinstance(value, dict):
-        raise ApiError(422, "The JSON body must be an object with the keys 'task' and 'frames_base64'.")
-    unknown = next((name for name in value if name not in ("task", *names, *optional)), None)
-    if unknown is not None:
-        raise ApiError(
-            422, f"Unknown field {unknown[:80]!r}. This route takes {', '.join(['task', *names, *optional])}."
-        )
-    task = checked_task(value.get("task"))
-    options = read_options({option: value[option] for option in optional if option in value})
-    clips = []
-    for name in names:
-        decoded = cut_frames(await decoders.images(value.get(name), name), options.cut, name)
-        frames_in_memory.enter_context(decoders.counted(decoded.frames))
-        clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
-    return clips, options
-
-
-def _text(parts: Mapping[str, FormPart], name: str) -> str | None:
-    part = parts.get(name)
-    if part is None or part.filename is not None:
+def _text(part: FormPart, name: str) -> str | None:
+    if part.filename is not None:
         return None
     try:
         return part.data.decode()

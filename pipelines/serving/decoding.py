@@ -10,9 +10,9 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -64,6 +64,7 @@ class Decoders:
         """
         self.limits, self._observe_death = limits, observe_death
         self._max_held_bytes, self._held_bytes = max_held_bytes, 0
+        self._entries, self._freed = asyncio.Semaphore(DECODERS), asyncio.Event()
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._of_thread = threading.local()
 
@@ -119,6 +120,22 @@ class Decoders:
             yield
         finally:
             self._held_bytes -= size_bytes
+            self._freed.set()
+
+    @asynccontextmanager
+    async def when_there_is_room(self, decode: Callable[[], Awaitable[Decoded]]) -> AsyncIterator[Decoded]:
+        """Decode one clip of a request of many, which waits, not fails, while half of the memory for frames is taken.
+
+        Frames that wait are those of a few clips at most. No block may need another one to end.
+        """
+        async with AsyncExitStack() as held:
+            async with self._entries:
+                decoded = await decode()
+                while self._held_bytes and self._held_bytes + decoded.frames.nbytes > self._max_held_bytes // 2:
+                    self._freed.clear()
+                    await self._freed.wait()
+                held.enter_context(self.counted(decoded.frames))
+            yield decoded
 
     def close(self) -> None:
         """End all processes and their work."""

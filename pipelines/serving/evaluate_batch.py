@@ -30,6 +30,7 @@ from pipelines.serving.schemas import (
     error_responses,
     samples_body,
 )
+from pipelines.serving.shares import Shares
 from robometer.scoring import Clip, ClipScore
 
 
@@ -61,14 +62,9 @@ def probe_routes(backend: Backend, deployed: Deployed) -> APIRouter:
     return router
 
 
-def sample_routes(
-    backend: Backend, limits: Limits, decoders: Decoders, metrics: Metrics, deployed: Deployed
-) -> APIRouter:
+def sample_routes(backend: Backend, limits: Limits, decoders: Decoders, metrics: Metrics, shares: Shares) -> APIRouter:
     """`/evaluate_batch` and `/evaluate_batch_npy`."""
     router = APIRouter(responses=error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503))
-    # Requests of many samples leave room in the model's queue for others, and in this gate for each other.
-    gate = asyncio.Semaphore(deployed.max_samples_at_once)
-    share = max(1, deployed.max_samples_at_once // 4)
 
     async def reader() -> SampleReader:
         return SampleReader(limits, (await backend.info()).image_encoder)
@@ -76,7 +72,7 @@ def sample_routes(
     async def answer(request: SampleRequest) -> EvaluationAnswer:
         clips = [clip for sample in request.samples for clip in clips_of(sample)]
         with decoders.counted(*(clip.frames for clip in clips)):
-            outcomes = await _run(_requests(request), gate, share, backend, metrics)
+            outcomes = await _run(_requests(request), shares, backend, metrics)
         return _answer(request, outcomes)
 
     @router.post("/evaluate_batch_npy", summary="Samples with .npy parts (public server)", openapi_extra=samples_body())
@@ -107,24 +103,16 @@ def _requests(request: SampleRequest) -> list[ModelRequest]:
     ]
 
 
-async def _run(
-    requests: Sequence[ModelRequest], gate: asyncio.Semaphore, share: int, backend: Backend, metrics: Metrics
-) -> list[Outcome]:
-    """The outcomes of all requests, `share` of them at a time, in their order; the first failure ends the others."""
-    own = asyncio.Semaphore(share)
+async def _run(requests: Sequence[ModelRequest], shares: Shares, backend: Backend, metrics: Metrics) -> list[Outcome]:
+    """The outcomes of all requests, in their order; the first failure ends the others."""
 
-    async def run(position: int, request: ModelRequest) -> Outcome:
-        async with own, gate:
-            outcome = await backend.run(request)
+    async def run(position: int) -> Outcome:
+        async with shares.places:
+            outcome = await backend.run(requests[position])
         error = outcome.error and f"in sample_{position} {outcome.error}"
         return checked(replace(outcome, error=error), metrics)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(i, request)) for i, request in enumerate(requests)]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return await shares.each(len(requests), run)
 
 
 def _answer(request: SampleRequest, outcomes: Sequence[Outcome]) -> EvaluationAnswer:

@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.front.middlewares"}
 
-UPLOAD_ROUTES = frozenset({"/v1/score", "/v1/compare", "/v1/sessions", "/evaluate_batch", "/evaluate_batch_npy"})
+UPLOAD_ROUTES = frozenset(
+    {"/v1/score", "/v1/scores", "/v1/rank", "/v1/compare", "/v1/sessions", "/evaluate_batch", "/evaluate_batch_npy"}
+)
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 

@@ -46,6 +46,11 @@ class ScoreOptions:
     prefixes: bool = False
     cut: Cut = Cut()
 
+    @property
+    def mode(self) -> str:
+        """The name of the mode, one of `MODES`."""
+        return MODES[self.prefixes]
+
 
 def read_options(values: Mapping[str, Any]) -> ScoreOptions:
     """Options of a request from its fields: text of a form, or values of JSON.

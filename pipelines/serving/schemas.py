@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.serving.backend import MAX_TASK_CHARS
+from pipelines.serving.backend import MAX_TASK_CHARS, revision
 from pipelines.serving.errors import PROBLEM_JSON
 from pipelines.serving.options import MAX_FPS, MODES
+from robometer.scoring import ClipScore
 
 
 class ModelRef(BaseModel):
@@ -28,19 +29,67 @@ class ModelAnswer(ModelRef):
     )
 
 
-class ScoreAnswer(BaseModel):
+class ScoredClip(BaseModel):
     """Progress and success at every scored frame."""
 
-    request_id: str
-    model: ModelRef
     task: str
     num_frames: int = Field(description="T, the number of scored frames", examples=[3])
     frame_index: list[int] = Field(description="[T], position of each frame in the source", examples=[[0, 12, 24]])
     fps: float | None = Field(description="frames per second of the source, where it is known", examples=[10.0])
-    mode: str = Field(description="whole, or prefix: each frame from those up to it", examples=["whole"])
     progress: list[float] = Field(description="[T], in [0, 1]", examples=[[0.04, 0.51, 0.93]])
     success: list[float] = Field(description="[T], probability that the task is done", examples=[[0.0, 0.11, 0.88]])
     reward: float = Field(description="progress at the last frame", examples=[0.93])
+
+
+_MODE = Field(description="whole, or prefix: each frame from those up to it", examples=["whole"])
+
+
+class ScoreAnswer(ScoredClip):
+    """Progress and success at every scored frame, and which model says so."""
+
+    request_id: str
+    model: ModelRef
+    mode: str = _MODE
+
+
+class ClipError(BaseModel):
+    """Why one clip of a request has no answer."""
+
+    status: int = Field(description="as if the clip had been sent alone", examples=[415])
+    sentence: str = Field(description="what was wrong and what to do")
+
+
+class FailedClip(BaseModel):
+    """A clip of a request that has no answer; those beside it may have one."""
+
+    error: ClipError
+
+
+class ScoresAnswer(BaseModel):
+    """A score, or an error, for each clip."""
+
+    request_id: str
+    model: ModelRef
+    mode: str = _MODE
+    clips: list[ScoredClip | FailedClip] = Field(description="in the order of their numbers")
+
+
+class RankedClip(BaseModel):
+    """What a clip is ranked by."""
+
+    reward: float = Field(description="progress at the last frame, or what the model ranks by", examples=[0.93])
+    mean_success: float = Field(description="decides between clips of one reward", examples=[0.33])
+    num_frames: int = Field(description="the number of scored frames", examples=[8])
+
+
+class RankAnswer(BaseModel):
+    """Clips ordered by how well they did the task."""
+
+    request_id: str
+    model: ModelRef
+    task: str
+    order: list[int] = Field(description="numbers of the scored clips, the best first", examples=[[2, 0, 1]])
+    clips: list[RankedClip | FailedClip] = Field(description="in the order of their numbers")
 
 
 class CompareAnswer(BaseModel):
@@ -172,6 +221,25 @@ _ERRORS = {
 }
 
 
+def model_ref(name: str) -> ModelRef:
+    """The scorer of this name."""
+    return ModelRef(name=name, revision=revision(name))
+
+
+def scored_clip(task: str, frame_index: list[int], fps: float | None, score: ClipScore) -> ScoredClip:
+    """The answer to one clip."""
+    progress = score.progress.tolist()
+    return ScoredClip(
+        task=task,
+        num_frames=len(progress),
+        frame_index=frame_index,
+        fps=fps,
+        progress=progress,
+        success=score.success.tolist(),
+        reward=progress[-1],
+    )
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI `responses` of these statuses."""
     content = {PROBLEM_JSON: {"schema": ErrorAnswer.model_json_schema()}}
@@ -194,23 +262,32 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+_TASK = {
+    "type": "string",
+    "description": "the instruction, in words",
+    "example": "open the drawer",
+    "minLength": 1,
+    "maxLength": MAX_TASK_CHARS,
+}
+_BINARY = {"type": "string", "format": "binary"}
+_VIDEO = _BINARY | {"description": "a video file (mp4); this or frames"}
+_NPY = _BINARY | {"description": "a .npy file of uint8 [T, H, W, 3] RGB; this or video"}
+_IMAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "format": "byte"},
+    "description": "JPEG or PNG images of one size, base64",
+}
+
+
 def request_body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, Any]:
     """OpenAPI `requestBody` of a route whose clips are named by `suffixes`; `options`: it takes `OPTIONS` too."""
-    task = {
-        "type": "string",
-        "description": "the instruction, in words",
-        "example": "open the drawer",
-        "minLength": 1,
-        "maxLength": MAX_TASK_CHARS,
-    }
-    binary = {"type": "string", "format": "binary"}
-    images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "byte"}}
-    form: dict[str, Any] = {"task": task}
-    body: dict[str, Any] = {"task": task}
+    form: dict[str, Any] = {"task": _TASK}
+    body: dict[str, Any] = {"task": _TASK}
     for suffix in suffixes:
-        form[f"video{suffix}"] = binary | {"description": "a video file (mp4); this or frames"}
-        form[f"frames{suffix}"] = binary | {"description": "a .npy file of uint8 [T, H, W, 3] RGB; this or video"}
-        body[f"frames_base64{suffix}"] = images | {"description": "JPEG or PNG images of one size, base64"}
+        form[f"video{suffix}"] = _VIDEO
+        form[f"frames{suffix}"] = _NPY
+        body[f"frames_base64{suffix}"] = _IMAGES
     required = list(body)
     if options:
         form, body = form | _OPTIONS, body | _OPTIONS
@@ -270,6 +347,26 @@ def _both(form: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     objects = {"type": "object", "additionalProperties": False}
     content = {"multipart/form-data": {"schema": objects | form}, "application/json": {"schema": objects | body}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def clips_body(own_tasks: bool) -> dict[str, Any]:
+    """OpenAPI `requestBody` of a route of numbered clips; with `own_tasks` each may have its task."""
+    bodies = {}
+    kinds: dict[str, dict[str, Any]] = {
+        "multipart/form-data": {"video": _VIDEO, "frames": _NPY},
+        "application/json": {"frames_base64": _IMAGES},
+    }
+    for content_type, fields in kinds.items():
+        numbered = fields | ({"task": _TASK} if own_tasks else {})
+        schema = {
+            "type": "object",
+            "properties": {"task": _TASK} | _OPTIONS,
+            "patternProperties": {f"^{name}_(0|[1-9][0-9]*)$": field for name, field in numbered.items()},
+            "additionalProperties": False,
+            "description": "Clips have the numbers 0, 1, 2, ...",
+        }
+        bodies[content_type] = {"schema": schema if own_tasks else schema | {"required": ["task"]}}
+    return {"requestBody": {"required": True, "content": bodies}}
 
 
 def samples_body(kind: str = "form") -> dict[str, Any]:
