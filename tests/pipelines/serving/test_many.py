@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +13,10 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines.serving.backend import ModelRequest, Outcome, ScoreRequest
 from pipelines.serving.errors import unavailable
 from robometer.scoring import Clip, ClipScore
-from tests.local_endpoint import endpoint
+from tests.local_endpoint import LocalBackend, endpoint
 from tests.pipelines.serving.test_options import IMAGES, Seen, video
 
 TASK = "open the drawer"
@@ -27,14 +28,23 @@ class Moody(Seen):
     def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
         if clips[0].task == "stumble":
             raise ArithmeticError
-        if clips[0].task == "wait":
-            raise unavailable("The model's queue is full. Try again later.")
         return super().score(clips)
+
+
+async def busy(backend: LocalBackend, request: ModelRequest) -> Outcome:
+    """A backend whose queue is full for one task."""
+    if isinstance(request, ScoreRequest) and request.clip.task == "wait":
+        raise unavailable("The model's queue is full. Try again later.")
+    return await RUN(backend, request)
+
+
+RUN = LocalBackend.run
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with endpoint(Moody()) as url:
+    with pytest.MonkeyPatch.context() as patch, endpoint(Moody()) as url:
+        patch.setattr(LocalBackend, "run", busy)
         yield url
 
 
@@ -165,28 +175,25 @@ def test_clips_of_two_models_are_not_mixed() -> None:
     assert refusal.status_code == 503 and "was replaced" in refusal.json()["error"]
 
 
-class Crowded(Seen):
-    """Counts how many clips are scored at a time."""
-
-    def __init__(self) -> None:
-        self._lock, self._now, self.most = threading.Lock(), 0, 0
-
-    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        with self._lock:
-            self._now += 1
-            self.most = max(self.most, self._now)
-        threading.Event().wait(0.05)
-        with self._lock:
-            self._now -= 1
-        return super().score(clips)
-
-
 @pytest.mark.parametrize(("held_clips", "at_once"), [(100, 8), (4, 2), (1, 1)])
-def test_many_clips_take_no_more_memory_than_allowed(held_clips: int, at_once: int) -> None:
+def test_many_clips_take_no_more_memory_than_allowed(
+    held_clips: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of the memory is for them, and 8 places of the model for one request; they wait and none is refused."""
-    scorer, png = Crowded(), cv2.imencode(".png", np.zeros((400, 500, 3), np.uint8))[1].tobytes()
+    running, most = 0, 0
+
+    async def slow(backend: LocalBackend, request: ModelRequest) -> Outcome:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+        return await RUN(backend, request)
+
+    monkeypatch.setattr(LocalBackend, "run", slow)
+    png = cv2.imencode(".png", np.zeros((400, 500, 3), np.uint8))[1].tobytes()
     images = {f"frames_base64_{i}": [base64.b64encode(png).decode()] for i in range(20)}
-    with endpoint(scorer, max_held_bytes=held_clips * 600_000) as url:
+    with endpoint(Seen(), max_held_bytes=held_clips * 600_000) as url:
         answer = httpx.post(f"{url}/v1/scores", json={"task": TASK} | images, timeout=60).json()
     assert errors(answer["clips"]) == [200] * 20
-    assert scorer.most == at_once or 2 < scorer.most < at_once == 8
+    assert most == at_once or 2 < most < at_once == 8
