@@ -140,7 +140,7 @@ def count_clips(fields: Fields, own_tasks: bool, others: Sequence[str], most: in
 
 def many_routes(scorer: ClipScorer) -> APIRouter:
     """`/v1/scores` and `/v1/rank`."""
-    router = APIRouter(responses=error_responses(400, 401, 408, 413, 415, 422, 500, 503))
+    router = APIRouter(responses=error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503))
 
     @router.post("/v1/scores", summary="Scores of several videos", openapi_extra=clips_body(own_tasks=True))
     async def scores(request: Request) -> ScoresAnswer:
