@@ -64,6 +64,7 @@ def build_app(
         "health_check_period_s": _HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": c.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.2,
+        "max_surge_percent": c.max_surge_percent,
     }
     model = serve.deployment(
         **patience,

@@ -407,6 +407,17 @@ MUTANTS = (
            "if not np.isfinite(values).all():", "if np.isnan(values).any():", "tests/pipelines/serving/test_model.py"),
     Mutant("answers of a mixed batch in another order", "pipelines/serving/answerer.py",
            "return [replace(outcomes[i], batch_size", "return [replace(list(outcomes.values())[i], batch_size", "tests/pipelines/serving/test_model.py"),
+    # --- deploy and update
+    Mutant("a replica answers what did not come through the proxy's checks", "pipelines/serving/guard.py",
+           "if FRONT_HEADER not in headers:", "if False:", "tests/pipelines/serving/test_http.py -k without_the_checks"),
+    Mutant("a client may say that it came through the checks", "pipelines/serving/front.py",
+           '_FORWARDED = frozenset({b"accept", ', '_FORWARDED = frozenset({b"x-robometer-front", b"accept", ', "tests/pipelines/serving/test_http.py -k no_client_steers"),
+    Mutant("a file deploys without the checks of uploads", "pipelines/deploy.py",
+           "if os.environ.get(name) != value:", "if False:", "tests/pipelines/test_deploy.py"),
+    Mutant("a file's settings of frames are ignored", "pipelines/deploy.py",
+           'if f"ingest.{name}" in args}', 'if f"ingest.{name}" in ()}', "tests/pipelines/test_deploy.py"),
+    Mutant("an update ends the old replicas first", "pipelines/serve.py",
+           '"max_surge_percent": c.max_surge_percent,', '"max_surge_percent": 0,', "tests/pipelines/test_deploy.py"),
     # --- the routes of the public server
     Mutant("samples are sorted as text", "pipelines/serving/samples.py",
            "sorted((int(match[1]), name) for name", "sorted((match[1], name) for name", "tests/pipelines/serving/test_evaluate_batch.py"),

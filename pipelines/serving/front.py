@@ -40,6 +40,9 @@ ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 REPLICA_HEADER = b"x-robometer-replica"
 """Marks every answer of a replica; an answer without it came from Ray."""
 
+FRONT_HEADER = "x-robometer-front"
+"""Marks every request that came through a `Front`, which lets no such header of a client pass."""
+
 SHUTTING_DOWN = "The endpoint is shutting down and takes no more requests. Try again later."
 """The sentence of the 503 to requests that come after the end was asked for."""
 
@@ -305,9 +308,10 @@ def _declared_bytes(scope: Scope) -> int | None:
 
 
 def _forwarded(scope: Scope, request_id: str, names: frozenset[bytes]) -> Scope:
-    """The scope with these headers alone, and the request's id. Raises `ApiError`, see `_singles`."""
+    """The scope with these headers alone, the request's id and our mark. Raises `ApiError`, see `_singles`."""
     headers = [(name, value) for name, value in _singles(scope) if name in names]
-    return {**scope, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+    ours = [(b"x-request-id", request_id.encode()), (FRONT_HEADER.encode(), b"1")]
+    return {**scope, "headers": [*headers, *ours]}
 
 
 def _request_id(scope: Scope) -> str:

@@ -14,7 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from pipelines.serving.errors import ApiError, error_response, no_such_route, problem, unavailable
-from pipelines.serving.front import ADMIT, DRAIN, REPLICA_HEADER, UPLOAD_ROUTES, Admission, is_upload, too_large
+from pipelines.serving.front import (
+    ADMIT,
+    DRAIN,
+    ENVIRONMENT,
+    FRONT_HEADER,
+    REPLICA_HEADER,
+    UPLOAD_ROUTES,
+    Admission,
+    is_upload,
+    too_large,
+)
 from pipelines.serving.handshake import SUBPROTOCOL, is_foreign
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.tokens import ANONYMOUS, Client, Tokens
@@ -25,6 +35,12 @@ OPEN_ROUTES = frozenset({"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagg
 """Need no token: none of these tells more than the source code does."""
 
 ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", "/model_info", "/gpu_status", ADMIT}
+
+UNPROTECTED = (
+    "The endpoint runs without its checks of uploads, so it answers nothing. Start Ray again, with "
+    f"{'='.join(*ENVIRONMENT.items())} in its environment."
+)
+"""The sentence of the 503 to requests that did not come through a `Front`."""
 
 
 def route_name(path: str) -> str:
@@ -86,7 +102,7 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers, started_s = Headers(scope=scope), time.monotonic()
-        request_id = headers["x-request-id"]  # `Front` makes one where the client sent none
+        request_id = headers.get("x-request-id", "")  # `Front` makes one where the client sent none
         scope.setdefault("state", {}).update(request_id=request_id, client_name=ANONYMOUS)
         answer = _Answer(send, self._metrics.replica)
         try:
@@ -104,6 +120,8 @@ class Guard:
             self._metrics.observe_request(route_name(scope["path"]), answer.status, time.monotonic() - started_s)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if FRONT_HEADER not in headers:
+            raise unavailable(UNPROTECTED, 60)
         if scope["path"] == DRAIN:
             self._check_drain_key(headers)
             return await self._admission(Client(), scope, receive, send)
@@ -129,8 +147,10 @@ class Guard:
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket: it is accepted before it is refused, so that the client can read why."""
         headers = Headers(scope=scope)
-        scope.setdefault("state", {})["request_id"] = request_id = headers["x-request-id"]
+        scope.setdefault("state", {})["request_id"] = request_id = headers.get("x-request-id", "")
         try:
+            if FRONT_HEADER not in headers:
+                raise unavailable(UNPROTECTED, 60)
             if is_foreign(headers):
                 raise ApiError(403, "A page of another host may not open a session.")
             scope["state"]["client_name"] = self._tokens.authenticate(scope).name

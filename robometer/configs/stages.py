@@ -39,6 +39,8 @@ class ServeConfig(Settings, section="serve"):
     """Seconds from the end of a body to the answer, at most."""
     drain_timeout_s: NotNegative = 60.0
     """Seconds that a stopping endpoint gives the requests that it has accepted."""
+    max_surge_percent: Annotated[int, Range(least=0, most=100)] = 100
+    """Percent of the replicas that an update starts before it ends old ones; 0 where there is no room for both."""
     max_source_frames: Count = 10_000
     """Frames of an uploaded video, at most; a longer one is refused."""
     max_source_pixels: Count = 4096 * 4096

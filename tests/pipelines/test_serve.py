@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,12 @@ class Fussy(FrameDifference):
 
 def load_fussy(word: str) -> Scorer:
     return Fussy(0.05)
+
+
+def load_named(word: str) -> Scorer:
+    scorer = Fussy(0.05)
+    scorer.name = word
+    return scorer
 
 
 def load_slow(word: str) -> Scorer:
@@ -514,6 +521,27 @@ def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http:
         # The client waits and tries again, so that a burst of it comes through.
         with RemoteScorer(url, TOKEN) as remote:
             assert len(remote.score([Clip(frames_of(2, seed=i), TASK) for i in range(5)])) == 5
+
+
+def test_another_model_takes_over_under_load_without_a_lost_request(http: httpx.Client, port: int) -> None:
+    start(config_with(f"serve.port={port}"), Made(load_named, "old@1"))
+    taken_over = threading.Event()
+
+    def ask(i: int) -> list[httpx.Response]:
+        answers = []
+        while not taken_over.is_set():
+            answers.append(post_frames(http, npy(frames_of(4, seed=i))))
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(ask, i) for i in range(4)]
+        time.sleep(0.3)
+        start(config_with(f"serve.port={port}"), Made(load_named, "new@2"))
+        taken_over.set()
+        answers = [answer for asked in pending for answer in asked.result()]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["model"]["revision"] for answer in answers} == {"1", "2"}
+    assert http.get("/v1/model").json()["revision"] == "2"
 
 
 def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_scores(url: str, port: int) -> None:

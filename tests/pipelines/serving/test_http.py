@@ -24,7 +24,7 @@ import pytest
 
 from pipelines import serve
 from pipelines.serving import heads
-from pipelines.serving.front import DRAIN, Front
+from pipelines.serving.front import DRAIN, FRONT_HEADER, Front
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import Config, load
 from robometer.scoring import Clip, ClipScore
@@ -612,8 +612,9 @@ def test_no_client_steers_the_proxy_by_headers() -> None:
         await respond(send, b"{}")
 
     given = [(b"x-request-timeout-seconds", b"0.001"), (b"serve_multiplexed_model_id", b"\xff"), (b"accept", b"*/*")]
+    given.append((FRONT_HEADER.encode(), b"forged"))
     asyncio.run(request_of(Front(app), b"", "GET", "/health", given))
-    assert sorted(seen) == [b"accept", b"x-request-id"]
+    assert sorted(seen) == [b"accept", FRONT_HEADER.encode(), b"x-request-id"]
 
 
 OURS = [(b"x-robometer-replica", b"r")]
@@ -636,3 +637,12 @@ async def request_of(app, body, method="POST", path="/v1/score", headers=()):  #
 
     await app({"type": "http", "method": method, "path": path, "headers": list(headers)}, receive, send)
     return sent
+
+
+def test_without_the_checks_of_the_proxy_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where `serve deploy` finds a Ray that was started without the variable."""
+    monkeypatch.setattr("tests.local_endpoint.Front", lambda api: api)
+    with endpoint(FrameDifference()) as url:
+        for path in ("/health", "/openapi.json", "/v1/model", "/nothing"):
+            answer = httpx.get(url + path)
+            assert answer.status_code == 503 and "without its checks of uploads" in answer.json()["error"]

@@ -1,0 +1,75 @@
+"""The file for `serve deploy` and the builder that it names, without Ray; `benchmarks.rollout` deploys the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from benchmarks.rollout import make_checkpoint
+from pipelines.deploy import app
+from pipelines.serving.front import ENVIRONMENT
+from robometer.configs import ConfigError
+
+FILE = Path(__file__).resolve().parents[2] / "cluster/serve.yaml"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), 0)
+
+
+def parts_of(application: serve.Application) -> tuple[serve.Deployment, serve.Deployment]:
+    """The deployments of an application: ingress, model."""
+    ingress = application._bound_deployment
+    return ingress, ingress.init_args[0]._bound_deployment
+
+
+def test_the_file_is_valid_and_its_builder_builds_it(checkpoint: str) -> None:
+    content = yaml.safe_load(FILE.read_text())
+    ServeDeploySchema.model_validate(content)
+    assert content["http_options"]["host"] == "127.0.0.1"
+    [application] = content["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert (module, name) == (app.__module__, app.__name__)
+    args = application["args"] | {"serve.checkpoint": checkpoint, "serve.replicas": 3, "serve.num_cpus": "2"}
+    ingress, model = parts_of(app(args))
+    assert model.num_replicas == ingress.num_replicas == 3
+    assert model.ray_actor_options["num_cpus"] == 2.0
+    assert model._deployment_config.max_surge_percent == 100  # new replicas start before old ones end
+
+
+def test_settings_of_frames_override_those_of_the_model(checkpoint: str) -> None:
+    ingress, _ = parts_of(app({"serve.checkpoint": checkpoint, "ingest.max_frames": 5}))
+    limits = ingress.init_args[1]
+    assert (limits.frames.max_frames, limits.frames.short_edge) == (5, 64)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ({"serve.repliacs": 2}, "There is no setting serve.repliacs. Did you mean serve.replicas?"),
+        ({"serve.replicas": "many"}, "serve.replicas='many' must be a whole number."),
+        ({"serve.port": 9000}, "serve.port has no place in the args of a Serve config file: set http_options.port"),
+        ({"serve.token": "secret"}, "set ROBOMETER_TOKEN where Ray starts"),
+        ({"serve.checkpoint": "/nowhere/best"}, "/nowhere/best"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(args: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Exception) as caught:
+        app(args)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_nothing_is_deployed_on_a_ray_without_the_checks_of_uploads(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(name, value)] = ENVIRONMENT.items()
+    monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match=f"start it on every node with {name}={value}"):
+        app({"serve.checkpoint": checkpoint})
