@@ -19,10 +19,12 @@ from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits,
 from pipelines.serving.bodies import read_clips
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
+from pipelines.serving.frames import frames_routes
 from pipelines.serving.guard import Guard, GuardSettings
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import check_prefixes
 from pipelines.serving.outcomes import checked
+from pipelines.serving.page_routes import page_routes
 from pipelines.serving.schemas import (
     CompareAnswer,
     HealthAnswer,
@@ -67,10 +69,12 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     api.add_exception_handler(ApiError, _on_api_error)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.include_router(_open_routes(backend, deployed))
+    api.include_router(page_routes())
     # The guard checks the token. This makes the page at /docs ask for it.
     bearer = [Depends(HTTPBearer(auto_error=False))] if guard.wants_token else []
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
     api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
+    api.include_router(frames_routes(decoders), dependencies=bearer)
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
     api.include_router(session_routes(Sessions(backend, decoders, metrics, guard.session_idle_s)), dependencies=bearer)
     shares = Shares(deployed.max_samples_at_once)
@@ -137,6 +141,7 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
             provenance=info.provenance,
             limits=limits.as_dict(),
             frames=limits.frames.as_dict(),
+            max_frames=info.max_frames,
         )
 
     return router

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.front.middlewares"}
 
 UPLOAD_ROUTES = frozenset(
-    {"/v1/score", "/v1/scores", "/v1/rank", "/v1/compare", "/v1/sessions", "/evaluate_batch", "/evaluate_batch_npy"}
+    "/v1/score /v1/scores /v1/rank /v1/compare /v1/frames /v1/sessions /evaluate_batch /evaluate_batch_npy".split()
 )
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"

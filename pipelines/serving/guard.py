@@ -27,11 +27,12 @@ from pipelines.serving.front import (
 )
 from pipelines.serving.handshake import SUBPROTOCOL, is_foreign
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.page_routes import PAGE_FILES
 from pipelines.serving.tokens import ANONYMOUS, Client, Tokens
 
 logger = logging.getLogger(__name__)
 
-OPEN_ROUTES = frozenset({"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css", "/openapi.json"})
+OPEN_ROUTES = PAGE_FILES.keys() | {"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css", "/openapi.json"}
 """Need no token: none of these tells more than the source code does."""
 
 ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", "/model_info", "/gpu_status", ADMIT}

@@ -27,6 +27,9 @@ class ModelAnswer(ModelRef):
     frames: dict[str, int] = Field(
         description="how a video becomes frames: at most max_frames, short_edge in pixels, jpeg_quality"
     )
+    max_frames: int | None = Field(
+        default=None, description="frames that the model looks at together, evenly spread; null for any number"
+    )
 
 
 class ScoredClip(BaseModel):
@@ -280,10 +283,10 @@ _IMAGES = {
 }
 
 
-def request_body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, Any]:
-    """OpenAPI `requestBody` of a route whose clips are named by `suffixes`; `options`: it takes `OPTIONS` too."""
-    form: dict[str, Any] = {"task": _TASK}
-    body: dict[str, Any] = {"task": _TASK}
+def request_body(suffixes: tuple[str, ...], options: bool = False, task: bool = True) -> dict[str, Any]:
+    """OpenAPI `requestBody` of a route whose clips are named by `suffixes`; it may take a task and `OPTIONS`."""
+    form: dict[str, Any] = {"task": _TASK} if task else {}
+    body = dict(form)
     for suffix in suffixes:
         form[f"video{suffix}"] = _VIDEO
         form[f"frames{suffix}"] = _NPY
@@ -297,7 +300,7 @@ def request_body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, 
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": objects | {"required": ["task"], "properties": form, "allOf": one_of_both}
+                "schema": objects | {"required": ["task"] * task, "properties": form, "allOf": one_of_both}
             },
             "application/json": {"schema": objects | {"required": required, "properties": body}},
         },
