@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving import evaluate_batch, many
 from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits, ScoreRequest, revision
-from pipelines.serving.bodies import read_clips
+from pipelines.serving.bodies import clips_of, read_clips, read_fields
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
 from pipelines.serving.frames import frames_routes
@@ -30,7 +30,9 @@ from pipelines.serving.schemas import (
     HealthAnswer,
     ModelAnswer,
     ScoreAnswer,
+    StandingsAnswer,
     StatusAnswer,
+    compare_body,
     error_responses,
     model_ref,
     request_body,
@@ -38,6 +40,7 @@ from pipelines.serving.schemas import (
 )
 from pipelines.serving.sessions import Sessions, session_routes
 from pipelines.serving.shares import Shares
+from pipelines.serving.tournament import Tournament, standings_answer
 from robometer.scoring import ClipScore
 
 _DESCRIPTION = """Reward of robot videos: how far along a task is at every frame, whether it is done, and which of two
@@ -73,11 +76,12 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     # The guard checks the token. This makes the page at /docs ask for it.
     bearer = [Depends(HTTPBearer(auto_error=False))] if guard.wants_token else []
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
-    api.include_router(_scoring(backend, decoders, metrics), dependencies=bearer)
     api.include_router(frames_routes(decoders), dependencies=bearer)
+    shares = Shares(deployed.max_samples_at_once)
+    tournament = Tournament(backend, decoders, metrics, shares)
+    api.include_router(_scoring(backend, decoders, metrics, tournament), dependencies=bearer)
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
     api.include_router(session_routes(Sessions(backend, decoders, metrics, guard.session_idle_s)), dependencies=bearer)
-    shares = Shares(deployed.max_samples_at_once)
     api.include_router(many.many_routes(many.ClipScorer(backend, decoders, metrics, shares)), dependencies=bearer)
     batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, shares)
     api.include_router(batches, dependencies=bearer)
@@ -147,7 +151,7 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRouter:
+def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics, tournament: Tournament) -> APIRouter:
     router = APIRouter(responses=_POST_ERRORS)
 
     @router.post("/v1/score", summary="Progress and success per frame", openapi_extra=_body(("",), options=True))
@@ -170,11 +174,14 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics) -> APIRoute
             **scored.model_dump(),
         )
 
-    @router.post("/v1/compare", summary="Which of two videos did better", openapi_extra=_body(("_a", "_b")))
-    async def compare(request: Request) -> CompareAnswer:
-        """Upload two videos (or frames) of one task."""
+    @router.post("/v1/compare", summary="Which of two or more videos did best", openapi_extra=compare_body())
+    async def compare(request: Request) -> CompareAnswer | StandingsAnswer:
+        """Upload two videos (or frames) of one task, `a` and `b`; or number them from 0, and have all compared."""
+        fields = await read_fields(request, 2 * decoders.limits.max_source_frames)
+        if many.is_numbered(fields):
+            return standings_answer(request.state.request_id, await tournament.standings(fields))
         with ExitStack() as frames_in_memory:
-            (a, b), _ = await read_clips(request, ("_a", "_b"), decoders, frames_in_memory)
+            (a, b), _ = await clips_of(fields, ("_a", "_b"), decoders, frames_in_memory)
             outcome = checked(await backend.run(CompareRequest(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(

@@ -64,6 +64,7 @@ class Decoders:
         """
         self.limits, self._observe_death = limits, observe_death
         self._max_held_bytes, self._held_bytes = max_held_bytes, 0
+        self.max_bytes_of_many = max_held_bytes // 2  # requests of many clips leave the rest to others
         self._entries, self._freed = asyncio.Semaphore(DECODERS), asyncio.Event()
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._of_thread = threading.local()
@@ -131,7 +132,7 @@ class Decoders:
         async with AsyncExitStack() as held:
             async with self._entries:
                 decoded = await decode()
-                while self._held_bytes and self._held_bytes + decoded.frames.nbytes > self._max_held_bytes // 2:
+                while self._held_bytes and self._held_bytes + decoded.frames.nbytes > self.max_bytes_of_many:
                     self._freed.clear()
                     await self._freed.wait()
                 held.enter_context(self.counted(decoded.frames))

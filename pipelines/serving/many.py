@@ -138,6 +138,11 @@ def count_clips(fields: Fields, own_tasks: bool, others: Sequence[str], most: in
     return len(numbers)
 
 
+def is_numbered(fields: Fields) -> bool:
+    """Whether the clips have numbers."""
+    return any(_NUMBERED.fullmatch(name) for name in fields)
+
+
 def many_routes(scorer: ClipScorer) -> APIRouter:
     """`/v1/scores` and `/v1/rank`."""
     router = APIRouter(responses=error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503))

@@ -133,6 +133,22 @@ class SessionInfo(BaseModel):
     last: PushAnswer | None = Field(description="the answer to the last push")
 
 
+class StandingsAnswer(BaseModel):
+    """Which of several videos did the task best."""
+
+    request_id: str
+    model: ModelRef
+    task: str
+    order: list[int] = Field(description="numbers of the clips, the best first", examples=[[2, 0, 1]])
+    probabilities: list[list[float]] = Field(
+        description="[N, N], P(clip of the row is better than that of the column), the mean of both orders",
+        examples=[[[0.5, 0.7, 0.2], [0.3, 0.5, 0.1], [0.8, 0.9, 0.5]]],
+    )
+    strengths: list[float] = Field(
+        description="[N], Bradley-Terry log-strengths with mean 0", examples=[[-0.166725, -0.959647, 1.126372]]
+    )
+
+
 class StatusAnswer(BaseModel):
     """One word."""
 
@@ -305,6 +321,17 @@ def request_body(suffixes: tuple[str, ...], options: bool = False, task: bool = 
             "application/json": {"schema": objects | {"required": required, "properties": body}},
         },
     }
+
+
+def compare_body() -> dict[str, Any]:
+    """OpenAPI `requestBody` of the route that compares two clips, or more that have numbers."""
+    body, numbered = request_body(("_a", "_b")), clips_body(own_tasks=False)["requestBody"]
+    for content_type, content in body["content"].items():
+        schema, pattern = content["schema"], numbered["content"][content_type]["schema"]["patternProperties"]
+        pair = {name: schema.pop(name) for name in ("required", "allOf") if name in schema}
+        several = [{"required": [kind]} for kind in ("video_0", "frames_0", "frames_base64_0")]
+        schema |= {"required": ["task"], "patternProperties": pattern, "anyOf": [pair, *several]}
+    return {"requestBody": body}
 
 
 def session_body() -> dict[str, Any]:
