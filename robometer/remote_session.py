@@ -36,6 +36,9 @@ class RemoteSession:
     joins its session again; if the session has gone with its replica, it opens a new one that continues from these
     frames, and no answer changes. A push counts once, however often it is sent.
 
+    Attributes:
+        session_id: of the endpoint; another one after the session was lost.
+
     Args:
         url: of the endpoint, `http://...` or `https://...`.
         tasks: the instruction of each trajectory.
@@ -56,7 +59,7 @@ class RemoteSession:
         self.tasks = list(tasks)
         self._socket: ClientConnection | None = None
         self._windows: list[Window[np.ndarray]] = []
-        self._session_id, self._pushes = "", 0
+        self.session_id, self._pushes = "", 0
         self._lasting(self._connected)
 
     def push(self, frame: np.ndarray) -> tuple[float, float]:
@@ -109,11 +112,11 @@ class RemoteSession:
         if self._socket is not None:
             return {}
         self._socket = connect(self._url, subprotocols=self._subprotocols, max_size=MAX_MESSAGE_BYTES, compression=None)
-        if self._session_id:
+        if self.session_id:
             try:
-                return self._ask(json.dumps({"session_id": self._session_id}))
+                return self._ask(json.dumps({"session_id": self.session_id}))
             except _Gone:
-                self._session_id = ""
+                self.session_id = ""
         return self._opened()
 
     def _opened(self) -> dict[str, Any]:
@@ -122,7 +125,7 @@ class RemoteSession:
         answer = self._ask(json.dumps({"tasks": self.tasks, **continued}))
         if held:
             answer = self._ask(npy(np.stack(held)))
-        self._session_id = answer["session_id"]
+        self.session_id = answer["session_id"]
         self._windows = self._windows or [Window(answer["max_frames"]) for _ in self.tasks]
         return answer
 
@@ -147,7 +150,7 @@ class RemoteSession:
             try:
                 return attempt()
             except _Gone:
-                self._session_id, reason = "", "the session has gone"
+                self.session_id, reason = "", "the session has gone"
             except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, _Busy) as error:
                 reason = str(error) or type(error).__name__
             except InvalidURI as error:

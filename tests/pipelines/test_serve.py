@@ -33,6 +33,7 @@ from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
 from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo, score_prefixes
+from robometer.sessions import score_as_session
 from tests.made_scorer import Made
 from tests.test_scoring_threads import ensemble
 
@@ -485,8 +486,8 @@ def test_a_taken_port_is_told_before_ray_starts() -> None:
 
 
 def kill(deployment: str) -> None:
+    """Kill one replica."""
     names = [entry for entry in ray.util.list_named_actors(all_namespaces=True) if deployment in entry["name"]]
-    assert len(names) == 1
     ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))
 
 
@@ -578,6 +579,34 @@ def test_prefixes_and_pairs_of_a_public_client_on_a_real_model(url: str, port: i
         np.testing.assert_allclose(answer["outputs_success"]["success_probs"][i], score.success, atol=1e-6)
     probability = float(scorer.compare([(clips[1], clips[2])])[0])
     assert answer["outputs_preference"]["prediction_probs"] == [pytest.approx(probability, abs=1e-6)]
+
+
+def test_sessions_stay_on_their_replica_and_outlive_it(url: str, port: int) -> None:
+    """Two replicas of a real model: frames are pushed one by one while each kind of replica is killed."""
+    start(config_with(f"serve.port={port}", "serve.replicas=2"), Made(load_ensemble))
+    scorer, clips = ensemble(), [Clip(frames_of(24, seed=i), TASK) for i in range(6)]
+    expected = [score_as_session(scorer, clip).progress for clip in clips]
+    with RemoteScorer(url, TOKEN) as remote, ThreadPoolExecutor(6) as pool:
+        sessions = [remote.open_session(clip.task) for clip in clips]
+
+        def push(part: range) -> list[str]:
+            def pushed(i: int) -> str:
+                answers = [sessions[i].push(clips[i].frames[t])[0] for t in part]
+                np.testing.assert_allclose(answers, expected[i][part.start : part.stop], atol=1e-5)
+                return sessions[i].session_id
+
+            return list(pool.map(pushed, range(6)))
+
+        before = [session.session_id for session in sessions]
+        assert push(range(8)) == before  # always the replica that knows the session
+        for deployment, part in (("#Model#", range(8, 16)), ("#Ingress#", range(16, 24))):
+            kill(deployment)
+            after = push(part)
+            # Sessions of the other replica of the model go on, and no session is lost with an ingress.
+            assert sum(a != b for a, b in zip(before, after, strict=True)) in (range(1, 7) if part.start == 8 else [0])
+            before = after
+        for session in sessions:
+            session.close()
 
 
 def test_the_token_is_in_no_log(http: httpx.Client) -> None:

@@ -330,11 +330,11 @@ def test_a_remote_session_survives_broken_connections_and_lost_sessions(url: str
                 assert session._socket is not None
                 session._socket.socket.close()
             if t % 5 == 4:
-                http.delete(f"/v1/sessions/{session._session_id}")
+                http.delete(f"/v1/sessions/{session.session_id}")
             expected = plain.push(frame(20 * t))
             assert session.push_all([frame(20 * t), frame(20 * t)]) == [pytest.approx(expected)] * 2
         session.push_all([frame(0), frame(3)], reset=[1])
-        http.delete(f"/v1/sessions/{session._session_id}")
+        http.delete(f"/v1/sessions/{session.session_id}")
         assert session.push_all([frame(0), frame(3)])[1][1] == pytest.approx(0.02)
         with pytest.raises(InputError, match="push 2 frames"):
             session.push_all([frame(0)])
