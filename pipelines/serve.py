@@ -27,6 +27,7 @@ from ray.serve.exceptions import RayServeException
 from pipelines.cluster import cause_of, connected
 from pipelines.serving.backend import Deployed, Limits
 from pipelines.serving.front import DRAIN, ENVIRONMENT
+from pipelines.serving.grpc_server import GrpcSettings, check_grpc, grpc_options
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.model import Model
@@ -136,13 +137,16 @@ def start(
     ran_before = bool(serve.status().proxies)
     if not ran_before:  # else Serve itself uses the port
         _check_port(config)
+        GrpcSettings.of(config.serve).publish()
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": config.serve.host, "port": config.serve.port},
+        grpc_options=grpc_options(config.serve),
         logging_config=_QUIET,
     )
     try:
         _check_front(config)
+        check_grpc(config.serve)
     except ConfigError:
         if not ran_before:
             serve.shutdown()
@@ -242,13 +246,17 @@ def run_serve(
 
 
 def _check_port(config: Config) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.serve.host, config.serve.port))
-        except OSError as error:
-            where = f"{config.serve.host}:{config.serve.port}"
-            raise ConfigError(f"cannot listen at {where} ({error.strerror}): set serve.host or serve.port") from error
+    for name in ("port", "grpc_port"):
+        port = getattr(config.serve, name)
+        with socket.socket(socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.serve.host, port))  # 0, no gRPC, is any free port
+            except OSError as error:
+                where = f"{config.serve.host}:{port}"
+                raise ConfigError(
+                    f"cannot listen at {where} ({error.strerror}): set serve.host or serve.{name}"
+                ) from error
 
 
 def _check_front(config: Config) -> None:

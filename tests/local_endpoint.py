@@ -19,7 +19,7 @@ from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest,
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
-from robometer.configs import load
+from robometer.configs import Config, load
 from robometer.frames import overridden
 from robometer.scoring import Scorer
 
@@ -28,15 +28,15 @@ class LocalBackend:
     """Backend that answers in a thread of this process, with what a model replica answers with."""
 
     def __init__(self, scorer: Scorer, limits: SessionLimits) -> None:
-        self._scorer, self._lock = scorer, threading.Lock()
+        self.scorer, self._lock = scorer, threading.Lock()
         self._answerer = Answerer(scorer, limits)
 
     async def run(self, request: ModelRequest) -> Outcome:
         return await asyncio.to_thread(self._run, request)
 
     async def info(self) -> ModelInfo:
-        info = self._scorer.info
-        return ModelInfo(self._scorer.name, {}, info.image_encoder, max_frames=info.max_frames)
+        info = self.scorer.info
+        return ModelInfo(self.scorer.name, {}, info.image_encoder, max_frames=info.max_frames)
 
     async def ready(self) -> None:
         return None
@@ -50,25 +50,22 @@ class LocalBackend:
         return outcome
 
 
-@contextmanager
-def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Iterator[str]:
-    """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
-    config = load(list(overrides))
-    limits = Limits.from_config(config, overridden(scorer.info.frames, {}))
+def front(backend: LocalBackend, config: Config, **guard: Any) -> Front:
+    """The application behind the socket; `guard` are `GuardSettings`."""
+    limits = Limits.from_config(config, overridden(backend.scorer.info.frames, {}))
     names = ("max_upload_bytes", "body_timeout_s", "max_held_bytes")
     defaults = {"token": "", "max_in_flight": 16, "timeout_s": 60.0} | {n: getattr(config.serve, n) for n in names}
     settings = GuardSettings(**(defaults | guard))
+    return Front(build_api(backend, limits, settings, Deployed.from_config(config.serve), "local"))
+
+
+@contextmanager
+def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Iterator[str]:
+    """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    app = Front(
-        build_api(
-            LocalBackend(scorer, SessionLimits.from_config(config.serve)),
-            limits,
-            settings,
-            Deployed.from_config(config.serve),
-            "local",
-        )
-    )
+    config = load(list(overrides))
+    app = front(LocalBackend(scorer, SessionLimits.from_config(config.serve)), config, **guard)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

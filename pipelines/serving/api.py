@@ -25,6 +25,7 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import check_prefixes
 from pipelines.serving.outcomes import checked
 from pipelines.serving.page_routes import page_routes
+from pipelines.serving.relabel import relabel_route
 from pipelines.serving.schemas import (
     CompareAnswer,
     HealthAnswer,
@@ -85,6 +86,8 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     api.include_router(many.many_routes(many.ClipScorer(backend, decoders, metrics, shares)), dependencies=bearer)
     batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, shares)
     api.include_router(batches, dependencies=bearer)
+    if deployed.relabel_image_keys:
+        api.include_router(relabel_route(backend, limits, decoders, metrics, deployed), dependencies=bearer)
     return api
 
 

@@ -63,18 +63,21 @@ class Deployed:
         num_gpus: GPUs of all replicas of the model.
         replicas: of the model.
         max_samples_at_once: samples of requests with many that one ingress replica sends to the model at a time.
+        relabel_image_keys: observations of gRPC clients that hold frames; none where gRPC is off.
     """
 
     checkpoint: str = ""
     num_gpus: int = 0
     replicas: int = 1
     max_samples_at_once: int = 8
+    relabel_image_keys: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, serve: ServeConfig) -> Deployed:
         """The endpoint that these settings describe."""
         num_gpus = math.ceil(serve.num_gpus * serve.replicas)
-        return cls(serve.checkpoint, num_gpus, serve.replicas, math.ceil(serve.max_queued_requests / 2))
+        image_keys = tuple(serve.relabel_image_keys) if serve.grpc_port else ()
+        return cls(serve.checkpoint, num_gpus, serve.replicas, math.ceil(serve.max_queued_requests / 2), image_keys)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,12 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.front.middlewares"}
 
+RELABEL = "/distributed.RewardRelabelService/RelabelRewards"
+"""The route of gRPC calls; it is their method's name."""
+
 UPLOAD_ROUTES = frozenset(
     "/v1/score /v1/scores /v1/rank /v1/compare /v1/frames /v1/sessions /evaluate_batch /evaluate_batch_npy".split()
+    + [RELABEL]
 )
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
@@ -83,9 +87,12 @@ class Admission:
 
 
 def middlewares() -> list[Middleware]:
-    """Ray's proxy calls this before it starts its server."""
+    """Ray's proxy calls this before it starts its servers."""
+    from pipelines.serving import grpc_server  # which needs this module
+
     heads.install()
-    return [Middleware(Front)]
+    behind = grpc_server.install()
+    return [Middleware(lambda app: behind(Front(app)))]
 
 
 class Front:

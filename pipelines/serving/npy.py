@@ -51,7 +51,7 @@ def read_npy_header(head: bytes, field: str) -> NpyHeader:
     return NpyHeader(dtype, shape, items["fortran_order"] == "True", offset)
 
 
-def read_npy(data: bytes, header: NpyHeader, field: str) -> np.ndarray:
+def read_npy(data: bytes | memoryview, header: NpyHeader, field: str) -> np.ndarray:
     """The array of a file, in C order, whose header has been read and checked.
 
     Raises:

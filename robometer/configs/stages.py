@@ -19,6 +19,10 @@ class ServeConfig(Settings, section="serve"):
     """Address to listen on; set a token before you open it to others."""
     port: Annotated[int, Range(least=1, most=65535)] = 8000
     """TCP port."""
+    grpc_port: Annotated[int, Range(least=0, most=65535)] = 0
+    """TCP port of RewardRelabelService, at the same address; 0: no gRPC."""
+    relabel_image_keys: list[str] = field(default_factory=lambda: ["observation/image", "image"])
+    """Observations that hold a camera's frames, for gRPC; those that a request has are scored, each for itself."""
     replicas: Count = 1
     """Processes that hold the model."""
     num_cpus: NotNegative = 1.0
@@ -67,6 +71,8 @@ class ServeConfig(Settings, section="serve"):
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
         paths.check_local("serve.token_file", self.token_file, empty=True)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
+        require(bool(self.relabel_image_keys) or not self.grpc_port, "serve.relabel_image_keys must name one at least")
+        require(self.grpc_port != self.port, "serve.grpc_port and serve.port must differ")
 
 
 ClipCount = Annotated[int, Range(least=0, most=999)]  # clips are numbered with three digits

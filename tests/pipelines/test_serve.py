@@ -19,6 +19,7 @@ from typing import Any
 
 import av
 import cv2
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ from robometer.frames import FrameSettings
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo, score_prefixes
 from robometer.sessions import score_as_session
 from tests.made_scorer import Made
+from tests.relabel_client import request as relabel_request
+from tests.relabel_client import stub, values
 from tests.test_scoring_threads import ensemble
 
 TOKEN = "a token of this test"
@@ -121,8 +124,18 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def url(ray_local: None, port: int) -> Iterator[str]:
-    config = config_with(f"serve.port={port}", "serve.max_source_frames=200", "serve.max_source_pixels=90000")
+def grpc_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def url(ray_local: None, port: int, grpc_port: int) -> Iterator[str]:
+    config = config_with(
+        f"serve.port={port}",
+        f"serve.grpc_port={grpc_port}",
+        "serve.max_source_frames=200",
+        "serve.max_source_pixels=90000",
+    )
     yield start(config, Made(load_fussy))
     stop()
 
@@ -235,6 +248,34 @@ def test_remote_scorer_equals_the_scorer_in_this_process(url: str) -> None:
         session, reference = remote.open_session(TASK), local.open_session(TASK)
         for frame in clips[0].frames:
             assert session.push(frame) == reference.push(frame)
+
+
+def test_grpc_gives_the_numbers_of_the_remote_scorer_and_has_the_limits_of_http(
+    url: str, grpc_port: int, http: httpx.Client
+) -> None:
+    client, auth = stub(f"127.0.0.1:{grpc_port}"), (("authorization", f"Bearer {TOKEN}"),)
+    frames = frames_of(6)
+    with RemoteScorer(url, TOKEN) as remote:
+        [expected] = remote.score_prefixes([Clip(frames, TASK)])
+    message = relabel_request({"observation/image": frames}, TASK, batch_start_idx=2)
+    response = client.RelabelRewards(message, metadata=auth, timeout=60)
+    np.testing.assert_allclose(values(response, "observation/image")[0], expected.progress[2:], atol=1e-5)
+    np.testing.assert_allclose(values(response, "observation/image")[1], expected.success[2:], atol=1e-5)
+    assert list(client.StreamRelabelRewards(iter([message] * 2), metadata=auth, timeout=60)) == [response] * 2
+    for refused, metadata, code in (
+        (message, (), grpc.StatusCode.UNAUTHENTICATED),
+        (relabel_request({"image": frames_of(4, 0, 1000, 1000)}), auth, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (relabel_request({"image": frames}, "fail"), auth, grpc.StatusCode.INTERNAL),
+    ):
+        with pytest.raises(grpc.RpcError) as error:
+            client.RelabelRewards(refused, metadata=metadata, timeout=60)
+        assert error.value.code() == code and "secret" not in error.value.details()
+    given_up = client.StreamRelabelRewards(iter([message] * 100), metadata=auth, timeout=60)
+    next(given_up)
+    given_up.cancel()
+    assert metric_samples(http)["robometer_in_flight"] == 0
+    with pytest.raises(ConnectionRefusedError):  # Ray's own server would listen at every address
+        socket.create_connection(("127.0.0.2", grpc_port), timeout=5)
 
 
 def test_many_samples_of_a_public_client_get_their_own_rows(http: httpx.Client) -> None:
