@@ -230,7 +230,7 @@ def bare(frames: np.ndarray) -> Any:
 def test_the_limits_of_a_token_hold(tmp_path: Path) -> None:
     tokens = {"once": {"requests_per_minute": 1}, "bytes": {"bytes_per_minute": 1_000_000}}
     hashes = [{"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), **tokens[name]} for name in tokens]
-    (tmp_path / "tokens.yaml").write_text(json.dumps({"tokens": hashes}))
+    (tmp_path / "tokens.yaml").write_text(json.dumps(hashes))
     backend = LocalBackend(FrameDifference(), LIMITS)
     with relabelling(backend, token_file=str(tmp_path / "tokens.yaml")) as address:
         message, once = request({"image": frames_of(2)}), (("authorization", "Bearer once"),)
