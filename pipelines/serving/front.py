@@ -34,9 +34,8 @@ ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.f
 RELABEL = "/distributed.RewardRelabelService/RelabelRewards"
 """The route of gRPC calls; it is their method's name."""
 
-UPLOAD_ROUTES = frozenset(
+UPLOAD_ROUTES = {RELABEL} | frozenset(
     "/v1/score /v1/scores /v1/rank /v1/compare /v1/frames /v1/sessions /evaluate_batch /evaluate_batch_npy".split()
-    + [RELABEL]
 )
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
