@@ -19,6 +19,7 @@ from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits,
 from pipelines.serving.bodies import clips_of, read_clips, read_fields
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
+from pipelines.serving.fetching import Fetcher
 from pipelines.serving.frames import frames_routes
 from pipelines.serving.guard import Guard, GuardSettings
 from pipelines.serving.metrics import Metrics
@@ -53,7 +54,8 @@ _POST_ERRORS = error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503)
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: Deployed, replica: str) -> FastAPI:
     """Build the application; `replica` is the label of its metrics."""
     metrics = Metrics(replica)
-    decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes)
+    fetcher = Fetcher(deployed.urls, limits.max_upload_bytes, guard.body_timeout_s)
+    decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes, fetcher)
 
     @asynccontextmanager
     async def closing(_: FastAPI) -> AsyncIterator[None]:

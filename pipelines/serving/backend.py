@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from robometer.configs.allow_list import AllowList
 from robometer.configs.schema import Config
 from robometer.configs.stages import ServeConfig
 from robometer.frames import FrameSettings
@@ -64,6 +65,7 @@ class Deployed:
         replicas: of the model.
         max_samples_at_once: samples of requests with many that one ingress replica sends to the model at a time.
         relabel_image_keys: observations of gRPC clients that hold frames; none where gRPC is off.
+        urls: where clips may be fetched from.
     """
 
     checkpoint: str = ""
@@ -71,13 +73,15 @@ class Deployed:
     replicas: int = 1
     max_samples_at_once: int = 8
     relabel_image_keys: tuple[str, ...] = ()
+    urls: AllowList = field(default_factory=AllowList)
 
     @classmethod
     def from_config(cls, serve: ServeConfig) -> Deployed:
         """The endpoint that these settings describe."""
         num_gpus = math.ceil(serve.num_gpus * serve.replicas)
         image_keys = tuple(serve.relabel_image_keys) if serve.grpc_port else ()
-        return cls(serve.checkpoint, num_gpus, serve.replicas, math.ceil(serve.max_queued_requests / 2), image_keys)
+        at_once, urls = math.ceil(serve.max_queued_requests / 2), AllowList.of(serve.url_allow_list)
+        return cls(serve.checkpoint, num_gpus, serve.replicas, at_once, image_keys, urls)
 
 
 @dataclass(frozen=True)

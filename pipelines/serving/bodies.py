@@ -38,7 +38,7 @@ class Upload:
 
     Attributes:
         field: where it came from.
-        kind: `video`, `frames` (a `.npy` file) or `frames_base64`, a list of images.
+        kind: `video`, `frames` (a `.npy` file), `frames_base64` (a list of images) or `url`.
     """
 
     field: str
@@ -49,8 +49,10 @@ class Upload:
         """The frames of a part of it.
 
         Raises:
-            ApiError: 413, 415, 422 or 503.
+            ApiError: 413, 415, 422 or 503; 408 for what a URL names.
         """
+        if self.kind == "url":
+            return await decoders.url(self.content, self.field, cut)
         if self.kind == "video":
             return await decoders.video(self.content, self.field, cut)
         read = decoders.npy if self.kind == "frames" else decoders.images
@@ -62,7 +64,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], is_form: bool) -> None:
         self._values, self._is_form = values, is_form
-        self.clip_kinds = ("video", "frames") if is_form else ("frames_base64",)
+        self.clip_kinds = ("video", "frames", "url") if is_form else ("frames_base64", "url")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -100,13 +102,15 @@ class Fields:
         Raises:
             ApiError: 422, there is none, or more than one.
         """
-        if not self._is_form:
-            field = f"frames_base64{suffix}"
-            return Upload(field, "frames_base64", self._values.get(field))
-        kinds = [name for name in self.clip_kinds if f"{name}{suffix}" in self._values]
+        kinds = [kind for kind in self.clip_kinds if f"{kind}{suffix}" in self._values]
+        if not (kinds or self._is_form):
+            kinds = ["frames_base64"]
         if len(kinds) != 1:
-            raise ApiError(422, f"Send exactly one of the fields 'video{suffix}' (mp4) and 'frames{suffix}' (npy).")
+            names = f"'video{suffix}' (mp4) and 'frames{suffix}' (npy)" if self._is_form else f"'frames_base64{suffix}'"
+            raise ApiError(422, f"Send exactly one of the fields {names}, or 'url{suffix}' where URLs are taken.")
         field = f"{kinds[0]}{suffix}"
+        if kinds[0] not in ("video", "frames"):
+            return Upload(field, kinds[0], self.value(field))
         part = self._values[field]
         if part.filename is None:
             raise ApiError(422, f"Field '{field}' must be a file part with a filename.")
@@ -116,7 +120,9 @@ class Fields:
 async def read_clips(
     request: Request, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: bool = False
 ) -> tuple[list[UploadedClip], ScoreOptions]:
-    """Read one clip for each suffix, from fields `video{suffix}` or `frames{suffix}`, or JSON `frames_base64{suffix}`.
+    """Read one clip for each suffix, from fields `video{suffix}`, `frames{suffix}` or `url{suffix}`.
+
+    JSON has `frames_base64{suffix}` or `url{suffix}`.
 
     Args:
         frames_in_memory: close it when the frames are not needed any more.

@@ -22,8 +22,10 @@ from pipelines.serving.backend import Limits
 from pipelines.serving.child import Answer, Call, Child, DeathError
 from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.errors import ApiError, unavailable
-from pipelines.serving.npy import HEAD_BYTES, read_npy, read_npy_header
+from pipelines.serving.fetching import Fetcher
+from pipelines.serving.npy import HEAD_BYTES, MAGIC, read_npy, read_npy_header
 from pipelines.serving.options import Cut
+from robometer.configs.allow_list import AllowList
 from robometer.frames.video import VideoLimits, thin_positions
 
 logger = logging.getLogger(__name__)
@@ -54,14 +56,20 @@ class Decoders:
     """Child processes that decode, one for each of a few threads. They start with the first upload."""
 
     def __init__(
-        self, limits: Limits, observe_death: Callable[[str], None] = lambda cause: None, max_held_bytes: int = 2**29
+        self,
+        limits: Limits,
+        observe_death: Callable[[str], None] = lambda cause: None,
+        max_held_bytes: int = 2**29,
+        fetcher: Fetcher | None = None,
     ) -> None:
         """Start no process yet.
 
         Args:
             observe_death: called when an upload ends its process, with the cause: a signal's name, or `timeout`.
             max_held_bytes: limit of the decoded frames of all requests together, while they wait for the model.
+            fetcher: of clips that are named by URL; None: it fetches nothing.
         """
+        self._fetcher = fetcher or Fetcher(AllowList(), limits.max_upload_bytes, limits.decode_timeout_s)
         self.limits, self._observe_death = limits, observe_death
         self._max_held_bytes, self._held_bytes = max_held_bytes, 0
         self.max_bytes_of_many = max_held_bytes // 2  # requests of many clips leave the rest to others
@@ -105,6 +113,17 @@ class Decoders:
             ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
         """
         return await asyncio.to_thread(decode_npy, data, field, self.limits)
+
+    async def url(self, url: Any, field: str, cut: Cut) -> Decoded:
+        """Frames of a part of the video, or of the `.npy` file, that is at a URL.
+
+        Raises:
+            ApiError: as an upload of it would; 408 where it does not come in time, 422 where it may not be fetched.
+        """
+        async with self._fetcher.fetched(url, field) as content:
+            if content.startswith(MAGIC):
+                return cut_frames(await self.npy(content, field), cut, field)
+            return await self.video(content, field, cut)
 
     @contextmanager
     def counted(self, *arrays: np.ndarray) -> Iterator[None]:

@@ -40,7 +40,7 @@ from robometer.scoring import Clip, ClipScore
 MAX_CLIPS = 256
 """Clips of one request, at most."""
 
-_NUMBERED = re.compile(r"(task|video|frames|frames_base64)_(0|[1-9][0-9]{0,4})")
+_NUMBERED = re.compile(r"(task|video|frames|frames_base64|url)_(0|[1-9][0-9]{0,4})")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.serving.errors import ApiError
 
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 4096  # one of frames is 118 bytes long; numpy refuses more than 10,000
 _SHAPE = r"\(\s*(?:-?[0-9]{1,18}L?\s*,\s*)*(?:-?[0-9]{1,18}L?\s*)?\)"
 _VALUE = rf"""['"][^'"\\]{{0,32}}['"]|True|False|{_SHAPE}|\[[^\[\]]{{0,3000}}\]"""
@@ -70,7 +70,7 @@ HEAD_BYTES = 12 + _MAX_HEADER_BYTES
 def _header(head: bytes, field: str) -> tuple[str, int]:
     version = head[6:8]
     width = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}.get(version)
-    if head[:6] != _MAGIC or width is None:
+    if head[:6] != MAGIC or width is None:
         raise ApiError(422, f"Field '{field}' is not a .npy file. Write it with numpy.save.")
     start, length = 8 + width, int.from_bytes(head[8 : 8 + width], "little")
     text = head[start : start + length]

@@ -299,39 +299,69 @@ _IMAGES = {
 }
 
 
+_URL = {
+    "type": "string",
+    "format": "uri",
+    "description": "address of a video or a .npy file; only where serve.url_allow_list allows it",
+}
+_KINDS: dict[str, dict[str, Any]] = {
+    "multipart/form-data": {"video": _VIDEO, "frames": _NPY, "url": _URL},
+    "application/json": {"frames_base64": _IMAGES, "url": _URL},
+}
+_TWO_FRAMES = [
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAANUlEQVQoFZXBAQEAAAABIN70f6ENqsijyKPIo8ijyKPIo8ijyKPIo8ijyKPIo8ij"
+    "yKPIo8hjQowHkYg3pIUAAAAASUVORK5CYII=",
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAANUlEQVQoFZXBAQEAAAABIP4fa5YNqsijyKPIo8ijyKPIo8ijyKPIo8ijyKPIo8ij"
+    "yKPIo8hj2FwlkWWS9jAAAAAASUVORK5CYII=",
+]
+"""Images of 16 x 16 pixels, dark and bright, for examples that work as they are."""
+
+
 def request_body(suffixes: tuple[str, ...], options: bool = False, task: bool = True) -> dict[str, Any]:
     """OpenAPI `requestBody` of a route whose clips are named by `suffixes`; it may take a task and `OPTIONS`."""
-    form: dict[str, Any] = {"task": _TASK} if task else {}
-    body = dict(form)
-    for suffix in suffixes:
-        form[f"video{suffix}"] = _VIDEO
-        form[f"frames{suffix}"] = _NPY
-        body[f"frames_base64{suffix}"] = _IMAGES
-    required = list(body)
-    if options:
-        form, body = form | _OPTIONS, body | _OPTIONS
-    one_of_both = [{"oneOf": [{"required": [f"{name}{s}"]} for name in ("video", "frames")]} for s in suffixes]
-    objects = {"type": "object", "additionalProperties": False}
-    return {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": objects | {"required": ["task"] * task, "properties": form, "allOf": one_of_both}
-            },
-            "application/json": {"schema": objects | {"required": required, "properties": body}},
-        },
-    }
+    content: dict[str, Any] = {}
+    for content_type, kinds in _KINDS.items():
+        clips = {f"{kind}{suffix}": field for suffix in suffixes for kind, field in kinds.items()}
+        one_each = [{"oneOf": [{"required": [f"{kind}{suffix}"]} for kind in kinds]} for suffix in suffixes]
+        properties = ({"task": _TASK} if task else {}) | clips | (_OPTIONS if options else {})
+        schema = {"type": "object", "additionalProperties": False, "required": ["task"] * task}
+        content[content_type] = {"schema": schema | {"properties": properties, "allOf": one_each}}
+    clips = {f"frames_base64{suffix}": _TWO_FRAMES for suffix in suffixes}
+    content["application/json"]["example"] = ({"task": _TASK["example"]} if task else {}) | clips
+    return {"required": True, "content": content}
 
 
 def compare_body() -> dict[str, Any]:
     """OpenAPI `requestBody` of the route that compares two clips, or more that have numbers."""
-    body, numbered = request_body(("_a", "_b")), clips_body(own_tasks=False)["requestBody"]
+    body = request_body(("_a", "_b"))
     for content_type, content in body["content"].items():
-        schema, pattern = content["schema"], numbered["content"][content_type]["schema"]["patternProperties"]
-        pair = {name: schema.pop(name) for name in ("required", "allOf") if name in schema}
-        several = [{"required": [kind]} for kind in ("video_0", "frames_0", "frames_base64_0")]
-        schema |= {"required": ["task"], "patternProperties": pattern, "anyOf": [pair, *several]}
+        schema, kinds = content["schema"], _KINDS[content_type]
+        several = [{"required": [f"{kind}_0"]} for kind in kinds]
+        schema |= {"anyOf": [{"allOf": schema.pop("allOf")}, *several], "patternProperties": _numbered(kinds)}
     return {"requestBody": body}
+
+
+def clips_body(own_tasks: bool) -> dict[str, Any]:
+    """OpenAPI `requestBody` of a route of numbered clips; with `own_tasks` each may have its task."""
+    content: dict[str, Any] = {}
+    for content_type, kinds in _KINDS.items():
+        schema = {
+            "type": "object",
+            "required": [] if own_tasks else ["task"],
+            "properties": {"task": _TASK} | _OPTIONS,
+            "patternProperties": _numbered(kinds | ({"task": _TASK} if own_tasks else {})),
+            "additionalProperties": False,
+            "anyOf": [{"required": [f"{kind}_0"]} for kind in kinds],
+            "description": "Clips have the numbers 0, 1, 2, ...",
+        }
+        content[content_type] = {"schema": schema}
+    clips = {"frames_base64_0": _TWO_FRAMES, "frames_base64_1": _TWO_FRAMES[::-1]}
+    content["application/json"]["example"] = {"task": _TASK["example"]} | clips
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _numbered(fields: dict[str, Any]) -> dict[str, Any]:
+    return {f"^{name}_(0|[1-9][0-9]*)$": field for name, field in fields.items()}
 
 
 def session_body() -> dict[str, Any]:
@@ -379,38 +409,20 @@ def _both(form: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def clips_body(own_tasks: bool) -> dict[str, Any]:
-    """OpenAPI `requestBody` of a route of numbered clips; with `own_tasks` each may have its task."""
-    bodies = {}
-    kinds: dict[str, dict[str, Any]] = {
-        "multipart/form-data": {"video": _VIDEO, "frames": _NPY},
-        "application/json": {"frames_base64": _IMAGES},
-    }
-    for content_type, fields in kinds.items():
-        numbered = fields | ({"task": _TASK} if own_tasks else {})
-        schema = {
-            "type": "object",
-            "properties": {"task": _TASK} | _OPTIONS,
-            "patternProperties": {f"^{name}_(0|[1-9][0-9]*)$": field for name, field in numbered.items()},
-            "additionalProperties": False,
-            "description": "Clips have the numbers 0, 1, 2, ...",
-        }
-        bodies[content_type] = {"schema": schema if own_tasks else schema | {"required": ["task"]}}
-    return {"requestBody": {"required": True, "content": bodies}}
-
-
 def samples_body(kind: str = "form") -> dict[str, Any]:
     """OpenAPI `requestBody` of the routes of the public server."""
-    sample: dict[str, Any] = {
-        "type": "object",
-        "required": ["sample_type"],
-        "properties": {"sample_type": {"enum": ["progress", "preference"]}},
+    sample = {
+        "oneOf": [_sample("progress", "trajectory"), _sample("preference", "chosen_trajectory", "rejected_trajectory")]
     }
     if kind == "json":
         samples = {"type": "array", "minItems": 1, "items": sample}
         properties = {"samples": samples, "use_frame_steps": {"type": "boolean"}}
         schema: dict[str, Any] = {"type": "object", "required": ["samples"], "properties": properties}
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        frames = [[[[colour] * 3] * 2] * 2 for colour in (0, 255)]  # two of 2 x 2 pixels
+        trajectory = {"frames": frames, "task": _TASK["example"]}
+        example = {"samples": [{"sample_type": "progress", "trajectory": trajectory}], "use_frame_steps": False}
+        content = {"application/json": {"schema": schema, "example": example}}
+        return {"requestBody": {"required": True, "content": content}}
     properties = {
         "sample_0": {"type": "string", "description": "JSON of the first sample; sample_1 of the next, and so on"},
         "use_frame_steps": {"type": "string", "enum": ["true", "false"]},
@@ -418,3 +430,11 @@ def samples_body(kind: str = "form") -> dict[str, Any]:
     }
     schema = {"type": "object", "required": ["sample_0"], "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _sample(kind: str, *trajectories: str) -> dict[str, Any]:
+    properties: dict[str, Any] = {"sample_type": {"const": kind}}
+    properties |= {
+        name: {"type": "object", "description": "frames, or video_embeddings, and a task"} for name in trajectories
+    }
+    return {"type": "object", "required": [*properties], "properties": properties}

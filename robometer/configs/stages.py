@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from robometer.configs.allow_list import AllowList
 from robometer.runs import paths
 from robometer.settings import Count, NotNegative, Positive, Range, Settings, WholeNumber, require
 
@@ -53,6 +54,8 @@ class ServeConfig(Settings, section="serve"):
     """Pixels of all frames of a video, at most; the default is half a minute of 1080p, or two minutes of 640x480."""
     decode_timeout_s: Positive = 30.0
     """Seconds that the decoding of one uploaded video may take."""
+    url_allow_list: list[str] = field(default_factory=list)
+    """Hosts, or hosts with a path (data.example.org/clips), that clips may be fetched from by URL; empty: none."""
     max_queued_requests: Count = 64
     """Requests that wait for the model, at most; more get 503."""
     max_sessions: Count = 1000
@@ -70,6 +73,7 @@ class ServeConfig(Settings, section="serve"):
         super().__post_init__()
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
         paths.check_local("serve.token_file", self.token_file, empty=True)
+        AllowList.of(self.url_allow_list)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
         require(bool(self.relabel_image_keys) or not self.grpc_port, "serve.relabel_image_keys must name one at least")
         require(self.grpc_port != self.port, "serve.grpc_port and serve.port must differ")

@@ -365,7 +365,7 @@ def test_openapi_describes_bodies_and_refusals(http: httpx.Client) -> None:
     assert set(route["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
     assert {"400", "401", "413", "415", "422", "503"} <= set(route["responses"])
     compare = schema["paths"]["/v1/compare"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert {"task", "video_a", "video_b", "frames_a", "frames_b"} == set(compare["properties"])
+    assert {"task", "video_a", "video_b", "frames_a", "frames_b", "url_a", "url_b"} == set(compare["properties"])
     assert "swagger" in http.get("/docs").text
 
 
