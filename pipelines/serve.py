@@ -32,6 +32,7 @@ from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.model import Model
 from pipelines.serving.session_router import SessionRouter
+from pipelines.serving.tls import check_pair, trust
 from pipelines.serving.tokens import Tokens
 from robometer.configs.schema import Config
 from robometer.frames import overridden
@@ -138,9 +139,10 @@ def start(
     if not ran_before:  # else Serve itself uses the port
         _check_port(config)
         GrpcSettings.of(config.serve).publish()
+    check_pair(config.serve.tls_certificate, config.serve.tls_key)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options={"host": config.serve.host, "port": config.serve.port},
+        http_options={"host": config.serve.host, "port": config.serve.port, **_tls_options(config)},
         grpc_options=grpc_options(config.serve),
         logging_config=_QUIET,
     )
@@ -183,7 +185,7 @@ def drain(config: Config) -> bool:
     headers = {"Authorization": f"Bearer {_DRAIN_KEY}"}
     while True:
         try:
-            answer = httpx.post(f"{_url(config)}{DRAIN}", headers=headers, trust_env=False, timeout=5)
+            answer = _ask(config, "POST", DRAIN, headers=headers)
             if answer.status_code == 404:  # an endpoint of another start, which does not have our key
                 return False
             if answer.is_success and answer.json()["in_flight"] == 0:
@@ -222,6 +224,7 @@ def run_serve(
     # Mistakes end here, before Ray starts, which takes a while.
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
+    check_pair(config.serve.tls_certificate, config.serve.tls_key)
     (scorer or checkpoint_of(config)).frames()
     wants_token = Tokens(token_of(config), config.serve.token_file).wanted
     if not (wants_token or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):
@@ -262,11 +265,11 @@ def _check_port(config: Config) -> None:
 def _check_front(config: Config) -> None:
     """Raise `ConfigError` unless a `Front` answers at our address, before any client can send a request."""
     try:
-        answer = httpx.get(f"{_url(config)}/-/routes", trust_env=False)  # a route of Ray, which `Front` hides
+        answer = _ask(config, "GET", "/-/routes")  # a route of Ray, which `Front` hides
     except httpx.TransportError as error:
         raise ConfigError(
             f"Ray Serve of this cluster does not answer at {_url(config)}. Run this on the head node. If Serve runs "
-            "already, set serve.host and serve.port to its own, or end it with `serve shutdown`."
+            "already, set serve.host, serve.port and serve.tls_certificate to its own, or end it with `serve shutdown`."
         ) from error
     if answer.status_code != 404:
         [(name, value)] = ENVIRONMENT.items()
@@ -276,9 +279,20 @@ def _check_front(config: Config) -> None:
         )
 
 
+def _ask(config: Config, method: str, path: str, **more: Any) -> httpx.Response:
+    verify = trust(config.serve.tls_certificate)
+    return httpx.request(method, f"{_url(config)}{path}", verify=verify, trust_env=False, timeout=5, **more)
+
+
+def _tls_options(config: Config) -> dict[str, str]:
+    names = {"ssl_keyfile": config.serve.tls_key, "ssl_certfile": config.serve.tls_certificate}  # in Ray's order
+    return {name: str(Path(path).absolute()) for name, path in names.items() if path}
+
+
 def _url(config: Config) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.serve.host, config.serve.host)  # noqa: S104
-    return f"http://[{host}]:{config.serve.port}" if ":" in host else f"http://{host}:{config.serve.port}"
+    scheme = "https" if config.serve.tls_certificate else "http"
+    return f"{scheme}://[{host}]:{config.serve.port}" if ":" in host else f"{scheme}://{host}:{config.serve.port}"
 
 
 def _cause_of_failure() -> str:

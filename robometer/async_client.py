@@ -26,7 +26,7 @@ class AsyncRemoteScorer(Client):
     It asks the endpoint for its description when it is opened: use it as `async with AsyncRemoteScorer(url) as scorer`.
 
     Args:
-        url: see `RemoteScorer`, also for `token`, `timeout_s` and `patience_s`.
+        url: see `RemoteScorer`, also for `token`, `timeout_s`, `patience_s` and `ca_file`.
         concurrency: requests in flight at a time, those of all methods together; others wait.
 
     Raises:
@@ -40,8 +40,9 @@ class AsyncRemoteScorer(Client):
         timeout_s: float = 600.0,
         patience_s: float = 60.0,
         concurrency: int = calls.CONCURRENCY,
+        ca_file: str | None = None,
     ) -> None:
-        super().__init__(url, token, timeout_s, patience_s)
+        super().__init__(url, token, timeout_s, patience_s, ca_file)
         self._http = httpx.AsyncClient(**self._connection)
         self._places = asyncio.Semaphore(concurrency)
 

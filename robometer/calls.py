@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,7 +84,9 @@ class Client:
     limits: dict[str, int]
     info: ScorerInfo
 
-    def __init__(self, url: str, token: str | None, timeout_s: float, patience_s: float) -> None:
+    def __init__(
+        self, url: str, token: str | None, timeout_s: float, patience_s: float, ca_file: str | None = None
+    ) -> None:
         token = (token or "").strip()  # files end with a line break
         if not token.isprintable():
             raise ScoringError("the token has control characters, which a header cannot carry")
@@ -93,6 +96,7 @@ class Client:
             "base_url": self.url,
             "headers": {b"Authorization": f"Bearer {token}".encode()} if token else {},
             "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+            "verify": _trusting(ca_file) if ca_file else True,
         }
 
     @property
@@ -137,6 +141,9 @@ class Client:
         except httpx.TimeoutException as error:
             raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
         except httpx.RequestError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                remedy = "If it is your own, give its PEM file as ROBOMETER_CA, or as ca_file=... in Python"
+                raise ScoringError(f"the certificate of {self.url} is not trusted here: {error}. {remedy}.") from error
             raise _TryAgain(f"no endpoint answers at {self.url}: {error or type(error).__name__}") from error
 
     def _read(self, call: Call[Result], response: httpx.Response) -> Result:
@@ -149,6 +156,17 @@ class Client:
             return call.read(answer)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ScoringError(f"{self.url} is not a Robometer endpoint, or has another version: {error!r}") from error
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    """Trust the certificates of a PEM file, and no others; they need not be signed by themselves."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or error
+        raise ScoringError(f"the certificates {ca_file} (ROBOMETER_CA) cannot be read as PEM: {reason}") from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def _may_pass(response: httpx.Response) -> bool:

@@ -32,13 +32,21 @@ class RemoteScorer(Client):
         timeout_s: seconds for one try of a request.
         patience_s: seconds in which a request is retried, while the endpoint answers 429 or 503, a proxy in front of it
             reports a failure, or connections are refused or break. Scoring changes nothing, so retries do no harm.
+        ca_file: PEM file of the certificates to trust instead of the usual ones, for an endpoint with its own.
 
     Raises:
         ScoringError: no endpoint answers at `url`, or it refuses the token. All methods raise it if a request fails.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 600.0, patience_s: float = 60.0) -> None:
-        super().__init__(url, token, timeout_s, patience_s)
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout_s: float = 600.0,
+        patience_s: float = 60.0,
+        ca_file: str | None = None,
+    ) -> None:
+        super().__init__(url, token, timeout_s, patience_s, ca_file)
         self._http = httpx.Client(**self._connection)
         self._send(self._description, min(calls.START_PATIENCE_S, patience_s))
 

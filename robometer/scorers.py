@@ -107,7 +107,8 @@ class CheckpointReference(ScorerReference):
 
 @dataclass(frozen=True)
 class EndpointReference(ScorerReference):
-    """An endpoint of `robometer serve` by its URL; the environment variable ROBOMETER_TOKEN holds its bearer token.
+    """An endpoint of `robometer serve` by its URL; ROBOMETER_TOKEN of the environment is its bearer token, and
+    ROBOMETER_CA the PEM file of a certificate of its own.
 
     Raises:
         ScoringError: all methods but `for_workers` raise it if no endpoint answers or it refuses the token.
@@ -117,7 +118,7 @@ class EndpointReference(ScorerReference):
 
     def load(self, device: str = "cpu") -> RemoteScorer:
         """See `ScorerReference.load`; the model runs elsewhere."""
-        return RemoteScorer(self.url, os.environ.get("ROBOMETER_TOKEN"))
+        return RemoteScorer(self.url, os.environ.get("ROBOMETER_TOKEN"), ca_file=os.environ.get("ROBOMETER_CA"))
 
     def identity(self) -> str:
         """See `ScorerReference.identity`."""

@@ -66,13 +66,14 @@ def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Ite
     listener.bind(("127.0.0.1", 0))
     config = load(list(overrides))
     app = front(LocalBackend(scorer, SessionLimits.from_config(config.serve)), config, **guard)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads))
+    tls = {"ssl_certfile": config.serve.tls_certificate or None, "ssl_keyfile": config.serve.tls_key or None}
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads, **tls))  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http{'s' if config.serve.tls_certificate else ''}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

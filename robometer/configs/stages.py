@@ -66,14 +66,19 @@ class ServeConfig(Settings, section="serve"):
     """Seconds after which a session without a push ends."""
     token: str = field(default="", repr=False)
     """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
+    tls_certificate: str = ""
+    """PEM file of a certificate and its chain, to serve HTTPS; empty: HTTP."""
+    tls_key: str = ""
+    """PEM file of the certificate's key, without a password."""
     token_file: str = ""
     """File of more tokens with names and limits, from `robometer serve-token`; every node must see it; empty: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
-        paths.check_local("serve.token_file", self.token_file, empty=True)
         AllowList.of(self.url_allow_list)
+        for name in ("token_file", "tls_certificate", "tls_key"):
+            paths.check_local(f"serve.{name}", getattr(self, name), empty=True)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
         require(bool(self.relabel_image_keys) or not self.grpc_port, "serve.relabel_image_keys must name one at least")
         require(self.grpc_port != self.port, "serve.grpc_port and serve.port must differ")
