@@ -37,7 +37,8 @@ COMMAND = Command(
         "Answers": "POST /v1/score, POST /v1/compare, GET /v1/model, /health, /ready and /metrics, and what the public "
         "Robometer server answers, /evaluate_batch_npy above all; /docs shows them. "
         "Videos become frames as the model was trained on; ingest.max_frames=... and the like override that.",
-        "Security": "It listens on loopback. Before --host opens it to others, set ROBOMETER_TOKEN (or serve.token).",
+        "Security": "It listens on loopback. Before --host opens it to others, set ROBOMETER_TOKEN, serve.token or "
+        "serve.token_file, and serve.tls_certificate with serve.tls_key.",
     },
     examples="""
 robometer serve outputs/train/best
