@@ -89,6 +89,7 @@ def build_app(
     guard = GuardSettings(
         token=token_of(config),
         token_file=c.token_file and str(Path(c.token_file).absolute()),
+        cors_origins=tuple(c.cors_origins),
         max_upload_bytes=c.max_upload_bytes,
         max_in_flight=capacity,
         timeout_s=c.request_timeout_s,

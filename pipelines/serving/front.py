@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
+from pipelines.serving.cors import PREFLIGHT, cors_headers
 from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.tokens import Client, TokenLimits
@@ -56,6 +57,7 @@ DISCARD_S = 2.0
 """How long the rest of a refused body is read."""
 
 _FORWARDED = frozenset({b"accept", b"authorization", b"content-encoding", b"content-length", b"content-type", b"host"})
+_FORWARDED |= PREFLIGHT
 """No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
 
 _FORWARDED_SOCKET = frozenset({b"authorization", b"host", b"origin"})
@@ -116,6 +118,7 @@ class Front:
         except ApiError as error:
             reply = _Reply()
             await error_response(error, request_id)(scope, receive, reply)
+            reply.headers += client.cors_headers
         if client.gone:
             return
         headers = [(name, value) for name, value in reply.headers if name.lower() != b"x-request-id"]
@@ -178,6 +181,7 @@ class Front:
             reply = await self._pass_on(_inner(scope, ADMIT), client)
             if reply.status != 200:
                 return reply
+            client.cors_headers = cors_headers(reply.headers)
             admission = Admission.of_body(b"".join(reply.chunks))
             if admission.instance == self._draining:
                 raise unavailable(SHUTTING_DOWN, 5)
@@ -249,6 +253,7 @@ class _Client:
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.gone, self.is_sending = receive, False, False
+        self.cors_headers: list[tuple[bytes, bytes]] = []  # that a replica gave, for a refusal of ours
 
     async def receive(self) -> Message:
         message = await self._receive()

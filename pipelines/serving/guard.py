@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from pipelines.serving.cors import with_cors
 from pipelines.serving.errors import ApiError, error_response, no_such_route, problem, unavailable
 from pipelines.serving.front import (
     ADMIT,
@@ -69,6 +70,7 @@ class GuardSettings:
         max_held_bytes: limit of all bodies at a time in the HTTP proxy, and of all frames in this replica.
         drain_key: whoever has it may tell the HTTP proxy to take no more requests; empty: nobody.
         instance: names one start of the endpoint.
+        cors_origins: origins whose pages may use the endpoint; `*`: all.
         session_idle_s: seconds after which a session without a push ends.
     """
 
@@ -82,6 +84,7 @@ class GuardSettings:
     instance: str = ""
     session_idle_s: float = 600.0
     token_file: str = ""
+    cors_origins: tuple[str, ...] = ()
 
     @property
     def wants_token(self) -> bool:
@@ -106,17 +109,22 @@ class Guard:
         request_id = headers.get("x-request-id", "")  # `Front` makes one where the client sent none
         scope.setdefault("state", {}).update(request_id=request_id, client_name=ANONYMOUS)
         answer = _Answer(send, self._metrics.replica)
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await self._serve(scope, headers, receive, send)
+            except ApiError as error:
+                await answer.refuse(error, scope, receive, send)
+            except Exception:  # a bug is logged, and answered without its traceback
+                logger.exception("Request %s failed.", request_id)
+                bug = ApiError(500, "The endpoint failed on this request. Its log has the cause under the request id.")
+                await answer.refuse(bug, scope, receive, send)
+
         try:
-            await self._serve(scope, headers, receive, answer)
-        except ApiError as error:
-            await self._refuse(error, scope, receive, answer, request_id)
+            await with_cors(guarded, self._settings.cors_origins)(scope, receive, answer)
         except asyncio.CancelledError:  # how Ray says that the client has gone, which is no failure
             answer.status = answer.status or CLIENT_GONE
             raise
-        except Exception:  # a bug is logged, and answered without its traceback
-            logger.exception("Request %s failed.", request_id)
-            bug = ApiError(500, "The endpoint failed on this request. Its log has the cause under the request id.")
-            await self._refuse(bug, scope, receive, answer, request_id)
         finally:
             self._metrics.observe_request(route_name(scope["path"]), answer.status, time.monotonic() - started_s)
 
@@ -152,7 +160,7 @@ class Guard:
         try:
             if FRONT_HEADER not in headers:
                 raise unavailable(UNPROTECTED, 60)
-            if is_foreign(headers):
+            if is_foreign(headers) and not {headers["origin"], "*"} & {*self._settings.cors_origins}:
                 raise ApiError(403, "A page of another host may not open a session.")
             scope["state"]["client_name"] = self._tokens.authenticate(scope).name
         except ApiError as error:
@@ -185,10 +193,6 @@ class Guard:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, answer: _Answer, request_id: str) -> None:
-        if answer.status == 0:
-            await error_response(error, request_id)(scope, receive, answer)
-
 
 class _Answer:
     """A `send` that adds the replica's name to an answer and keeps its status."""
@@ -201,3 +205,8 @@ class _Answer:
             self.status = message["status"]
             message = {**message, "headers": [*message["headers"], (REPLICA_HEADER, self._replica.encode())]}
         await self._send(message)
+
+    async def refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send an error, unless an answer has begun."""
+        if self.status == 0:
+            await error_response(error, scope["state"]["request_id"])(scope, receive, send)

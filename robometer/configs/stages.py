@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -70,6 +71,8 @@ class ServeConfig(Settings, section="serve"):
     """PEM file of a certificate and its chain, to serve HTTPS; empty: HTTP."""
     tls_key: str = ""
     """PEM file of the certificate's key, without a password."""
+    cors_origins: list[str] = field(default_factory=list)
+    """Origins (https://lab.example) whose pages may use the endpoint from a browser; '*': any; empty: its own only."""
     token_file: str = ""
     """File of more tokens with names and limits, from `robometer serve-token`; every node must see it; empty: none."""
 
@@ -77,6 +80,11 @@ class ServeConfig(Settings, section="serve"):
         super().__post_init__()
         paths.check_checkpoint("serve.checkpoint", self.checkpoint)
         AllowList.of(self.url_allow_list)
+        for origin in self.cors_origins:
+            right = re.fullmatch(r"\*|https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?", origin)
+            require(
+                right is not None, f"serve.cors_origins: {origin!r} is not '*' or an origin such as https://lab.example"
+            )
         for name in ("token_file", "tls_certificate", "tls_key"):
             paths.check_local(f"serve.{name}", getattr(self, name), empty=True)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
