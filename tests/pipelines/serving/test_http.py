@@ -24,7 +24,8 @@ import pytest
 
 from pipelines import serve
 from pipelines.serving import heads
-from pipelines.serving.front import DRAIN, FRONT_HEADER, Front
+from pipelines.serving.front import DRAIN, FRONT_HEADER, Admission, Front
+from pipelines.serving.tokens import Client
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import Config, load
 from robometer.scoring import Clip, ClipScore
@@ -566,8 +567,7 @@ def test_a_replica_that_dies_costs_a_request_nothing() -> None:
 
     async def dying(scope, receive, send):  # type: ignore[no-untyped-def]
         if scope["path"] == "/-/admit":
-            answer = {"max_upload_bytes": 99, "body_timeout_s": 1.0, "max_held_bytes": 99, "instance": "one"}
-            return await respond(send, json.dumps(answer).encode())
+            return await respond(send, Admission(99, 1.0, 99, "one", Client()).response_body())
         body = b""
         while (message := await receive())["more_body"]:
             body += message["body"]
