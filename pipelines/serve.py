@@ -21,20 +21,23 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
-from ray.serve.config import ProxyLocation, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from pipelines.cluster import cause_of, connected
 from pipelines.serving.backend import Deployed, Limits
+from pipelines.serving.choice import CANARY, Choice
 from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.grpc_server import GrpcSettings, check_grpc, grpc_options
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.model import Model
+from pipelines.serving.scaling import QueueAndLatency
 from pipelines.serving.session_router import SessionRouter
 from pipelines.serving.tls import check_pair, trust
 from pipelines.serving.tokens import Tokens
 from robometer.configs.schema import Config
+from robometer.configs.stages import ServeConfig
 from robometer.frames import overridden
 from robometer.scorers import CheckpointReference, ScorerReference
 from robometer.settings import ConfigError
@@ -62,6 +65,11 @@ def build_app(
     """
     reference = (scorer or checkpoint_of(config)).for_workers()
     c = replace(config.serve, token="")
+    choice = Choice(c.models | ({CANARY: c.canary} if c.canary else {}), c.canary_share)
+    others = {
+        name: CheckpointReference(checkpoint, config.tracking.uri).for_workers()
+        for name, checkpoint in choice.checkpoints.items()
+    }
     patience: dict[str, Any] = {
         "health_check_period_s": _HEALTH_PERIOD_S,
         "graceful_shutdown_timeout_s": c.drain_timeout_s,
@@ -70,7 +78,7 @@ def build_app(
     }
     model = serve.deployment(
         **patience,
-        num_replicas=c.replicas,
+        **_size(c),
         ray_actor_options={"num_cpus": c.num_cpus, "num_gpus": c.num_gpus},
         # One batch computes while the next one fills.
         max_ongoing_requests=2 * c.max_batch_size,
@@ -84,7 +92,7 @@ def build_app(
         ),
     )(Model)
     # What the models can hold or queue; the guard refuses more before it reads a body.
-    capacity = 2 * c.max_batch_size * c.replicas + c.max_queued_requests
+    capacity = 2 * c.max_batch_size * c.most_replicas + c.max_queued_requests
     Tokens(path=c.token_file)  # mistakes end here
     guard = GuardSettings(
         token=token_of(config),
@@ -98,6 +106,7 @@ def build_app(
         drain_key=_DRAIN_KEY,
         instance=uuid.uuid4().hex,
         session_idle_s=c.session_idle_s,
+        models=choice,
     )
     ingress = serve.deployment(
         **patience,
@@ -107,8 +116,27 @@ def build_app(
         max_ongoing_requests=2 * capacity + 100 + c.max_sessions,
         logging_config=_QUIET,
     )(Ingress)
-    limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides))
-    return ingress.bind(model.bind(reference, c), limits, guard, Deployed.from_config(c))
+    frames = {name: overridden(other.frames(), frame_overrides) for name, other in others.items()}
+    limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides), frames)
+    return ingress.bind(model.bind(reference, c, others), limits, guard, Deployed.from_config(c))
+
+
+def _size(c: ServeConfig) -> dict[str, Any]:
+    """How many replicas of the model Ray Serve runs."""
+    if c.most_replicas == c.replicas:
+        return {"num_replicas": c.replicas}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=c.replicas,
+            max_replicas=c.max_replicas,
+            target_ongoing_requests=c.max_batch_size,
+            upscale_delay_s=c.upscale_delay_s,
+            downscale_delay_s=c.downscale_delay_s,
+            policy=AutoscalingPolicy(
+                policy_function=QueueAndLatency, policy_kwargs={"target_latency_s": c.target_latency_s}
+            ),
+        )
+    }
 
 
 def checkpoint_of(config: Config) -> CheckpointReference:

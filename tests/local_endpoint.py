@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +16,7 @@ import uvicorn
 from pipelines.serving.answerer import Answerer
 from pipelines.serving.api import build_api
 from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionLimits
+from pipelines.serving.choice import chosen
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
@@ -27,16 +28,17 @@ from robometer.scoring import Scorer
 class LocalBackend:
     """Backend that answers in a thread of this process, with what a model replica answers with."""
 
-    def __init__(self, scorer: Scorer, limits: SessionLimits) -> None:
-        self.scorer, self._lock = scorer, threading.Lock()
-        self._answerer = Answerer(scorer, limits)
+    def __init__(self, scorer: Scorer, limits: SessionLimits, others: Mapping[str, Scorer] | None = None) -> None:
+        self.scorers, self._lock = {"": scorer, **(others or {})}, threading.Lock()
+        self._answerers = {name: Answerer(one, limits) for name, one in self.scorers.items()}
 
     async def run(self, request: ModelRequest) -> Outcome:
         return await asyncio.to_thread(self._run, request)
 
     async def info(self) -> ModelInfo:
-        info = self.scorer.info
-        return ModelInfo(self.scorer.name, {}, info.image_encoder, max_frames=info.max_frames)
+        scorer = self.scorers[chosen()]
+        info = scorer.info
+        return ModelInfo(scorer.name, {}, info.image_encoder, max_frames=info.max_frames)
 
     async def ready(self) -> None:
         return None
@@ -46,13 +48,14 @@ class LocalBackend:
 
     def _run(self, request: ModelRequest) -> Outcome:
         with self._lock:
-            [outcome] = self._answerer.answer([request])
+            [outcome] = self._answerers[chosen()].answer([request])
         return outcome
 
 
 def front(backend: LocalBackend, config: Config, **guard: Any) -> Front:
     """The application behind the socket; `guard` are `GuardSettings`."""
-    limits = Limits.from_config(config, overridden(backend.scorer.info.frames, {}))
+    frames = {name: overridden(scorer.info.frames, {}) for name, scorer in backend.scorers.items()}
+    limits = Limits.from_config(config, frames[""], frames)
     names = ("max_upload_bytes", "body_timeout_s", "max_held_bytes")
     defaults = {"token": "", "max_in_flight": 16, "timeout_s": 60.0} | {n: getattr(config.serve, n) for n in names}
     settings = GuardSettings(**(defaults | guard))
@@ -60,12 +63,14 @@ def front(backend: LocalBackend, config: Config, **guard: Any) -> Front:
 
 
 @contextmanager
-def endpoint(scorer: Scorer, overrides: Sequence[str] = (), **guard: Any) -> Iterator[str]:
-    """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`."""
+def endpoint(
+    scorer: Scorer, overrides: Sequence[str] = (), others: Mapping[str, Scorer] | None = None, **guard: Any
+) -> Iterator[str]:
+    """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`, `others` its other models."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = load(list(overrides))
-    app = front(LocalBackend(scorer, SessionLimits.from_config(config.serve)), config, **guard)
+    app = front(LocalBackend(scorer, SessionLimits.from_config(config.serve), others), config, **guard)
     tls = {"ssl_certfile": config.serve.tls_certificate or None, "ssl_keyfile": config.serve.tls_key or None}
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads, **tls))  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -421,7 +421,7 @@ MUTANTS = (
            "if FRONT_HEADER not in headers:\n            raise unavailable(UNPROTECTED, 60)\n        if", "if",
            "tests/pipelines/serving/test_http.py -k without_the_checks"),
     Mutant("a client may say that it came through the checks", "pipelines/serving/front.py",
-           '_FORWARDED = frozenset({b"accept", ', '_FORWARDED = frozenset({b"x-robometer-front", b"accept", ', "tests/pipelines/serving/test_http.py -k no_client_steers"),
+           'b"accept authorization ', 'b"x-robometer-front accept authorization ', "tests/pipelines/serving/test_http.py -k no_client_steers"),
     Mutant("a file deploys without the checks of uploads", "pipelines/deploy.py",
            "if os.environ.get(name) != value:", "if False:", "tests/pipelines/test_deploy.py"),
     Mutant("a file's settings of frames are ignored", "pipelines/deploy.py",

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from pipelines.serving import evaluate_batch, many
+from pipelines.serving import evaluate_batch, many, models
 from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits, ScoreRequest, revision
 from pipelines.serving.bodies import clips_of, read_clips, read_fields
 from pipelines.serving.decoding import Decoders
@@ -80,6 +80,7 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     bearer = [Depends(HTTPBearer(auto_error=False))] if guard.wants_token else []
     api.include_router(_probes(backend, limits, metrics), dependencies=bearer)
     api.include_router(frames_routes(decoders), dependencies=bearer)
+    api.include_router(models.routes(guard.models, limits, deployed), dependencies=bearer)
     shares = Shares(deployed.max_samples_at_once)
     tournament = Tournament(backend, decoders, metrics, shares)
     api.include_router(_scoring(backend, decoders, metrics, tournament), dependencies=bearer)
@@ -149,7 +150,7 @@ def _probes(backend: Backend, limits: Limits, metrics: Metrics) -> APIRouter:
             revision=revision(info.name),
             provenance=info.provenance,
             limits=limits.as_dict(),
-            frames=limits.frames.as_dict(),
+            frames=limits.frames_now().as_dict(),
             max_frames=info.max_frames,
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipelines.serving.choice import chosen
 from robometer.configs.allow_list import AllowList
 from robometer.configs.schema import Config
 from robometer.configs.stages import ServeConfig
@@ -29,6 +30,7 @@ class Limits:
         max_total_pixels: pixels of all frames of a video.
         decode_timeout_s: seconds to decode a video or a list of images.
         frames: how a video becomes the frames that the model sees.
+        others: the same for each other model of the endpoint, by name.
     """
 
     max_upload_bytes: int
@@ -37,9 +39,12 @@ class Limits:
     max_total_pixels: int
     decode_timeout_s: float
     frames: FrameSettings
+    others: Mapping[str, FrameSettings] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Config, frames: FrameSettings) -> Limits:
+    def from_config(
+        cls, config: Config, frames: FrameSettings, others: Mapping[str, FrameSettings] | None = None
+    ) -> Limits:
         """Limits of an endpoint whose model sees videos with the settings `frames`."""
         return cls(
             max_upload_bytes=config.serve.max_upload_bytes,
@@ -48,11 +53,16 @@ class Limits:
             max_total_pixels=config.serve.max_total_pixels,
             decode_timeout_s=config.serve.decode_timeout_s,
             frames=frames,
+            others=others or {},
         )
+
+    def frames_now(self) -> FrameSettings:
+        """How a video becomes the frames that the model of the current request sees."""
+        return self.others.get(chosen(), self.frames)
 
     def as_dict(self) -> dict[str, float]:
         """Plain form for `/v1/model`."""
-        return {name: value for name, value in asdict(self).items() if name != "frames"}
+        return {name: value for name, value in asdict(self).items() if name not in ("frames", "others")}
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,10 @@ class Deployed:
     @classmethod
     def from_config(cls, serve: ServeConfig) -> Deployed:
         """The endpoint that these settings describe."""
-        num_gpus = math.ceil(serve.num_gpus * serve.replicas)
+        num_gpus = math.ceil(serve.num_gpus * serve.most_replicas)
         image_keys = tuple(serve.relabel_image_keys) if serve.grpc_port else ()
         at_once, urls = math.ceil(serve.max_queued_requests / 2), AllowList.of(serve.url_allow_list)
-        return cls(serve.checkpoint, num_gpus, serve.replicas, at_once, image_keys, urls)
+        return cls(serve.checkpoint, num_gpus, serve.most_replicas, at_once, image_keys, urls)
 
 
 @dataclass(frozen=True)
@@ -205,6 +215,7 @@ class Outcome:
         status: the HTTP status of an input's fault.
         batch_size: requests that went through the model together.
         first: true for one request of each batch, so that a batch is counted once.
+        seconds: from the request's arrival at the model to the answer.
     """
 
     model: str
@@ -214,6 +225,7 @@ class Outcome:
     batch_size: int
     first: bool
     status: int = 422
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

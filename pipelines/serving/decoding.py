@@ -166,7 +166,7 @@ class Decoders:
         return DecodeJob(
             sizes=sizes,
             images=images,
-            settings=limits.frames.as_dict(),
+            settings=limits.frames_now().as_dict(),
             limits=asdict(VideoLimits(limits.max_source_frames, limits.max_source_pixels, limits.max_total_pixels)),
             max_bytes=limits.max_upload_bytes,
             cpu_s=math.ceil(limits.decode_timeout_s),

@@ -56,7 +56,9 @@ PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
 DISCARD_S = 2.0
 """How long the rest of a refused body is read."""
 
-_FORWARDED = frozenset({b"accept", b"authorization", b"content-encoding", b"content-length", b"content-type", b"host"})
+_FORWARDED = frozenset(
+    b"accept authorization content-encoding content-length content-type host x-robometer-model".split()
+)
 _FORWARDED |= PREFLIGHT
 """No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
 

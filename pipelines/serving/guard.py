@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from pipelines.serving.choice import MODEL_HEADER, Choice
 from pipelines.serving.cors import with_cors
 from pipelines.serving.errors import ApiError, error_response, no_such_route, problem, unavailable
 from pipelines.serving.front import (
@@ -36,7 +37,12 @@ logger = logging.getLogger(__name__)
 OPEN_ROUTES = PAGE_FILES.keys() | {"/health", "/docs", "/docs/swagger-ui.js", "/docs/swagger-ui.css", "/openapi.json"}
 """Need no token: none of these tells more than the source code does."""
 
-ROUTES = OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", "/model_info", "/gpu_status", ADMIT}
+SPLIT_ROUTES = UPLOAD_ROUTES - {"/v1/sessions"}
+"""What the canary answers a share of: whatever belongs to a session must go to one model."""
+
+ROUTES = (
+    OPEN_ROUTES | UPLOAD_ROUTES | {"/ready", "/metrics", "/v1/model", "/v1/models", "/model_info", "/gpu_status", ADMIT}
+)
 
 UNPROTECTED = (
     "The endpoint runs without its checks of uploads, so it answers nothing. Start Ray again, with "
@@ -72,6 +78,7 @@ class GuardSettings:
         instance: names one start of the endpoint.
         cors_origins: origins whose pages may use the endpoint; `*`: all.
         session_idle_s: seconds after which a session without a push ends.
+        models: what a request may name beside the default.
     """
 
     token: str = field(repr=False)
@@ -85,6 +92,7 @@ class GuardSettings:
     session_idle_s: float = 600.0
     token_file: str = ""
     cors_origins: tuple[str, ...] = ()
+    models: Choice = field(default_factory=Choice)
 
     @property
     def wants_token(self) -> bool:
@@ -136,6 +144,9 @@ class Guard:
             return await self._admission(Client(), scope, receive, send)
         client = Client() if scope["path"] in OPEN_ROUTES else self._tokens.authenticate(scope)
         scope["state"]["client_name"] = client.name
+        if scope["path"] not in OPEN_ROUTES:
+            key = headers.get("x-request-id", "") if scope["path"] in SPLIT_ROUTES else ""
+            self._settings.models.choose(headers.get(MODEL_HEADER), scope["query_string"], key)
         if scope["path"] == ADMIT:
             self._admit(headers)
             return await self._admission(client, scope, receive, send)
@@ -163,6 +174,7 @@ class Guard:
             if is_foreign(headers) and not {headers["origin"], "*"} & {*self._settings.cors_origins}:
                 raise ApiError(403, "A page of another host may not open a session.")
             scope["state"]["client_name"] = self._tokens.authenticate(scope).name
+            self._settings.models.choose(None, scope["query_string"])
         except ApiError as error:
             socket = WebSocket(scope, receive, send)
             await socket.accept(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)

@@ -15,6 +15,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 
 from pipelines.serving.api import build_api
 from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionRequest
+from pipelines.serving.choice import chosen
 from pipelines.serving.errors import unavailable
 from pipelines.serving.guard import GuardSettings
 
@@ -30,7 +31,7 @@ class ServeBackend:
     """The `Backend` that sends requests to the `Model` deployment."""
 
     _last_answer_s: float
-    _info: ModelInfo | None
+    _infos: dict[str, ModelInfo]
 
     def __init__(self, model: DeploymentHandle[Any]) -> None:
         self._model = model
@@ -43,7 +44,7 @@ class ServeBackend:
 
     async def info(self) -> ModelInfo:
         """See `Backend.info`. It is asked for once: behind a full queue the answer would come late."""
-        return self._info or await self._ask_info()
+        return self._infos.get(chosen()) or await self._ask_info()
 
     async def ready(self) -> None:
         """See `Backend.ready`. A model that answered just now is ready, even if its queue is full."""
@@ -60,12 +61,12 @@ class ServeBackend:
             info: ModelInfo = await asyncio.wait_for(self._call("info"), READY_TIMEOUT_S)
         except TimeoutError:
             raise unavailable(_NOT_READY) from None
-        self._info = info
+        self._infos[chosen()] = info
         return info
 
     def _forget(self) -> None:
         """The model has gone, or has not answered yet."""
-        self._last_answer_s, self._info = float("-inf"), None
+        self._last_answer_s, self._infos = float("-inf"), {}
 
     async def _call(self, method: str, *args: Any) -> Any:
         try:
@@ -88,8 +89,10 @@ class ServeBackend:
         reraise=True,
     )
     async def _ask(self, method: str, *args: Any) -> Any:
-        asked = next((args[0].session_id for _ in args if isinstance(args[0], SessionRequest)), None)
-        model = self._model if asked is None else self._model.options(session_id=asked)
+        asked = next((args[0].session_id for _ in args if isinstance(args[0], SessionRequest)), "")
+        name, model = chosen(), self._model
+        if asked or name:
+            model = model.options(session_id=asked, multiplexed_model_id=name)
         return await getattr(model, method).remote(*args)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+
+from pipelines.serving.backend import Outcome
+from robometer.scoring import ClipScore
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -29,6 +32,16 @@ class Metrics:
             (*labels, "cause"),
             registry=registry,
         )
+        by_model = (*labels, "model")
+        self._of_model = Counter(
+            "robometer_model_requests", "Answers by model and result.", (*by_model, "result"), registry=registry
+        )
+        self._model_seconds = Histogram(
+            "robometer_model_seconds", "Time of a request in the model, with its wait.", by_model, registry=registry
+        )
+        self._model_progress = Summary(
+            "robometer_model_progress", "Progress at the last frame of scored clips.", by_model, registry=registry
+        )
         self._in_flight = Gauge(
             "robometer_in_flight", "Scoring requests being served.", labels, registry=registry
         ).labels(replica)
@@ -45,6 +58,14 @@ class Metrics:
     def observe_batch(self, size: int) -> None:
         """Count one forward pass over `size` requests."""
         self._batches.observe(size)
+
+    def observe_model(self, outcome: Outcome) -> None:
+        """Count one answer of a model, so that a canary can be compared with the default."""
+        result = "ok" if not outcome.error else "rejected" if outcome.rejected else "failed"
+        self._of_model.labels(self.replica, outcome.model, result).inc()
+        self._model_seconds.labels(self.replica, outcome.model).observe(outcome.seconds)
+        if isinstance(outcome.value, ClipScore) and len(outcome.value.progress):
+            self._model_progress.labels(self.replica, outcome.model).observe(float(outcome.value.progress[-1]))
 
     def set_in_flight(self, count: int) -> None:
         """Set the number of scoring requests that are admitted and not answered yet."""

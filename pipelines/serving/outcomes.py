@@ -15,6 +15,7 @@ def checked(outcome: Outcome, metrics: Metrics) -> Outcome:
     """
     if outcome.first:
         metrics.observe_batch(outcome.batch_size)
+    metrics.observe_model(outcome)
     if outcome.error:
         status = outcome.status if outcome.rejected else 500
         raise ApiError(status, as_sentence(outcome.error), {"Retry-After": "5"} if status == 503 else None)

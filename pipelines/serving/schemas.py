@@ -32,6 +32,21 @@ class ModelAnswer(ModelRef):
     )
 
 
+class NamedModel(BaseModel):
+    """A model that a request may name."""
+
+    model: str = Field(description="the name to ask for", examples=["default"])
+    checkpoint: str = Field(description="as the endpoint's settings name it")
+    frames: dict[str, int] = Field(description="how a video becomes frames for it")
+    share: float = Field(description="part of the requests without a model's name that it answers", examples=[0.9])
+
+
+class ModelsAnswer(BaseModel):
+    """All models of the endpoint, the default first."""
+
+    models: list[NamedModel]
+
+
 class ScoredClip(BaseModel):
     """Progress and success at every scored frame."""
 

@@ -1,4 +1,7 @@
-"""Which replica of the model gets a request: of a session always the same one, of others a replica with few to do."""
+"""Which replica of the model gets a request: of a session always the same one, of others a replica with few to do.
+
+A request for one of several models goes to a replica that has it in memory, where there is one with room.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import random
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
+from ray.serve.request_router import MultiplexMixin
 
 
-class SessionRouter(ConsistentHashRouter):
+class SessionRouter(MultiplexMixin, ConsistentHashRouter):
     """Ray's consistent hashing for requests of sessions, and the better of two replicas for all others."""
 
     async def choose_replicas(
@@ -20,4 +24,7 @@ class SessionRouter(ConsistentHashRouter):
             chosen: list[list[RunningReplica]] = await super().choose_replicas(candidate_replicas, pending_request)
             return chosen
         pending_request.routing_context.should_backoff = True
+        if pending_request.metadata.multiplexed_model_id:
+            having = self.apply_multiplex_routing(pending_request)
+            candidate_replicas = [r for r in candidate_replicas if r.replica_id in having] or candidate_replicas
         return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from robometer.configs.allow_list import AllowList
 from robometer.runs import paths
-from robometer.settings import Count, NotNegative, Positive, Range, Settings, WholeNumber, require
+from robometer.settings import Count, NotNegative, Positive, Range, Settings, Share, WholeNumber, require
 
 
 @dataclass
@@ -25,8 +25,24 @@ class ServeConfig(Settings, section="serve"):
     """TCP port of RewardRelabelService, at the same address; 0: no gRPC."""
     relabel_image_keys: list[str] = field(default_factory=lambda: ["observation/image", "image"])
     """Observations that hold a camera's frames, for gRPC; those that a request has are scored, each for itself."""
+    models: dict[str, str] = field(default_factory=dict)
+    """More models that a request may name, each with its checkpoint: `'serve.models={small:outputs/small/best}'`."""
+    models_per_replica: WholeNumber = 0
+    """Models of serve.models that a replica keeps in memory; the longest unused makes room; 0: all."""
+    canary: str = ""
+    """Checkpoint that answers a part of the requests, such as `models:/robometer@candidate`; empty: none."""
+    canary_share: Share = 0.1
+    """Part of the requests that the canary answers, of those that name no model."""
     replicas: Count = 1
-    """Processes that hold the model."""
+    """Processes that hold the model; under load there may be more, see max_replicas."""
+    max_replicas: WholeNumber = 0
+    """Processes that hold the model, at most, where many requests wait or latency is high; 0: always serve.replicas."""
+    target_latency_s: NotNegative = 0.0
+    """Seconds of a request in the model, on average, above which replicas start; 0: the queue alone decides."""
+    upscale_delay_s: NotNegative = 10.0
+    """Seconds of too much load before replicas start."""
+    downscale_delay_s: NotNegative = 300.0
+    """Seconds of too little load before replicas end."""
     num_cpus: NotNegative = 1.0
     """CPUs of each of them."""
     num_gpus: NotNegative = 0.0
@@ -90,6 +106,22 @@ class ServeConfig(Settings, section="serve"):
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
         require(bool(self.relabel_image_keys) or not self.grpc_port, "serve.relabel_image_keys must name one at least")
         require(self.grpc_port != self.port, "serve.grpc_port and serve.port must differ")
+        require(
+            self.max_replicas == 0 or self.max_replicas >= self.replicas,
+            f"serve.max_replicas={self.max_replicas} is less than serve.replicas={self.replicas}",
+        )
+        paths.check_checkpoint("serve.canary", self.canary, empty=True)
+        for name, checkpoint in self.models.items():
+            paths.check_checkpoint(f"serve.models.{name}", checkpoint)
+            is_free = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) and name not in ("default", "canary")
+            require(
+                bool(is_free), "names in serve.models are letters, digits and ._- only, and not 'default' or 'canary'"
+            )
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas of the model under load."""
+        return max(self.replicas, self.max_replicas)
 
 
 ClipCount = Annotated[int, Range(least=0, most=999)]  # clips are numbered with three digits

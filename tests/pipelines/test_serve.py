@@ -26,6 +26,7 @@ import pytest
 import ray
 from ray import serve
 
+from benchmarks.rollout import make_checkpoint
 from benchmarks.serving import measure
 from pipelines.serve import start, stop, token_of
 from robometer.baselines.trivial import FrameDifference
@@ -33,6 +34,7 @@ from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
 from robometer.errors import InputError
 from robometer.frames import FrameSettings
+from robometer.scorers import load_scorer
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo, score_prefixes
 from robometer.sessions import score_as_session
 from tests.made_scorer import Made
@@ -584,6 +586,32 @@ def test_another_model_takes_over_under_load_without_a_lost_request(http: httpx.
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["model"]["revision"] for answer in answers} == {"1", "2"}
     assert http.get("/v1/model").json()["revision"] == "2"
+
+
+def test_models_by_name_share_a_replica_and_a_canary_takes_its_part(
+    http: httpx.Client, port: int, tmp_path: Path
+) -> None:
+    folders = [make_checkpoint(tmp_path / name, seed) for seed, name in enumerate(("small", "candidate"))]
+    models = (f"serve.models={{small:{folders[0]}}}", f"serve.canary={folders[1]}", "serve.canary_share=0.5")
+    start(config_with(f"serve.port={port}", *models), Made(load_named, "first@1"))
+    local = {"small": load_scorer(folders[0]), "canary": load_scorer(folders[1])}
+
+    def ask(i: int) -> tuple[str, httpx.Response]:
+        name, body = ("small", "canary", "default")[i % 3], npy(frames_of(3 + i % 4, seed=i))
+        return name, http.post(f"/v1/score?model={name}", data={"task": TASK}, files={"frames": ("f.npy", body)})
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(24)))
+        unnamed = list(pool.map(lambda i: post_frames(http, npy(frames_of(3))), range(16)))
+    for i, (name, answer) in enumerate(answers):
+        assert answer.status_code == 200, answer.text
+        scorer = local.get(name, FrameDifference())
+        assert answer.json()["model"]["name"] == (scorer.name if name in local else "first@1")
+        expected = scorer.score([Clip(frames_of(3 + i % 4, seed=i), TASK)])[0].progress
+        np.testing.assert_allclose(answer.json()["progress"], expected, atol=1e-5)
+    assert {answer.json()["model"]["name"] for answer in unnamed} == {"first@1", local["canary"].name}
+    assert "It has default, small, canary." in refusal(http.get("/v1/model?model=large"), 404)
+    assert http.get("/v1/model?model=small").json()["name"] == local["small"].name
 
 
 def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_scores(url: str, port: int) -> None:

@@ -40,7 +40,7 @@ def answers(scorer: Ailing, *tasks: str) -> tuple[list[Outcome], Model]:
 
 def ask(model: Model, *tasks: str) -> list[Outcome]:
     clips = [Clip(np.zeros((2, 8, 8, 3), np.uint8), task) for task in tasks]
-    return model._thread.submit(model._answerer.answer, [ScoreRequest(clip) for clip in clips]).result()
+    return model._thread.submit(model._first.answerer.answer, [ScoreRequest(clip) for clip in clips]).result()
 
 
 @pytest.mark.parametrize("error", [ValueError("a shape"), RuntimeError("a shape"), RobometerError("no answer")])
@@ -99,7 +99,7 @@ def test_a_batch_of_all_kinds_is_answered_in_its_order() -> None:
         CompareRequest(three, one),
         ScoreRequest(three),
     ]
-    outcomes = model._thread.submit(model._answerer.answer, requests).result()
+    outcomes = model._thread.submit(model._first.answerer.answer, requests).result()
     values = [outcome.value for outcome in outcomes]
     assert [values[1], values[3]] == [0.25, 0.75]
     # Each frame of a whole clip is scored from all its frames, each of the first clip from those up to it.
@@ -121,5 +121,5 @@ def test_an_answer_that_is_not_finite_is_none(answer: float) -> None:
     model = Model(Made(lambda word: Ill()), ServeConfig())
     clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), "task")
     for request in (ScoreRequest(clip), CompareRequest(clip, clip)):
-        (outcome,) = model._thread.submit(model._answerer.answer, [request]).result()
+        (outcome,) = model._thread.submit(model._first.answerer.answer, [request]).result()
         assert outcome.value is None and outcome.error == "the model failed on this input (ArithmeticError)"
