@@ -118,7 +118,7 @@ def build_app(
     )(Ingress)
     frames = {name: overridden(other.frames(), frame_overrides) for name, other in others.items()}
     limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides), frames)
-    return ingress.bind(model.bind(reference, c, others), limits, guard, Deployed.from_config(c))
+    return ingress.bind(model.bind(reference, c, others, limits.frames_tag()), limits, guard, Deployed.from_config(c))
 
 
 def _size(c: ServeConfig) -> dict[str, Any]:

@@ -443,6 +443,10 @@ MUTANTS = (
            "if asked is answerer]", "]", "tests/pipelines/serving/test_models.py -k mix"),
     Mutant("latency starts replicas where nobody waits", "pipelines/serving/scaling.py",
            "and context.total_num_requests > running)", ")", "tests/pipelines/serving/test_models.py -k follow"),
+    Mutant("a model scores frames that were made for another", "pipelines/serving/model.py",
+           "if frames_tag != self._frames_tag:", "if False:", "tests/pipelines/serving/test_models.py -k made_for"),
+    Mutant("the proxy takes an old replica's word for it", "pipelines/serving/front.py",
+           " and AGAIN_HEADER.encode() not in names", "", "tests/pipelines/serving/test_http.py -k other_version"),
     Mutant("the guard forgets the replicas to come", "pipelines/serve.py",
            "c.max_batch_size * c.most_replicas", "c.max_batch_size * c.replicas", "tests/pipelines/serving/test_models.py -k admits"),
     # --- the routes of the public server

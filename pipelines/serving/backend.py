@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,12 +58,17 @@ class Limits:
             others=others or {},
         )
 
+    def frames_tag(self) -> str:
+        """Equal for endpoints whose models see videos in the same frames."""
+        settings = {"": self.frames.as_dict(), **{name: other.as_dict() for name, other in self.others.items()}}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
     def frames_now(self) -> FrameSettings:
         """How a video becomes the frames that the model of the current request sees."""
         return self.others.get(chosen(), self.frames)
 
     def as_dict(self) -> dict[str, float]:
-        """Plain form for `/v1/model`."""
+        """Plain form for `/v1/model`, without frames."""
         return {name: value for name, value in asdict(self).items() if name not in ("frames", "others")}
 
 

@@ -32,6 +32,17 @@ def unavailable(sentence: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, sentence, {"Retry-After": str(retry_after_s)})
 
 
+AGAIN_HEADER = "x-robometer-again"
+"""Marks a replica's refusal after which another replica may answer."""
+
+
+def updating() -> ApiError:
+    """The 503 where an update has replaced only some replicas, and those of the request do not fit each other."""
+    refusal = unavailable("The endpoint is being updated to a model that sees other frames. Try again in a moment.")
+    refusal.headers[AGAIN_HEADER] = "1"
+    return refusal
+
+
 def no_such_route() -> ApiError:
     """The 404 of a path that the endpoint does not have."""
     return ApiError(404, "There is no such route. /docs lists the routes.")

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
 from pipelines.serving.cors import PREFLIGHT, cors_headers
-from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
+from pipelines.serving.errors import AGAIN_HEADER, ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.tokens import Client, TokenLimits
 
@@ -307,7 +307,8 @@ class _Reply:
 
     @property
     def is_from_replica(self) -> bool:
-        return self.whole and any(name.lower() == REPLICA_HEADER for name, _ in self.headers)
+        names = {name.lower() for name, _ in self.headers}
+        return self.whole and REPLICA_HEADER in names and AGAIN_HEADER.encode() not in names
 
 
 def _inner(scope: Scope, path: str) -> Scope:

@@ -16,7 +16,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 from pipelines.serving.api import build_api
 from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionRequest
 from pipelines.serving.choice import chosen
-from pipelines.serving.errors import unavailable
+from pipelines.serving.errors import unavailable, updating
 from pipelines.serving.guard import GuardSettings
 
 ATTEMPTS = 4
@@ -33,13 +33,17 @@ class ServeBackend:
     _last_answer_s: float
     _infos: dict[str, ModelInfo]
 
-    def __init__(self, model: DeploymentHandle[Any]) -> None:
-        self._model = model
+    def __init__(self, model: DeploymentHandle[Any], frames_tag: str) -> None:
+        self._model, self._frames_tag = model, frames_tag
         self._forget()
 
     async def run(self, request: ModelRequest) -> Outcome:
-        """See `Backend.run`; a request outlives the replica that held it."""
-        outcome: Outcome = await self._call("run", request)
+        """See `Backend.run`; a request outlives the replica that held it, and an update of the endpoint."""
+        outcome: Outcome | None = await self._call("run", request, self._frames_tag)
+        if outcome is None:
+            raise updating()
+        if (told := self._infos.get(chosen())) and told.name != outcome.model:  # an update has replaced the model
+            del self._infos[chosen()]
         return outcome
 
     async def info(self) -> ModelInfo:
@@ -102,7 +106,7 @@ class Ingress:
 
     def __init__(self, model: DeploymentHandle[Any], limits: Limits, guard: GuardSettings, deployed: Deployed) -> None:
         replica = serve.get_replica_context().replica_id.unique_id
-        self._api = build_api(ServeBackend(model), limits, guard, deployed, replica)
+        self._api = build_api(ServeBackend(model, limits.frames_tag()), limits, guard, deployed, replica)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

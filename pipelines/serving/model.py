@@ -49,8 +49,13 @@ class Model:
     """
 
     def __init__(
-        self, scorer: ScorerReference, config: ServeConfig, others: Mapping[str, ScorerReference] | None = None
+        self,
+        scorer: ScorerReference,
+        config: ServeConfig,
+        others: Mapping[str, ScorerReference] | None = None,
+        frames_tag: str = "",
     ) -> None:
+        self._frames_tag = frames_tag
         # Torch is very slow when its threads outnumber the cores that Ray gave this replica.
         torch.set_num_threads(max(1, int(config.num_cpus)))
         self._config, self._others = config, dict(others or {})
@@ -75,8 +80,14 @@ class Model:
         """What the model that the request asks for says of itself."""
         return (await self._model(serve.get_multiplexed_model_id())).info
 
-    async def run(self, request: ModelRequest) -> Outcome:
-        """Answer one request, in a batch with others that wait for the same model."""
+    async def run(self, request: ModelRequest, frames_tag: str = "") -> Outcome | None:
+        """Answer one request, in a batch with others that wait for the same model.
+
+        Returns:
+            None where the frames were made for a model that sees others (`Limits.frames_tag`).
+        """
+        if frames_tag != self._frames_tag:
+            return None
         started_s = time.monotonic()
         model = await self._model(serve.get_multiplexed_model_id())
         outcome = await self._batched((model.answerer, request))

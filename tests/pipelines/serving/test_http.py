@@ -24,6 +24,7 @@ import pytest
 
 from pipelines import serve
 from pipelines.serving import heads
+from pipelines.serving.errors import AGAIN_HEADER
 from pipelines.serving.front import DRAIN, FRONT_HEADER, Admission, Front
 from pipelines.serving.tokens import Client
 from robometer.baselines.trivial import FrameDifference
@@ -637,6 +638,19 @@ async def request_of(app, body, method="POST", path="/v1/score", headers=()):  #
 
     await app({"type": "http", "method": method, "path": path, "headers": list(headers)}, receive, send)
     return sent
+
+
+def test_a_request_for_another_replica_of_other_version_is_passed_on_until_one_answers() -> None:
+    asked: list[str] = []
+
+    async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+        asked.append(scope["path"])
+        if len(asked) < 3:
+            return await respond(send, b"{}", [*OURS, (AGAIN_HEADER.encode(), b"1")], status=503)
+        await respond(send, b"{}")
+
+    sent = asyncio.run(request_of(Front(app), b"", "GET", "/v1/model"))
+    assert asked == ["/v1/model"] * 3 and sent[0]["status"] == 200
 
 
 def test_without_the_checks_of_the_proxy_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:

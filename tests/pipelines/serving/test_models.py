@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.serve import build_app
 from pipelines.serving.answerer import Answerer
-from pipelines.serving.backend import ScoreRequest, SessionLimits
+from pipelines.serving.backend import Limits, Outcome, ScoreRequest, SessionLimits
 from pipelines.serving.choice import CANARY, Choice, chosen
 from pipelines.serving.errors import ApiError
 from pipelines.serving.model import Model, _answered
@@ -264,3 +264,16 @@ def test_settings_that_cannot_be_are_one_sentence(settings: list[str], sentence:
     with pytest.raises(Exception, match=sentence) as caught:
         load(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_frames_that_were_made_for_another_version_are_not_scored() -> None:
+    """In an update, an old ingress replica may reach a new model, whose frames differ."""
+    tags = [Limits.from_config(load([]), FrameSettings(max_frames=n)).frames_tag() for n in (4, 4, 8)]
+    assert tags[0] == tags[1] != tags[2]
+    request = ScoreRequest(Clip(np.zeros((2, 8, 8, 3), np.uint8), "x"))
+    model = Model(Made(lambda word: Named("one", 0.5)), ServeConfig(), frames_tag=tags[0])
+
+    async def ask(tag: str) -> Outcome | None:
+        return await model.run(request, tag)
+
+    assert asyncio.run(ask(tags[2])) is None
