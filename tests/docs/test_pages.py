@@ -68,7 +68,7 @@ def test_the_example_of_the_public_protocol_gets_a_value_for_each_frame(capsys: 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_examples_answer_the_progress_of_a_video_and_of_a_part(expected: ClipScore) -> None:
-    whole, part = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
+    whole, part, *_ = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
     with endpoint(FrameDifference()) as url:
         answers = [
             json.loads(subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout)
