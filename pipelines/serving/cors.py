@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-HEADERS = ("authorization", "content-type", "x-request-id")
+HEADERS = ("authorization", "content-type", "x-request-id", "x-robometer-model")
 """What a page may send. Credentials (cookies) are never allowed: the token is a header."""
 
 PREFLIGHT = frozenset({b"origin", b"access-control-request-method", b"access-control-request-headers"})
