@@ -597,6 +597,25 @@ MUTANTS = (
            "(start < middle and middle in positions)", "(start < middle)", "tests/parity/upstream/test_clips.py"),
     Mutant("parity passes numbers that are not there", "parity/difference.py",
            "return Row(case, what, math.inf, tolerance)", "return Row(case, what, 0.0, tolerance)", "tests/parity/test_difference.py"),
+    # --- the page
+    Mutant("an answer that nobody takes is not held", "pipelines/serving/front.py",
+           "self._held_bytes += len(body)", "self._held_bytes += 0 * len(body)", "tests/pipelines/serving/test_frames.py"),
+    Mutant("the page may run anything", "pipelines/serving/page_routes.py",
+           "default-src 'self'; base-uri", "default-src *; base-uri", "tests/pipelines/serving/test_frames.py"),
+    Mutant("a part of a video answers the whole", "pipelines/serving/frames.py",
+           ".decode(options.cut, decoders)", ".decode(type(options.cut)(), decoders)", "tests/pipelines/serving/test_frames.py"),
+    Mutant("an alarm does not wait for the hold time", "pipelines/serving/page/alarm.js",
+           "held >= hold", "held >= 1", "tests/pipelines/serving/test_page.py"),
+    Mutant("a retry goes on where it failed", "pipelines/serving/page/views.js",
+           "...range(second - 1, first - 1, -1), ", "", "tests/pipelines/serving/test_page.py"),
+    Mutant("an onset is a frame late", "pipelines/serving/page/labels.js",
+           "Number(i >= row.onset)", "Number(i > row.onset)", "tests/pipelines/serving/test_page.py"),
+    Mutant("the better clip is labelled the worse one", "pipelines/serving/page/labelling.js",
+           "const [high, low] = ordered(", "const [low, high] = ordered(", "tests/pipelines/serving/test_page.py"),
+    Mutant("a streamed curve is shown when it is whole", "pipelines/serving/page/runs.js",
+           "run.success[i] = success;\n    observe(run);", "run.success[i] = success;", "tests/pipelines/serving/test_page.py"),
+    Mutant("frames after the cursor count as seen", "pipelines/serving/page/views.js",
+           'mode === "prefix" ? moment + 1 : length', "length", "tests/pipelines/serving/test_page.py"),
 )
 # fmt: on
 

@@ -53,6 +53,9 @@ SHUTTING_DOWN = "The endpoint is shutting down and takes no more requests. Try a
 PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
 """How long a request is passed to one replica after another."""
 
+LARGE_ANSWER = 2**16
+"""Bytes of an answer above which it is watched until the client has taken it."""
+
 DISCARD_S = 2.0
 """How long the rest of a refused body is read."""
 
@@ -129,10 +132,21 @@ class Front:
             headers = [(name, value) for name, value in headers if name.lower() != b"connection"]
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"".join(reply.chunks), "more_body": client.is_sending})
+        await self._send_body(b"".join(reply.chunks), client.is_sending, send)
         if client.is_sending:
             await client.discard()
             await send({"type": "http.response.body", "body": b""})
+
+    async def _send_body(self, body: bytes, more: bool, send: Send) -> None:
+        """Send an answer. A large one counts as held until its client has taken most of it."""
+        is_large = len(body) > LARGE_ANSWER and not more
+        self._held_bytes += len(body)
+        try:
+            await send({"type": "http.response.body", "body": body, "more_body": more or is_large})
+            if is_large:  # the server waits with this until there is room for it
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._held_bytes -= len(body)
 
     async def _answer(self, scope: Scope, client: _Client) -> _Reply:
         path = scope["path"]

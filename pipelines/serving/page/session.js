@@ -34,10 +34,12 @@ function connect() {
 // Push `count` frames, `frame(i)` a Blob each; `observe(i, progress, success)` is called for each answer, in order.
 export async function stream(task, count, frame, observe) {
   const { socket, opened, answer } = connect();
+  let isOpen = false;
   try {
     await opened;
     socket.send(JSON.stringify({ task }));
     const { max_frames: most } = await answer(ANSWER_S);
+    isOpen = true;
     if (most && count > most) throw new Error(`a session takes ${most} frames, and this view has ${count}`);
     for (let i = 0; i < count; i += 1) {
       socket.send(frame(i));
@@ -45,6 +47,7 @@ export async function stream(task, count, frame, observe) {
       observe(i, progress[0], success[0]);
     }
   } finally {
+    if (isOpen && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ close: true })); // frees its place at once
     socket.close();
   }
 }

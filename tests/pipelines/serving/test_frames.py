@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 
 import cv2
@@ -85,6 +86,18 @@ def test_so_many_frames_that_no_header_holds_their_numbers_are_refused(url: str)
     answer = httpx.post(f"{url}/v1/frames", files={"frames": ("f.npy", many)})
     assert answer.status_code == 413 and "limit of 1000" in answer.json()["error"]
     assert len(array_of(httpx.post(f"{url}/v1/frames", files={"frames": ("f.npy", many)}, data={"max_frames": "1000"})))
+
+
+def test_answers_that_nobody_takes_are_bounded() -> None:
+    large = npy(np.zeros((12, 1000, 1000, 3), np.uint8))  # 36 MB, which no socket holds
+    with endpoint(Seen(), max_held_bytes=50_000_000) as url, httpx.Client(base_url=url, timeout=30) as http:
+        with http.stream("POST", "/v1/frames", files={"frames": ("f.npy", large)}) as answer:
+            assert answer.status_code == 200  # and its body is not read
+            refused = http.post("/v1/frames", files={"frames": ("f.npy", large)})
+            assert refused.status_code == 503 and "Too many request bodies" in refused.json()["error"]
+        end_s = time.monotonic() + 10
+        while http.post("/v1/frames", files={"frames": ("f.npy", large)}).status_code != 200:
+            assert time.monotonic() < end_s
 
 
 def test_the_page_needs_no_token_and_frames_do() -> None:

@@ -156,7 +156,7 @@ def visit(chromium: Any, url: str) -> Iterator[Visit]:
     yield visit
     visit.context.close()
     assert [address for address in visit.asked if not address.startswith((url, "blob:"))] == []
-    assert [line for line in visit.wrong if "WebSocket" not in line] == []
+    assert visit.wrong == []
 
 
 def answer_of(url: str, path: Path, task: str, **fields: str) -> dict[str, Any]:
@@ -207,6 +207,46 @@ def test_a_dropped_video_becomes_a_curve_and_another_instruction_a_second_one(
     assert visit.points() == [8]
     page.click("[data-remove='1']")
     assert page.locator("#runs li").count() == 1
+
+
+def test_a_curve_grows_frame_by_frame_in_a_session(visit: Visit, url: str, videos: Path) -> None:
+    page, sent, answers = visit.page, [], []
+    page.on(
+        "websocket", lambda socket: socket.on("framesent", lambda data: sent.append(data))
+    )  # without those of a Blob
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda data: answers.append(json.loads(data))))
+    visit.choose("A", videos / "bad.mp4")
+    page.evaluate(
+        """() => {
+          window.grown = [];
+          const count = () => window.grown.push(Number(document.querySelector("#progress polyline").dataset.points));
+          new MutationObserver(count).observe(document.querySelector("#progress svg"), { childList: true });
+        }"""
+    )
+    visit.score(TASK, curves=1)
+    assert visit.text("#notice").endswith("at the last of 5 frames.")
+    assert [json.loads(text) for text in sent] == [{"task": TASK}, {"close": True}]
+    assert answers[0]["max_frames"] == 6 and [answer["index"] for answer in answers[1:6]] == [[0], [1], [2], [3], [4]]
+    assert set(page.evaluate("window.grown")) >= {1, 2, 3, 4, 5}
+    expected = answer_of(url, videos / "bad.mp4", TASK, mode="prefix")
+    np.testing.assert_allclose(visit.values(0), expected["progress"], atol=6e-4)
+
+
+def test_a_view_too_long_for_a_session_is_scored_in_one_request(visit: Visit, videos: Path) -> None:
+    visit.choose("A", videos / "it's good.mp4")
+    visit.score(TASK, curves=1)
+    words = "Scored in one request instead of frame by frame: a session takes 6 frames, and this view has 8."
+    assert visit.text("#notice").endswith(words)
+
+
+def test_without_a_websocket_prefixes_are_scored_in_one_request(visit: Visit, videos: Path) -> None:
+    visit.page.evaluate(
+        "() => { window.WebSocket = class { constructor() { setTimeout(() => this.onerror()); } close() {} }; }"
+    )
+    visit.choose("A", videos / "bad.mp4")
+    visit.score(TASK, curves=1)
+    assert visit.text("#notice").endswith("Scored in one request instead of frame by frame: no session opened.")
+    assert visit.points() == [5]
 
 
 def unseen(visit: Visit) -> list[int]:
@@ -369,7 +409,8 @@ def test_the_token_is_asked_for_and_stays_in_the_tab(chromium: Any, videos: Path
         page.set_input_files("[data-slot=A] input", videos / "bad.mp4")
         page.fill("#task", TASK)
         page.click("#ask .main")
-        page.wait_for_selector("#notice:has-text('at the last of 5 frames')")
+        page.wait_for_selector("#notice:has-text('at the last of 5 frames.')")
+        assert "in one request" not in page.inner_text("#notice")  # the session had the token too
         assert "geheim" not in page.url and "$ROBOMETER_TOKEN" in page.input_value("#curl")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         page.reload()
