@@ -228,13 +228,32 @@ def score_prefixes(scorer: Scorer, clips: Sequence[Clip]) -> list[ClipScore]:
     return [each_prefix(scorer, clip) for clip in clips]
 
 
+def score_positions(scorer: Scorer, clip: Clip, positions: Sequence[int]) -> ClipScore:
+    """The values of `score_prefixes` at these positions, in their order, with less work where they are few.
+
+    A scorer that reads embeddings makes those of all frames once, so that its prefixes together cost little more than
+    one. Any other looks at a prefix anew, if the prefix has more frames than it looks at together.
+    """
+    needed, whole = sorted(set(positions)), max(positions) + 1
+    if len(needed) <= whole - (scorer.info.max_frames or 0) and scorer.info.image_encoder is None:
+        score = _some_prefixes(scorer, clip, needed)
+        at = [needed.index(p) for p in positions]
+    else:
+        [score], at = score_prefixes(scorer, [clip.up_to(whole)]), list(positions)
+    return replace(score, progress=score.progress[at], success=score.success[at])
+
+
 def each_prefix(scorer: Scorer, clip: Clip) -> ClipScore:
     """The score of every prefix of a clip, some at a time."""
-    ends = range(1, len(clip) + 1)
+    return _some_prefixes(scorer, clip, range(len(clip)))
+
+
+def _some_prefixes(scorer: Scorer, clip: Clip, needed: Sequence[int]) -> ClipScore:
+    prefixes = [clip.up_to(p + 1) for p in needed]
     scores = [
         _last_alone(score)
-        for first in range(0, len(clip), PREFIXES_AT_A_TIME)
-        for score in scorer.score([clip.up_to(end) for end in ends[first : first + PREFIXES_AT_A_TIME]])
+        for first in range(0, len(needed), PREFIXES_AT_A_TIME)
+        for score in scorer.score(prefixes[first : first + PREFIXES_AT_A_TIME])
     ]
     return last_of_each(scores)
 

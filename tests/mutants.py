@@ -544,8 +544,12 @@ MUTANTS = (
     Mutant("whole clips and prefixes share a batch", "pipelines/serving/answerer.py",
            "return self._prefix_scores if request.prefixes else self._scores", "return self._scores", "tests/pipelines/serving/test_model.py"),
     # --- gRPC
+    Mutant("a frame is scored without itself", "robometer/scoring.py",
+           "clip.up_to(p + 1) for p in needed", "clip.up_to(max(p, 1)) for p in needed", "tests/test_scoring.py"),
+    Mutant("frames that were not asked for are scored", "robometer/scoring.py",
+           "    if len(needed) <= whole - (scorer.info.max_frames or 0) and", "    if False and", "tests/test_scoring.py"),
     Mutant("every position is answered", "pipelines/serving/relabel.py",
-           "v[list(positions)].astype", "v.astype", "tests/pipelines/serving/test_relabel.py"),
+           "ScoreRequest(clip, True, asked.positions)", "ScoreRequest(clip, True)", "tests/pipelines/serving/test_relabel.py"),
     Mutant("frames before the stage are shown", "pipelines/serving/relabel.py",
            "shown = slice(top.first,", "shown = slice(0,", "tests/pipelines/serving/test_relabel.py"),
     Mutant("the first picture of a stack is shown", "pipelines/serving/relabel.py",

@@ -15,6 +15,7 @@ from robometer.scoring import (
     ScorerInfo,
     Session,
     last_of_each,
+    score_positions,
     score_prefixes,
     spread,
 )
@@ -67,6 +68,33 @@ def test_a_scorer_of_ones_own_needs_a_name_an_info_and_three_methods() -> None:
     pushed = [session.push(frame)[0] for frame in clip.frames]
     np.testing.assert_allclose(prefixes.progress, [0.1, 0.2, 0.3], rtol=1e-6)
     np.testing.assert_allclose(pushed, prefixes.progress)
+
+
+@pytest.mark.parametrize(
+    ("info", "positions", "shown"),
+    [
+        (ScorerInfo(), [5, 2, 5], [3, 6]),
+        (ScorerInfo(max_frames=3), [5, 2, 5], [3, 6]),  # two prefixes, where all would be a pass and three more
+        (ScorerInfo(max_frames=5), [5, 2, 5], [1, 2, 3, 4, 5, 6]),  # all are two passes
+        (ScorerInfo(image_encoder="made"), [5, 2, 5], [1, 2, 3, 4, 5, 6]),  # each frame is encoded once
+        (ScorerInfo(image_encoder="made"), [1], [1, 2]),
+    ],
+)
+def test_few_positions_cost_less_than_all_and_are_equal(
+    info: ScorerInfo, positions: list[int], shown: list[int]
+) -> None:
+    class Seen(FrameCount):
+        seen: list[int] = []
+
+        def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            self.seen += [len(clip) for clip in clips]
+            return super().score(clips)
+
+    scorer, clip = Seen(), Clip(np.zeros((9, 4, 4, 3), dtype=np.uint8), "wave")
+    scorer.info, scorer.seen = info, []
+    score = score_positions(scorer, clip, positions)
+    np.testing.assert_array_equal(score.progress, score_prefixes(FrameCount(), [clip])[0].progress[positions])
+    assert scorer.seen == shown and len(score.success) == len(positions)
 
 
 def test_a_scorer_that_shares_work_between_prefixes_is_asked_for_them() -> None:

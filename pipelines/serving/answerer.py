@@ -23,7 +23,7 @@ from pipelines.serving.backend import (
 )
 from pipelines.serving.session_store import SessionRefusal, SessionStore
 from robometer.errors import InputError
-from robometer.scoring import Clip, ClipScore, Scorer, score_prefixes
+from robometer.scoring import Clip, ClipScore, Scorer, score_positions, score_prefixes
 from robometer.sessions import NOT_FINITE
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class Answerer:
 
     def _way(self, request: ModelRequest) -> Callable[[Any], list[Outcome]]:
         if isinstance(request, ScoreRequest):
+            if request.positions:
+                return self._some_scores
             return self._prefix_scores if request.prefixes else self._scores
         return self._preferences if isinstance(request, CompareRequest) else self._in_sessions
 
@@ -66,6 +68,9 @@ class Answerer:
 
     def _prefix_scores(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         return self._guarded(self._score_prefixes, [request.clip for request in requests])
+
+    def _some_scores(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        return self._guarded(self._score_positions, requests)
 
     def _preferences(self, requests: Sequence[CompareRequest]) -> list[Outcome]:
         return self._guarded(self._compare, [(request.a, request.b) for request in requests])
@@ -110,6 +115,9 @@ class Answerer:
 
     def _score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
         return _finite(score_prefixes(self._scorer, clips))
+
+    def _score_positions(self, requests: Sequence[ScoreRequest]) -> list[ClipScore]:
+        return _finite([score_positions(self._scorer, request.clip, request.positions) for request in requests])
 
     def _compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> list[float]:
         values = self._scorer.compare(pairs)

@@ -103,10 +103,15 @@ class Deployed:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score one clip; with `prefixes` each frame from itself and the frames before it only."""
+    """Score one clip; with `prefixes` each frame from itself and the frames before it only.
+
+    Attributes:
+        positions: with `prefixes` the frames to answer for, in the order of the answer; none: all.
+    """
 
     clip: Clip
     prefixes: bool = False
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

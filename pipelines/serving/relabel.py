@@ -45,7 +45,7 @@ class RelabelRequest:
 
     task: str
     frames: Mapping[str, np.ndarray]
-    positions: Sequence[int]
+    positions: tuple[int, ...]
 
 
 def relabel_route(
@@ -65,9 +65,10 @@ def relabel_route(
         with ExitStack() as frames_in_memory:
             frames_in_memory.enter_context(decoders.counted(*asked.frames.values()))
             for key, frames in asked.frames.items():
-                outcome = checked(await backend.run(ScoreRequest(Clip(frames, asked.task), prefixes=True)), metrics)
+                clip = Clip(frames, asked.task)
+                outcome = checked(await backend.run(ScoreRequest(clip, True, asked.positions)), metrics)
                 scores[key], model = cast(ClipScore, outcome.value), outcome.model
-        return Response(answer_of(scores, asked.positions, model), media_type=CONTENT_TYPE)
+        return Response(answer_of(scores, model), media_type=CONTENT_TYPE)
 
     return router
 
@@ -91,15 +92,15 @@ def read_request(body: memoryview, limits: Limits, image_keys: Sequence[str]) ->
     for key in found:
         frames[key] = _frames(key, transitions, limits, room_bytes)
         room_bytes -= frames[key].nbytes
-    return RelabelRequest(top.task, frames, [i - top.first for i in indices])
+    return RelabelRequest(top.task, frames, tuple(i - top.first for i in indices))
 
 
-def answer_of(scores: Mapping[str, ClipScore], positions: Sequence[int], model: str) -> bytes:
-    """A `RelabelRewardsResponse` with the scores at these positions, by observation."""
+def answer_of(scores: Mapping[str, ClipScore], model: str) -> bytes:
+    """A `RelabelRewardsResponse` with the scores of each observation."""
     entries = []
     for key, score in scores.items():
         values = (score.progress, score.success)
-        predictions = b"".join(chunk(i + 1, v[list(positions)].astype("<f4").tobytes()) for i, v in enumerate(values))
+        predictions = b"".join(chunk(i + 1, v.astype("<f4").tobytes()) for i, v in enumerate(values))
         entries.append(chunk(5, chunk(1, key.encode()) + chunk(2, predictions)))
     return varint(3 << 3 | VARINT) + varint(1) + chunk(4, model.encode()) + b"".join(entries)
 

@@ -23,7 +23,7 @@ from robometer.models.tiny import TINY
 from robometer.sampling.config import SamplingConfig
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scorers import load_scorer
-from robometer.scoring import Clip, Scorer, score_prefixes
+from robometer.scoring import Clip, Scorer, score_positions, score_prefixes
 from robometer.settings import ConfigError
 from robometer.training.batch import Batch, RewardOutput, progress_from_logits
 from robometer.training.config import LossConfig, TrainConfig
@@ -315,6 +315,10 @@ def test_prefixes_are_scored_with_fewer_forwards(
         alone = [score([clip.up_to(n)])[0] for n in range(1, len(clip) + 1)]
         np.testing.assert_allclose(prefixes.progress, [one.progress[-1] for one in alone], atol=1e-5)
         np.testing.assert_allclose(prefixes.success, [one.success[-1] for one in alone], atol=1e-5)
+    scored.clear()
+    few = score_positions(scorer, clips[0], [10, 4])
+    assert scored == [5, 11]
+    np.testing.assert_allclose(few.progress, scores[0].progress[[10, 4]], atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["discrete", "l2"])

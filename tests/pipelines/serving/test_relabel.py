@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pipelines.serving import grpc_server
+from pipelines.serving import relabel as relabel_module
 from pipelines.serving.backend import SessionLimits
 from pipelines.serving.grpc_server import BoundedServer, Calls, GrpcSettings
 from robometer.baselines.trivial import FrameDifference
@@ -242,7 +243,7 @@ def test_the_limits_of_a_token_hold(tmp_path: Path) -> None:
         assert "use another token" in no_size
 
 
-def test_too_much_is_refused(address: str) -> None:
+def test_too_much_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
     large = request({"image": frames_of(4, height=600, width=600)})
     assert "larger than max" in refused(lambda: relabel(address, large), exhausted)
@@ -254,9 +255,10 @@ def test_too_much_is_refused(address: str) -> None:
     assert "with prefixes the limit is 1000" in refused(lambda: relabel(address, long), exhausted)
     grey = bare(np.zeros((2, 700, 700, 1), np.uint8))
     assert "take more than 2000000 bytes" in refused(lambda: relabel(address, grey), exhausted)
-    fields = pb.RelabelRewardsRequest(transitions=[pb.Transition(info=[pb.MetaEntry()] * 600_000)])
+    monkeypatch.setattr(relabel_module, "MAX_FIELDS", 500)
+    fields = pb.RelabelRewardsRequest(transitions=[pb.Transition(info=[pb.MetaEntry()] * 499)])
     fields.language_instructions.append("go")
-    assert "more than 500000 fields" in refused(lambda: relabel(address, fields), exhausted)
+    assert "more than 500 fields" in refused(lambda: relabel(address, fields), exhausted)
 
 
 def raw(address: str, content: bytes, method: str = "RelabelRewards") -> bytes:
