@@ -505,7 +505,7 @@ MUTANTS = (
            "frame_index=video.frame_index + first", "frame_index=video.frame_index",
            "tests/pipelines/serving/test_options.py"),
     Mutant("each prefix has one frame too many", "robometer/scoring.py",
-           "ends = range(1, len(clip) + 1)", "ends = range(2, len(clip) + 2)",
+           "clip.up_to(p + 1) for p in needed", "clip.up_to(p + 2) for p in needed",
            "tests/models/test_rewind.py tests/test_scoring.py"),
     Mutant("old tasks are kept for ever", "robometer/models/rewind_scorer.py",
            "- self._known_tasks - MAX_TASKS, 0)", "- self._known_tasks - 10 * MAX_TASKS, 0)", "tests/models/test_rewind.py"),
@@ -544,8 +544,6 @@ MUTANTS = (
     Mutant("whole clips and prefixes share a batch", "pipelines/serving/answerer.py",
            "return self._prefix_scores if request.prefixes else self._scores", "return self._scores", "tests/pipelines/serving/test_model.py"),
     # --- gRPC
-    Mutant("a frame is scored without itself", "robometer/scoring.py",
-           "clip.up_to(p + 1) for p in needed", "clip.up_to(max(p, 1)) for p in needed", "tests/test_scoring.py"),
     Mutant("frames that were not asked for are scored", "robometer/scoring.py",
            "    if len(needed) <= whole - (scorer.info.max_frames or 0) and", "    if False and", "tests/test_scoring.py"),
     Mutant("every position is answered", "pipelines/serving/relabel.py",
