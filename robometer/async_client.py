@@ -11,9 +11,10 @@ import httpx
 import numpy as np
 from tenacity import AsyncRetrying
 
-from robometer import calls
+from robometer import calls, many_calls
 from robometer.calls import Call, Client
 from robometer.frames.video import Source
+from robometer.many_calls import Failure, Ranking, Standings
 from robometer.scoring import Clip, ClipScore
 
 T = TypeVar("T")
@@ -70,6 +71,20 @@ class AsyncRemoteScorer(Client):
     async def compare_videos(self, a: Source, b: Source, task: str) -> float:
         """See `RemoteScorer.compare_videos`."""
         return await self._make_and_send(partial(calls.compare_videos, a, b, task))
+
+    async def score_videos(
+        self, videos: Sequence[Source], tasks: str | Sequence[str], **options: float | str
+    ) -> list[ClipScore | Failure]:
+        """See `RemoteScorer.score_videos`."""
+        return await self._make_and_send(partial(many_calls.score_videos, videos, tasks, **options))
+
+    async def rank_videos(self, videos: Sequence[Source], task: str, **options: float | str) -> Ranking:
+        """See `RemoteScorer.rank_videos`."""
+        return await self._make_and_send(partial(many_calls.rank_videos, videos, task, **options))
+
+    async def compare_many(self, videos: Sequence[Source], task: str) -> Standings:
+        """See `RemoteScorer.compare_many`."""
+        return await self._make_and_send(partial(many_calls.compare_many, videos, task))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -51,12 +51,13 @@ class Call(Generic[Result]):
 
 def score_clip(clip: Clip, **options: float | str) -> Call[ClipScore]:
     """Score a clip; see `RemoteScorer.score_video` for the options."""
-    return Call("/v1/score", _clip_score, {"task": clip.task, **options}, {"frames": npy(clip.frames)})
+    return Call("/v1/score", clip_score, {"task": clip.task, **options}, {"frames": npy(clip.frames)})
 
 
 def score_video(video: Source, task: str, **options: float | str) -> Call[ClipScore]:
-    """Score a video, given as a file or its content."""
-    return Call("/v1/score", _clip_score, {"task": task, **options}, {"video": _content(video)})
+    """Score a video, given as a file, its content or its URL."""
+    fields, parts = video_fields(video)
+    return Call("/v1/score", clip_score, {"task": task, **options, **fields}, parts)
 
 
 def compare_clips(pair: tuple[Clip, Clip]) -> Call[float]:
@@ -67,7 +68,8 @@ def compare_clips(pair: tuple[Clip, Clip]) -> Call[float]:
 
 def compare_videos(a: Source, b: Source, task: str) -> Call[float]:
     """P(the first video did better)."""
-    return Call("/v1/compare", _preference, {"task": task}, {"video_a": _content(a), "video_b": _content(b)})
+    (fields_a, parts_a), (fields_b, parts_b) = video_fields(a, "_a"), video_fields(b, "_b")
+    return Call("/v1/compare", _preference, {"task": task, **fields_a, **fields_b}, {**parts_a, **parts_b})
 
 
 class Client:
@@ -129,7 +131,8 @@ class Client:
                 "send fewer or smaller frames"
             )
         files = {name: (name, content, "application/octet-stream") for name, content in call.parts.items()}
-        return {"data": call.fields, "files": files}
+        texts = {name: (None, str(value)) for name, value in call.fields.items()}  # httpx would not make a form of data
+        return {"files": {**texts, **files}}
 
     @contextmanager
     def _failures(self, route: str) -> Iterator[None]:
@@ -189,12 +192,20 @@ def _object(response: httpx.Response) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _clip_score(answer: dict[str, Any]) -> ClipScore:
+def clip_score(answer: dict[str, Any]) -> ClipScore:
+    """The score in an answer."""
     return ClipScore(np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32))
 
 
 def _preference(answer: dict[str, Any]) -> float:
     return float(answer["probability_a_better"])
+
+
+def video_fields(video: Source, suffix: str = "") -> tuple[dict[str, str], dict[str, bytes]]:
+    """Text fields and file parts of a video, given as a file, its content or its URL."""
+    if isinstance(video, str) and video.startswith(("https://", "http://")):
+        return {f"url{suffix}": video}, {}
+    return {}, {f"video{suffix}": _content(video)}
 
 
 def _content(video: Source) -> bytes:

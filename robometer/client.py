@@ -11,13 +11,14 @@ import httpx
 import numpy as np
 from tenacity import Retrying
 
-from robometer import calls
+from robometer import calls, many_calls
 from robometer.calls import Call, Client, ScoringError
 from robometer.frames.video import Source
+from robometer.many_calls import Failure, Ranking, Standings
 from robometer.remote_session import RemoteSession
 from robometer.scoring import Clip, ClipScore
 
-__all__ = ["RemoteScorer", "ScoringError"]
+__all__ = ["Failure", "Ranking", "RemoteScorer", "ScoringError", "Standings"]
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -63,17 +64,42 @@ class RemoteScorer(Client):
         return self._send_all(partial(calls.score_clip, mode="prefix"), clips)
 
     def score_video(self, video: Source, task: str, **options: float | str) -> ClipScore:
-        """Score a video, given as a file or its content. The endpoint makes its frames (see `info.frames`).
+        """Score a video, given as a file, its content or its URL. The endpoint makes its frames (see `info.frames`).
 
         Args:
+            video: a URL must be on the endpoint's list (`serve.url_allow_list`).
             options: `start_frame` and `end_frame`, or `start_s` and `end_s`: the part to score, without its end;
-                `max_frames`: most frames to take of it; `mode="prefix"`: each frame from those up to it.
+                `max_frames`: most frames to take of it, or `fps`: how many of each second; `mode="prefix"`: each frame
+                from those up to it.
         """
         return self._send(calls.score_video(video, task, **options))
 
     def compare_videos(self, a: Source, b: Source, task: str) -> float:
         """P(the first video did better), for two files or their contents."""
         return self._send(calls.compare_videos(a, b, task))
+
+    def score_videos(
+        self, videos: Sequence[Source], tasks: str | Sequence[str], **options: float | str
+    ) -> list[ClipScore | Failure]:
+        """Score several videos in one request. One that cannot be scored has a `Failure` in its place.
+
+        Args:
+            videos: see `score_video`; 256 at most, and together not larger than one upload may be.
+            tasks: one for all, or one for each.
+            options: of all, see `score_video`.
+
+        Raises:
+            ValueError: there are several tasks, and not one for each video.
+        """
+        return self._send(many_calls.score_videos(videos, tasks, **options))
+
+    def rank_videos(self, videos: Sequence[Source], task: str, **options: float | str) -> Ranking:
+        """Order several videos by a task, in one request; see `score_videos`."""
+        return self._send(many_calls.rank_videos(videos, task, **options))
+
+    def compare_many(self, videos: Sequence[Source], task: str) -> Standings:
+        """Compare every two of 2 to 16 videos, in one request."""
+        return self._send(many_calls.compare_many(videos, task))
 
     def open_session(self, task: str) -> RemoteSession:
         """See `Scorer.open_session`. The session lives on the endpoint; close it, or it ends when it has been idle."""

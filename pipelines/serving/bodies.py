@@ -142,9 +142,9 @@ async def clips_of(
     names = [f"{kind}{suffix}" for suffix in suffixes for kind in fields.clip_kinds]
     fields.only(["task", *names, *(OPTIONS if optional else ())])
     task, options = checked_task(fields.value("task")), fields.options()
-    clips = []
-    for suffix in suffixes:
-        decoded = await fields.upload(suffix).decode(options.cut, decoders)
+    clips, uploads = [], [fields.upload(suffix) for suffix in suffixes]
+    for upload in uploads:
+        decoded = await upload.decode(options.cut, decoders)
         frames_in_memory.enter_context(decoders.counted(decoded.frames))
         clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
     return clips, options
