@@ -58,7 +58,7 @@ def test_the_python_example_prints_the_progress_of_a_video(
 
 
 def test_the_example_of_the_public_protocol_gets_a_value_for_each_frame(capsys: pytest.CaptureFixture[str]) -> None:
-    _, code = blocks("serving.md", "python")
+    [code] = [block for block in blocks("serving.md", "python") if "evaluate_batch_npy" in block]
     with endpoint(FrameDifference()) as url:
         exec(code.replace("http://127.0.0.1:8000", url), {})
     answer = ast.literal_eval(capsys.readouterr().out)
@@ -67,16 +67,26 @@ def test_the_example_of_the_public_protocol_gets_a_value_for_each_frame(capsys: 
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_curl_examples_answer_the_progress_of_a_video_and_of_a_part(expected: ClipScore) -> None:
-    whole, part, *_ = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
+def test_the_curl_examples_answer_the_progress_of_a_video_and_of_a_part_and_an_order(
+    expected: ClipScore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(VIDEO.with_name("failure-001.mp4"), "first.mp4")
+    shutil.copy("clip.mp4", "second.mp4")
+    whole, part, rank, *_ = [block for block in blocks("serving.md", "bash") if block.startswith("curl")]
+    [python] = [block for block in blocks("serving.md", "python") if "rank_videos" in block]
     with endpoint(FrameDifference()) as url:
         answers = [
             json.loads(subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout)
             for line in (
-                command.replace("curl", "curl -s", 1).replace("http://127.0.0.1:8000", url) for command in (whole, part)
+                command.replace("curl", "curl -s", 1).replace("http://127.0.0.1:8000", url)
+                for command in (whole, part, rank)
             )
         ]
+        exec(python.replace("http://127.0.0.1:8000", url), {})
     np.testing.assert_array_equal(np.float32(answers[0]["progress"]), expected.progress)
+    rewards = [clip["reward"] for clip in answers[2]["clips"]]
+    assert rewards[1] == answers[0]["reward"] and answers[2]["order"] == sorted((0, 1), key=lambda i: -rewards[i])
+    assert capsys.readouterr().out == f"{answers[2]['order']} {rewards}\n"
     assert answers[1]["mode"] == "prefix"
     assert answers[1]["frame_index"] == [i for i in answers[0]["frame_index"] if 0.2 <= i / answers[0]["fps"] < 1.0]
 
