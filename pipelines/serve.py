@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
 from pipelines.cluster import cause_of, connected
+from pipelines.serving.audit import check_audit_log
 from pipelines.serving.backend import Deployed, Limits
 from pipelines.serving.choice import CANARY, Choice
 from pipelines.serving.front import DRAIN, ENVIRONMENT
@@ -98,6 +100,7 @@ def build_app(
         token=token_of(config),
         token_file=c.token_file and str(Path(c.token_file).absolute()),
         cors_origins=tuple(c.cors_origins),
+        audit_log=c.audit_log and str(Path(c.audit_log).absolute()),
         max_upload_bytes=c.max_upload_bytes,
         max_in_flight=capacity,
         timeout_s=c.request_timeout_s,
@@ -169,6 +172,7 @@ def start(
         _check_port(config)
         GrpcSettings.of(config.serve).publish()
     check_pair(config.serve.tls_certificate, config.serve.tls_key)
+    check_audit_log(config.serve.audit_log)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": config.serve.host, "port": config.serve.port, **_tls_options(config)},
@@ -191,6 +195,8 @@ def start(
     except KeyboardInterrupt:  # while the model loads
         stop()
         raise
+    with suppress(httpx.TransportError):
+        _ask(config, "GET", "/health")  # from the answer the proxy learns the name of the audit log
     return _url(config)
 
 
@@ -254,6 +260,7 @@ def run_serve(
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS")):
         _check_port(config)
     check_pair(config.serve.tls_certificate, config.serve.tls_key)
+    check_audit_log(config.serve.audit_log)
     (scorer or checkpoint_of(config)).frames()
     wants_token = Tokens(token_of(config), config.serve.token_file).wanted
     if not (wants_token or config.serve.host.startswith("127.") or config.serve.host in ("localhost", "::1")):

@@ -46,15 +46,17 @@ class Answerer:
 
     def answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:
         """The outcome of each request of a batch."""
+        started_s = time.monotonic()
         kinds = dict[Callable[[Any], list[Outcome]], list[int]]()
         for i, request in enumerate(requests):
             kinds.setdefault(self._way(request), []).append(i)
         outcomes = dict[int, Outcome]()
         for way, at in kinds.items():
             outcomes |= dict(zip(at, way([requests[i] for i in at]), strict=True))
+        shared: dict[str, Any] = {"batch_size": len(requests), "model_s": time.monotonic() - started_s}
         if self._suspect:
             self._examine()
-        return [replace(outcomes[i], batch_size=len(requests), first=i == 0) for i in range(len(requests))]
+        return [replace(outcomes[i], **shared, first=i == 0) for i in range(len(requests))]
 
     def _way(self, request: ModelRequest) -> Callable[[Any], list[Outcome]]:
         if isinstance(request, ScoreRequest):

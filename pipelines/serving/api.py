@@ -26,6 +26,7 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import check_prefixes
 from pipelines.serving.outcomes import checked
 from pipelines.serving.page_routes import page_routes
+from pipelines.serving.records import Recorded
 from pipelines.serving.relabel import relabel_route
 from pipelines.serving.schemas import (
     CompareAnswer,
@@ -53,7 +54,7 @@ _POST_ERRORS = error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503)
 
 def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: Deployed, replica: str) -> FastAPI:
     """Build the application; `replica` is the label of its metrics."""
-    metrics = Metrics(replica)
+    metrics, backend = Metrics(replica), Recorded(backend)
     fetcher = Fetcher(deployed.urls, limits.max_upload_bytes, guard.body_timeout_s)
     decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes, fetcher)
 

@@ -228,6 +228,7 @@ class Outcome:
         batch_size: requests that went through the model together.
         first: true for one request of each batch, so that a batch is counted once.
         seconds: from the request's arrival at the model to the answer.
+        model_s: seconds that the batch took.
     """
 
     model: str
@@ -238,6 +239,7 @@ class Outcome:
     first: bool
     status: int = 422
     seconds: float = 0.0
+    model_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.fetching import Fetcher
 from pipelines.serving.npy import HEAD_BYTES, MAGIC, read_npy, read_npy_header
 from pipelines.serving.options import Cut
+from pipelines.serving.records import current, stage
 from robometer.configs.allow_list import AllowList
 from robometer.frames.video import VideoLimits, thin_positions
 
@@ -112,7 +113,8 @@ class Decoders:
         Raises:
             ApiError: 422 for another format, dtype or shape, 413 for too many frames or pixels.
         """
-        return await asyncio.to_thread(decode_npy, data, field, self.limits)
+        with stage("decode"):
+            return await asyncio.to_thread(decode_npy, data, field, self.limits)
 
     async def url(self, url: Any, field: str, cut: Cut) -> Decoded:
         """Frames of a part of the video, or of the `.npy` file, that is at a URL.
@@ -133,6 +135,7 @@ class Decoders:
             ApiError: 503, too many are held already.
         """
         size_bytes = sum(frames.nbytes for frames in arrays)
+        current().frames += sum(map(len, arrays))
         if self._held_bytes and self._held_bytes + size_bytes > self._max_held_bytes:
             raise unavailable("The frames of too many requests wait for the model. Try again later.")
         self._held_bytes += size_bytes
@@ -176,7 +179,8 @@ class Decoders:
         call = Call()
         done = asyncio.get_running_loop().run_in_executor(self._threads, self._in_thread, call, field, job, parts)
         try:
-            return await done
+            with stage("decode"):
+                return await done
         except asyncio.CancelledError:  # the client has gone, or the request timed out
             call.end("cancelled")
             raise

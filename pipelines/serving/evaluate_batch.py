@@ -19,6 +19,7 @@ from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.outcomes import checked
+from pipelines.serving.records import stage
 from pipelines.serving.samples import SampleReader, SampleRequest, clips_of
 from pipelines.serving.schemas import (
     EvaluationAnswer,
@@ -82,7 +83,9 @@ def sample_routes(backend: Backend, limits: Limits, decoders: Decoders, metrics:
         if kind != "multipart/form-data":
             raise ApiError(415, "This route takes multipart/form-data. For JSON there is /evaluate_batch.")
         body, read = await request.body(), (await reader()).form
-        return await answer(await asyncio.to_thread(read, body, parameters.get("boundary", "")))
+        with stage("decode"):
+            samples = await asyncio.to_thread(read, body, parameters.get("boundary", ""))
+        return await answer(samples)
 
     @router.post("/evaluate_batch", summary="Samples as JSON (public server)", openapi_extra=samples_body("json"))
     async def evaluate_batch(request: Request) -> EvaluationAnswer:
@@ -91,7 +94,9 @@ def sample_routes(backend: Backend, limits: Limits, decoders: Decoders, metrics:
         if kind != "application/json":
             raise ApiError(415, "This route takes application/json. For arrays there is /evaluate_batch_npy.")
         body, read = await request.body(), (await reader()).json
-        return await answer(await asyncio.to_thread(read, body))
+        with stage("decode"):
+            samples = await asyncio.to_thread(read, body)
+        return await answer(samples)
 
     return router
 

@@ -17,15 +17,18 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
+from pipelines.serving.audit import AuditLog
 from pipelines.serving.cors import PREFLIGHT, cors_headers
 from pipelines.serving.errors import AGAIN_HEADER, ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.quotas import Quotas
+from pipelines.serving.records import HEADER as RECORD_HEADER
 from pipelines.serving.tokens import Client, TokenLimits
 
 logger = logging.getLogger(__name__)
@@ -107,7 +110,7 @@ class Front:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._uploads = self._held_bytes = 0
-        self._quotas = Quotas()
+        self._quotas, self._audit = Quotas(), AuditLog()
         self._draining: str | None = None  # the instance that takes no more requests
         self._drained = asyncio.Event()
 
@@ -116,7 +119,7 @@ class Front:
             return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
             return await self._socket(scope, receive, send)
-        request_id, client = uuid.uuid4().hex, _Client(receive)
+        request_id, client, started_s = uuid.uuid4().hex, _Client(receive), time.monotonic()
         try:
             request_id = _request_id(scope) or request_id
             reply = await self._answer(_forwarded(scope, request_id, _FORWARDED), client)
@@ -124,6 +127,7 @@ class Front:
             reply = _Reply()
             await error_response(error, request_id)(scope, receive, reply)
             reply.headers += client.cors_headers
+        self._record(scope, request_id, 499 if client.gone else reply.status, client, time.monotonic() - started_s)
         if client.gone:
             return
         headers = [(name, value) for name, value in reply.headers if name.lower() != b"x-request-id"]
@@ -161,6 +165,24 @@ class Front:
             await self._app(scope, client.nothing_more, reply)
             return reply
         return await self._pass_on(scope, client, [])
+
+    def _record(self, scope: Scope, request_id: str, status: int, client: _Client, total_s: float) -> None:
+        record, route = client.record, client.record.get("route", "other")
+        if route == ADMIT:  # the refusal of an upload
+            route = scope["path"] if scope["path"] in UPLOAD_ROUTES else "/v1/sessions/id/frames"
+        self._audit.name_file(record.get("audit_log", self._audit.path))
+        seconds = {"body": client.body_s, **record.get("seconds", {}), "total": total_s}
+        self._audit.write(
+            request_id=request_id,
+            remote=(scope.get("client") or [""])[0],
+            token=record.get("client", ""),
+            route=route,
+            status=status,
+            model=record.get("model", ""),
+            bytes=client.size_bytes,
+            frames=record.get("frames", 0),
+            ms={name: round(1000 * value, 1) for name, value in seconds.items()},
+        )
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a WebSocket on, until the endpoint drains: then the client is told to come again (code 1012)."""
@@ -202,7 +224,11 @@ class Front:
             if admission.instance == self._draining:
                 raise unavailable(SHUTTING_DOWN, 5)
             with self._quotas.place(admission.client, _declared_bytes(scope)):
-                await self._read_body(chunks, client, admission)
+                started_s = time.monotonic()
+                try:
+                    await self._read_body(chunks, client, admission)
+                finally:
+                    client.body_s = time.monotonic() - started_s
                 return reply if client.gone else await self._pass_on(scope, client, chunks)
         finally:
             self._uploads -= 1
@@ -234,6 +260,8 @@ class Front:
                 await self._app(dict(scope), client.replay(chunks), reply)
             except Exception:  # Ray's proxy failed: the next try may reach another replica
                 logger.exception("The proxy failed on request %r.", scope["path"][:80])
+            if reply.is_from_replica:
+                client.record = _taken_out(reply.headers)
             if client.gone or reply.is_from_replica:
                 return reply
             if time.monotonic() > deadline_s:
@@ -269,12 +297,15 @@ class _Client:
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.gone, self.is_sending = receive, False, False
+        self.size_bytes, self.body_s = 0, 0.0
+        self.record: dict[str, Any] = {}  # that a replica wrote
         self.cors_headers: list[tuple[bytes, bytes]] = []  # that a replica gave, for a refusal of ours
 
     async def receive(self) -> Message:
         message = await self._receive()
         self.gone = self.gone or message["type"] == "http.disconnect"
         self.is_sending = self.is_sending and message.get("more_body", False)
+        self.size_bytes += len(message.get("body", b""))
         return message
 
     async def discard(self) -> None:
@@ -323,6 +354,13 @@ class _Reply:
     def is_from_replica(self) -> bool:
         names = {name.lower() for name, _ in self.headers}
         return self.whole and REPLICA_HEADER in names and AGAIN_HEADER.encode() not in names
+
+
+def _taken_out(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """The record among the headers of an answer, which it is taken out of."""
+    found = [value for name, value in headers if name.lower() == RECORD_HEADER]
+    headers[:] = [(name, value) for name, value in headers if name.lower() != RECORD_HEADER]
+    return dict(json.loads(found[0])) if found else {}
 
 
 def _inner(scope: Scope, path: str) -> Scope:

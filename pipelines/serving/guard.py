@@ -30,6 +30,7 @@ from pipelines.serving.front import (
 from pipelines.serving.handshake import SUBPROTOCOL, is_foreign
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.page_routes import PAGE_FILES
+from pipelines.serving.records import HEADER, Record, begin, current
 from pipelines.serving.tokens import ANONYMOUS, Client, Tokens
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class GuardSettings:
         max_held_bytes: limit of all bodies at a time in the HTTP proxy, and of all frames in this replica.
         drain_key: whoever has it may tell the HTTP proxy to take no more requests; empty: nobody.
         instance: names one start of the endpoint.
+        audit_log: file for a line about each request; empty: none.
         cors_origins: origins whose pages may use the endpoint; `*`: all.
         session_idle_s: seconds after which a session without a push ends.
         models: what a request may name beside the default.
@@ -93,6 +95,7 @@ class GuardSettings:
     token_file: str = ""
     cors_origins: tuple[str, ...] = ()
     models: Choice = field(default_factory=Choice)
+    audit_log: str = ""
 
     @property
     def wants_token(self) -> bool:
@@ -116,7 +119,9 @@ class Guard:
         headers, started_s = Headers(scope=scope), time.monotonic()
         request_id = headers.get("x-request-id", "")  # `Front` makes one where the client sent none
         scope.setdefault("state", {}).update(request_id=request_id, client_name=ANONYMOUS)
-        answer = _Answer(send, self._metrics.replica)
+        record = Record(self._settings.audit_log, ANONYMOUS, route_name(scope["path"]))
+        begin(record)
+        answer = _Answer(send, self._metrics.replica, record)
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             try:
@@ -134,7 +139,7 @@ class Guard:
             answer.status = answer.status or CLIENT_GONE
             raise
         finally:
-            self._metrics.observe_request(route_name(scope["path"]), answer.status, time.monotonic() - started_s)
+            self._metrics.observe_request(record, answer.status, time.monotonic() - started_s)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if FRONT_HEADER not in headers:
@@ -143,7 +148,7 @@ class Guard:
             self._check_drain_key(headers)
             return await self._admission(Client(), scope, receive, send)
         client = Client() if scope["path"] in OPEN_ROUTES else self._tokens.authenticate(scope)
-        scope["state"]["client_name"] = client.name
+        scope["state"]["client_name"] = current().client = client.name
         if scope["path"] not in OPEN_ROUTES:
             key = headers.get("x-request-id", "") if scope["path"] in SPLIT_ROUTES else ""
             self._settings.models.choose(headers.get(MODEL_HEADER), scope["query_string"], key)
@@ -207,15 +212,16 @@ class Guard:
 
 
 class _Answer:
-    """A `send` that adds the replica's name to an answer and keeps its status."""
+    """A `send` that adds the replica's name and the record to an answer and keeps its status."""
 
-    def __init__(self, send: Send, replica: str) -> None:
-        self._send, self._replica, self.status = send, replica, 0
+    def __init__(self, send: Send, replica: str, record: Record) -> None:
+        self._send, self._replica, self._record, self.status = send, replica, record, 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message["headers"], (REPLICA_HEADER, self._replica.encode())]}
+            ours = [(REPLICA_HEADER, self._replica.encode()), (HEADER, self._record.as_header())]
+            message = {**message, "headers": [*message["headers"], *ours]}
         await self._send(message)
 
     async def refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summ
 from pipelines.serving.backend import Outcome
 from robometer.scoring import ClipScore
 
+from pipelines.serving.records import Record
+
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -18,10 +20,19 @@ class Metrics:
         registry, labels = self.registry, ("replica",)
         self.replica = replica
         self._requests = Counter(
-            "robometer_requests", "Requests by route and status.", (*labels, "route", "status"), registry=registry
+            "robometer_requests",
+            "Requests by route, status, name of the token, and model.",
+            (*labels, "route", "status", "token", "model"),
+            registry=registry,
         )
         self._seconds = Histogram(
             "robometer_request_seconds", "Time to the last byte.", (*labels, "route"), registry=registry
+        )
+        self._stages = Histogram(
+            "robometer_stage_seconds",
+            "Time of a request by stage: decode, queue, model.",
+            (*labels, "route", "stage"),
+            registry=registry,
         )
         self._batches = Histogram(
             "robometer_batch_size", "Requests per forward pass.", labels, buckets=_BATCH_BUCKETS, registry=registry
@@ -46,10 +57,12 @@ class Metrics:
             "robometer_in_flight", "Scoring requests being served.", labels, registry=registry
         ).labels(replica)
 
-    def observe_request(self, route: str, status: int, seconds: float) -> None:
+    def observe_request(self, record: Record, status: int, seconds: float) -> None:
         """Count one finished request."""
-        self._requests.labels(self.replica, route, str(status)).inc()
-        self._seconds.labels(self.replica, route).observe(seconds)
+        self._requests.labels(self.replica, record.route, str(status), record.client, record.model).inc()
+        self._seconds.labels(self.replica, record.route).observe(seconds)
+        for stage, stage_s in record.seconds.items():
+            self._stages.labels(self.replica, record.route, stage).observe(stage_s)
 
     def observe_decoder_death(self, cause: str) -> None:
         """Count one upload over which its decoder ended."""

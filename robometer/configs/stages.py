@@ -89,6 +89,8 @@ class ServeConfig(Settings, section="serve"):
     """PEM file of the certificate's key, without a password."""
     cors_origins: list[str] = field(default_factory=list)
     """Origins (https://lab.example) whose pages may use the endpoint from a browser; '*': any; empty: its own only."""
+    audit_log: str = ""
+    """File on the head node that gets a JSON line about each request, without tokens and tasks; empty: none."""
     token_file: str = ""
     """File of more tokens with names and limits, from `robometer serve-token`; every node must see it; empty: none."""
 
@@ -101,7 +103,7 @@ class ServeConfig(Settings, section="serve"):
             require(
                 right is not None, f"serve.cors_origins: {origin!r} is not '*' or an origin such as https://lab.example"
             )
-        for name in ("token_file", "tls_certificate", "tls_key"):
+        for name in ("token_file", "tls_certificate", "tls_key", "audit_log"):
             paths.check_local(f"serve.{name}", getattr(self, name), empty=True)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
         require(bool(self.relabel_image_keys) or not self.grpc_port, "serve.relabel_image_keys must name one at least")
