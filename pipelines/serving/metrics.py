@@ -5,9 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
 from pipelines.serving.backend import Outcome
-from robometer.scoring import ClipScore
-
 from pipelines.serving.records import Record
+from robometer.scoring import ClipScore
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
