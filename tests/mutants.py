@@ -505,6 +505,8 @@ MUTANTS = (
            'clips = {"frames_base64_0": _TWO_FRAMES,', 'clips = {"frames_base64": _TWO_FRAMES,', "tests/pipelines/serving/test_openapi.py"),
     Mutant("clips of two models are mixed", "pipelines/serving/many.py",
            "if len(models) > 1:", "if False:", "tests/pipelines/serving/test_many.py"),
+    Mutant("an update is the fault of one clip", "pipelines/serving/many.py",
+           "if AGAIN_HEADER in error.headers:", "if False:", "tests/pipelines/serving/test_many.py"),
     Mutant("clips of one reward are ordered by their numbers alone", "pipelines/serving/many.py",
            "-float(result.score.success.mean()), number)", "number)", "tests/pipelines/serving/test_many.py"),
     Mutant("frames per second are taken by their numbers, not their times", "robometer/frames/timeline.py",

@@ -43,6 +43,13 @@ def updating() -> ApiError:
     return refusal
 
 
+def replaced() -> ApiError:
+    """The 503 where an update has replaced the model between two clips of a request."""
+    refusal = unavailable("The model was replaced while it answered this request. Send it again.")
+    refusal.headers[AGAIN_HEADER] = "1"
+    return refusal
+
+
 def no_such_route() -> ApiError:
     """The 404 of a path that the endpoint does not have."""
     return ApiError(404, "There is no such route. /docs lists the routes.")

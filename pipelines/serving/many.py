@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from pipelines.serving.backend import Backend, ScoreRequest
 from pipelines.serving.bodies import Fields, read_fields
 from pipelines.serving.decoding import Decoders
-from pipelines.serving.errors import ApiError, unavailable
+from pipelines.serving.errors import AGAIN_HEADER, ApiError, replaced
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import OPTIONS, ScoreOptions, check_prefixes
 from pipelines.serving.outcomes import checked
@@ -83,6 +83,8 @@ class ClipScorer:
             try:
                 return await self._one(fields, position, task, options)
             except ApiError as error:
+                if AGAIN_HEADER in error.headers:  # the whole request goes to another replica
+                    raise
                 return error
 
         results = await self._shares.each(count, one)
@@ -91,7 +93,7 @@ class ClipScorer:
             raise failures[0]
         models = {result.model for result in results if isinstance(result, Scored)}
         if len(models) > 1:
-            raise unavailable("The model was replaced while it scored these clips. Send the request again.")
+            raise replaced()
         return models.pop() if models else (await self._backend.info()).name, results
 
     async def _one(self, fields: Fields, position: int, task: str | None, options: ScoreOptions) -> Scored:

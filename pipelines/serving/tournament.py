@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.serving.backend import Backend, CompareRequest
 from pipelines.serving.bodies import Fields
 from pipelines.serving.decoding import Decoders
-from pipelines.serving.errors import ApiError, unavailable
+from pipelines.serving.errors import ApiError, replaced
 from pipelines.serving.many import count_clips
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import Cut
@@ -111,7 +111,7 @@ class Tournament:
         answers = await self._shares.each(len(pairs), ask)
         models = {model for model, _ in answers}
         if len(models) > 1:
-            raise unavailable("The model was replaced while it compared these clips. Send the request again.")
+            raise replaced()
         asked = np.full((len(clips), len(clips)), 0.5)
         for (a, b), (_, probability) in zip(pairs, answers, strict=True):
             asked[a, b] = probability

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipelines.serving.backend import ModelRequest, Outcome, ScoreRequest
-from pipelines.serving.errors import unavailable
+from pipelines.serving.errors import unavailable, updating
 from robometer.scoring import Clip, ClipScore
 from tests.local_endpoint import LocalBackend, endpoint
 from tests.pipelines.serving.test_options import IMAGES, Seen, video
@@ -162,17 +162,35 @@ def test_rank_orders_by_the_last_progress_then_mean_success(url: str) -> None:
     assert answer["clips"][3] == {"reward": pytest.approx(0.04), "mean_success": pytest.approx(0.03), "num_frames": 3}
 
 
-def test_clips_of_two_models_are_not_mixed() -> None:
+@pytest.mark.parametrize("route", ["rank", "compare"])
+def test_clips_of_two_models_are_not_mixed(route: str) -> None:
+    """In an update the proxy sends the request again, and one model answers for all clips."""
+
     class Replaced(Seen):
-        names = iter(["a@1", "b@2"])
+        names = iter(["a@1", "b@2", "b@2", "b@2"])
 
         @property
         def name(self) -> str:  # type: ignore[override]
             return next(self.names)
 
     with endpoint(Replaced()) as url:
-        refusal = post(url, "rank", {"frames_0": npy(1), "frames_1": npy(2)}, task=TASK)
-    assert refusal.status_code == 503 and "was replaced" in refusal.json()["error"]
+        answer = post(url, route, {"frames_0": npy(10), "frames_1": npy(20)}, task=TASK).json()
+    assert answer["model"]["name"] == "b@2" and len(answer["order"]) == 2
+
+
+def test_in_an_update_the_whole_request_goes_to_another_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clip met a model that sees other frames: that is no error of this clip."""
+    refusals = iter([updating()])
+
+    async def update(backend: LocalBackend, request: ModelRequest) -> Outcome:
+        if refusal := next(refusals, None):
+            raise refusal
+        return await RUN(backend, request)
+
+    monkeypatch.setattr(LocalBackend, "run", update)
+    with endpoint(Seen()) as url:
+        answer = post(url, "scores", {"frames_0": npy(10), "frames_1": npy(20)}, task=TASK).json()
+    assert errors(answer["clips"]) == [200, 200] and next(refusals, None) is None
 
 
 @pytest.mark.parametrize(("held_clips", "at_once"), [(100, 8), (4, 2), (1, 1)])
