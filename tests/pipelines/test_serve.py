@@ -199,6 +199,16 @@ def refusal(response: httpx.Response, status: int) -> str:
     return str(error)
 
 
+def test_the_page_and_the_frames_come_through_the_proxy(http: httpx.Client, url: str) -> None:
+    page = httpx.get(url)
+    assert page.status_code == 200 and "<title>Robometer</title>" in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    frames = frames_of(40)  # more than one chunk of an answer
+    answer = http.post("/v1/frames", files={"frames": ("frames.npy", npy(frames))})
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), frames)
+    assert json.loads(answer.headers["x-robometer-frames"]) == {"frame_index": list(range(40)), "fps": None}
+
+
 def test_video_is_thinned_and_scored_per_frame(http: httpx.Client) -> None:
     response = post_video(http, mp4(frames_of(40)))
     assert response.status_code == 200, response.text

@@ -108,12 +108,16 @@ const orderOf = (run) => link.runs.findIndex((other) => ["slot", "view", "mode",
 const task = () => byId("task").value.trim();
 const mode = () => document.querySelector("[name=mode]:checked").value;
 
+let renaming = 0;
+
 function share() {
   if (link.clips.A || link.clips.B) return; // keep the link until it is reproduced
   const { clips, runs, followed, moment: at, threshold, hold, preference } = state;
   const fields = writeLink({ task: task(), mode: mode(), clips, runs, compare: preference?.task, follow: followed && runs.indexOf(followed), at, threshold, hold, model: state.model?.name });
-  history.replaceState(null, "", `#${fields}`);
-  byId("link").value = location.href;
+  const address = new URL(`#${fields}`, location.href).href;
+  byId("link").value = address;
+  clearTimeout(renaming); // a browser allows few changes of the address a second
+  renaming = setTimeout(() => history.replaceState(null, "", address), 200);
   const base = api.url("").href;
   const hasToken = Boolean(api.token.get());
   const lines = followed ? [scoreCommand(base, hasToken, clips[followed.slot], followed)] : [];
@@ -152,12 +156,18 @@ function startClips() {
     for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
       card.addEventListener(kind, (event) => {
         event.preventDefault();
+        event.stopPropagation();
         card.classList.toggle("over", kind === "dragenter" || kind === "dragover");
         if (kind === "drop") take(event.dataTransfer.files[0]);
       });
     }
   }
-  for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault()); // a miss opens no file
+  window.addEventListener("dragover", (event) => event.preventDefault());
+  window.addEventListener("drop", (event) => {
+    event.preventDefault();
+    const file = event.dataTransfer.files[0];
+    if (file) enqueue(() => load(state.clips.A && !state.clips.B ? "B" : "A", file));
+  });
 }
 
 function startPlots() {
