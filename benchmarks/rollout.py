@@ -1,14 +1,16 @@
-"""What eight clients lose while `serve deploy` replaces the model by another checkpoint.
+"""What eight clients lose while `serve deploy` replaces the model by another checkpoint, and while replicas come and go.
 
     python -m benchmarks.rollout
+    python -m benchmarks.rollout --scale
 
 It starts a Ray head of its own, deploys `cluster/serve.yaml` with a small checkpoint, and deploys it again with another
-one under load. Clients do not retry. A request is lost unless it answers 200 with the numbers that the checkpoint which
-it names gives in this process.
+one under load, which sees other frames. Clients do not retry. A request is lost unless it answers 200 with the numbers
+that the checkpoint which it names gives in this process. With `--scale` nothing is replaced: replicas follow the load.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import secrets
@@ -43,15 +45,15 @@ TASK = "open the drawer"
 _FILE = Path(__file__).resolve().parents[1] / "cluster/serve.yaml"
 
 
-def make_checkpoint(folder: Path, seed: int) -> str:
-    """Write a small ReWiND checkpoint with random weights, and return its folder."""
+def make_checkpoint(folder: Path, seed: int, max_frames: int = 8) -> str:
+    """Write a small ReWiND checkpoint with random weights, for clips of `max_frames`, and return its folder."""
     torch.manual_seed(seed)
     config = load(["embed.image_encoder=random_image", "embed.text_encoder=random_text", "sampling.max_frames=8"])
     model = Rewind(64, 32, 32, 1, 2, 8, 10, dropout=0.0)
     state = model.state_dict()
     config.model.hidden_dim, config.model.num_layers, config.model.num_heads, config.model.max_len = 32, 1, 2, 8
     config.model.dropout, config.sampling.progress_bins = 0.0, 10
-    save_checkpoint(folder, state, config, {"frames": {"max_frames": 8, "short_edge": 64}})
+    save_checkpoint(folder, state, config, {"frames": {"max_frames": max_frames, "short_edge": 64}})
     return str(folder)
 
 
@@ -165,7 +167,7 @@ class Clients:
 def measure(settings: Mapping[str, Any] | None = None) -> Counter[str]:
     """Outcomes of all requests around one update, by the model that answered."""
     folder, port = Path(tempfile.mkdtemp()), free_port()
-    names = [make_checkpoint(folder / name, seed) for seed, name in enumerate(("before", "after"))]
+    names = [make_checkpoint(folder / name, seed, 8 - seed) for seed, name in enumerate(("before", "after"))]
     scorers = [load_scorer(name) for name in names]
     try:
         with head(ENVIRONMENT) as environment:
@@ -180,13 +182,50 @@ def measure(settings: Mapping[str, Any] | None = None) -> Counter[str]:
             took_s = time.monotonic() - started_s
             time.sleep(3)
             clients.stop()
-        lost = sum(count for outcome, count in clients.outcomes.items() if outcome.startswith("LOST"))
-        print(f"{clients.outcomes.total()} requests, {lost} lost, slowest {clients.slowest_s:.2f} s")
-        print(f"the update took {took_s:.1f} s", *clients.outcomes.most_common(), sep="\n    ")
+        _report(clients, f"the update took {took_s:.1f} s")
         return clients.outcomes
     finally:
         shutil.rmtree(folder)
 
 
+def scale(load_s: float = 40) -> Counter[str]:
+    """Outcomes of all requests while load makes replicas start; prints how many run, then and after the load."""
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    name = make_checkpoint(folder / "one", 0)
+    settings = {"serve.checkpoint": name, "serve.num_cpus": 0.5, "serve.max_replicas": 3, "serve.max_batch_size": 2}
+    settings |= {"serve.upscale_delay_s": 1, "serve.downscale_delay_s": 5}
+    try:
+        with head(ENVIRONMENT) as environment:
+            deploy(environment, port, settings)
+            wait_until(environment, "RUNNING")
+            clients, started_s = Clients(f"http://127.0.0.1:{port}", [load_scorer(name)]), time.monotonic()
+            for phase, until_s in (("load", load_s), ("no load", load_s + 60)):
+                while (now_s := time.monotonic() - started_s) < until_s:
+                    print(f"{now_s:.0f} s, {phase}: {status(environment)['deployments']['Model']['replica_states']}")
+                    time.sleep(5)
+                if phase == "load":
+                    clients.stop()
+        _report(clients, "no update")
+        return clients.outcomes
+    finally:
+        shutil.rmtree(folder)
+
+
+def _report(clients: Clients, about: str) -> None:
+    lost = sum(count for outcome, count in clients.outcomes.items() if outcome.startswith("LOST"))
+    print(f"{clients.outcomes.total()} requests, {lost} lost, slowest {clients.slowest_s:.2f} s")
+    print(about, *clients.outcomes.most_common(), sep="\n    ")
+
+
+def main() -> None:
+    """Entry point; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", action="store_true", help="replicas follow the load")
+    if parser.parse_args().scale:
+        scale()
+    else:
+        measure()
+
+
 if __name__ == "__main__":
-    measure()
+    main()
