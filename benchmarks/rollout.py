@@ -1,4 +1,4 @@
-"""What eight clients lose while `serve deploy` replaces the model by another checkpoint, and while replicas come and go.
+"""What eight clients lose while `serve deploy` replaces the model, and while replicas come and go.
 
     python -m benchmarks.rollout
     python -m benchmarks.rollout --scale
