@@ -450,6 +450,8 @@ MUTANTS = (
            "await asyncio.shield(loading)", "await loading", "tests/pipelines/serving/test_models.py -k not_lost"),
     Mutant("the first model answers a mixed batch", "pipelines/serving/model.py",
            "if asked is answerer]", "]", "tests/pipelines/serving/test_models.py -k mix"),
+    Mutant("adapters take the weights of another model", "robometer/models/sharing.py",
+           "or not _equal(parameter, twin):", "or parameter.shape != twin.shape:", "tests/models/test_lora.py -k share"),
     Mutant("latency starts replicas where nobody waits", "pipelines/serving/scaling.py",
            "and context.total_num_requests > running)", ")", "tests/pipelines/serving/test_models.py -k follow"),
     Mutant("a model scores frames that were made for another", "pipelines/serving/model.py",

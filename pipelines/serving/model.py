@@ -17,7 +17,9 @@ from pipelines.serving.answerer import Answerer
 from pipelines.serving.backend import ModelInfo, ModelRequest, Outcome, SessionLimits
 from pipelines.serving.scaling import LATENCY
 from robometer.configs.stages import ServeConfig
+from robometer.models.sharing import share_weights
 from robometer.scorers import ScorerReference
+from robometer.scoring import Scorer
 
 _RECENT_S = 10.0
 """Age of the requests whose time decides over more replicas, at most."""
@@ -29,6 +31,7 @@ class Loaded:
 
     info: ModelInfo
     answerer: Answerer
+    scorer: Scorer
 
     @classmethod
     def of(cls, reference: ScorerReference, config: ServeConfig) -> Loaded:
@@ -38,7 +41,7 @@ class Loaded:
         info = ModelInfo(scorer.name, dict(told.provenance), told.image_encoder, reference.describe(), told.max_frames)
         answerer = Answerer(scorer, SessionLimits.from_config(config))
         answerer.try_out()
-        return cls(info, answerer)
+        return cls(info, answerer, scorer)
 
 
 class Model:
@@ -64,7 +67,9 @@ class Model:
             waiting = {name: threads.submit(self._load, name) for name in list(self._others)[:at_once]}
             self._first = Loaded.of(scorer, config)
             self._ready = {name: loading.result() for name, loading in waiting.items()}
-        self._all = weakref.WeakSet([self._first, *self._ready.values()])
+        self._all = weakref.WeakSet([self._first])
+        for loaded in self._ready.values():
+            self._add(loaded)
         self._loading = dict[str, asyncio.Task[Loaded]]()
 
         async def other(name: str) -> Loaded:
@@ -121,14 +126,22 @@ class Model:
             return self._ready.pop(name)
         loading = self._loading.get(name)
         if loading is None:
-            loading = self._loading[name] = asyncio.create_task(asyncio.to_thread(self._load, name))
+            loading = self._loading[name] = asyncio.create_task(asyncio.to_thread(self._load_late, name))
             loading.add_done_callback(lambda _: self._loading.pop(name))
-        loaded = await asyncio.shield(loading)
-        self._all.add(loaded)
-        return loaded
+        return await asyncio.shield(loading)
 
     def _load(self, name: str) -> Loaded:
         return Loaded.of(self._others[name], self._config)
+
+    def _load_late(self, name: str) -> Loaded:
+        return self._add(self._load(name))
+
+    def _add(self, loaded: Loaded) -> Loaded:
+        """Count it among the models in memory, which share their equal weights: several adapters hold one base."""
+        for other in list(self._all):
+            share_weights(loaded.scorer, other.scorer)
+        self._all.add(loaded)
+        return loaded
 
     @serve.batch
     async def _batched(self, requests: list[tuple[Answerer, ModelRequest]]) -> list[Outcome]:

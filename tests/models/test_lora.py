@@ -19,8 +19,11 @@ from robometer.models.checkpoint import (
 )
 from robometer.models.lora import add_lora, merge, trained_names
 from robometer.models.robometer import Robometer, build_robometer, load_processor
+from robometer.models.robometer_scorer import RobometerScorer
+from robometer.models.sharing import share_weights
 from robometer.runs.publishing import prepare, to_folder
 from robometer.scorers import load_scorer
+from robometer.scoring import Clip
 from robometer.training.losses import compute_losses
 from tests.models.images import noise_clip
 
@@ -143,3 +146,25 @@ def test_published_adapters_are_a_model_in_the_public_layout(base: Path, tmp_pat
     with torch.no_grad():
         ours, published = model(batch), load_model(tmp_path / "published")[0].eval()(batch)
     assert torch.allclose(ours.progress_logits, published.progress_logits, atol=1e-5)
+
+
+def test_two_adapters_and_their_base_share_its_weights_and_answer_as_before(config: Config) -> None:
+    torch.manual_seed(0)
+    base = build_robometer(config)[0].eval()
+    one, two = _trained(config), _trained(config)
+    with torch.no_grad():
+        for name, parameter in two.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(-1)
+    processor = load_processor(config)
+    scorers = [RobometerScorer(model, processor, config, str(i)) for i, model in enumerate((base, one, two))]
+    clips = [Clip(noise_clip(4, 3).frames, "open the drawer")]
+    before = [scorer.score(clips)[0].progress for scorer in scorers]
+    whole = sum(parameter.nbytes for parameter in base.parameters())
+    for scorer, others in ((scorers[1], scorers[:1]), (scorers[2], scorers[:2])):
+        freed = sum(share_weights(scorer, other) for other in others)
+        assert freed > 0.5 * whole
+        assert sum(share_weights(scorer, other) for other in others) == 0
+    for scorer, progress in zip(scorers, before, strict=True):
+        assert (scorer.score(clips)[0].progress == progress).all()
+    assert (before[1] != before[2]).any()
