@@ -9,7 +9,14 @@ export const token = {
   set: (value) => (value ? sessionStorage.setItem(TOKEN, value) : sessionStorage.removeItem(TOKEN)),
 };
 
-export const url = (path) => new URL(path, document.baseURI);
+// The page's address names the model. Every request names it too, so that no canary answers some of them.
+export const modelName = new URLSearchParams(location.search).get("model") ?? "default";
+
+export function url(path) {
+  const address = new URL(path, document.baseURI);
+  address.searchParams.set("model", modelName);
+  return address;
+}
 
 const bytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
@@ -43,6 +50,9 @@ const form = (fields) => {
 };
 
 export const model = async () => (await ask("v1/model")).json();
+
+// The names of all models of the endpoint.
+export const models = async () => (await (await ask("v1/models")).json()).models.map((one) => one.model);
 
 export async function frames(file) {
   const isArray = file.name.toLowerCase().endsWith(".npy");

@@ -35,11 +35,15 @@ function askToken() {
   byId("token").focus();
 }
 
-async function connect() {
-  state.model = await api.model();
+async function learnModel() {
+  [state.model, state.models] = await Promise.all([api.model(), api.models()]);
   state.most = state.model.max_frames ?? 0;
-  byId("token-form").classList.remove("wanted");
   showModel();
+}
+
+async function connect() {
+  await learnModel();
+  byId("token-form").classList.remove("wanted");
   if (link.model && link.model !== state.model.name) say(`The link was made with the model ${link.model}; this endpoint has ${state.model.name}, so the curves will differ.`);
   else if (link.clips.A || link.clips.B) say(`This link shows ${[link.clips.A, link.clips.B].filter(Boolean).map((clip) => clip.name).join(" and ")}. Drop the same file to see the view.`);
 }
@@ -73,7 +77,10 @@ async function question(slot, view, task, mode) {
       draw();
     });
     const run = state.followed;
-    say(`${titleOf(run)}: progress ${run.progress.at(-1).toFixed(3)} and success ${run.success.at(-1).toFixed(3)} at the last of ${run.positions.length} frames.${remark}`);
+    const before = state.model?.name;
+    if (run.model !== before) await learnModel(); // it was updated while the page was open
+    const news = !before || state.model.name === before ? "" : ` The endpoint has another model now: ${state.model.name} in place of ${before}.`;
+    say(`${titleOf(run)}: progress ${run.progress.at(-1).toFixed(3)} and success ${run.success.at(-1).toFixed(3)} at the last of ${run.positions.length} frames.${remark}${news}`);
   } finally {
     byId("progress").removeAttribute("aria-busy");
   }
@@ -118,10 +125,10 @@ function share() {
   byId("link").value = address;
   clearTimeout(renaming); // a browser allows few changes of the address a second
   renaming = setTimeout(() => history.replaceState(null, "", address), 200);
-  const base = api.url("").href;
+  const route = (path) => (state.models.length > 1 ? api.url(path).href : new URL(path, document.baseURI).href);
   const hasToken = Boolean(api.token.get());
-  const lines = followed ? [scoreCommand(base, hasToken, clips[followed.slot], followed)] : [];
-  if (preference) lines.push(compareCommand(base, hasToken, clips.A, clips.B, preference.task));
+  const lines = followed ? [scoreCommand(route, hasToken, clips[followed.slot], followed)] : [];
+  if (preference) lines.push(compareCommand(route, hasToken, clips.A, clips.B, preference.task));
   byId("curl").value = lines.join("\n");
 }
 
@@ -245,6 +252,15 @@ function startShare() {
   }
   window.addEventListener("hashchange", () => location.reload());
 }
+
+byId("model-choice").addEventListener("change", (event) => {
+  const address = new URL(byId("link").value);
+  address.searchParams.set("model", event.target.value);
+  const fields = new URLSearchParams(address.hash.slice(1));
+  fields.delete("model"); // another one is what was asked for
+  address.hash = fields;
+  location.assign(address);
+});
 
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,6 +1,7 @@
 // Draws the state.
 
 import { alarmAt } from "./alarm.js";
+import { modelName } from "./api.js";
 import { drawCurves, placeCursor } from "./plot.js";
 import { activeSlot, at, moments, place, positionsOf, seenNow, shown, state, visibleRuns } from "./state.js";
 
@@ -18,6 +19,9 @@ const digits = (value) => (value === undefined ? "–" : value.toFixed(3));
 
 export function showModel() {
   const { name, revision, frames } = state.model;
+  const choice = byId("model-choice");
+  choice.replaceChildren(...state.models.map((one) => made("option", { value: one, textContent: one, selected: one === modelName })));
+  byId("model-others").hidden = state.models.length < 2;
   byId("model-name").textContent = name;
   byId("model-revision").textContent = revision || "none (no weights)";
   const size = frames.short_edge ? `short edge ${frames.short_edge} px` : "as large as they are";
@@ -76,7 +80,9 @@ function alarmSentence(run) {
   return `Alarm at frame ${moment + 1} of ${run.positions.length} (${place(clip, run.positions[moment])}): ${rule}.`;
 }
 
-export const titleOf = (run) => [state.clips.B ? run.slot : "", run.task, VIEW_NAMES[run.view]].filter(Boolean).join(" · ");
+const otherModel = (run) => (run.model && run.model !== state.model?.name ? run.model : "");
+
+export const titleOf = (run) => [state.clips.B ? run.slot : "", run.task, VIEW_NAMES[run.view], otherModel(run)].filter(Boolean).join(" · ");
 
 function drawRuns() {
   byId("runs").replaceChildren(...state.runs.map(runRow));

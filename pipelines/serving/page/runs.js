@@ -28,9 +28,10 @@ export async function ask(question, observe) {
 }
 
 async function streamed(run, clip, observe) {
-  const observed = (i, progress, success) => {
-    run.progress[i] = progress;
-    run.success[i] = success;
+  const observed = (i, answer) => {
+    run.progress[i] = answer.progress[0];
+    run.success[i] = answer.success[0];
+    run.model = answer.model.name;
     observe(run);
   };
   try {
@@ -44,7 +45,7 @@ async function streamed(run, clip, observe) {
 
 async function scored(run, clip) {
   const answer = await api.score(clip.npy(run.positions), run.task, run.mode);
-  Object.assign(run, { progress: answer.progress, success: answer.success });
+  Object.assign(run, { progress: answer.progress, success: answer.success, model: answer.model.name });
   return "";
 }
 

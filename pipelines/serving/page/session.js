@@ -31,7 +31,7 @@ function connect() {
   return { socket, opened, answer };
 }
 
-// Push `count` frames, `frame(i)` a Blob each; `observe(i, progress, success)` is called for each answer, in order.
+// Push `count` frames, `frame(i)` a Blob each; `observe(i, answer)` is called for each, in order.
 export async function stream(task, count, frame, observe) {
   const { socket, opened, answer } = connect();
   let isOpen = false;
@@ -43,8 +43,7 @@ export async function stream(task, count, frame, observe) {
     if (most && count > most) throw new Error(`a session takes ${most} frames, and this view has ${count}`);
     for (let i = 0; i < count; i += 1) {
       socket.send(frame(i));
-      const { progress, success } = await answer(ANSWER_S);
-      observe(i, progress[0], success[0]);
+      observe(i, await answer(ANSWER_S));
     }
   } finally {
     if (isOpen && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ close: true })); // frees its place at once

@@ -51,20 +51,20 @@ export function readLink(text) {
   };
 }
 
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const quoted = (text) => (/^[\w:/.@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 const upload = (field, clip) => `-F ${quoted(`${field}=@"${clip.name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`)}`;
 const authorization = (hasToken) => (hasToken ? ' -H "Authorization: Bearer $ROBOMETER_TOKEN"' : "");
 const fieldOf = (clip) => (clip.name.toLowerCase().endsWith(".npy") ? "frames" : "video");
 
-// The command that gives the numbers of a run.
-export function scoreCommand(base, hasToken, clip, run) {
+// The command that gives the numbers of a run; `route` makes the address of a route.
+export function scoreCommand(route, hasToken, clip, run) {
   const curl = `curl${authorization(hasToken)}`;
-  const words = `--form-string ${quoted(`task=${run.task}`)}${run.mode === "prefix" ? " -F mode=prefix" : ""} ${base}v1/score`;
+  const words = `--form-string ${quoted(`task=${run.task}`)}${run.mode === "prefix" ? " -F mode=prefix" : ""} ${quoted(route("v1/score"))}`;
   if (run.view === "forward") return `${curl} ${upload(fieldOf(clip), clip)} ${words}`;
   const python = `import numpy as np; np.save("view.npy", np.load("frames.npy")[${JSON.stringify(run.positions)}])`;
-  return `${curl} ${upload(fieldOf(clip), clip)} -o frames.npy ${base}v1/frames && python3 -c ${quoted(python)} && ${curl} -F frames=@view.npy ${words}`;
+  return `${curl} ${upload(fieldOf(clip), clip)} -o frames.npy ${quoted(route("v1/frames"))} && python3 -c ${quoted(python)} && ${curl} -F frames=@view.npy ${words}`;
 }
 
-export function compareCommand(base, hasToken, a, b, task) {
-  return `curl${authorization(hasToken)} ${upload(`${fieldOf(a)}_a`, a)} ${upload(`${fieldOf(b)}_b`, b)} --form-string ${quoted(`task=${task}`)} ${base}v1/compare`;
+export function compareCommand(route, hasToken, a, b, task) {
+  return `curl${authorization(hasToken)} ${upload(`${fieldOf(a)}_a`, a)} ${upload(`${fieldOf(b)}_b`, b)} --form-string ${quoted(`task=${task}`)} ${quoted(route("v1/compare"))}`;
 }

@@ -4,9 +4,10 @@ import { VIEWS, seenAt } from "./views.js";
 
 export const state = {
   model: null, // the answer of /v1/model
+  models: [], // names of all models
   most: 0, // frames that the model takes of a clip, at most; 0 for any number
   clips: { A: null, B: null },
-  runs: [], // {slot, view, mode, task, positions, progress, success, colour, visible, done}
+  runs: [], // {slot, view, mode, task, positions, progress, success, model, colour, visible, done}
   followed: null,
   moment: 0,
   threshold: 0.5,

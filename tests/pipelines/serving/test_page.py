@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines.serving.choice import Choice
 from robometer.configs import load
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import list_units
@@ -416,6 +417,36 @@ def test_the_token_is_asked_for_and_stays_in_the_tab(chromium: Any, videos: Path
         page.reload()
         page.wait_for_selector("#model-name:has-text('colours')")
         context.close()
+
+
+class Green(Colours):
+    """Another model: its progress is half as high."""
+
+    name = "green@ba9876543210"
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        return [ClipScore(score.progress / 2, score.success) for score in super().score(clips)]
+
+
+def test_another_model_is_asked_about_the_same_view(chromium: Any, videos: Path) -> None:
+    path = videos / "bad.mp4"
+    choice = Choice({"small": "outputs/small", "canary": "outputs/new"}, canary_share=1.0)
+    others = {"small": Green(), "canary": Green()}
+    with endpoint(Colours(), others=others, models=choice) as url:
+        visit = Visit(chromium, url)
+        visit.choose("A", path)
+        visit.score(TASK, curves=1)
+        assert "green" not in visit.text("#runs")  # the page names the default, so the canary does not answer
+        [progress, *_] = visit.values(0)
+        visit.page.select_option("#model-choice", "small")
+        visit.page.wait_for_selector("#model-name:has-text('green@ba9876543210')")
+        wait(visit.page, "document.querySelector('#notice').textContent.includes('Drop the same file')")
+        visit.page.set_input_files("[data-slot=A] input", path)
+        visit.wait_for_curves(1)
+        assert visit.values(0)[0] == pytest.approx(progress / 2, abs=1e-3)
+        assert "'" + url + "/v1/score?model=small'" in visit.page.input_value("#curl")
+        assert visit.wrong == []
+        visit.context.close()
 
 
 def test_errors_are_shown_as_the_endpoint_says_them(visit: Visit, tmp_path: Path) -> None:
