@@ -13,7 +13,7 @@ import numpy as np
 
 from robometer.errors import InputError
 from robometer.frames.window import Window
-from robometer.scoring import Clip, ClipScore, Scorer
+from robometer.scoring import Clip, ClipScore, Scorer, score_prefixes
 
 Answer = tuple[float, float]
 """Progress and success at one frame."""
@@ -71,6 +71,10 @@ class WindowSession:
     def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
         """One-frame clips of some frames, as the window keeps them."""
         return [Clip(frame[None], self.task) for frame in frames]
+
+    def push_look(self, look: Clip) -> Answer:
+        """Push a frame as `look` has made it."""
+        return push_clips(self.scorer, [self], [look])[0]
 
     def check(self, frame: np.ndarray) -> None:
         """Raise `InputError` unless the frame is uint8 [H, W, 3], of the size of the first one."""
@@ -157,7 +161,24 @@ def joined(clips: Sequence[Clip]) -> Clip:
 
 
 def score_as_session(scorer: Scorer, clip: Clip) -> ClipScore:
-    """The score of a clip whose frames are pushed one after another."""
-    session = scorer.open_session(clip.task)
-    progress, success = zip(*(session.push(frame) for frame in clip.frames), strict=True)
-    return ClipScore(np.array(progress, dtype=np.float32), np.array(success, dtype=np.float32))
+    """The score of a clip whose frames are pushed one after another, with less work than that.
+
+    The first frames, which the window holds all, are scored at once: there, a session gives the prefix scores.
+    """
+    session = session_of(scorer, clip.task)
+    looks = session.look(list(clip.frames))
+    whole = min(len(clip), scorer.info.max_frames or len(clip))
+    [start] = score_prefixes(scorer, [joined(looks[:whole])])
+    session.window.restore(whole, looks[:whole])
+    rest = [session.push_look(look) for look in looks[whole:]]
+    progress, success = (np.append(getattr(start, name), [a[i] for a in rest]) for i, name in enumerate(_NAMES))
+    return ClipScore(progress.astype(np.float32), success.astype(np.float32))
+
+
+_NAMES = ("progress", "success")
+
+
+def session_of(scorer: Scorer, task: str) -> WindowSession:
+    """A session of the scorer with a window; a session of another kind is not used."""
+    session = scorer.open_session(task)
+    return session if isinstance(session, WindowSession) else WindowSession(scorer, task)

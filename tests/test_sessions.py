@@ -71,6 +71,10 @@ def test_a_session_of_a_vision_language_model_equals_its_window(name: str) -> No
     pushed = np.array([session.push(frame) for frame in clip.frames])
     np.testing.assert_allclose(pushed, _expected(scorer, clip), atol=5e-6)
     assert np.ptp(pushed[:, 0]) > 1e-3
+    for part in (clip, clip.up_to(3)):
+        score = score_as_session(scorer, part)
+        at_once = np.stack([score.progress, score.success], 1)
+        np.testing.assert_allclose(at_once, pushed[: len(part)], atol=5e-6)
 
 
 def test_a_frame_costs_as_many_tokens_at_the_end_as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +107,12 @@ def test_a_session_of_rewind_equals_its_window_and_encodes_a_frame_once(
         return original(frames)
 
     monkeypatch.setattr(scorer._images, "encode", encode)
+    session = _open(scorer, clip.task)
+    np.testing.assert_allclose([session.push(frame) for frame in clip.frames], expected, atol=1e-6)
+    assert encoded == [1] * 11 and np.ptp(expected[:, 0]) > 1e-3
     score = score_as_session(scorer, clip)
     np.testing.assert_allclose(np.stack([score.progress, score.success], 1), expected, atol=1e-6)
-    assert encoded == [1] * 11 and np.ptp(expected[:, 0]) > 1e-3
+    assert encoded == [1] * 11 + [11]
 
 
 @pytest.mark.parametrize("make", [_robometer, _rewind])

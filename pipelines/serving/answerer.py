@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipelines.serving.backend import (
 from pipelines.serving.session_store import SessionRefusal, SessionStore
 from robometer.errors import InputError
 from robometer.scoring import Clip, ClipScore, Scorer, score_positions, score_prefixes
-from robometer.sessions import NOT_FINITE
+from robometer.sessions import NOT_FINITE, score_as_session
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,15 @@ class Answerer:
     def __init__(self, scorer: Scorer, limits: SessionLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._scorer, self._sessions = scorer, SessionStore(scorer, limits, clock)
         self._suspect, self.sick = False, ""
+        self._scores = {
+            way: partial(self._guarded, partial(_finite_scores, score))
+            for way, score in {
+                "whole": lambda requests: scorer.score([request.clip for request in requests]),
+                "prefix": lambda requests: score_prefixes(scorer, [request.clip for request in requests]),
+                "positions": lambda requests: [score_positions(scorer, r.clip, r.positions) for r in requests],
+                "session": lambda requests: [score_as_session(scorer, request.clip) for request in requests],
+            }.items()
+        }
 
     def answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:
         """The outcome of each request of a batch."""
@@ -60,19 +70,8 @@ class Answerer:
 
     def _way(self, request: ModelRequest) -> Callable[[Any], list[Outcome]]:
         if isinstance(request, ScoreRequest):
-            if request.positions:
-                return self._some_scores
-            return self._prefix_scores if request.prefixes else self._scores
+            return self._scores["positions" if request.positions else request.mode]
         return self._preferences if isinstance(request, CompareRequest) else self._in_sessions
-
-    def _scores(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        return self._guarded(self._score, [request.clip for request in requests])
-
-    def _prefix_scores(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        return self._guarded(self._score_prefixes, [request.clip for request in requests])
-
-    def _some_scores(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        return self._guarded(self._score_positions, requests)
 
     def _preferences(self, requests: Sequence[CompareRequest]) -> list[Outcome]:
         return self._guarded(self._compare, [(request.a, request.b) for request in requests])
@@ -100,7 +99,7 @@ class Answerer:
 
     def try_out(self) -> None:
         """Score a clip that must work: encoders load on first use."""
-        self._score([_CANARY])
+        _finite_scores(lambda requests: self._scorer.score([r.clip for r in requests]), [ScoreRequest(_CANARY)])
 
     def _examine(self) -> None:
         """Find out, between two batches, whether the model or its input was at fault."""
@@ -111,15 +110,6 @@ class Answerer:
         except Exception as error:  # whatever it is, this replica cannot score any clip
             logger.exception("The model fails on a clip that must work.")
             self.sick = type(error).__name__
-
-    def _score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        return _finite(self._scorer.score(clips))
-
-    def _score_prefixes(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        return _finite(score_prefixes(self._scorer, clips))
-
-    def _score_positions(self, requests: Sequence[ScoreRequest]) -> list[ClipScore]:
-        return _finite([score_positions(self._scorer, request.clip, request.positions) for request in requests])
 
     def _compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> list[float]:
         values = self._scorer.compare(pairs)
@@ -147,10 +137,13 @@ class Answerer:
         return Outcome(self._scorer.name, value, error, rejected, batch_size=1, first=False, status=status)
 
 
-def _finite(scores: Sequence[ClipScore]) -> list[ClipScore]:
+def _finite_scores(
+    score: Callable[[Sequence[ScoreRequest]], list[ClipScore]], requests: Sequence[ScoreRequest]
+) -> list[ClipScore]:
+    scores = score(requests)
     if not all(np.isfinite(s.progress).all() and np.isfinite(s.success).all() for s in scores):
         raise ArithmeticError(NOT_FINITE)
-    return list(scores)
+    return scores
 
 
 def _first_line(error: Exception) -> str:

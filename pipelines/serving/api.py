@@ -172,7 +172,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics, tournament:
             [upload], options = await read_clips(request, ("",), decoders, frames_in_memory, optional=True)
             if options.prefixes:
                 check_prefixes(len(upload.clip), "frames")
-            outcome = checked(await backend.run(ScoreRequest(upload.clip, options.prefixes)), metrics)
+            outcome = checked(await backend.run(ScoreRequest(upload.clip, options.mode)), metrics)
         scored = scored_clip(upload.clip.task, upload.frame_index, upload.fps, cast(ClipScore, outcome.value))
         return ScoreAnswer(
             request_id=request.state.request_id,

@@ -103,14 +103,16 @@ class Deployed:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score one clip; with `prefixes` each frame from itself and the frames before it only.
+    """Score one clip.
 
     Attributes:
-        positions: with `prefixes` the frames to answer for, in the order of the answer; none: all.
+        mode: `whole`: each frame from all frames; `prefix`: from itself and the frames before it; `session`: as if the
+            frames were pushed to a session (see `robometer.sessions`).
+        positions: with `prefix`, the frames to answer for, in the order of the answer; none: all.
     """
 
     clip: Clip
-    prefixes: bool = False
+    mode: str = "whole"
     positions: tuple[int, ...] = ()
 
 

@@ -102,8 +102,9 @@ def sample_routes(backend: Backend, limits: Limits, decoders: Decoders, metrics:
 
 
 def _requests(request: SampleRequest) -> list[ModelRequest]:
+    mode = "prefix" if request.use_frame_steps else "whole"
     return [
-        ScoreRequest(sample, request.use_frame_steps) if isinstance(sample, Clip) else CompareRequest(*sample)
+        ScoreRequest(sample, mode) if isinstance(sample, Clip) else CompareRequest(*sample)
         for sample in request.samples
     ]
 

@@ -106,7 +106,7 @@ class ClipScorer:
             if options.prefixes:
                 check_prefixes(len(decoded.frames), upload.field)
             async with self._shares.places:
-                outcome = await self._backend.run(ScoreRequest(Clip(decoded.frames, task), options.prefixes))
+                outcome = await self._backend.run(ScoreRequest(Clip(decoded.frames, task), options.mode))
         score = cast(ClipScore, checked(outcome, self._metrics).value)
         return Scored(task, decoded.frame_index, decoded.fps, outcome.model, score)
 

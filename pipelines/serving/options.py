@@ -11,7 +11,7 @@ from pipelines.serving.errors import ApiError
 
 OPTIONS = ("mode", "start_frame", "end_frame", "start_s", "end_s", "max_frames", "fps")
 
-MODES = ("whole", "prefix")
+MODES = ("whole", "prefix", "session")
 
 MAX_PREFIX_FRAMES = 1000
 """Frames of a clip of which every prefix is scored, at most: the work grows with their square."""
@@ -41,15 +41,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How to score a clip; with `prefixes` each frame from itself and the frames before it only."""
+    """How to score a clip, see `ScoreRequest`."""
 
-    prefixes: bool = False
+    mode: str = MODES[0]
     cut: Cut = Cut()
 
     @property
-    def mode(self) -> str:
-        """The name of the mode, one of `MODES`."""
-        return MODES[self.prefixes]
+    def prefixes(self) -> bool:
+        """Whether each frame is scored from itself and frames before it only."""
+        return self.mode != MODES[0]
 
 
 def read_options(values: Mapping[str, Any]) -> ScoreOptions:
@@ -60,7 +60,7 @@ def read_options(values: Mapping[str, Any]) -> ScoreOptions:
     """
     mode = values.get("mode", MODES[0])
     if mode not in MODES:
-        raise ApiError(422, "Field 'mode' must be 'whole' or 'prefix'.")
+        raise ApiError(422, "Field 'mode' must be 'whole', 'prefix' or 'session'.")
     frames = {name: _frame(values[name], name) for name in ("start_frame", "end_frame") if name in values}
     seconds = {name: _second(values[name], name) for name in ("start_s", "end_s") if name in values}
     if frames and seconds:
@@ -75,7 +75,7 @@ def read_options(values: Mapping[str, Any]) -> ScoreOptions:
     max_frames = _frame(values["max_frames"], "max_frames") if "max_frames" in values else 0
     if "max_frames" in values and max_frames < 2:
         raise ApiError(422, "Field 'max_frames' must be at least 2: the first frame and the last are always kept.")
-    return ScoreOptions(mode == "prefix", Cut(start, end, bool(seconds), max_frames, _fps(values)))
+    return ScoreOptions(mode, Cut(start, end, bool(seconds), max_frames, _fps(values)))
 
 
 def check_prefixes(num_frames: int, field: str) -> None:

@@ -66,7 +66,7 @@ def relabel_route(
             frames_in_memory.enter_context(decoders.counted(*asked.frames.values()))
             for key, frames in asked.frames.items():
                 clip = Clip(frames, asked.task)
-                outcome = checked(await backend.run(ScoreRequest(clip, True, asked.positions)), metrics)
+                outcome = checked(await backend.run(ScoreRequest(clip, "prefix", asked.positions)), metrics)
                 scores[key], model = cast(ClipScore, outcome.value), outcome.model
         return Response(answer_of(scores, model), media_type=CONTENT_TYPE)
 

@@ -59,7 +59,7 @@ class ScoredClip(BaseModel):
     reward: float = Field(description="progress at the last frame", examples=[0.93])
 
 
-_MODE = Field(description="whole, or prefix: each frame from those up to it", examples=["whole"])
+_MODE = Field(description="whole; prefix: each frame from those up to it; session: as in a session", examples=["whole"])
 
 
 class ScoreAnswer(ScoredClip):
@@ -281,7 +281,11 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _OPTIONS: dict[str, Any] = {
-    "mode": {"type": "string", "enum": list(MODES), "description": "prefix: each frame from those up to it"},
+    "mode": {
+        "type": "string",
+        "enum": list(MODES),
+        "description": "prefix: each frame from those up to it; session: as in a session",
+    },
     "start_frame": {"type": "integer", "minimum": 0, "description": "the first frame of the part to score"},
     "end_frame": {"type": "integer", "minimum": 1, "description": "the frame after its last"},
     "start_s": {"type": "number", "minimum": 0, "description": "of a video: its start in seconds"},

@@ -20,7 +20,7 @@ from pipelines.serving.backend import (
 )
 from robometer.errors import InputError
 from robometer.scoring import Clip, Scorer
-from robometer.sessions import NOT_FINITE, WindowSession, clip_bytes, joined, push_all
+from robometer.sessions import NOT_FINITE, WindowSession, clip_bytes, joined, push_all, session_of
 
 
 class SessionRefusal(InputError):
@@ -165,8 +165,7 @@ class SessionStore:
             self._end(session_id)
 
     def _session(self, task: str) -> WindowSession:
-        session = self._scorer.open_session(task)
-        return session if isinstance(session, WindowSession) else WindowSession(self._scorer, task)
+        return session_of(self._scorer, task)
 
     def _find(self, session_id: str, owner: str) -> _Held:
         held = self._held.get(session_id)

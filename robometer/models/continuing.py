@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from robometer.models.attention import KeyValues
 from robometer.models.processing import RobometerProcessor
 from robometer.scoring import Clip
-from robometer.sessions import WindowSession
+from robometer.sessions import Answer, WindowSession
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class RobometerSession(WindowSession):
     def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
         """See `WindowSession.look`; the frames are copied, since a caller may use its buffer again."""
         return [Clip(frame[None].copy(), self.task) for frame in frames]
+
+    def push_look(self, look: Clip) -> Answer:
+        """See `WindowSession.push_look`."""
+        return self.push(look.frames[0])
 
     def restore(self, pushed: int, frames: Sequence[np.ndarray]) -> None:
         """See `WindowSession.restore`."""

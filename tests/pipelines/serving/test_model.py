@@ -93,7 +93,7 @@ def test_a_batch_of_all_kinds_is_answered_in_its_order() -> None:
     model = Model(Made(lambda word: Lengths()), ServeConfig())
     one, two, three = (Clip(np.zeros((n, 8, 8, 3), np.uint8), "task") for n in (1, 2, 3))
     requests: list[ModelRequest] = [
-        ScoreRequest(three, prefixes=True),
+        ScoreRequest(three, "prefix"),
         CompareRequest(one, three),
         ScoreRequest(two),
         CompareRequest(three, one),

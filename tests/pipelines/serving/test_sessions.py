@@ -261,6 +261,17 @@ def test_what_cannot_be_pushed_is_refused(http: httpx.Client) -> None:
     assert http.post(path, files={"frames": ("f.npy", npy(frame(1)))}, data={"index": "1"}).json()["index"] == [1]
 
 
+def test_a_clip_is_scored_as_a_session_would_in_one_request(http: httpx.Client) -> None:
+    clip = np.stack([frame(20 * t) for t in range(9)])
+    form, files = {"task": "open", "mode": "session"}, {"frames": ("f.npy", npy(clip))}
+    answer = http.post("/v1/score", data=form, files=files).json()
+    session = Brightness().open_session("open")
+    assert answer["mode"] == "session"
+    assert list(zip(answer["progress"], answer["success"], strict=True)) == [
+        pytest.approx(session.push(shown)) for shown in clip
+    ]
+
+
 # --- over WebSocket
 
 
