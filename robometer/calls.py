@@ -94,11 +94,12 @@ class Client:
             raise ScoringError("the token has control characters, which a header cannot carry")
         self.url = url.rstrip("/")
         self._token, self._timeout_s, self._patience_s = token, timeout_s, patience_s
+        self._tls = _trusting(ca_file) if ca_file else None
         self._connection: dict[str, Any] = {
             "base_url": self.url,
             "headers": {b"Authorization": f"Bearer {token}".encode()} if token else {},
             "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            "verify": _trusting(ca_file) if ca_file else True,
+            "verify": self._tls or True,
         }
 
     @property

@@ -107,7 +107,7 @@ class RemoteScorer(Client):
 
     def open_sessions(self, tasks: Sequence[str]) -> RemoteSession:
         """A session of one trajectory for each task, whose pushes share a batch (see `RemoteSession.push_all`)."""
-        return RemoteSession(self.url, tasks, self._token, self._timeout_s, self._patience_s)
+        return RemoteSession(self.url, tasks, self._token, self._timeout_s, self._patience_s, self._tls)
 
     def close(self) -> None:
         """Close the connections."""

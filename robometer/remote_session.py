@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -44,18 +45,25 @@ class RemoteSession:
         tasks: the instruction of each trajectory.
         token: bearer token, if the endpoint requires one.
         patience_s: seconds in which a lost connection is tried again.
+        tls: what to trust; None for the certificates of this machine.
 
     Raises:
         SessionError: the endpoint refuses the session, or does not answer in `patience_s`.
     """
 
     def __init__(
-        self, url: str, tasks: Sequence[str], token: str = "", timeout_s: float = 600.0, patience_s: float = 60.0
+        self,
+        url: str,
+        tasks: Sequence[str],
+        token: str = "",
+        timeout_s: float = 600.0,
+        patience_s: float = 60.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._url = "ws" + url.removeprefix("http").rstrip("/") + "/v1/sessions"
         coded = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
         self._subprotocols = [Subprotocol(name) for name in ("robometer", *([f"bearer.{coded}"] if token else []))]
-        self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._timeout_s, self._patience_s, self._tls = timeout_s, patience_s, tls
         self.tasks = list(tasks)
         self._socket: ClientConnection | None = None
         self._windows: list[Window[np.ndarray]] = []
@@ -111,7 +119,13 @@ class RemoteSession:
         """Connect, unless connected: join the session, or open one that continues it."""
         if self._socket is not None:
             return {}
-        self._socket = connect(self._url, subprotocols=self._subprotocols, max_size=MAX_MESSAGE_BYTES, compression=None)
+        self._socket = connect(
+            self._url,
+            subprotocols=self._subprotocols,
+            max_size=MAX_MESSAGE_BYTES,
+            compression=None,
+            ssl=self._tls,
+        )
         if self.session_id:
             try:
                 return self._ask(json.dumps({"session_id": self.session_id}))
@@ -151,6 +165,8 @@ class RemoteSession:
                 return attempt()
             except _Gone:
                 self.session_id, reason = "", "the session has gone"
+            except ssl.SSLCertVerificationError as error:
+                raise SessionError(f"{self._url} is not trusted here: {error.verify_message}") from error
             except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, _Busy) as error:
                 reason = str(error) or type(error).__name__
             except InvalidURI as error:

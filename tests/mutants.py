@@ -558,10 +558,10 @@ MUTANTS = (
     Mutant("JSON of any size is parsed", "pipelines/serving/text.py",
            "if min(marks_left, escapes_left, letters_left) < 0:", "if min(escapes_left, letters_left) < 0:", "tests/pipelines/serving/test_evaluate_batch.py"),
     Mutant("prefixes are scored as whole clips", "pipelines/serving/answerer.py",
-           "_finite(score_prefixes(scorer, clips))", "_finite(scorer.score(clips))",
+           "score_prefixes(scorer, [request.clip for request in requests])", "scorer.score([request.clip for request in requests])",
            "tests/pipelines/serving/test_model.py"),
     Mutant("whole clips and prefixes share a batch", "pipelines/serving/answerer.py",
-           "return self._scores[request.mode]", "return self._scores[\"whole\"]", "tests/pipelines/serving/test_model.py"),
+           "if request.positions else request.mode]", "if request.positions else \"whole\"]", "tests/pipelines/serving/test_model.py"),
     # --- gRPC
     Mutant("frames that were not asked for are scored", "robometer/scoring.py",
            "    if len(needed) <= whole - (scorer.info.max_frames or 0) and", "    if False and", "tests/test_scoring.py"),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from robometer.frames import overridden, read_frames
 from robometer.sampling.groups import members
 from robometer.sampling.targets import source_facts
 from robometer.scoring import Clip, ClipScore
+from robometer.sessions import score_as_session
 from tests.corpus.formats.raw import roll_out, row_of, rows, shows
 from tests.local_endpoint import endpoint
 
@@ -64,6 +66,21 @@ def test_the_example_of_the_public_protocol_gets_a_value_for_each_frame(capsys: 
     answer = ast.literal_eval(capsys.readouterr().out)
     assert [len(row) for row in answer["outputs_progress"]["progress_pred"]] == [4]
     assert [len(row) for row in answer["outputs_success"]["success_probs"]] == [4]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_examples_of_sessions_push_frames(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "frame.npy", frames[0])
+    [code] = [block for block in blocks("serving.md", "python") if "open_session" in block]
+    [command] = [block for block in blocks("serving.md", "bash") if "/v1/sessions" in block]
+    with endpoint(FrameDifference()) as url:
+        values: dict[str, Any] = {"frames": frames}
+        exec(code.replace("http://127.0.0.1:8000", url), values)
+        shell = "curl() { command curl -sf $@; }; set -e; " + command.replace("http://127.0.0.1:8000", url)
+        run = subprocess.run(["bash", "-c", shell.replace("$@", '"$@"')], cwd=tmp_path, capture_output=True, text=True)
+    assert values["progress"] == score_as_session(FrameDifference(), Clip(frames, "open the drawer")).progress[-1]
+    assert run.returncode == 0 and json.loads(run.stdout)["index"] == [0], run.stderr
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

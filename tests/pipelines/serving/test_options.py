@@ -285,5 +285,5 @@ def test_the_client_asks_for_parts_and_prefixes(url: str) -> None:
         part = remote.score_video(video(), "open the drawer", start_s=1.0, end_s=1.5, mode="prefix")
         assert part.progress.tolist() == pytest.approx([0.1, 0.11, 0.12, 0.13, 0.14])
         assert part.success.tolist() == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
-        with pytest.raises(ScoringError, match="'mode' must be 'prefix' or 'session'"):
+        with pytest.raises(ScoringError, match="must be 'whole', 'prefix' or 'session'"):
             remote.score_video(video(), "open the drawer", mode="dense")

@@ -7,6 +7,7 @@ import ipaddress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from pipelines.serving.tls import check_pair, trust
 from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
+from robometer.remote_session import RemoteSession, SessionError
 from robometer.settings import ConfigError
 from tests.local_endpoint import endpoint
 
@@ -76,6 +78,10 @@ def test_clients_and_probes_trust_the_given_certificate_only(tmp_path: Path) -> 
         for trusted in (authority[0], certificate):
             with RemoteScorer(url, ca_file=trusted) as remote:
                 assert remote.name == "frame_difference"
+                with remote.open_session("open the drawer") as session:
+                    assert session.push(np.zeros((8, 8, 3), np.uint8))[0] == 0
+        with pytest.raises(SessionError, match="is not trusted here"):
+            RemoteSession(url, ["open the drawer"])
         with pytest.raises(ScoringError, match=r"is not trusted here.*ROBOMETER_CA"):
             RemoteScorer(url)
         with pytest.raises(ScoringError, match="cannot be read as PEM"):
