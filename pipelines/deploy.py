@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 
 from pipelines.serve import build_app
+from pipelines.serving.audit import check_audit_log
 from pipelines.serving.front import ENVIRONMENT
 from robometer.configs import load
 from robometer.configs.loading import override
@@ -19,6 +20,9 @@ from robometer.settings import ConfigError
 _ELSEWHERE = {
     "serve.host": "set http_options.host, outside of args",
     "serve.port": "set http_options.port, outside of args",
+    "serve.tls_certificate": "set http_options.ssl_certfile, outside of args",
+    "serve.tls_key": "set http_options.ssl_keyfile, outside of args",
+    "serve.grpc_port": "only `robometer serve` starts gRPC",
     "serve.token": "whoever may read the state of Ray Serve could read it here; set ROBOMETER_TOKEN where Ray starts",
 }
 
@@ -39,6 +43,7 @@ def app(args: dict[str, Any]) -> serve.Application:
                 f"it on every node with {name}={value} in its environment."
             )
     config = override(load(), args)
+    check_audit_log(config.serve.audit_log)
     return build_app(config, frame_overrides=_frame_overrides(args, config))
 
 

@@ -56,6 +56,9 @@ def test_settings_of_frames_override_those_of_the_model(checkpoint: str) -> None
         ({"serve.replicas": "many"}, "serve.replicas='many' must be a whole number."),
         ({"serve.port": 9000}, "serve.port has no place in the args of a Serve config file: set http_options.port"),
         ({"serve.token": "secret"}, "set ROBOMETER_TOKEN where Ray starts"),
+        ({"serve.tls_key": "/data/key.pem"}, "set http_options.ssl_keyfile"),
+        ({"serve.grpc_port": 9000}, "only `robometer serve` starts gRPC"),
+        ({"serve.audit_log": "/nowhere/log"}, "/nowhere"),
         ({"serve.checkpoint": "/nowhere/best"}, "/nowhere/best"),
     ],
 )
