@@ -98,7 +98,7 @@ def _serve_and_score(config: Config, corpus: Corpus) -> Path:
     """Serve the checkpoint on a free port and score a held-out clip of each quality over HTTP."""
     folder = Path(config.evaluate.output).parent / "scores"
     folder.mkdir(parents=True, exist_ok=True)
-    url = serve.start(override(config, {"serve.port": free_port(config.serve.host)}))
+    url = serve.start(override(config, {"serve.port": free_port(config.serve.host), "serve.max_jobs": 0}))
     try:
         scorer = RemoteScorer(url)
         for name, clip in _clips(corpus):

@@ -33,6 +33,7 @@ from pipelines.serving.front import DRAIN, ENVIRONMENT
 from pipelines.serving.grpc_server import GrpcSettings, check_grpc, grpc_options
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import Ingress
+from pipelines.serving.jobs import Jobs
 from pipelines.serving.model import Model
 from pipelines.serving.scaling import QueueAndLatency
 from pipelines.serving.session_router import SessionRouter
@@ -121,7 +122,18 @@ def build_app(
     )(Ingress)
     frames = {name: overridden(other.frames(), frame_overrides) for name, other in others.items()}
     limits = Limits.from_config(config, overridden(reference.frames(), frame_overrides), frames)
-    return ingress.bind(model.bind(reference, c, others, limits.frames_tag()), limits, guard, Deployed.from_config(c))
+    behind = (model.bind(reference, c, others, limits.frames_tag()), limits, guard, Deployed.from_config(c))
+    if c.max_jobs == 0:
+        return ingress.bind(*behind)
+    jobs = serve.deployment(
+        **patience,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": _INGRESS_CPUS},
+        max_ongoing_requests=2 * capacity + 100,
+        logging_config=_QUIET,
+    )(Jobs)
+    folder = c.jobs_folder and str(Path(c.jobs_folder).absolute())
+    return ingress.bind(*behind, jobs.bind(*behind, replace(c, jobs_folder=folder)))
 
 
 def _size(c: ServeConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -15,6 +15,7 @@ from robometer import calls, many_calls
 from robometer.calls import Call, Client
 from robometer.frames.video import Source
 from robometer.many_calls import Failure, Ranking, Standings
+from robometer.remote_jobs import AsyncRemoteJob, submission
 from robometer.scoring import Clip, ClipScore
 
 T = TypeVar("T")
@@ -86,6 +87,18 @@ class AsyncRemoteScorer(Client):
         """See `RemoteScorer.compare_many`."""
         return await self._make_and_send(partial(many_calls.compare_many, videos, task))
 
+    async def submit_video(self, video: Source, task: str, **options: float | str) -> AsyncRemoteJob:
+        """See `RemoteScorer.submit_video`."""
+        return await self._submit(partial(calls.score_video, video, task, **options))
+
+    async def submit_comparison(self, a: Source, b: Source, task: str) -> AsyncRemoteJob:
+        """See `RemoteScorer.submit_comparison`."""
+        return await self._submit(partial(calls.compare_videos, a, b, task))
+
+    def job(self, job_id: str) -> AsyncRemoteJob:
+        """See `RemoteScorer.job`."""
+        return AsyncRemoteJob(job_id, self._send)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -114,6 +127,9 @@ class AsyncRemoteScorer(Client):
         async with self._places:
             # In a thread: it reads a file, or copies frames.
             return await self._send(await asyncio.to_thread(make))
+
+    async def _submit(self, make: Callable[[], Call[Any]]) -> AsyncRemoteJob:
+        return self.job((await self._make_and_send(lambda: submission(make()))).id)
 
     async def _send_all(self, make: Callable[[T], Call[Result]], items: Sequence[T]) -> list[Result]:
         """The answers to a request for each item; the first failure ends the others."""

@@ -63,13 +63,13 @@ def score_video(video: Source, task: str, **options: float | str) -> Call[ClipSc
 def compare_clips(pair: tuple[Clip, Clip]) -> Call[float]:
     """P(the first clip did better)."""
     a, b = pair
-    return Call("/v1/compare", _preference, {"task": a.task}, {"frames_a": npy(a.frames), "frames_b": npy(b.frames)})
+    return Call("/v1/compare", preference, {"task": a.task}, {"frames_a": npy(a.frames), "frames_b": npy(b.frames)})
 
 
 def compare_videos(a: Source, b: Source, task: str) -> Call[float]:
     """P(the first video did better)."""
     (fields_a, parts_a), (fields_b, parts_b) = video_fields(a, "_a"), video_fields(b, "_b")
-    return Call("/v1/compare", _preference, {"task": task, **fields_a, **fields_b}, {**parts_a, **parts_b})
+    return Call("/v1/compare", preference, {"task": task, **fields_a, **fields_b}, {**parts_a, **parts_b})
 
 
 class Client:
@@ -198,7 +198,8 @@ def clip_score(answer: dict[str, Any]) -> ClipScore:
     return ClipScore(np.array(answer["progress"], dtype=np.float32), np.array(answer["success"], dtype=np.float32))
 
 
-def _preference(answer: dict[str, Any]) -> float:
+def preference(answer: dict[str, Any]) -> float:
+    """Read the answer of `/v1/compare`."""
     return float(answer["probability_a_better"])
 
 

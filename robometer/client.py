@@ -15,6 +15,7 @@ from robometer import calls, many_calls
 from robometer.calls import Call, Client, ScoringError
 from robometer.frames.video import Source
 from robometer.many_calls import Failure, Ranking, Standings
+from robometer.remote_jobs import RemoteJob, submission
 from robometer.remote_session import RemoteSession
 from robometer.scoring import Clip, ClipScore
 
@@ -100,6 +101,18 @@ class RemoteScorer(Client):
     def compare_many(self, videos: Sequence[Source], task: str) -> Standings:
         """Compare every two of 2 to 16 videos, in one request."""
         return self._send(many_calls.compare_many(videos, task))
+
+    def submit_video(self, video: Source, task: str, **options: float | str) -> RemoteJob:
+        """`score_video` as a job, whose `result` is the score. The endpoint keeps it for a while after it has ended."""
+        return self.job(self._send(submission(calls.score_video(video, task, **options))).id)
+
+    def submit_comparison(self, a: Source, b: Source, task: str) -> RemoteJob:
+        """`compare_videos` as a job, whose `result` is P(the first video did better)."""
+        return self.job(self._send(submission(calls.compare_videos(a, b, task))).id)
+
+    def job(self, job_id: str) -> RemoteJob:
+        """A job that was submitted before, by the id that it had."""
+        return RemoteJob(job_id, self._send)
 
     def open_session(self, task: str) -> RemoteSession:
         """See `Scorer.open_session`. The session lives on the endpoint; close it, or it ends when it has been idle."""

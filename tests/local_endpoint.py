@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -20,6 +22,8 @@ from pipelines.serving.choice import chosen
 from pipelines.serving.front import Front
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.heads import BoundedHeads
+from pipelines.serving.job_runner import JobRunner, through
+from pipelines.serving.job_store import JobStore
 from robometer.configs import Config, load
 from robometer.frames import overridden
 from robometer.scoring import Scorer
@@ -52,25 +56,40 @@ class LocalBackend:
         return outcome
 
 
-def front(backend: LocalBackend, config: Config, **guard: Any) -> Front:
-    """The application behind the socket; `guard` are `GuardSettings`."""
+def front(backend: LocalBackend, config: Config, jobs: Path | None = None, **guard: Any) -> Front:
+    """The application behind the socket; `jobs` is their folder, `guard` are `GuardSettings`."""
     frames = {name: overridden(scorer.info.frames, {}) for name, scorer in backend.scorers.items()}
     limits = Limits.from_config(config, frames[""], frames)
     names = ("max_upload_bytes", "body_timeout_s", "max_held_bytes")
     defaults = {"token": "", "max_in_flight": 16, "timeout_s": 60.0} | {n: getattr(config.serve, n) for n in names}
     settings = GuardSettings(**(defaults | guard))
-    return Front(build_api(backend, limits, settings, Deployed.from_config(config.serve), "local"))
+    deployed, queue = Deployed.from_config(config.serve), None
+    if jobs is not None:  # as the Jobs deployment does it
+        inner = build_api(backend, limits, replace(settings, token="", token_file=""), deployed, "jobs")
+        store = JobStore(jobs, config.serve.max_jobs, config.serve.job_ttl_s)
+        queue = JobRunner(store, through(inner), config.serve.max_running_jobs)
+    return Front(build_api(backend, limits, settings, deployed, "local", queue))
 
 
 @contextmanager
 def endpoint(
-    scorer: Scorer, overrides: Sequence[str] = (), others: Mapping[str, Scorer] | None = None, **guard: Any
+    scorer: Scorer,
+    overrides: Sequence[str] = (),
+    others: Mapping[str, Scorer] | None = None,
+    jobs: Path | None = None,
+    **guard: Any,
 ) -> Iterator[str]:
-    """URL of an endpoint that answers until the block ends; `guard` are `GuardSettings`, `others` its other models."""
+    """URL of an endpoint that answers until the block ends.
+
+    Args:
+        others: its other models.
+        jobs: their folder; None: no jobs.
+        guard: `GuardSettings`.
+    """
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = load(list(overrides))
-    app = front(LocalBackend(scorer, SessionLimits.from_config(config.serve), others), config, **guard)
+    app = front(LocalBackend(scorer, SessionLimits.from_config(config.serve), others), config, jobs, **guard)
     tls = {"ssl_certfile": config.serve.tls_certificate or None, "ssl_keyfile": config.serve.tls_key or None}
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=BoundedHeads, **tls))  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -22,6 +22,8 @@ from pipelines.serving.errors import ApiError, as_sentence, error_response, no_s
 from pipelines.serving.fetching import Fetcher
 from pipelines.serving.frames import frames_routes
 from pipelines.serving.guard import Guard, GuardSettings
+from pipelines.serving.job_routes import job_routes
+from pipelines.serving.job_runner import JobQueue
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import check_prefixes
 from pipelines.serving.outcomes import checked
@@ -52,7 +54,14 @@ videos did better. Frames are RGB. Every error is problem details (RFC 9457) who
 _POST_ERRORS = error_responses(400, 401, 408, 411, 413, 415, 422, 429, 500, 503)
 
 
-def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: Deployed, replica: str) -> FastAPI:
+def build_api(
+    backend: Backend,
+    limits: Limits,
+    guard: GuardSettings,
+    deployed: Deployed,
+    replica: str,
+    jobs: JobQueue | None = None,
+) -> FastAPI:
     """Build the application; `replica` is the label of its metrics."""
     metrics, backend = Metrics(replica), Recorded(backend)
     fetcher = Fetcher(deployed.urls, limits.max_upload_bytes, guard.body_timeout_s)
@@ -84,10 +93,13 @@ def build_api(backend: Backend, limits: Limits, guard: GuardSettings, deployed: 
     api.include_router(models.routes(guard.models, limits, deployed), dependencies=bearer)
     shares = Shares(deployed.max_samples_at_once)
     tournament = Tournament(backend, decoders, metrics, shares)
-    api.include_router(_scoring(backend, decoders, metrics, tournament), dependencies=bearer)
+    scoring = _scoring(backend, decoders, metrics, tournament)
+    api.include_router(scoring, dependencies=bearer)
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
     api.include_router(session_routes(Sessions(backend, decoders, metrics, guard.session_idle_s)), dependencies=bearer)
-    api.include_router(many.many_routes(many.ClipScorer(backend, decoders, metrics, shares)), dependencies=bearer)
+    of_many = many.many_routes(many.ClipScorer(backend, decoders, metrics, shares))
+    api.include_router(of_many, dependencies=bearer)
+    api.include_router(job_routes(jobs, [*scoring.routes, *of_many.routes]), dependencies=bearer)
     batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, shares)
     api.include_router(batches, dependencies=bearer)
     if deployed.relabel_image_keys:

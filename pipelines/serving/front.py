@@ -38,7 +38,10 @@ ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "pipelines.serving.f
 RELABEL = "/distributed.RewardRelabelService/RelabelRewards"
 """The route of gRPC calls; it is their method's name."""
 
-UPLOAD_ROUTES = {RELABEL} | frozenset(
+JOBS = "/v1/jobs/"
+"""Jobs are below this: to submit one with the kind of its upload, to look at one with its id."""
+
+UPLOAD_ROUTES = {RELABEL, *(f"{JOBS}{kind}" for kind in ("score", "scores", "rank", "compare"))} | frozenset(
     "/v1/score /v1/scores /v1/rank /v1/compare /v1/frames /v1/sessions /evaluate_batch /evaluate_batch_npy".split()
 )
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")

@@ -21,6 +21,7 @@ from pipelines.serving.front import (
     DRAIN,
     ENVIRONMENT,
     FRONT_HEADER,
+    JOBS,
     REPLICA_HEADER,
     UPLOAD_ROUTES,
     Admission,
@@ -53,7 +54,9 @@ UNPROTECTED = (
 
 
 def route_name(path: str) -> str:
-    """The route of a path, as metrics name it: ids of sessions are left out."""
+    """The route of a path, as metrics name it: ids of sessions and jobs are left out."""
+    if path.startswith(JOBS) and path not in UPLOAD_ROUTES:
+        return f"{JOBS}id/result" if path.endswith("/result") else f"{JOBS}id"
     if path.startswith("/v1/sessions/"):
         return "/v1/sessions/id/frames" if path.endswith("/frames") else "/v1/sessions/id"
     return path if path in ROUTES else "other"

@@ -18,6 +18,7 @@ from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest,
 from pipelines.serving.choice import chosen
 from pipelines.serving.errors import unavailable, updating
 from pipelines.serving.guard import GuardSettings
+from pipelines.serving.job_handle import ServeJobs
 
 ATTEMPTS = 4
 """How often a request is sent in all if its replica dies; scoring has no side effects."""
@@ -104,9 +105,17 @@ class ServeBackend:
 class Ingress:
     """Decodes and validates requests. Ray Serve runs several of these in front of few models."""
 
-    def __init__(self, model: DeploymentHandle[Any], limits: Limits, guard: GuardSettings, deployed: Deployed) -> None:
+    def __init__(
+        self,
+        model: DeploymentHandle[Any],
+        limits: Limits,
+        guard: GuardSettings,
+        deployed: Deployed,
+        jobs: DeploymentHandle[Any] | None = None,
+    ) -> None:
         replica = serve.get_replica_context().replica_id.unique_id
-        self._api = build_api(ServeBackend(model, limits.frames_tag()), limits, guard, deployed, replica)
+        queue = None if jobs is None else ServeJobs(jobs)
+        self._api = build_api(ServeBackend(model, limits.frames_tag()), limits, guard, deployed, replica, queue)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

@@ -242,9 +242,10 @@ class ErrorAnswer(BaseModel):
 _ERRORS = {
     400: "A header is malformed or repeated, or the body is malformed (multipart, JSON, text that is not UTF-8).",
     401: "The bearer token is missing or wrong.",
-    404: "There is no such session: it has ended, or its replica has gone.",
+    404: "There is no such session or job: it has ended or expired, or belongs to another token.",
     408: "The body did not arrive in time.",
-    409: "The push does not follow the last one.",
+    409: "The push does not follow the last one, or the job has not ended.",
+    410: "The job was cancelled.",
     411: "The token has a limit of bytes, and the request does not declare its Content-Length.",
     413: "Too many bytes, frames or pixels; the limits are in /v1/model.",
     415: "The body is neither multipart nor JSON, or the upload is not a video.",

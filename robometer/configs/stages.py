@@ -81,6 +81,16 @@ class ServeConfig(Settings, section="serve"):
     """Bytes of the frames and caches of a replica's sessions, at most; beyond, the longest unused make room."""
     session_idle_s: Positive = 600.0
     """Seconds after which a session without a push ends."""
+    jobs_folder: str = ""
+    """Folder of jobs, which a later start then goes on with; empty: one that goes away when the endpoint ends."""
+    max_jobs: WholeNumber = 1000
+    """Jobs that are kept, at most, those that have ended too; more get 503; 0: no jobs, and no process for them."""
+    max_running_jobs: Count = 1
+    """Jobs that run at a time; other requests come between them."""
+    job_timeout_s: Positive = 3600.0
+    """Seconds that one run of a job may take."""
+    job_ttl_s: Positive = 3600.0
+    """Seconds after its end after which a job and its result are removed."""
     token: str = field(default="", repr=False)
     """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
     tls_certificate: str = ""
@@ -103,7 +113,7 @@ class ServeConfig(Settings, section="serve"):
             require(
                 right is not None, f"serve.cors_origins: {origin!r} is not '*' or an origin such as https://lab.example"
             )
-        for name in ("token_file", "tls_certificate", "tls_key", "audit_log"):
+        for name in ("token_file", "tls_certificate", "tls_key", "audit_log", "jobs_folder"):
             paths.check_local(f"serve.{name}", getattr(self, name), empty=True)
         require(self.max_held_bytes >= self.max_upload_bytes, "serve.max_held_bytes must hold one upload at least")
         require(bool(self.relabel_image_keys) or not self.grpc_port, "serve.relabel_image_keys must name one at least")

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from robometer.baselines.trivial import FrameDifference
+from robometer.client import RemoteScorer
 from robometer.configs import load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.formats import Unit, list_units, names
 from robometer.frames import overridden, read_frames
 from robometer.sampling.groups import members
 from robometer.sampling.targets import source_facts
-from robometer.scoring import Clip, ClipScore
+from robometer.scoring import Clip, ClipScore, score_prefixes
 from robometer.sessions import score_as_session
 from tests.corpus.formats.raw import roll_out, row_of, rows, shows
 from tests.local_endpoint import endpoint
@@ -106,6 +107,37 @@ def test_the_curl_examples_answer_the_progress_of_a_video_and_of_a_part_and_an_o
     assert capsys.readouterr().out == f"{answers[2]['order']} {rewards}\n"
     assert answers[1]["mode"] == "prefix"
     assert answers[1]["frame_index"] == [i for i in answers[0]["frame_index"] if 0.2 <= i / answers[0]["fps"] < 1.0]
+
+
+def test_the_example_of_a_job_prints_the_progress_of_every_prefix(
+    expected: ClipScore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [code] = [block for block in blocks("serving.md", "python") if "submit_video" in block]
+    frames = read_frames("clip.mp4", overridden(FrameDifference().info.frames, {})).frames
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url:
+        exec(code.replace("http://127.0.0.1:8000", url), {})
+    [prefixes] = score_prefixes(FrameDifference(), [Clip(frames, "open the drawer")])
+    assert capsys.readouterr().out == f"{prefixes.progress}\n"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_examples_submit_a_job_and_read_it(expected: ClipScore, tmp_path: Path) -> None:
+    [block] = [block for block in blocks("serving.md", "bash") if "/v1/jobs/score" in block]
+    submit, state, result, delete = block.replace("curl", "curl -s").splitlines()
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url:
+
+        def run(line: str, job_id: str = "") -> str:
+            command = line.replace("http://127.0.0.1:8000", url).replace("/ID", f"/{job_id}")
+            return subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+
+        [job_id] = re.findall(r"location: /v1/jobs/(\w+)", run(submit))
+        with RemoteScorer(url) as remote:
+            progress = remote.job(job_id).result(30).progress
+        assert json.loads(run(state, job_id))["state"] == "succeeded"
+        np.testing.assert_array_equal(np.float32(json.loads(run(result, job_id))["progress"]), progress)
+        assert len(progress) == len(expected.progress)
+        run(delete, job_id)
+        assert json.loads(run(state, job_id))["status"] == 404
 
 
 def test_the_example_of_an_own_format_runs_by_its_command(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Fussy(FrameDifference):
         self.pause_s = pause_s
 
     def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
-        time.sleep(self.pause_s)
+        time.sleep(2.0 if any(clip.task == "long" for clip in clips) else self.pause_s)
         if any(clip.task == "refuse" for clip in clips):
             raise InputError("this task is refused")
         if any(clip.task == "stumble" for clip in clips):
@@ -117,7 +117,8 @@ def free_port() -> int:
 
 
 def config_with(*overrides: str) -> Config:
-    return load([f"serve.token='{TOKEN}'", f"serve.max_upload_bytes={MAX_BYTES}", *overrides])
+    defaults = ("serve.max_jobs=0", f"serve.token='{TOKEN}'", f"serve.max_upload_bytes={MAX_BYTES}")
+    return load([*defaults, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,7 @@ def url(ray_local: None, port: int, grpc_port: int) -> Iterator[str]:
         f"serve.grpc_port={grpc_port}",
         "serve.max_source_frames=200",
         "serve.max_source_pixels=90000",
+        "serve.max_jobs=10",
     )
     yield start(config, Made(load_fussy))
     stop()
@@ -518,6 +520,22 @@ def test_requests_outlive_the_ingress_that_held_them(http: httpx.Client) -> None
     for i, answer in enumerate(answers):
         expected = FrameDifference().score([Clip(frames_of(4, seed=i), TASK)])[0]
         assert answer.json()["progress"] == expected.progress.tolist()
+
+
+def test_jobs_outlive_every_replica(url: str) -> None:
+    """Of the model, of the ingress and of the jobs themselves, all of which end while a job runs and another waits."""
+    first, second = (mp4(frames_of(30, seed=i)) for i in range(2))
+    with RemoteScorer(url, TOKEN) as remote:
+        running, waiting = remote.submit_video(first, "long"), remote.submit_video(second, TASK)
+        while running.state().state == "queued":
+            time.sleep(0.05)
+        assert waiting.state().state == "queued"
+        for deployment in ("#Model#", "#Ingress#", "#Jobs#"):
+            kill(deployment)
+        for job, video in ((running, first), (waiting, second)):
+            score = remote.score_video(video, TASK)
+            np.testing.assert_array_equal(job.result(timeout_s=120).progress, score.progress)
+        assert (running.state().starts, waiting.state().starts) == (2, 1)
 
 
 @pytest.mark.slow

@@ -1,0 +1,142 @@
+"""The routes of jobs: an upload that is answered later, for work that is longer than a client wants to wait."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+from starlette.routing import BaseRoute
+
+from pipelines.serving.choice import MODEL_HEADER
+from pipelines.serving.errors import ApiError, unavailable
+from pipelines.serving.front import JOBS, UPLOAD_ROUTES
+from pipelines.serving.job_runner import JobQueue
+from pipelines.serving.job_store import CANCELLED, Job
+from pipelines.serving.schemas import error_responses
+
+KEPT_HEADERS = ("content-type", "content-encoding", MODEL_HEADER)
+"""Headers of an upload that say what its body is, and which model it is for."""
+
+_ID = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
+_EXTRA = {"parameters": [_ID]}
+
+
+class JobAnswer(BaseModel):
+    """A job's state."""
+
+    id: str = Field(description="whoever has it and the token may read, cancel and forget the job")
+    kind: str = Field(description="the route that answers the upload, without /v1/", examples=["score"])
+    state: str = Field(description="queued, running, succeeded, failed or cancelled", examples=["running"])
+    request_id: str = Field(description="of the submission; the result has it too")
+    submitted_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    jobs_ahead: int | None = Field(description="jobs that run before it; null unless it is queued")
+    starts: int = Field(description="more than 1 where a process of the endpoint ended in the middle")
+
+
+def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
+    """The routes of jobs, which those of `routes` answer that may; without `jobs` they say that there are none."""
+    router = APIRouter()
+
+    def running() -> JobQueue:
+        if jobs is None:
+            raise ApiError(404, "This endpoint takes no jobs (serve.max_jobs=0). Send the request to its own route.")
+        return jobs
+
+    async def submit(request: Request, response: Response) -> JobAnswer:
+        """The body of the route of this kind. The answer has the job's id: it has been written to disk."""
+        body = await request.body()
+        job = await running().submit(_job(request), body)
+        if job is None:
+            raise unavailable("There is no room for another job (serve.max_jobs). Delete one, or try later.", 10)
+        response.headers["location"] = f"{JOBS}{job.job_id}"
+        return _state(job)
+
+    for upload in routes:
+        if not (isinstance(upload, APIRoute) and f"{JOBS}{_kind(upload.path)}" in UPLOAD_ROUTES):
+            continue
+        router.add_api_route(
+            f"{JOBS}{_kind(upload.path)}",
+            submit,
+            methods=["POST"],
+            status_code=202,
+            summary=f"{upload.summary}, as a job",
+            operation_id=f"submit_{_kind(upload.path)}",
+            openapi_extra=upload.openapi_extra,
+            responses=error_responses(400, 401, 404, 408, 411, 413, 429, 503),
+        )
+
+    @router.get(f"{JOBS}{{job_id}}", responses=error_responses(401, 404, 503), openapi_extra=_EXTRA)
+    async def state(request: Request) -> JobAnswer:
+        """How far a job is."""
+        return _state(_found(await running().find(request.path_params["job_id"], request.state.client_name)))
+
+    @router.get(
+        f"{JOBS}{{job_id}}/result",
+        responses=error_responses(400, 401, 404, 409, 410, 413, 415, 422, 500, 503)
+        | {200: {"description": "what the route of the job's kind answers"}},
+        openapi_extra=_EXTRA,
+    )
+    async def result(request: Request) -> Response:
+        """What the route would have answered, also if that is an error; 409 until the job has ended."""
+        found = await running().answer(request.path_params["job_id"], request.state.client_name)
+        job, answer = found or (_found(None), b"")
+        if job.state == CANCELLED:
+            raise ApiError(410, "The job was cancelled.")
+        if not job.ended:
+            raise ApiError(409, f"The job is {job.state}. Ask again later.", {"Retry-After": "1"})
+        kind = "application/json" if job.status == 200 else "application/problem+json"
+        return Response(answer, job.status, media_type=kind)
+
+    @router.delete(f"{JOBS}{{job_id}}", responses=error_responses(401, 404, 503), openapi_extra=_EXTRA)
+    async def cancel(request: Request) -> JobAnswer:
+        """Cancel a job that has not ended; forget one that has, with its result, which makes room for another."""
+        return _state(_found(await running().cancel(request.path_params["job_id"], request.state.client_name)))
+
+    return router
+
+
+def _job(request: Request) -> Job:
+    return Job(
+        job_id=secrets.token_hex(16),
+        route=f"/v1/{request.url.path.removeprefix(JOBS)}",
+        query=request.url.query,
+        headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},
+        request_id=request.state.request_id,
+        owner=request.state.client_name,
+        submitted_s=time.time(),
+    )
+
+
+def _found(job: Job | None) -> Job:
+    if job is None:
+        raise ApiError(404, "There is no such job, or it has expired, or another token submitted it.")
+    return job
+
+
+def _kind(route: str) -> str:
+    return route.removeprefix("/v1/")
+
+
+def _state(job: Job) -> JobAnswer:
+    return JobAnswer(
+        id=job.job_id,
+        kind=_kind(job.route),
+        state=job.state,
+        request_id=job.request_id,
+        submitted_at=datetime.fromtimestamp(job.submitted_s, UTC),
+        started_at=_time(job.started_s),
+        ended_at=_time(job.ended_s),
+        jobs_ahead=job.ahead,
+        starts=job.starts,
+    )
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,178 @@
+"""Jobs on disk: what was uploaded, how far it is, and the answer. Each step is committed by one rename.
+
+A job is a folder with `job.json`, `request` (the body, until the job has ended) and `answer` (from then on).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_NEW = ".new-"
+
+
+@dataclass(frozen=True)
+class Job:
+    """An upload that is answered later.
+
+    Attributes:
+        job_id: 32 hexadecimal digits that nobody can guess.
+        route: that answers the upload, such as `/v1/score`; `query` is of its URL.
+        headers: of the upload: what its body is, and which model it is for.
+        owner: name of the token that submitted it; others do not see it.
+        submitted_s, started_s, ended_s: Unix times.
+        starts: how often it was started. More than once means that the process ended in the middle.
+        status: HTTP status of the answer; 0 while there is none.
+        ahead: jobs that run before it, where known. It is not kept on disk.
+    """
+
+    job_id: str
+    route: str
+    query: str
+    headers: dict[str, str]
+    request_id: str
+    owner: str
+    submitted_s: float
+    state: str = QUEUED
+    started_s: float | None = None
+    ended_s: float | None = None
+    starts: int = 0
+    status: int = 0
+    ahead: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in (SUCCEEDED, FAILED, CANCELLED)
+
+
+class JobStore:
+    """At most `max_jobs` jobs in a folder; those that ended `ttl_s` seconds ago do not exist any more."""
+
+    def __init__(self, folder: Path, max_jobs: int, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder, self._max_jobs, self.ttl_s, self.clock = folder, max_jobs, ttl_s, clock
+        self._adding, self._mark = threading.Lock(), f"{_NEW}{secrets.token_hex(4)}-"
+
+    def add(self, job: Job, body: bytes) -> Job | None:
+        """Commit a new job; one that is there already stays as it is. None: there is no room.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        new = self.folder / f"{self._mark}{job.job_id}"
+        with self._adding:
+            if (known := self.find(job.job_id)) is not None:
+                return known
+            if self._count() >= self._max_jobs:
+                self.sweep()
+            if self._count() >= self._max_jobs:
+                return None
+            new.mkdir(mode=0o700, exist_ok=True)
+        try:
+            _write(new / "request", body)
+            _write(new / "job.json", _packed(job))
+            new.rename(self.folder / job.job_id)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        _sync(self.folder)
+        return job
+
+    def find(self, job_id: str) -> Job | None:
+        """The job of this id, unless there is none or it has expired."""
+        if not _ID.fullmatch(job_id):
+            return None
+        try:
+            job = Job(**json.loads((self.folder / job_id / "job.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            logger.warning("%s holds no job that this version reads.", self.folder / job_id)
+            return None
+        return None if job.ended_s is not None and job.ended_s + self.ttl_s <= self.clock() else job
+
+    def save(self, job: Job) -> None:
+        """Commit a step of a job."""
+        _replace(self.folder / job.job_id / "job.json", _packed(job))
+
+    def end(self, job: Job, state: str, status: int = 0, answer: bytes = b"") -> Job:
+        """Commit the end of a job with its answer. Its body is not kept."""
+        _replace(self.folder / job.job_id / "answer", answer)
+        ended = replace(job, state=state, status=status, ended_s=self.clock())
+        self.save(ended)
+        (self.folder / job.job_id / "request").unlink(missing_ok=True)
+        return ended
+
+    def body(self, job: Job) -> bytes:
+        """What was uploaded."""
+        return (self.folder / job.job_id / "request").read_bytes()
+
+    def answer(self, job: Job) -> bytes:
+        """The body of the answer; empty while there is none."""
+        return (self.folder / job.job_id / "answer").read_bytes()
+
+    def forget(self, job: Job) -> None:
+        """Remove a job and all that is known of it."""
+        shutil.rmtree(self.folder / job.job_id, ignore_errors=True)
+
+    def unfinished(self) -> list[Job]:
+        """The jobs that have not ended, in the order in which they came."""
+        jobs = [job for name in os.listdir(self.folder) if (job := self.find(name)) is not None and not job.ended]
+        return sorted(jobs, key=lambda job: job.submitted_s)
+
+    def sweep(self) -> None:
+        """Remove the jobs that have expired."""
+        for name in os.listdir(self.folder):
+            if _ID.fullmatch(name) and self.find(name) is None:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def discard_half_written(self) -> None:
+        """Remove what a process that has ended left of submissions."""
+        for half in self.folder.glob(f"{_NEW}*"):
+            if not half.name.startswith(self._mark):
+                shutil.rmtree(half, ignore_errors=True)
+
+    def _count(self) -> int:
+        return sum(bool(_ID.fullmatch(name) or name.startswith(_NEW)) for name in os.listdir(self.folder))
+
+
+def _packed(job: Job) -> bytes:
+    return json.dumps({name: value for name, value in asdict(job).items() if name != "ahead"}).encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    _write(partial, content)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder outlive the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

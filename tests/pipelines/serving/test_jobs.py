@@ -1,0 +1,287 @@
+"""Jobs: answered like the request that they hold, once, whatever process ends, and seen by their owner only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from pipelines.serving import job_runner
+from pipelines.serving.job_runner import MAX_STARTS, JobRunner
+from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore
+from robometer.async_client import AsyncRemoteScorer
+from robometer.baselines.trivial import FrameDifference
+from robometer.client import RemoteScorer, ScoringError
+from robometer.scoring import Clip, ClipScore
+from tests.local_endpoint import endpoint
+from tests.pipelines.serving.test_options import video
+
+
+class Gated(FrameDifference):
+    """Answers the task 'wait' when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = threading.Semaphore(0), threading.Event()
+
+    def score(self, clips: list[Clip]) -> list[ClipScore]:  # type: ignore[override]
+        if clips[0].task == "wait":
+            self.asked.release()
+            assert self.go.wait(30)
+        return super().score(clips)
+
+
+@pytest.fixture
+def scorer() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def url(scorer: Gated, tmp_path: Path) -> Iterator[str]:
+    with endpoint(scorer, ["serve.max_jobs=3"], jobs=tmp_path / "jobs") as url:
+        yield url
+        scorer.go.set()
+
+
+def post(url: str, route: str, task: str = "task", **headers: str) -> httpx.Response:
+    files = {"video": ("v.mp4", video() if task != "bad" else b"no video")}
+    return httpx.post(url + route, data={"task": task, "max_frames": "5"}, files=files, headers=headers)
+
+
+def ended(url: str, job: str) -> httpx.Response:
+    """The result of a job that is about to end."""
+    for _ in range(200):
+        answer = httpx.get(f"{url}{job}/result")
+        if answer.status_code != 409:
+            return answer
+        threading.Event().wait(0.05)
+    raise AssertionError("it did not end")
+
+
+def test_a_job_is_answered_as_its_request(url: str, tmp_path: Path) -> None:
+    accepted = post(url, "/v1/jobs/score", **{"x-request-id": "mine"})
+    job = accepted.headers["location"]
+    assert accepted.status_code == 202 and job == f"/v1/jobs/{accepted.json()['id']}"
+    assert accepted.json()["kind"] == "score" and accepted.json()["request_id"] == "mine"
+    answer, direct = ended(url, job), post(url, "/v1/score").json()
+    assert answer.json() == direct | {"request_id": "mine"} and len(direct["progress"]) == 5
+    state = httpx.get(url + job).json()
+    assert (state["state"], state["starts"], state["jobs_ahead"]) == ("succeeded", 1, None)
+    assert state["submitted_at"] <= state["started_at"] <= state["ended_at"]
+    assert not list(tmp_path.rglob("request")), "an upload is kept no longer than it is needed"
+
+
+def test_bad_input_is_the_result_of_its_job(url: str) -> None:
+    refused = ended(url, post(url, "/v1/jobs/score", "bad").headers["location"])
+    direct = post(url, "/v1/score", "bad")
+    assert refused.status_code == direct.status_code == 415
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["detail"] == direct.json()["detail"]
+    with RemoteScorer(url) as remote:
+        with pytest.raises(ScoringError, match=r"answered 415: .*not a video"):
+            remote.submit_video(b"no video", "task").result()
+        with pytest.raises(ScoringError, match="answered 404: There is no such job"):
+            remote.job("0" * 32).state()
+        with pytest.raises(ScoringError, match="answered 404: There is no such job"):
+            remote.job("score").state()
+
+
+def test_jobs_wait_for_each_other_are_cancelled_and_make_room(url: str, scorer: Gated) -> None:
+    with RemoteScorer(url) as remote:
+        first, second = remote.submit_video(video(), "wait"), remote.submit_video(video(), "task")
+        assert scorer.asked.acquire(timeout=30)
+        assert (first.state().state, first.state().jobs_ahead) == ("running", None)
+        assert (second.state().state, second.state().jobs_ahead) == ("queued", 0)
+        third = remote.submit_video(video(), "task")
+        assert third.state().jobs_ahead == 1
+        full = post(url, "/v1/jobs/score")
+        assert full.status_code == 503 and full.headers["retry-after"] == "10" and "max_jobs" in full.json()["error"]
+        with pytest.raises(ScoringError, match=r"has not ended after 0.1 s"):
+            first.result(timeout_s=0.1)
+        assert third.cancel().state == "cancelled" == third.state().state
+        with pytest.raises(ScoringError, match="answered 410: The job was cancelled"):
+            third.result()
+        third.cancel()
+        with pytest.raises(ScoringError, match="answered 404"):
+            third.state()
+        assert post(url, "/v1/jobs/score").status_code == 202
+        assert first.cancel().state == "cancelled"
+        scorer.go.set()
+        assert second.result(30).progress.tolist() == remote.score_video(video(), "task").progress.tolist()
+        assert first.state().state == "cancelled", "its answer comes too late"
+
+
+def test_both_clients_read_both_kinds(url: str) -> None:
+    async def ask() -> tuple[Any, Any]:
+        async with AsyncRemoteScorer(url) as remote:
+            scored = await remote.submit_video(video(), "task", mode="prefix")
+            compared = await remote.submit_comparison(video(), video(), "task")
+            results = await scored.result(30), await compared.result(30)
+            assert (await scored.cancel()).state == "succeeded"
+            return results
+
+    score, preference = asyncio.run(ask())
+    with RemoteScorer(url) as remote:
+        np.testing.assert_array_equal(score.progress, remote.score_video(video(), "task", mode="prefix").progress)
+        assert preference == remote.submit_comparison(video(), video(), "task").result(30) == 0.5
+
+
+def test_a_job_is_seen_by_its_owner_only_and_jobs_can_be_off(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.yaml"
+    hashes = {name: sha256(name.encode()).hexdigest() for name in ("alice", "bob")}
+    tokens.write_text(json.dumps([{"name": name, "sha256": digest} for name, digest in hashes.items()]))
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs", token_file=str(tokens)) as url:
+        with RemoteScorer(url, "alice") as alice, RemoteScorer(url, "bob") as bob:
+            job = alice.submit_video(video(), "task")
+            for ask in (bob.job(job.id).state, bob.job(job.id).cancel):
+                with pytest.raises(ScoringError, match=r"answered 404: .*another token"):
+                    ask()
+            assert len(job.result(30).progress) == 20
+        assert httpx.get(f"{url}/v1/jobs/{job.id}/result", headers={"authorization": "Bearer bob"}).status_code == 404
+    with endpoint(FrameDifference()) as url:
+        off = post(url, "/v1/jobs/score")
+        assert off.status_code == 404 and "takes no jobs" in off.json()["detail"]
+
+
+def job(number: int, **changes: Any) -> Job:
+    return replace(Job(f"{number:032x}", "/v1/score", "", {}, "id", "me", float(number)), **changes)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def until_ended(store: JobStore, *numbers: int) -> list[Job]:
+    while True:
+        found = [store.find(job(number).job_id) for number in numbers]
+        if all(one is not None and one.ended for one in found):
+            return [one for one in found if one is not None]
+        await asyncio.sleep(0.01)
+
+
+def test_a_runner_goes_on_where_a_killed_one_was(tmp_path: Path) -> None:
+    """What is on disk is what a killed process leaves: each step was committed, or did not happen."""
+    store, sent = JobStore(tmp_path, 10, 60), list[bytes]()
+    store.add(job(2), b"waited")
+    store.add(job(1), b"ran")
+    store.save(job(1, state=RUNNING, started_s=1.5, starts=1))
+    store.add(job(3), b"kills")
+    store.save(job(3, state=RUNNING, starts=MAX_STARTS))
+    store.add(job(4), b"done")
+    store.end(job(4, starts=1), SUCCEEDED, 200, b"answer")
+    half = tmp_path / ".new-0123abcd-x"
+    half.mkdir()
+
+    async def send(one: Job, body: bytes) -> tuple[int, bytes]:
+        sent.append(body)
+        return 200, b"now"
+
+    async def test() -> None:
+        runner = JobRunner(JobStore(tmp_path, 10, 60), send, 1)
+        runner.start()
+        first, second, deadly, done = await until_ended(store, 1, 2, 3, 4)
+        assert sent == [b"ran", b"waited"] and not half.exists()
+        assert (first.state, first.starts, first.started_s) == (SUCCEEDED, 2, 1.5)
+        assert (second.state, second.starts, store.answer(second)) == (SUCCEEDED, 1, b"now")
+        assert deadly.state == FAILED and b"ended 4 times" in store.answer(deadly)
+        assert store.answer(done) == b"answer"
+        await runner.submit(job(1), b"a second try of the same submission")
+        await asyncio.sleep(0.05)
+        assert len(sent) == 2
+        await runner.close(remove=True)
+        assert not tmp_path.exists()
+
+    run(test)
+
+
+def test_a_successor_waits_and_jobs_put_back_are_not_counted(tmp_path: Path) -> None:
+    started = asyncio.Event()
+
+    async def hang(one: Job, body: bytes) -> tuple[int, bytes]:
+        started.set()
+        await asyncio.Future()
+        raise AssertionError
+
+    async def send(one: Job, body: bytes) -> tuple[int, bytes]:
+        return 200, b""
+
+    async def test() -> None:
+        store = JobStore(tmp_path, 10, 60)
+        old, new = JobRunner(store, hang, 1), JobRunner(store, send, 1)
+        await old.submit(job(1), b"")
+        await started.wait()
+        await new.submit(job(2), b"")
+        await asyncio.sleep(0.3)
+        assert [one.state for one in store.unfinished()] == [RUNNING, QUEUED]
+        await old.close()
+        assert [(one.state, one.starts) for one in store.unfinished()] == [(QUEUED, 0), (QUEUED, 0)]
+        assert [one.starts for one in await until_ended(store, 1, 2)] == [1, 1]
+        new.check()
+        await new.close()
+        with pytest.raises(RuntimeError, match="has ended"):
+            new.check()
+
+    run(test)
+
+
+def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = most = tries = 0
+
+    async def send(one: Job, body: bytes) -> tuple[int, bytes]:
+        nonlocal now, most, tries
+        now, tries = now + 1, tries + 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        if body == b"bug":
+            raise ZeroDivisionError
+        late = body == b"never" or (body == b"busy" and tries < 8)
+        return (503, b'{"detail": "Busy."}') if late else (200, b"")
+
+    async def test() -> None:
+        store = JobStore(tmp_path, 10, 60)
+        runner = JobRunner(store, send, 2)
+        for number in range(4):
+            await runner.submit(job(number), b"")
+        await until_ended(store, 0, 1, 2, 3)
+        assert most == 2
+        for number, body in ((4, b"bug"), (5, b"busy")):
+            await runner.submit(job(number), body)
+        bug, busy = await until_ended(store, 4, 5)
+        assert (bug.state, bug.status, busy.state) == (FAILED, 500, SUCCEEDED)
+        monkeypatch.setattr(job_runner, "PATIENCE_S", 0.0)
+        await runner.submit(job(6), b"never")
+        [never] = await until_ended(store, 6)
+        assert (never.state, never.status) == (FAILED, 500) and b"Busy." in store.answer(never)
+        await runner.close()
+
+    run(test)
+
+
+def test_ended_jobs_expire_and_make_room(tmp_path: Path) -> None:
+    now = 0.0
+    store = JobStore(tmp_path, 2, 60, clock=lambda: now)
+    store.add(job(1), b"")
+    store.add(job(2), b"")
+    store.end(job(1), CANCELLED)
+    now = 59.0
+    assert store.add(job(3), b"") is None and store.find(job(1).job_id) is not None
+    now = 60.0
+    assert store.find(job(1).job_id) is None
+    assert store.add(job(3), b"") == job(3)
+    assert {path.name for path in tmp_path.iterdir()} == {job(2).job_id, job(3).job_id}
+    (tmp_path / job(2).job_id / "job.json").write_text("[]")
+    assert store.find(job(2).job_id) is None and store.unfinished() == [job(3)]
