@@ -229,6 +229,10 @@ def test_a_curve_grows_frame_by_frame_in_a_session(visit: Visit, url: str, video
     assert [json.loads(text) for text in sent] == [{"task": TASK}, {"close": True}]
     assert answers[0]["max_frames"] == 6 and [answer["index"] for answer in answers[1:6]] == [[0], [1], [2], [3], [4]]
     assert set(page.evaluate("window.grown")) >= {1, 2, 3, 4, 5}
+    page.click("#play")  # from the start, as the cursor is at the end
+    wait(page, "document.querySelector('#progress').ariaValueNow === '1'")
+    wait(page, "document.querySelector('#progress').ariaValueNow === '5'")
+    wait(page, "document.querySelector('#play').innerText === 'Play'")
     expected = answer_of(url, videos / "bad.mp4", TASK, mode="prefix")
     np.testing.assert_allclose(visit.values(0), expected["progress"], atol=6e-4)
 
@@ -338,6 +342,8 @@ def test_two_clips_are_compared_and_labels_are_ingested(visit: Visit, videos: Pa
     page.keyboard.press("f")
     page.focus("#task")
     page.keyboard.press("s")  # typed, not labelled
+    page.uncheck("#keys")
+    page.keyboard.press("s")
     with page.expect_download() as download:
         page.click("#save")
     assert download.value.suggested_filename == "trajectories.jsonl"
