@@ -397,6 +397,8 @@ MUTANTS = (
            "if self._handler.shouldRollover(record):", "if False:", "tests/pipelines/serving/test_audit.py"),
     Mutant("the wait for a batch has the model's time in it", "pipelines/serving/records.py",
            "started_s - outcome.model_s)", "started_s)", "tests/pipelines/serving/test_audit.py"),
+    Mutant("Ray is not told of a metric", "pipelines/serving/metrics.py",
+           "if self._in_ray is not None:", "if self._in_ray is None:", "tests/pipelines/serving/test_metrics.py"),
     Mutant("Retry-After names the newest request", "pipelines/serving/quotas.py",
            "usage.recent[excess][0] + WINDOW_S", "usage.recent[-1][0] + WINDOW_S", "tests/pipelines/serving/test_quotas.py"),
     Mutant("a token's limits hold for no request", "pipelines/serving/front.py",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -61,9 +61,10 @@ def build_api(
     deployed: Deployed,
     replica: str,
     jobs: JobQueue | None = None,
+    exporter: Any = None,
 ) -> FastAPI:
-    """Build the application; `replica` is the label of its metrics."""
-    metrics, backend = Metrics(replica), Recorded(backend)
+    """Build the application; for `replica` and `exporter` see `Metrics`."""
+    metrics, backend = Metrics(replica, exporter), Recorded(backend)
     fetcher = Fetcher(deployed.urls, limits.max_upload_bytes, guard.body_timeout_s)
     decoders = Decoders(limits, metrics.observe_decoder_death, guard.max_held_bytes, fetcher)
 

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -115,7 +116,8 @@ class Ingress:
     ) -> None:
         replica = serve.get_replica_context().replica_id.unique_id
         queue = None if jobs is None else ServeJobs(jobs)
-        self._api = build_api(ServeBackend(model, limits.frames_tag()), limits, guard, deployed, replica, queue)
+        backend = ServeBackend(model, limits.frames_tag())
+        self._api = build_api(backend, limits, guard, deployed, replica, queue, metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api
