@@ -193,10 +193,10 @@ class Front:
             scope = _forwarded(scope, _request_id(scope) or uuid.uuid4().hex, _FORWARDED_SOCKET)
         except ApiError:
             return await send({"type": "websocket.close", "code": 1008})
-        drained, closed = self._drained, False
+        drained, closed, client, started_s = self._drained, False, _Client(receive), time.monotonic()
 
         async def receive_until_drained() -> Message:
-            waits = [asyncio.ensure_future(receive()), asyncio.ensure_future(drained.wait())]
+            waits = [asyncio.ensure_future(client.receive()), asyncio.ensure_future(drained.wait())]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             message = waits[0].result() if waits[0].done() else {"type": "websocket.disconnect", "code": 1012}
             for wait in waits:
@@ -205,14 +205,19 @@ class Front:
 
         async def send_once(message: Message) -> None:
             nonlocal closed
+            if message["type"] == "websocket.accept":
+                message = {**message, "headers": list(message.get("headers", []))}
+                client.record = _taken_out(message["headers"])
             if not closed:
                 closed = message["type"] == "websocket.close"
+                client.code = client.code or (message["code"] if closed else 0)
                 await send(message)
 
         with suppress(Exception):  # the replica has gone: so does the connection
             await self._app(scope, receive_until_drained, send_once)
         with suppress(Exception):  # the client has gone
             await send_once({"type": "websocket.close", "code": 1012})
+        self._record(scope, _request_id(scope), client.code, client, time.monotonic() - started_s)
 
     async def _upload(self, scope: Scope, client: _Client) -> _Reply:
         self._uploads += 1
@@ -300,7 +305,7 @@ class _Client:
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.gone, self.is_sending = receive, False, False
-        self.size_bytes, self.body_s = 0, 0.0
+        self.size_bytes, self.body_s, self.code = 0, 0.0, 0  # the code that closed a WebSocket
         self.record: dict[str, Any] = {}  # that a replica wrote
         self.cors_headers: list[tuple[bytes, bytes]] = []  # that a replica gave, for a refusal of ours
 
@@ -308,7 +313,8 @@ class _Client:
         message = await self._receive()
         self.gone = self.gone or message["type"] == "http.disconnect"
         self.is_sending = self.is_sending and message.get("more_body", False)
-        self.size_bytes += len(message.get("body", b""))
+        self.size_bytes += len(message.get("body") or message.get("bytes") or (message.get("text") or "").encode())
+        self.code = message.get("code") or self.code
         return message
 
     async def discard(self) -> None:

@@ -176,19 +176,26 @@ class Guard:
         """A WebSocket: it is accepted before it is refused, so that the client can read why."""
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["request_id"] = request_id = headers.get("x-request-id", "")
+        record = Record(self._settings.audit_log, ANONYMOUS, route_name(scope["path"]))
+
+        async def send_with_record(message: Message) -> None:
+            if message["type"] == "websocket.accept":
+                message = {**message, "headers": [*message.get("headers", []), (HEADER, record.as_header())]}
+            await send(message)
+
         try:
             if FRONT_HEADER not in headers:
                 raise unavailable(UNPROTECTED, 60)
             if is_foreign(headers) and not {headers["origin"], "*"} & {*self._settings.cors_origins}:
                 raise ApiError(403, "A page of another host may not open a session.")
-            scope["state"]["client_name"] = self._tokens.authenticate(scope).name
+            scope["state"]["client_name"] = record.client = self._tokens.authenticate(scope).name
             self._settings.models.choose(None, scope["query_string"])
         except ApiError as error:
-            socket = WebSocket(scope, receive, send)
+            socket = WebSocket(scope, receive, send_with_record)
             await socket.accept(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)
             await socket.send_json(problem(error, request_id))
             return await socket.close(1008)
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, send_with_record)
 
     def _check_drain_key(self, headers: Headers) -> None:
         authorization, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key

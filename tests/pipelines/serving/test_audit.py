@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from pipelines.serving import audit
 from pipelines.serving.audit import AuditLog, check_audit_log
@@ -68,6 +71,27 @@ def test_each_request_is_one_line_whoever_answers_it(tmp_path: Path) -> None:
     labels = 'model="slow@abc",replica="local",route="/v1/score",status="200",token="arm-3"'
     assert f"robometer_requests_total{{{labels}}} 1.0" in metrics
     assert 'robometer_stage_seconds_count{replica="local",route="/v1/score",stage="model"} 1.0' in metrics
+
+
+def test_a_websocket_is_one_line_at_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    with endpoint(FrameDifference(), audit_log=str(log), token="secret") as url:
+        for coded in ("bearer.c2VjcmV0", "bearer.Z3Vlc3M"):  # secret, guess
+            with connect(f"ws{url[4:]}/v1/sessions", subprotocols=["robometer", coded]) as socket:  # type: ignore[list-item]
+                assert socket.response is not None and "x-robometer-record" not in socket.response.headers
+                if coded == "bearer.c2VjcmV0":
+                    socket.send("{}")
+                    socket.recv()
+                    socket.close(1000)
+                with suppress(ConnectionClosed):
+                    socket.recv()
+                    socket.recv()
+        deadline_s = time.monotonic() + 5
+        while len(log.read_text().splitlines() if log.exists() else ()) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+    first, second = lines_of(log)
+    assert (first["route"], first["token"]) == ("/v1/sessions", "default") and first["bytes"] == 2
+    assert (second["token"], second["status"]) == ("anonymous", 1008)
 
 
 def test_two_clips_of_one_request_add_up(tmp_path: Path) -> None:
