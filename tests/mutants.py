@@ -473,6 +473,8 @@ MUTANTS = (
            "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH", "tests/pipelines/serving/test_jobs.py -k successor"),
     Mutant("a cancelled job goes on", "pipelines/serving/job_runner.py",
            "self._running[job_id].cancel()", "pass", "tests/pipelines/serving/test_jobs.py -k cancelled"),
+    Mutant("a job forgets which model it is for", "pipelines/serving/job_routes.py",
+           '"content-encoding", MODEL_HEADER)', '"content-encoding")', "tests/pipelines/serving/test_jobs.py -k names"),
     Mutant("jobs do not expire", "pipelines/serving/job_store.py",
            "job.ended_s + self.ttl_s <= self.clock()", "job.ended_s < 0", "tests/pipelines/serving/test_jobs.py -k expire"),
     Mutant("an overloaded model fails a job", "pipelines/serving/job_runner.py",

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from pipelines.serving import job_runner
+from pipelines.serving.choice import Choice
 from pipelines.serving.job_runner import MAX_STARTS, JobRunner
 from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore
 from robometer.async_client import AsyncRemoteScorer
-from robometer.baselines.trivial import FrameDifference
+from robometer.baselines.trivial import FrameDifference, Random
 from robometer.client import RemoteScorer, ScoringError
 from robometer.scoring import Clip, ClipScore
 from tests.local_endpoint import endpoint
@@ -78,6 +79,29 @@ def test_a_job_is_answered_as_its_request(url: str, tmp_path: Path) -> None:
     assert (state["state"], state["starts"], state["jobs_ahead"]) == ("succeeded", 1, None)
     assert state["submitted_at"] <= state["started_at"] <= state["ended_at"]
     assert not list(tmp_path.rglob("request")), "an upload is kept no longer than it is needed"
+
+
+def test_every_kind_is_described_and_answered(url: str) -> None:
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    for kind in ("score", "scores", "rank", "compare"):
+        assert paths[f"/v1/jobs/{kind}"]["post"]["requestBody"] == paths[f"/v1/{kind}"]["post"]["requestBody"]
+        assert "202" in paths[f"/v1/jobs/{kind}"]["post"]["responses"]
+    form = {"data": {"task": "task"}, "files": {f"video_{i}": ("v.mp4", video()) for i in range(2)}}
+    for kind in ("scores", "rank"):
+        submitted = httpx.post(f"{url}/v1/jobs/{kind}", **form).json()
+        assert submitted["kind"] == kind
+        answer = ended(url, f"/v1/jobs/{submitted['id']}").json()
+        assert answer == httpx.post(f"{url}/v1/{kind}", **form).json() | {"request_id": answer["request_id"]}
+    assert httpx.post(f"{url}/v1/jobs/frames", **form).status_code == 405
+
+
+def test_a_job_is_for_the_model_that_it_names(tmp_path: Path) -> None:
+    models = Choice({"other": "outputs/other"})
+    with endpoint(FrameDifference(), others={"other": Random()}, models=models, jobs=tmp_path / "jobs") as url:
+        for query, headers in (("?model=other", {}), ("", {"x-robometer-model": "other"})):
+            job = post(url, f"/v1/jobs/score{query}", **headers).headers["location"]
+            assert ended(url, job).json()["model"]["name"] == "random"
+        assert ended(url, post(url, "/v1/jobs/score").headers["location"]).json()["model"]["name"] != "random"
 
 
 def test_bad_input_is_the_result_of_its_job(url: str) -> None:
