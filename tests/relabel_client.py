@@ -30,8 +30,8 @@ sys.path.insert(0, _FOLDER)
 pb: Any = import_module("relabel_pb2")
 
 
-def stub(address: str) -> Any:
-    """The client, with the options that the public one gives its channel."""
+def stub(address: str | grpc.Channel) -> Any:
+    """The client, of a channel or of one with the options that the public client gives it."""
     options = [
         ("grpc.max_send_message_length", 256 * 1024 * 1024),
         ("grpc.max_receive_message_length", 256 * 1024 * 1024),
@@ -39,7 +39,8 @@ def stub(address: str) -> Any:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
-    return import_module("relabel_pb2_grpc").RewardRelabelServiceStub(grpc.insecure_channel(address, options=options))
+    channel = grpc.insecure_channel(address, options=options) if isinstance(address, str) else address
+    return import_module("relabel_pb2_grpc").RewardRelabelServiceStub(channel)
 
 
 def array(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The gRPC side of Ray Serve's proxy: each call becomes a POST to the `Front` in the same process.
+"""The gRPC side of Ray Serve's proxy: each call becomes a POST to the `Front` in the same process (`grpc_calls`).
 
 So the token, the limits, the retries and the metrics of the HTTP endpoint hold for gRPC, and a replica knows one
 protocol. Ray's own gRPC server listens at every address, takes messages of 2 GB before anybody has seen a token, and
@@ -7,61 +7,32 @@ answers calls of its own; `install` puts `BoundedServer` in its place.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
-from grpc.aio import EOF
 from grpc.aio._server import Server
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve._private import grpc_util
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
-from pipelines.serving.front import RELABEL
-from pipelines.serving.wire import CONTENT_TYPE, chunk
+from pipelines.serving.grpc_calls import Calls
+from pipelines.serving.tls import trust
 from robometer.configs.stages import ServeConfig
 from robometer.settings import ConfigError
 
-logger = logging.getLogger(__name__)
-
 SERVICER = f"{__name__}.add_service"
 """What Ray's proxy is told to call with its server."""
-
-STREAM = RELABEL.replace("/RelabelRewards", "/StreamRelabelRewards")
 
 MAX_CALLS = 256
 """Calls that may be open at a time; more are refused by gRPC itself."""
 
 _SETTINGS = b"robometer.grpc"
-_NO_LENGTH = 411
-
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.UNIMPLEMENTED,
-    _NO_LENGTH: grpc.StatusCode.FAILED_PRECONDITION,
-    408: grpc.StatusCode.DEADLINE_EXCEEDED,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    415: grpc.StatusCode.INVALID_ARGUMENT,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-_BAD_INPUT = 422  # answered in the message, as clients repeat a call that fails
-
 _CHECK_S = 10.0
-_GRACE_S = 1.0  # Ray cancels a replica's work when it sees a client go, and tries again when it is cancelled itself
-
-Context = Any
-"""`grpc.aio.ServicerContext`, whose messages are bytes here."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +45,21 @@ class GrpcSettings:
         max_arriving: messages that may be on their way at a time, and streams that may be open; more wait, or are
             refused.
         idle_timeout_s: how long an open stream may wait for its next message.
+        tls: files of a certificate and its key; none: no TLS.
     """
 
     host: str
     max_message_bytes: int
     max_arriving: int
     idle_timeout_s: float
+    tls: Sequence[str] = ()
 
     @classmethod
     def of(cls, serve: ServeConfig) -> GrpcSettings:
         """The settings of an endpoint: messages on their way take as much memory as bodies may."""
         arriving = serve.max_held_bytes // serve.max_upload_bytes
-        return cls(serve.host, serve.max_upload_bytes, arriving, serve.request_timeout_s)
+        tls = [str(Path(path).absolute()) for path in (serve.tls_certificate, serve.tls_key) if path]
+        return cls(serve.host, serve.max_upload_bytes, arriving, serve.request_timeout_s, tls)
 
     def publish(self) -> None:
         """Leave the settings in the cluster's store, where its proxies look when they start."""
@@ -107,18 +81,35 @@ def check_grpc(serve: ServeConfig) -> None:
     """
     if not serve.grpc_port:
         return
-    address = _address(serve.host, serve.grpc_port)
-    with grpc.insecure_channel(address) as channel:
+    check = _check_tls if serve.tls_certificate else _check_plain
+    if not check(serve):
+        where = _address(serve.host, serve.grpc_port)
+        raise ConfigError(
+            f"Ray Serve of this cluster has no such gRPC server at {where}. End it with `serve shutdown`, so that it "
+            "starts anew with serve.grpc_port, or set serve.grpc_port=0"
+        )
+
+
+def _check_plain(serve: ServeConfig) -> bool:
+    with grpc.insecure_channel(_address(_reachable(serve.host), serve.grpc_port)) as channel:
         of_ray = channel.unary_unary("/ray.serve.RayServeAPIService/Healthz")  # which a `BoundedServer` does not have
         try:
             of_ray(b"", timeout=_CHECK_S, wait_for_ready=True)
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
-                return
-    raise ConfigError(
-        f"Ray Serve of this cluster has no such gRPC server at {address}. End it with `serve shutdown`, so that it "
-        "starts anew with serve.grpc_port, or set serve.grpc_port=0"
-    )
+            return bool(error.code() == grpc.StatusCode.UNIMPLEMENTED)
+    return False
+
+
+def _check_tls(serve: ServeConfig) -> bool:
+    """Ray's own server has no TLS, so that our certificate is a sign of a `BoundedServer`."""
+    context = trust(serve.tls_certificate)
+    assert not isinstance(context, bool)
+    try:
+        with socket.create_connection((_reachable(serve.host), serve.grpc_port), _CHECK_S) as connection:
+            context.wrap_socket(connection).close()
+    except OSError:
+        return False
+    return True
 
 
 def install() -> Callable[[ASGIApp], ASGIApp]:
@@ -127,7 +118,7 @@ def install() -> Callable[[ASGIApp], ASGIApp]:
     if not stored:
         return lambda app: app
     settings = GrpcSettings(**json.loads(stored))
-    calls = Calls(settings)
+    calls = Calls(settings.max_arriving, settings.idle_timeout_s)
 
     def bounded(*_: object, **__: object) -> BoundedServer:
         return BoundedServer(settings, calls)
@@ -162,11 +153,15 @@ class BoundedServer(Server):  # type: ignore[misc]
             ("grpc.keepalive_permit_without_calls", 1),
         )
         super().__init__(None, (calls,), (), options, MAX_CALLS, None)
-        self._host = settings.host
+        self._settings = settings
 
     def add_insecure_port(self, address: str) -> int:
-        """Listen at the port of `address`, which names no host that was chosen."""
-        return int(super().add_insecure_port(_address(self._host, int(address.rpartition(":")[2]))))
+        """Listen at the port of `address`, whose host nobody chose; with TLS where there is a certificate."""
+        here = _address(self._settings.host, int(address.rpartition(":")[2]))
+        if not self._settings.tls:
+            return int(super().add_insecure_port(here))
+        certificate, key = (Path(path).read_bytes() for path in self._settings.tls)
+        return int(self.add_secure_port(here, grpc.ssl_server_credentials([(key, certificate)])))
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: object) -> None:
         """Ignore services of others: their messages would have no limits."""
@@ -175,162 +170,9 @@ class BoundedServer(Server):  # type: ignore[misc]
         """See `add_generic_rpc_handlers`."""
 
 
-class Calls(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Answers the calls of `RewardRelabelService`.
-
-    Both methods are handled as streams: gRPC would read the message of a unary call before anything is checked.
-    """
-
-    def __init__(self, settings: GrpcSettings) -> None:
-        self.app: ASGIApp | None = None
-        self._settings = settings
-        self._arriving = asyncio.Semaphore(settings.max_arriving)
-        self._open_streams = 0
-
-    def service(self, handler_call_details: Any) -> Any:
-        """The handler of a method; None where there is none."""
-        if handler_call_details.method == RELABEL:
-            return grpc.stream_unary_rpc_method_handler(self._unary)
-        if handler_call_details.method == STREAM:
-            return grpc.stream_stream_rpc_method_handler(self._stream)
-        return None
-
-    async def _unary(self, _: object, context: Context) -> bytes:
-        answer = await self._ask(context, partial(self._read, context))
-        if answer is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The call has no message.")
-        assert answer is not None
-        return answer
-
-    async def _stream(self, _: object, context: Context) -> None:
-        if self._open_streams >= self._settings.max_arriving:
-            sentence = f"{self._open_streams} streams are open already. Close one, or call RelabelRewards."
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
-        self._open_streams += 1
-        try:
-            answer = await self._ask(context, partial(self._read, context))  # nothing is read before the token
-            while answer is not None:
-                await context.write(answer)
-                message = await self._next(context)
-                answer = None if message is EOF else await self._ask(context, partial(_known, message))
-        finally:
-            self._open_streams -= 1
-
-    async def _read(self, context: Context) -> Any:
-        async with self._arriving:
-            return await context.read()
-
-    async def _next(self, context: Context) -> Any:
-        try:
-            async with asyncio.timeout(self._settings.idle_timeout_s):
-                return await context.read()
-        except TimeoutError:
-            sentence = f"No message came for {self._settings.idle_timeout_s:g} s. Open another stream."
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, sentence)
-
-    async def _ask(self, context: Context, read: Callable[[], Awaitable[Any]]) -> bytes | None:
-        """The response to the message that `read` gives; None if it gives `EOF`. Ends the call for a refusal."""
-        if self.app is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "The endpoint is starting. Try again in a moment.")
-        assert self.app is not None
-        exchange = _Exchange(read)
-        task = asyncio.ensure_future(self.app(_scope(context), exchange.receive, exchange.send))
-        try:
-            await asyncio.wait({task, asyncio.ensure_future(exchange.answered.wait())}, return_when="FIRST_COMPLETED")
-        finally:  # also where the client has gone: what works for it stops
-            exchange.gone.set()
-            exchange.answered.set()
-            await _ended(task, 0 if exchange.is_reading else _GRACE_S)
-        if exchange.status == 0:
-            return None
-        return await _response(exchange, context)
-
-
-@dataclass
-class _Exchange:
-    """One request and its answer, as ASGI sees them."""
-
-    read: Callable[[], Awaitable[Any]]
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
-    is_read: bool = False
-    is_reading: bool = False
-
-    async def receive(self) -> Message:
-        if not (self.is_read or self.answered.is_set()):
-            self.is_read = self.is_reading = True
-            message = await self.read()
-            self.is_reading = False
-            if message is not EOF:
-                return {"type": "http.request", "body": message, "more_body": False}
-            self.gone.set()
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = {name.decode().lower(): value.decode("latin-1") for name, value in message["headers"]}
-        elif not self.answered.is_set():  # `Front` sends a body in one piece
-            self.body = message["body"]
-            self.answered.set()
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _response(exchange: _Exchange, context: Context) -> bytes:
-    """The message of an answer, or the status of a refusal."""
-    trailing = (("x-request-id", exchange.headers["x-request-id"]),)
-    if exchange.status == 200:
-        context.set_trailing_metadata(trailing)
-        return exchange.body
-    sentence = str(json.loads(exchange.body)["error"])
-    if exchange.status == _NO_LENGTH:
-        sentence = "The token has a limit of bytes, and a gRPC message does not declare its size: use another token."
-    if exchange.status == _BAD_INPUT:
-        context.set_trailing_metadata(trailing)
-        return chunk(4, sentence.encode())  # `message`; `ok` is false where it is not written
-    await context.abort(_CODES.get(exchange.status, grpc.StatusCode.INTERNAL), sentence, trailing)
-    raise AssertionError("abort raises")
-
-
-async def _known(message: bytes) -> bytes:
-    return message
-
-
-async def _ended(task: asyncio.Future[None], grace_s: float) -> None:
-    """Wait until a request has seen that its client is gone; end it where it does not look."""
-    await asyncio.wait({task}, timeout=grace_s)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        try:
-            await task
-        except Exception:
-            logger.exception("The proxy failed on a gRPC call.")
-
-
-def _scope(context: Context) -> Scope:
-    """An ASGI scope with the metadata that `Front` looks at, as headers."""
-    names = ("authorization", "x-request-id")
-    metadata = [(str(name), value) for name, value in context.invocation_metadata() or () if name in names]
-    headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in metadata]
-    host, _, port = unquote(context.peer()).partition(":")[2].rpartition(":")
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "2",
-        "method": "POST",
-        "scheme": "http",
-        "path": RELABEL,
-        "raw_path": RELABEL.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [*headers, (b"host", b"grpc"), (b"content-type", CONTENT_TYPE.encode())],
-        "client": (host.strip("[]"), int(port)) if port.isdecimal() else None,
-        "server": None,
-    }

@@ -23,6 +23,7 @@ def test_an_endpoint_with_tls_and_a_token_file(ray_local: None, tmp_path: Path) 
     token = add_token(tokens, "few", TokenLimits(requests_per_minute=2))
     config = config_with(
         f"serve.port={free_port()}",
+        f"serve.grpc_port={free_port()}",  # `start` looks for the certificate there too
         f"serve.tls_certificate={certificate}",
         f"serve.tls_key={key}",
         f"serve.token_file={tokens}",

@@ -17,14 +17,16 @@ import grpc
 import numpy as np
 import pytest
 
-from pipelines.serving import grpc_server
+from pipelines.serving import grpc_calls
 from pipelines.serving import relabel as relabel_module
 from pipelines.serving.backend import SessionLimits
-from pipelines.serving.grpc_server import BoundedServer, Calls, GrpcSettings
+from pipelines.serving.grpc_calls import Calls
+from pipelines.serving.grpc_server import BoundedServer, GrpcSettings, check_grpc
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import ConfigError, load
 from robometer.scoring import Clip, ClipScore, score_prefixes
 from tests.local_endpoint import LocalBackend, front
+from tests.pipelines.serving.test_tls import make_pair
 from tests.relabel_client import array, pb, request, stub, values
 
 MAX_BYTES = 2_000_000
@@ -32,14 +34,16 @@ LIMITS = SessionLimits.from_config(load([]).serve)
 
 
 @contextmanager
-def relabelling(backend: LocalBackend, *overrides: str, max_arriving: int = 4, **guard: Any) -> Iterator[str]:
+def relabelling(
+    backend: LocalBackend, *overrides: str, max_arriving: int = 4, tls: Sequence[str] = (), **guard: Any
+) -> Iterator[str]:
     """Address of a gRPC server that answers until the block ends."""
     config = load([f"serve.max_upload_bytes={MAX_BYTES}", "serve.grpc_port=1", *overrides])
     app, address, stop = front(backend, config, **guard), queue.Queue[str](), threading.Event()
 
     async def serve() -> None:
-        settings = GrpcSettings("127.0.0.1", MAX_BYTES, max_arriving, 60.0)
-        calls = Calls(settings)
+        settings = GrpcSettings("127.0.0.1", MAX_BYTES, max_arriving, 60.0, tls)
+        calls = Calls(max_arriving, 60.0)
         calls.app = app
         server = BoundedServer(settings, calls)
         port = server.add_insecure_port("[::]:0")
@@ -300,7 +304,7 @@ def test_numbers_are_read_packed_and_single(address: str) -> None:
 
 
 def test_what_a_client_gave_up_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_server, "_GRACE_S", 0.05)  # only Ray looks whether a client has gone
+    monkeypatch.setattr(grpc_calls, "_GRACE_S", 0.05)  # only Ray looks whether a client has gone
     backend = Slow()
     with relabelling(backend, max_in_flight=1) as address:
         message = request({"image": frames_of(2)})
@@ -340,9 +344,33 @@ def test_streams_and_messages_on_their_way_are_bounded() -> None:
         waiting.put(None)
 
 
+def test_with_a_certificate_everything_is_encrypted(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "endpoint")
+    with relabelling(LocalBackend(Telling(), LIMITS), tls=pair) as address:
+        trusted = grpc.ssl_channel_credentials(Path(pair[0]).read_bytes())
+        frames = frames_of(2)
+        with grpc.secure_channel(address, trusted) as channel:
+            response = stub(channel).RelabelRewards(request({"image": frames}), timeout=30)
+        np.testing.assert_allclose(values(response, "image")[0], expected(frames).progress, atol=1e-6)
+        refused(
+            lambda: stub(address).RelabelRewards(request({"image": frames}), timeout=5), grpc.StatusCode.UNAVAILABLE
+        )
+        port = f"serve.grpc_port={address.rpartition(':')[2]}"
+        check_grpc(load([port, f"serve.tls_certificate={pair[0]}", f"serve.tls_key={pair[1]}"]).serve)
+        other = make_pair(tmp_path, "other")
+        with pytest.raises(ConfigError, match="no such gRPC server"):
+            check_grpc(load([port, f"serve.tls_certificate={other[0]}", f"serve.tls_key={other[1]}"]).serve)
+
+
+def test_the_model_that_metadata_name_is_asked_for(address: str) -> None:
+    metadata = (*AUTH, ("x-robometer-model", "mine"))
+    sentence = refused(lambda: relabel(address, request({"image": frames_of(2)}), metadata), grpc.StatusCode.NOT_FOUND)
+    assert "has no model 'mine'" in sentence
+
+
 def test_the_service_is_off_unless_it_has_a_port() -> None:
     with relabelling(LocalBackend(Telling(), LIMITS), "serve.grpc_port=0") as address:
-        sentence = refused(lambda: relabel(address, request({"image": frames_of(2)})), grpc.StatusCode.UNIMPLEMENTED)
+        sentence = refused(lambda: relabel(address, request({"image": frames_of(2)})), grpc.StatusCode.NOT_FOUND)
         assert "no such route" in sentence
     with pytest.raises(ConfigError, match="must differ"):
         load(["serve.grpc_port=8000"])
