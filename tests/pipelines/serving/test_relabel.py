@@ -6,18 +6,23 @@ import asyncio
 import hashlib
 import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import numpy as np
 import pytest
+from ray.serve._private import grpc_util
+from ray.serve.config import gRPCOptions
 
-from pipelines.serving import grpc_calls
+from pipelines.cluster import free_port
+from pipelines.serving import grpc_calls, grpc_server
 from pipelines.serving import relabel as relabel_module
 from pipelines.serving.backend import SessionLimits
 from pipelines.serving.grpc_calls import Calls
@@ -342,6 +347,31 @@ def test_streams_and_messages_on_their_way_are_bounded() -> None:
         late = client.StreamRelabelRewards(iter(waiting.get, None), timeout=30)
         assert "did not arrive within 0.3 s" in refused(lambda: next(late), grpc.StatusCode.DEADLINE_EXCEEDED)
         waiting.put(None)
+
+
+def test_rays_proxy_starts_the_bounded_server_at_the_address_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, port = dict[bytes, bytes](), free_port()
+    monkeypatch.setattr(grpc_server, "_internal_kv_put", lambda key, value, overwrite: store.update({key: value}))
+    monkeypatch.setattr(grpc_server, "_internal_kv_get", store.get)
+    monkeypatch.setattr(grpc_util, "gRPCGenericServer", grpc_util.gRPCGenericServer)
+    serve = load([f"serve.grpc_port={port}"]).serve
+
+    async def starts() -> None:
+        options = gRPCOptions(**grpc_server.grpc_options(serve) or {})
+        _, server = await grpc_util.start_grpc_server(Mock(), options, event_loop=asyncio.get_running_loop())
+        try:
+            await asyncio.to_thread(check_grpc, serve)
+            with pytest.raises(ConnectionRefusedError):  # Ray's own server would listen at every address
+                socket.create_connection(("127.0.0.2", port), timeout=5)
+        finally:
+            await server.stop(0)
+
+    with pytest.raises(RuntimeError, match="without the limits"):
+        grpc_server.add_service(Mock(), Mock())  # of a proxy that did not call `install`
+    GrpcSettings.of(serve).publish()
+    app = front(LocalBackend(Telling(), LIMITS), load([]))
+    assert grpc_server.install()(app) is app
+    asyncio.run(starts())
 
 
 def test_with_a_certificate_everything_is_encrypted(tmp_path: Path) -> None:
