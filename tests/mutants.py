@@ -585,7 +585,7 @@ MUTANTS = (
     Mutant("frames that were not asked for are scored", "robometer/scoring.py",
            "    if len(needed) <= whole - (scorer.info.max_frames or 0) and", "    if False and", "tests/test_scoring.py"),
     Mutant("every position is answered", "pipelines/serving/relabel.py",
-           "ScoreRequest(clip, True, asked.positions)", "ScoreRequest(clip, True)", "tests/pipelines/serving/test_relabel.py"),
+           'ScoreRequest(clip, "prefix", asked.positions)', 'ScoreRequest(clip, "prefix")', "tests/pipelines/serving/test_relabel.py"),
     Mutant("frames before the stage are shown", "pipelines/serving/relabel.py",
            "shown = slice(top.first,", "shown = slice(0,", "tests/pipelines/serving/test_relabel.py"),
     Mutant("the first picture of a stack is shown", "pipelines/serving/relabel.py",
