@@ -37,6 +37,7 @@ def test_what_an_entry_names_is_allowed(url: str) -> None:
         ("https://sub.data.example.org/a", "not on the list"),
         ("https://files.example.org/clips-of-others/a", "not on the list"),
         ("https://files.example.org/", "not on the list"),
+        ("http://10.0.0.7:9000/ab", "not on the list"),
         ("https://10.0.0.7:9000/a", "not on the list"),
         ("https://files.example.org/clips/../secret", "dot segments"),
         ("https://files.example.org/clips/%2e%2E/secret", "dot segments"),

@@ -176,6 +176,7 @@ def test_clips_of_two_models_are_not_mixed(route: str) -> None:
     with endpoint(Replaced()) as url:
         answer = post(url, route, {"frames_0": npy(10), "frames_1": npy(20)}, task=TASK).json()
     assert answer["model"]["name"] == "b@2" and len(answer["order"]) == 2
+    assert next(Replaced.names, None) is None  # both clips were asked again
 
 
 def test_in_an_update_the_whole_request_goes_to_another_replica(monkeypatch: pytest.MonkeyPatch) -> None:
