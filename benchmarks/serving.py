@@ -1,6 +1,7 @@
 """What eight clients lose, and for how long, while replicas of the endpoint are killed and the endpoint is stopped.
 
     python -m benchmarks.serving
+    python -m benchmarks.serving --soak 30   # minutes, with a kill in each, and the memory of every process
 
 Each client sends one request after the other without retries, as curl would, and compares the answer with the same
 scorer in this process. A request is lost if its connection breaks, its answer is wrong, or its status is neither 200
@@ -21,7 +22,8 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -35,6 +37,7 @@ from robometer.scoring import Clip, ClipScore, Scorer
 
 CLIENTS = 8
 PHASE_S = 10.0
+MODEL, INGRESS = "ray::ServeReplica:robometer:Model", "ray::ServeReplica:robometer:Ingress"
 _MARK = "ROBOMETER_BENCHMARK"
 """Environment variable that identifies the endpoint's processes."""
 
@@ -133,8 +136,9 @@ def processes(mark: str, title: str = "") -> list[int]:
     return pids
 
 
-def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
-    """Outcomes and slowest request of each phase; raises if a process of the endpoint survives."""
+@contextmanager
+def running() -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]:
+    """URL, mark and process of an endpoint; whatever is left of it at the end is killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -143,15 +147,19 @@ def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
     endpoint = subprocess.Popen(command, env=os.environ | {_MARK: mark})
     try:
         _wait_for(url, endpoint)
+        yield url, mark, endpoint
+    finally:
+        for pid in processes(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
+    """Outcomes and slowest request of each phase; raises if a process of the endpoint survives."""
+    with running() as (url, mark, endpoint):
         clients, phases = Load(url), {}
-        for name, title in (
-            ("undisturbed", ""),
-            ("kill -9 of the model replica", "ray::ServeReplica:robometer:Model"),
-            ("kill -9 of the ingress replica", "ray::ServeReplica:robometer:Ingress"),
-        ):
+        for name, title in (("undisturbed", ""), ("kill -9 of the model replica", MODEL), ("of the ingress", INGRESS)):
             if title:
-                [victim] = processes(mark, title)
-                os.kill(victim, signal.SIGKILL)
+                _kill(mark, title)
             time.sleep(phase_s)
             phases[name] = clients.take()
             print(*_line(name, *phases[name]), sep="\n", flush=True)
@@ -166,9 +174,44 @@ def measure(phase_s: float = PHASE_S) -> dict[str, tuple[Counter[str], float]]:
         if left := processes(mark):
             raise RuntimeError(f"{len(left)} processes are still running: {[_command(pid) for pid in left]}")
         return phases
-    finally:
-        for pid in processes(mark):
-            os.kill(pid, signal.SIGKILL)
+
+
+def soak(minutes: int, period_s: float = 60.0) -> tuple[Counter[str], list[dict[str, int]]]:
+    """Outcomes of all requests while a replica is killed in each period, and the memory of the processes after each."""
+    with running() as (url, mark, endpoint):
+        clients, sizes, outcomes = Load(url), list[dict[str, int]](), Counter[str]()
+        for minute in range(minutes):
+            _kill(mark, (MODEL, INGRESS)[minute % 2])
+            time.sleep(period_s)
+            part, slowest_s = clients.take()
+            outcomes += part
+            sizes.append(memory(mark))
+            print(*_line(f"minute {minute + 1}", part, slowest_s), sizes[-1], sep="\n", flush=True)
+        clients.stop()
+        outcomes += clients.take()[0]
+        endpoint.send_signal(signal.SIGTERM)
+        endpoint.wait(120)
+    print(*_line("all", outcomes, 0.0), f"first {sizes[0]}", f"last {sizes[-1]}", sep="\n")
+    return outcomes, sizes
+
+
+def memory(mark: str) -> dict[str, int]:
+    """Megabytes (PSS) of the endpoint's processes, by what they are."""
+    kinds = {MODEL: "model", INGRESS: "ingress", "ray::ServeController": "controller", "ray::ProxyActor": "proxy"}
+    sizes = Counter[str]()
+    for pid in processes(mark):
+        kind = next((kind for title, kind in kinds.items() if _command(pid).startswith(title)), "Ray and the rest")
+        try:
+            lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        sizes[kind] += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) // 1024
+    return dict(sizes)
+
+
+def _kill(mark: str, title: str) -> None:
+    [victim] = processes(mark, title)
+    os.kill(victim, signal.SIGKILL)
 
 
 def _command(pid: int) -> str:
@@ -196,7 +239,11 @@ def main() -> None:
     """Entry point; see the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, help="only serve, on this port")
+    parser.add_argument("--soak", type=int, metavar="MINUTES", help="kill a replica in each of so many minutes")
     arguments = parser.parse_args()
+    if arguments.soak:
+        outcomes, _ = soak(arguments.soak)
+        raise SystemExit(any("LOST" in outcome for outcome in outcomes))
     if arguments.port is None:
         measure()
         return

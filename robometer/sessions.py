@@ -69,8 +69,8 @@ class WindowSession:
         return joined(kept if kept and kept[-1] is self.last else [*kept, self.last])
 
     def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
-        """One-frame clips of some frames, as the window keeps them."""
-        return [Clip(frame[None], self.task) for frame in frames]
+        """One-frame clips of some frames, as the window keeps them: copies, since a caller may use its buffer again."""
+        return [Clip(frame[None].copy(), self.task) for frame in frames]
 
     def push_look(self, look: Clip) -> Answer:
         """Push a frame as `look` has made it."""

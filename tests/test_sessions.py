@@ -63,6 +63,21 @@ def _expected(scorer: Scorer, clip: Clip, max_frames: int = 4) -> np.ndarray:
     return np.array([(s.progress[-1], s.success[-1]) for part in parts for s in scorer.score([part])])
 
 
+class Pixel:
+    """A scorer as a user writes one; progress is the mean brightness of a pixel."""
+
+    name, info = "pixel", ScorerInfo(max_frames=4)
+
+    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+        return [ClipScore.of_progress(np.full(len(clip), clip.frames[:, 0, 0, 0].mean() / 255)) for clip in clips]
+
+    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
+        return np.array([len(a) > len(b) for a, b in pairs], dtype=np.float32)
+
+    def open_session(self, task: str) -> WindowSession:
+        return WindowSession(self, task)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_session_of_a_vision_language_model_equals_its_window(name: str) -> None:
     scorer = _robometer(MODELS[name])
@@ -147,6 +162,17 @@ def test_a_session_goes_on_from_the_frames_that_its_window_held(make: Callable[[
     )
 
 
+@pytest.mark.parametrize("make", [_robometer, _rewind, Pixel])
+def test_a_caller_may_use_its_buffer_again(make: Callable[[], Scorer]) -> None:
+    scorer, frames = make(), _frames(7)
+    session, buffer, answers = _open(scorer), np.empty_like(frames[0]), []
+    for shown in frames:
+        buffer[:] = shown
+        answers.append(session.push(buffer))
+        session.forget()
+    np.testing.assert_allclose(answers, _expected(scorer, Clip(frames, TASKS[0])), atol=5e-6)
+
+
 def test_memory_of_a_session_does_not_grow_and_can_be_freed() -> None:
     session, sizes = _open(_robometer()), []
     for frame in _frames(40):
@@ -157,22 +183,7 @@ def test_memory_of_a_session_does_not_grow_and_can_be_freed() -> None:
     assert session.size_bytes() == 64 * 64 * 3 * len(session.window.items)
 
 
-class LastPixel:
-    """A scorer as a user writes one; progress is the brightness of the last frame."""
-
-    name, info = "last_pixel", ScorerInfo()
-
-    def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
-        return [ClipScore.of_progress(clip.frames[:, 0, 0, 0] / 255) for clip in clips]
-
-    def compare(self, pairs: Sequence[tuple[Clip, Clip]]) -> np.ndarray:
-        return np.array([len(a) > len(b) for a, b in pairs], dtype=np.float32)
-
-    def open_session(self, task: str) -> WindowSession:
-        return WindowSession(self, task)
-
-
-@pytest.mark.parametrize("make", [_robometer, _rewind, LastPixel])
+@pytest.mark.parametrize("make", [_robometer, _rewind, Pixel])
 def test_a_wrong_frame_does_not_count(make: Callable[[], Scorer]) -> None:
     scorer, frames = make(), _frames(3)
     session, other = _open(scorer), _open(scorer)

@@ -64,10 +64,6 @@ class RobometerSession(WindowSession):
             self._past = [(keys[:, :, : ends[-2]].clone(), values[:, :, : ends[-2]].clone()) for keys, values in layers]
         self.window.add(self.last)
 
-    def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
-        """See `WindowSession.look`; the frames are copied, since a caller may use its buffer again."""
-        return [Clip(frame[None].copy(), self.task) for frame in frames]
-
     def push_look(self, look: Clip) -> Answer:
         """See `WindowSession.push_look`."""
         return self.push(look.frames[0])
