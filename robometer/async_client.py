@@ -43,8 +43,9 @@ class AsyncRemoteScorer(Client):
         patience_s: float = 60.0,
         concurrency: int = calls.CONCURRENCY,
         ca_file: str | None = None,
+        model: str = "default",
     ) -> None:
-        super().__init__(url, token, timeout_s, patience_s, ca_file)
+        super().__init__(url, token, timeout_s, patience_s, ca_file, model)
         self._http = httpx.AsyncClient(**self._connection)
         self._places = asyncio.Semaphore(concurrency)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -87,17 +88,20 @@ class Client:
     info: ScorerInfo
 
     def __init__(
-        self, url: str, token: str | None, timeout_s: float, patience_s: float, ca_file: str | None = None
+        self, url: str, token: str | None, timeout_s: float, patience_s: float, ca_file: str | None, model: str
     ) -> None:
         token = (token or "").strip()  # files end with a line break
         if not token.isprintable():
             raise ScoringError("the token has control characters, which a header cannot carry")
         self.url = url.rstrip("/")
-        self._token, self._timeout_s, self._patience_s = token, timeout_s, patience_s
+        self._token, self._timeout_s, self._patience_s, self._model = token, timeout_s, patience_s, model
         self._tls = _trusting(ca_file) if ca_file else None
         self._connection: dict[str, Any] = {
             "base_url": self.url,
-            "headers": {b"Authorization": f"Bearer {token}".encode()} if token else {},
+            "headers": {
+                b"X-Robometer-Model": quote(model, safe="").encode()
+            }  # a scorer is one model: no canary answers it
+            | ({b"Authorization": f"Bearer {token}".encode()} if token else {}),
             "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
             "verify": self._tls or True,
         }

@@ -35,6 +35,7 @@ class RemoteScorer(Client):
         patience_s: seconds in which a request is retried, while the endpoint answers 429 or 503, a proxy in front of it
             reports a failure, or connections are refused or break. Scoring changes nothing, so retries do no harm.
         ca_file: PEM file of the certificates to trust instead of the usual ones, for an endpoint with its own.
+        model: name of the endpoint's model that answers, see its `/v1/models`; a canary answers nothing else.
 
     Raises:
         ScoringError: no endpoint answers at `url`, or it refuses the token. All methods raise it if a request fails.
@@ -47,8 +48,9 @@ class RemoteScorer(Client):
         timeout_s: float = 600.0,
         patience_s: float = 60.0,
         ca_file: str | None = None,
+        model: str = "default",
     ) -> None:
-        super().__init__(url, token, timeout_s, patience_s, ca_file)
+        super().__init__(url, token, timeout_s, patience_s, ca_file, model)
         self._http = httpx.Client(**self._connection)
         self._send(self._description, min(calls.START_PATIENCE_S, patience_s))
 
@@ -120,7 +122,7 @@ class RemoteScorer(Client):
 
     def open_sessions(self, tasks: Sequence[str]) -> RemoteSession:
         """A session of one trajectory for each task, whose pushes share a batch (see `RemoteSession.push_all`)."""
-        return RemoteSession(self.url, tasks, self._token, self._timeout_s, self._patience_s, self._tls)
+        return RemoteSession(self.url, tasks, self._token, self._timeout_s, self._patience_s, self._tls, self._model)
 
     def close(self) -> None:
         """Close the connections."""

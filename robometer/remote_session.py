@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
@@ -59,8 +60,10 @@ class RemoteSession:
         timeout_s: float = 600.0,
         patience_s: float = 60.0,
         tls: ssl.SSLContext | None = None,
+        model: str = "",
     ) -> None:
-        self._url = "ws" + url.removeprefix("http").rstrip("/") + "/v1/sessions"
+        query = f"?model={quote(model, safe='')}" if model else ""
+        self._url = "ws" + url.removeprefix("http").rstrip("/") + "/v1/sessions" + query
         coded = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
         self._subprotocols = [Subprotocol(name) for name in ("robometer", *([f"bearer.{coded}"] if token else []))]
         self._timeout_s, self._patience_s, self._tls = timeout_s, patience_s, tls

@@ -52,7 +52,7 @@ class Choice:
             key: what the split goes by, such as the request's id: equal keys get the same model; empty: no canary.
 
         Raises:
-            ApiError: 404 for a name that is not among the models, 422 for two names.
+            ApiError: 422, the name is not among the models, or there are two.
         """
         named = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("model", [])
         if header is not None:
@@ -67,7 +67,7 @@ class Choice:
 
     def _choose(self, name: str) -> None:
         if name not in self.names():
-            raise ApiError(404, f"The endpoint has no model {name[:64]!r}. It has {', '.join(self.names())}.")
+            raise ApiError(422, f"The endpoint has no model {name[:64]!r}. It has {', '.join(self.names())}.")
         _chosen.set("" if name == DEFAULT else name)
 
 

@@ -638,7 +638,7 @@ def test_models_by_name_share_a_replica_and_a_canary_takes_its_part(
         expected = scorer.score([Clip(frames_of(3 + i % 4, seed=i), TASK)])[0].progress
         np.testing.assert_allclose(answer.json()["progress"], expected, atol=1e-5)
     assert {answer.json()["model"]["name"] for answer in unnamed} == {"first@1", local["canary"].name}
-    assert "It has default, small, canary." in refusal(http.get("/v1/model?model=large"), 404)
+    assert "It has default, small, canary." in refusal(http.get("/v1/model?model=large"), 422)
     assert http.get("/v1/model?model=small").json()["name"] == local["small"].name
 
 

@@ -20,9 +20,11 @@ from pipelines.serving.errors import ApiError
 from pipelines.serving.model import Model, _answered
 from pipelines.serving.scaling import LATENCY, QueueAndLatency
 from robometer.baselines.trivial import Clock
+from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import load
 from robometer.configs.stages import ServeConfig
 from robometer.frames import FrameSettings
+from robometer.remote_session import RemoteSession, SessionError
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo
 from tests.made_scorer import Made
 from tests.pipelines.test_serve import mp4
@@ -88,21 +90,20 @@ def test_a_request_is_answered_by_the_model_that_it_names(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "headers", "status"),
+    ("query", "headers", "sentence"),
     [
-        ("?model=/etc/passwd", {}, 404),
-        ("?model=", {}, 404),
-        ("", {"x_robometer_model": "/data/small"}, 404),
-        ("?model=small", {"x_robometer_model": "default"}, 422),
-        ("?model=small&model=default", {}, 422),
+        ("?model=/etc/passwd", {}, "It has default, small, canary."),
+        ("?model=", {}, "It has default, small, canary."),
+        ("", {"x_robometer_model": "/data/small"}, "It has default, small, canary."),
+        ("?model=small", {"x_robometer_model": "default"}, "names two models"),
+        ("?model=small&model=default", {}, "names two models"),
     ],
 )
 def test_a_name_that_the_settings_do_not_have_is_refused(
-    url: str, query: str, headers: dict[str, str], status: int
+    url: str, query: str, headers: dict[str, str], sentence: str
 ) -> None:
     answer = score(url, query, **headers)
-    assert answer.status_code == status
-    assert "It has default, small, canary." in answer.json()["error"] or status == 422
+    assert answer.status_code == 422 and sentence in answer.json()["error"]
 
 
 def test_a_name_is_shown_at_some_length_only(url: str) -> None:
@@ -137,6 +138,22 @@ def test_the_canary_answers_its_share_and_equal_ids_get_equal_models(url: str) -
     for line in ('model="new@3",', 'model="old@1",'):
         assert f"robometer_model_requests_total{{{line}" in metrics.replace('replica="local",', "").replace("{m", "{m")
     assert "robometer_model_progress_sum" in metrics and "robometer_model_seconds_sum" in metrics
+
+
+def test_a_remote_scorer_is_one_model_and_never_the_canary() -> None:
+    clips = [Clip(np.zeros((2, 8, 8, 3), np.uint8), "x")] * 4
+    others: dict[str, Scorer] = {"small": Named("small@2", 0.2), CANARY: Named("new@3", 0.3)}
+    with endpoint_of(others, Choice({"small": "", CANARY: ""}, 1.0)) as url:
+        assert score(url).json()["model"]["name"] == "new@3"
+        for model, name, value in (("default", "old@1", 0.1), ("small", "small@2", 0.2)):
+            with RemoteScorer(url, model=model) as remote:
+                assert remote.name == name
+                assert [float(one.progress[-1]) for one in remote.score(clips)] == pytest.approx([value] * 4)
+        for model in ("other", "ö\n"):
+            with pytest.raises(ScoringError, match="has no model"):
+                RemoteScorer(url, model=model)
+        with pytest.raises(SessionError, match="has no model 'other'"):
+            RemoteSession(url, ["x"], model="other")
 
 
 def test_the_split_is_even() -> None:
