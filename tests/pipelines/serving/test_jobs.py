@@ -251,7 +251,6 @@ def test_a_successor_waits_and_jobs_put_back_are_not_counted(tmp_path: Path) -> 
         await asyncio.sleep(0.3)
         assert [one.state for one in store.unfinished()] == [RUNNING, QUEUED]
         await old.close()
-        assert [(one.state, one.starts) for one in store.unfinished()] == [(QUEUED, 0), (QUEUED, 0)]
         assert [one.starts for one in await until_ended(store, 1, 2)] == [1, 1]
         new.check()
         await new.close()
@@ -268,7 +267,7 @@ def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypa
         nonlocal now, most, tries
         now, tries = now + 1, tries + 1
         most = max(most, now)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
         now -= 1
         if body == b"bug":
             raise ZeroDivisionError
@@ -279,7 +278,8 @@ def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypa
         store = JobStore(tmp_path, 10, 60)
         runner = JobRunner(store, send, 2)
         for number in range(4):
-            await runner.submit(job(number), b"")
+            store.add(job(number), b"")
+        runner.start()
         await until_ended(store, 0, 1, 2, 3)
         assert most == 2
         for number, body in ((4, b"bug"), (5, b"busy")):
