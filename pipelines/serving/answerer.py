@@ -54,6 +54,11 @@ class Answerer:
             }.items()
         }
 
+    @property
+    def trajectories(self) -> int:
+        """Trajectories of the sessions that are kept."""
+        return self._sessions.trajectories
+
     def answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:
         """The outcome of each request of a batch."""
         started_s = time.monotonic()

@@ -17,6 +17,9 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 _TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+SESSIONS_METRIC = "robometer_sessions"
+"""A gauge that the replicas of the model set, in Ray's exporter only."""
+
 
 class Metrics:
     """Counters of the HTTP interface. Ray adds its own of queues, replicas and resources."""

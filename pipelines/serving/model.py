@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from ray import serve
+from ray.serve import metrics
 
 from pipelines.serving.answerer import Answerer
 from pipelines.serving.backend import ModelInfo, ModelRequest, Outcome, SessionLimits
+from pipelines.serving.metrics import SESSIONS_METRIC
 from pipelines.serving.scaling import LATENCY
 from robometer.configs.stages import ServeConfig
 from robometer.models.sharing import share_weights
@@ -78,6 +80,8 @@ class Model:
         self._multiplexed = serve.multiplexed(max_num_models_per_replica=max(at_once, 1))(other)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._times_s = deque[tuple[float, float]](maxlen=1000)
+        meaning = "Trajectories of the sessions that a replica keeps."
+        self._trajectories = metrics.Gauge(SESSIONS_METRIC, description=meaning, tag_keys=("model",))
         self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
 
@@ -103,6 +107,7 @@ class Model:
     async def check_health(self) -> None:
         """Raise where a model fails on a clip that must work: Ray Serve then replaces this replica."""
         for model in self._all:
+            self._trajectories.set(model.answerer.trajectories, {"model": model.info.name})
             if model.answerer.sick:
                 raise RuntimeError(f"the model {model.info.name} fails on any clip ({model.answerer.sick})")
 
