@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import httpx
 import pytest
+import ray
 
 from pipelines.serve import end, start, stop
 from pipelines.serving.tls import trust
@@ -17,13 +19,28 @@ from tests.pipelines.serving.test_tls import make_pair
 from tests.pipelines.test_serve import config_with, frames_of, free_port, load_fussy, npy, post_frames
 
 
+def exported_by_ray() -> str:
+    """The metrics at Ray's own port, once they have our scores; Ray exports every 10 s."""
+    port, text = ray.nodes()[0]["MetricsExportPort"], ""
+    for _ in range(60):
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        if total(text, 'route="/v1/score",', 'status="200"') >= 2:
+            break
+        time.sleep(0.5)
+    return text
+
+
+def total(text: str, *labels: str) -> float:
+    lines = [line for line in text.splitlines() if line.startswith("ray_robometer_requests_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in labels))
+
+
 def test_an_endpoint_with_tls_and_a_token_file(ray_local: None, tmp_path: Path) -> None:
     certificate, key = make_pair(tmp_path, "endpoint")
     tokens = tmp_path / "tokens.yaml"
     token = add_token(tokens, "few", TokenLimits(requests_per_minute=2))
     config = config_with(
         f"serve.port={free_port()}",
-        f"serve.grpc_port={free_port()}",  # `start` looks for the certificate there too
         f"serve.tls_certificate={certificate}",
         f"serve.tls_key={key}",
         f"serve.token_file={tokens}",
@@ -40,6 +57,11 @@ def test_an_endpoint_with_tls_and_a_token_file(ray_local: None, tmp_path: Path) 
         with httpx.Client(base_url=url, headers=headers, verify=trust(certificate), timeout=60) as http:
             statuses = [post_frames(http, npy(frames_of(2))).status_code for _ in range(4)]
             assert statuses == [200, 200, 429, 429]  # in whichever of the two ingress replicas
+            text = exported_by_ray()
+            assert http.get("/metrics").text.count("robometer_requests_total{") > 0
+        # Both replicas add up: two scores, and four admissions.
+        assert total(text, 'route="/v1/score",', 'status="200"', 'token="few"', 'model="frame_difference@abc123"') == 2
+        assert total(text, 'route="/-/admit"', 'status="200"', 'token="few"') == 4
         end(config)
         with pytest.raises(httpx.ConnectError):
             httpx.get(url, verify=trust(certificate))
