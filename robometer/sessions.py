@@ -6,7 +6,7 @@ the frames at `kept_positions(t + 1, max_frames)`. For clips that the model sees
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -125,16 +125,30 @@ def push_all(sessions: Sequence[WindowSession], frames: Sequence[np.ndarray]) ->
     return answers
 
 
-def push_clips(scorer: Scorer, sessions: Sequence[WindowSession], new: Sequence[Clip]) -> list[Answer]:
-    """Push a one-frame clip to each session; together they are one call of `score`."""
+def push_clips(
+    scorer: Scorer,
+    sessions: Sequence[WindowSession],
+    new: Sequence[Clip],
+    last: Callable[[Sequence[Clip]], list[Answer]] | None = None,
+) -> list[Answer]:
+    """Push a one-frame clip to each session.
+
+    Args:
+        last: answers at the last frames of clips; by default those of `score`, which is called once.
+    """
     for session in sessions:
         session.window.make_room()
-    scores = scorer.score([joined([*s.window.items, clip]) for s, clip in zip(sessions, new, strict=True)])
-    answers = finite([(float(score.progress[-1]), float(score.success[-1])) for score in scores])
+    clips = [joined([*session.window.items, clip]) for session, clip in zip(sessions, new, strict=True)]
+    answers = finite(last_answers(scorer, clips) if last is None else last(clips))
     for session, clip in zip(sessions, new, strict=True):
         session.window.add(clip)
         session.last = clip
     return answers
+
+
+def last_answers(scorer: Scorer, clips: Sequence[Clip]) -> list[Answer]:
+    """Progress and success at the last frame of each clip."""
+    return [(float(score.progress[-1]), float(score.success[-1])) for score in scorer.score(clips)]
 
 
 def finite(answers: list[Answer]) -> list[Answer]:

@@ -610,6 +610,8 @@ MUTANTS = (
            "return self.pushed % self.stride == 0", "return (self.pushed + 1) % self.stride == 0", "tests/frames/test_window.py"),
     Mutant("a session keeps the buffer of its caller", "robometer/sessions.py",
            "Clip(frame[None].copy(), self.task)", "Clip(frame[None], self.task)", "tests/test_sessions.py -k buffer"),
+    Mutant("a session of ReWiND looks at one frame too few", "robometer/models/rewind_last.py",
+           "len(member.transformer.layers) + 1 for", "len(member.transformer.layers) for", "tests/test_sessions.py -k rewind"),
     Mutant("keys of frames that were dropped are kept", "robometer/models/continuing.py",
            "if self.window.make_room():\n            self._past = None", "self.window.make_room()", "tests/test_sessions.py -k vision"),
     Mutant("the newest frame's keys are always kept", "robometer/models/continuing.py",

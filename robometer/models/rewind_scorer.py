@@ -20,6 +20,7 @@ from robometer.frames.video import thin_positions
 from robometer.models.collate import collate_targets
 from robometer.models.encoders import STORED, ImageEncoder, TextEncoder, image_encoder, text_encoder
 from robometer.models.rewind import Rewind, RewindEnsemble
+from robometer.models.rewind_last import LastFrame, reach_of
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import (
     Clip,
@@ -30,7 +31,7 @@ from robometer.scoring import (
     one_at_a_time,
     spread,
 )
-from robometer.sessions import Answer, WindowSession, push_clips
+from robometer.sessions import Answer, WindowSession, last_answers, push_clips
 from robometer.training.batch import Batch, progress_from_logits
 
 
@@ -95,6 +96,10 @@ class RewindSession(WindowSession):
 
     scorer: RewindScorer
 
+    def push_look(self, look: Clip) -> Answer:
+        """See `WindowSession.push_look`."""
+        return self.scorer.push_embedded(self, look)
+
     def look(self, frames: Sequence[np.ndarray]) -> list[Clip]:
         """See `WindowSession.look`."""
         return self.scorer.embedded(frames, [self.task] * len(frames))
@@ -124,6 +129,7 @@ class RewindScorer(OneAtATime):
         self.info = replace(info, image_encoder=self._image_encoder, max_frames=self._max_frames)
         self._text_name, self._device = config.embed.text_encoder, device
         self._model = model.to(device).eval()
+        self._reach = reach_of(self._model)
         self._known_tasks = len(texts or {})
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
 
@@ -162,14 +168,36 @@ class RewindScorer(OneAtATime):
         assert output.preference_logits is not None
         return np.asarray(output.preference_logits.float().sigmoid().cpu().numpy(), dtype=np.float32)
 
+    @one_at_a_time
     def open_session(self, task: str) -> RewindSession:
         """See `Scorer.open_session`; the session keeps embeddings, not frames."""
+        if self._reach is not None:
+            _ = self._last_frame  # takes a second, once, and not at a push
         return RewindSession(self, task)
 
     @one_at_a_time
     def push_all(self, sessions: Sequence[RewindSession], frames: Sequence[np.ndarray]) -> list[Answer]:
         """See `SessionScorer.push_all`; all frames of one size are encoded together."""
-        return push_clips(self, sessions, self.embedded(frames, [session.task for session in sessions]))
+        new = self.embedded(frames, [session.task for session in sessions])
+        return push_clips(self, sessions, new, self._last)
+
+    @one_at_a_time
+    def push_embedded(self, session: RewindSession, look: Clip) -> Answer:
+        """Push a frame whose embedding is known."""
+        return push_clips(self, [session], [look], self._last)[0]
+
+    def _last(self, clips: Sequence[Clip]) -> list[Answer]:
+        """Answers at the last frames, from as few frames as they depend on."""
+        if self._reach is None:
+            return last_answers(self, clips)
+        clips = [clip.take(range(max(len(clip) - self._reach, 0), len(clip))) for clip in clips]
+        if len(clips) > 1 or len(clips[0]) < self._reach:
+            return last_answers(self, clips)
+        features = self._features(clips[0], np.arange(self._reach))[None].to(self._device)
+        text = self._text([clips[0].task]).to(self._device)
+        with torch.inference_mode():
+            progress, success = self._last_frame(text, features).tolist()
+        return [(progress, success)]
 
     @one_at_a_time
     def embedded(self, frames: Sequence[np.ndarray], tasks: Sequence[str]) -> list[Clip]:
@@ -181,6 +209,13 @@ class RewindScorer(OneAtATime):
             for i, feature in zip(at, features, strict=True):
                 clips[i] = Clip(_PIXEL, tasks[i], {self._image_encoder: feature[None]})
         return [clips[i] for i in range(len(frames))]
+
+    @cached_property
+    def _last_frame(self) -> Any:
+        assert self._reach is not None
+        text = self._text([""]).to(self._device)
+        features = torch.zeros(1, self._reach, self._model.image_dim, device=self._device)
+        return LastFrame(self._model, self._reach).traced(text, features)
 
     @cached_property
     def _images(self) -> ImageEncoder:
