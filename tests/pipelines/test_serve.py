@@ -223,6 +223,24 @@ def test_video_is_thinned_and_scored_per_frame(http: httpx.Client) -> None:
     assert answer["task"] == TASK
 
 
+def test_many_clips_in_one_request_get_their_own_answers(http: httpx.Client) -> None:
+    clips = {f"frames_{i}": frames_of(2 + i, seed=i) for i in range(10)}
+    files = {name: npy(frames) for name, frames in clips.items()} | {"frames_10": b"no array"}
+    texts = {"task": TASK, "task_3": "stumble"}
+    answers = http.post("/v1/scores", data=texts, files=files).json()["clips"]
+    assert [number for number, answer in enumerate(answers) if "error" in answer] == [3, 10]
+    assert [answers[number]["error"]["status"] for number in (3, 10)] == [500, 422]
+    scored = [answer["progress"] for answer in answers if "error" not in answer]
+    expected = FrameDifference().score([Clip(clips[f"frames_{i}"], TASK) for i in range(10) if i != 3])
+    for progress, score in zip(scored, expected, strict=True):
+        np.testing.assert_array_equal(np.float32(progress), score.progress)
+    some = {name: files[name] for name in ("frames_0", "frames_1", "frames_2")}
+    ranking, standings = (
+        http.post(f"/v1/{route}", data={"task": TASK}, files=some).json() for route in ("rank", "compare")
+    )
+    assert sorted(ranking["order"]) == sorted(standings["order"]) == [0, 1, 2]
+
+
 def test_frames_give_the_numbers_of_the_scorer_in_this_process(http: httpx.Client) -> None:
     frames = frames_of(9)
     expected = FrameDifference().score([Clip(frames, TASK)])[0]
