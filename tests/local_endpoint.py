@@ -66,7 +66,7 @@ def front(backend: LocalBackend, config: Config, jobs: Path | None = None, **gua
     deployed, queue = Deployed.from_config(config.serve), None
     if jobs is not None:  # as the Jobs deployment does it
         inner = build_api(backend, limits, replace(settings, token="", token_file=""), deployed, "jobs")
-        store = JobStore(jobs, config.serve.max_jobs, config.serve.job_ttl_s)
+        store = JobStore(jobs, config.serve.max_jobs, config.serve.max_jobs_bytes, config.serve.job_ttl_s)
         queue = JobRunner(store, through(inner), config.serve.max_running_jobs)
     return Front(build_api(backend, limits, settings, deployed, "local", queue))
 

@@ -54,7 +54,9 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
         body = await request.body()
         job = await running().submit(_job(request), body)
         if job is None:
-            raise unavailable("There is no room for another job (serve.max_jobs). Delete one, or try later.", 10)
+            raise unavailable(
+                "There is no room for another job (serve.max_jobs, serve.max_jobs_bytes). Delete one, or try later.", 10
+            )
         response.headers["location"] = f"{JOBS}{job.job_id}"
         return _state(job)
 

@@ -61,11 +61,14 @@ class Job:
 
 
 class JobStore:
-    """At most `max_jobs` jobs in a folder; those that ended `ttl_s` seconds ago do not exist any more."""
+    """At most `max_jobs` jobs of `max_bytes` in a folder; those that ended `ttl_s` seconds ago are gone."""
 
-    def __init__(self, folder: Path, max_jobs: int, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, max_jobs: int, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder, self._max_jobs, self.ttl_s, self.clock = folder, max_jobs, ttl_s, clock
+        self.folder, self.ttl_s, self.clock = folder, ttl_s, clock
+        self._max_jobs, self._max_bytes = max_jobs, max_bytes
         self._adding, self._mark = threading.Lock(), f"{_NEW}{secrets.token_hex(4)}-"
 
     def add(self, job: Job, body: bytes) -> Job | None:
@@ -78,9 +81,9 @@ class JobStore:
         with self._adding:
             if (known := self.find(job.job_id)) is not None:
                 return known
-            if self._count() >= self._max_jobs:
+            if not self._has_room(len(body)):
                 self.sweep()
-            if self._count() >= self._max_jobs:
+            if not self._has_room(len(body)):
                 return None
             new.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -147,8 +150,15 @@ class JobStore:
             if not half.name.startswith(self._mark):
                 shutil.rmtree(half, ignore_errors=True)
 
-    def _count(self) -> int:
-        return sum(bool(_ID.fullmatch(name) or name.startswith(_NEW)) for name in os.listdir(self.folder))
+    def _has_room(self, size_bytes: int) -> bool:
+        names = [name for name in os.listdir(self.folder) if _ID.fullmatch(name) or name.startswith(_NEW)]
+        return len(names) < self._max_jobs and size_bytes + sum(map(self._size_bytes, names)) <= self._max_bytes
+
+    def _size_bytes(self, name: str) -> int:
+        try:
+            return sum(entry.stat().st_size for entry in os.scandir(self.folder / name))
+        except FileNotFoundError:  # it was removed, or a file of it was replaced, a moment ago
+            return 0
 
 
 def _packed(job: Job) -> bytes:

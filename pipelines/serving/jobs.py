@@ -33,7 +33,7 @@ class Jobs:
         self._is_temporary = not config.jobs_folder
         # Another replica of the same start must find what the one before it has left.
         folder = config.jobs_folder or f"{tempfile.gettempdir()}/robometer-jobs-{guard.instance}"
-        store = JobStore(Path(folder), config.max_jobs, config.job_ttl_s)
+        store = JobStore(Path(folder), config.max_jobs, config.max_jobs_bytes, config.job_ttl_s)
         # The ingress replica has checked the token.
         inner = replace(
             guard, token="", token_file="", max_in_flight=config.max_running_jobs, timeout_s=config.job_timeout_s

@@ -85,6 +85,8 @@ class ServeConfig(Settings, section="serve"):
     """Folder of jobs, which a later start then goes on with; empty: one that goes away when the endpoint ends."""
     max_jobs: WholeNumber = 1000
     """Jobs that are kept, at most, those that have ended too; more get 503; 0: no jobs, and no process for them."""
+    max_jobs_bytes: Count = 4 * 1024**3
+    """Bytes of the uploads and answers of the jobs that are kept, at most; more get 503."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; other requests come between them."""
     job_timeout_s: Positive = 3600.0

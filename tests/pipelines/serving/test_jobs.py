@@ -26,6 +26,8 @@ from robometer.scoring import Clip, ClipScore
 from tests.local_endpoint import endpoint
 from tests.pipelines.serving.test_options import video
 
+MIB = 1 << 20
+
 
 class Gated(FrameDifference):
     """Answers the task 'wait' when the test lets it."""
@@ -198,7 +200,7 @@ async def until_ended(store: JobStore, *numbers: int) -> list[Job]:
 
 def test_a_runner_goes_on_where_a_killed_one_was(tmp_path: Path) -> None:
     """What is on disk is what a killed process leaves: each step was committed, or did not happen."""
-    store, sent = JobStore(tmp_path, 10, 60), list[bytes]()
+    store, sent = JobStore(tmp_path, 10, MIB, 60), list[bytes]()
     store.add(job(2), b"waited")
     store.add(job(1), b"ran")
     store.save(job(1, state=RUNNING, started_s=1.5, starts=1))
@@ -214,7 +216,7 @@ def test_a_runner_goes_on_where_a_killed_one_was(tmp_path: Path) -> None:
         return 200, b"now"
 
     async def test() -> None:
-        runner = JobRunner(JobStore(tmp_path, 10, 60), send, 1)
+        runner = JobRunner(JobStore(tmp_path, 10, MIB, 60), send, 1)
         runner.start()
         first, second, deadly, done = await until_ended(store, 1, 2, 3, 4)
         assert sent == [b"ran", b"waited"] and not half.exists()
@@ -243,7 +245,7 @@ def test_a_successor_waits_and_jobs_put_back_are_not_counted(tmp_path: Path) -> 
         return 200, b""
 
     async def test() -> None:
-        store = JobStore(tmp_path, 10, 60)
+        store = JobStore(tmp_path, 10, MIB, 60)
         old, new = JobRunner(store, hang, 1), JobRunner(store, send, 1)
         await old.submit(job(1), b"")
         await started.wait()
@@ -275,7 +277,7 @@ def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypa
         return (503, b'{"detail": "Busy."}') if late else (200, b"")
 
     async def test() -> None:
-        store = JobStore(tmp_path, 10, 60)
+        store = JobStore(tmp_path, 10, MIB, 60)
         runner = JobRunner(store, send, 2)
         for number in range(4):
             store.add(job(number), b"")
@@ -295,9 +297,18 @@ def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypa
     run(test)
 
 
+def test_bodies_and_answers_of_all_jobs_are_bounded(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 10, 3000, 60)
+    first = store.add(job(1), bytes(1000))
+    assert first and store.add(job(2), bytes(1000))
+    assert store.add(job(3), bytes(1000)) is None  # what is known of the jobs takes some bytes too
+    store.end(first, "succeeded", 200, b"short")  # and gives its body back
+    assert store.add(job(3), bytes(1000)) and store.add(job(4), bytes(1000)) is None
+
+
 def test_ended_jobs_expire_and_make_room(tmp_path: Path) -> None:
     now = 0.0
-    store = JobStore(tmp_path, 2, 60, clock=lambda: now)
+    store = JobStore(tmp_path, 2, MIB, 60, clock=lambda: now)
     store.add(job(1), b"")
     store.add(job(2), b"")
     store.end(job(1), CANCELLED)
