@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 
+from ray.serve._private.common import RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
@@ -28,3 +29,10 @@ class SessionRouter(MultiplexMixin, ConsistentHashRouter):
             having = self.apply_multiplex_routing(pending_request)
             candidate_replicas = [r for r in candidate_replicas if r.replica_id in having] or candidate_replicas
         return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
+
+    def _get_pending_request_matching_internal_request_id(
+        self, request_metadata: RequestMetadata | None = None
+    ) -> PendingRequest | None:
+        """Ray looks for the id alone, which all calls of one HTTP request share: the others would wait for ever."""
+        waiting = (pr for pr in self._pending_requests_to_fulfill if not pr.future.done())
+        return next((pr for pr in waiting if pr.metadata is request_metadata), None)

@@ -18,7 +18,7 @@ class Shares:
 
     def __init__(self, places: int) -> None:
         self.places = asyncio.Semaphore(places)
-        self._share = 1  # two calls of the model at a time in one request never end on Ray Serve; find out why
+        self._share = max(1, places // 4)
 
     async def each(self, count: int, work: Callable[[int], Awaitable[T]]) -> list[T]:
         """What `work` returns for 0, 1, ..., some at a time, in their order; the first failure ends the others."""
