@@ -632,6 +632,8 @@ MUTANTS = (
            "pairs = [(session.clip(), h.reference)", "pairs = [(h.reference, session.clip())", "tests/pipelines/serving/test_sessions.py -k compared"),
     Mutant("pushes to one session in any order", "pipelines/serving/answerer.py",
            "in reversed(waiting.items())}", "in waiting.items()}", "tests/pipelines/serving/test_sessions.py -k order"),
+    Mutant("calls of one request wait for ever", "pipelines/serving/session_router.py",
+           "def _get_pending_request_matching_internal_request_id(", "def _unused(", "tests/pipelines/test_serve.py -k many_clips"),
     Mutant("any page may open a session", "pipelines/serving/guard.py",
            "if is_foreign(headers", "if not is_foreign(headers", "tests/pipelines/serving/test_sessions.py -k page"),
     Mutant("a lost session goes on without its trajectories' new starts", "robometer/remote_session.py",
