@@ -110,6 +110,7 @@ def build_app(
         drain_key=_DRAIN_KEY,
         instance=uuid.uuid4().hex,
         session_idle_s=c.session_idle_s,
+        max_sockets=c.max_sessions,
         models=choice,
     )
     ingress = serve.deployment(

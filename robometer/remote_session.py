@@ -49,7 +49,8 @@ class RemoteSession:
         tls: what to trust; None for the certificates of this machine.
 
     Raises:
-        SessionError: the endpoint refuses the session, or does not answer in `patience_s`.
+        SessionError: the endpoint refuses the session, or does not answer in `patience_s`. All methods raise it where
+            the endpoint refuses a push, or has got another model in the middle of the session.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RemoteSession:
         self._socket: ClientConnection | None = None
         self._windows: list[Window[np.ndarray]] = []
         self.session_id, self._pushes = "", 0
+        self._model: tuple[str, int | None] | None = None
         self._lasting(self._connected)
 
     def push(self, frame: np.ndarray) -> tuple[float, float]:
@@ -105,6 +107,10 @@ class RemoteSession:
         if self._socket is not None:
             with suppress(ConnectionClosed, OSError, TimeoutError, SessionError, _Gone, _Busy):
                 self._ask(json.dumps({"close": True}))  # else it ends by itself when it has been idle
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
             self._socket.close()
         self._socket = None
 
@@ -127,7 +133,7 @@ class RemoteSession:
             subprotocols=self._subprotocols,
             max_size=MAX_MESSAGE_BYTES,
             compression=None,
-            ssl=self._tls,
+            ssl=self._tls if self._url.startswith("wss") else None,
         )
         if self.session_id:
             try:
@@ -141,8 +147,14 @@ class RemoteSession:
         continued = {"pushes": self._pushes, "pushed": [window.pushed for window in self._windows]} if held else {}
         answer = self._ask(json.dumps({"tasks": self.tasks, **continued}))
         if held:
-            answer = self._ask(npy(np.stack(held)))
-        self.session_id = answer["session_id"]
+            message = npy(np.stack(held))
+            if len(message) > MAX_MESSAGE_BYTES:
+                raise SessionError(f"the session was lost, and its frames ({len(message)} bytes) are too many to go on")
+            answer = self._ask(message)
+        model = (answer["model"]["name"], answer["max_frames"])
+        if self._model not in (None, model):
+            raise SessionError(f"{self._url} was updated from {self._model} to {model}: open a new session")
+        self.session_id, self._model = answer["session_id"], model
         self._windows = self._windows or [Window(answer["max_frames"]) for _ in self.tasks]
         return answer
 
@@ -154,7 +166,7 @@ class RemoteSession:
         status = answer.get("status", 200)
         if status == 404:
             raise _Gone(answer["error"])
-        if status == 503:
+        if status in (429, 503):
             raise _Busy(answer["error"])
         if status >= 400:
             raise SessionError(f"{self._url} answered {status}: {answer['error']}")
@@ -168,15 +180,17 @@ class RemoteSession:
                 return attempt()
             except _Gone:
                 self.session_id, reason = "", "the session has gone"
+            except SessionError:
+                if not self.session_id:
+                    self._disconnect()
+                raise
             except ssl.SSLCertVerificationError as error:
                 raise SessionError(f"{self._url} is not trusted here: {error.verify_message}") from error
             except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, _Busy) as error:
                 reason = str(error) or type(error).__name__
             except InvalidURI as error:
                 raise SessionError(f"{self._url} is not the URL of an endpoint: {error}") from error
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+            self._disconnect()
             if time.monotonic() > deadline_s:
                 raise SessionError(f"{self._url} does not answer: {reason}")
             time.sleep(pause_s)

@@ -51,10 +51,15 @@ class WindowSession:
         Raises:
             InputError: the window held another number of frames.
         """
-        self.shape = frames[0].shape if frames else None
-        for frame in frames:
-            self.check(frame)
-        self.window.restore(pushed, self.look(frames) if frames else [])
+        shape, self.shape = self.shape, None
+        try:
+            for frame in frames:
+                self.check(frame)
+                self.shape = frame.shape
+            self.window.restore(pushed, self.look(frames) if frames else [])
+        except InputError:
+            self.shape = shape
+            raise
         self.last = None
 
     def clip(self) -> Clip:
@@ -112,6 +117,8 @@ def push_all(sessions: Sequence[WindowSession], frames: Sequence[np.ndarray]) ->
     """
     if not sessions:
         return []
+    if len({id(session) for session in sessions}) < len(sessions) or len({id(s.scorer) for s in sessions}) > 1:
+        raise InputError("push to different sessions of one scorer: each session takes one frame at a time")
     for session, frame in zip(sessions, frames, strict=True):
         session.check(frame)
     scorer = sessions[0].scorer
@@ -180,7 +187,10 @@ def score_as_session(scorer: Scorer, clip: Clip) -> ClipScore:
     The first frames, which the window holds all, are scored at once: there, a session gives the prefix scores.
     """
     session = session_of(scorer, clip.task)
-    looks = session.look(list(clip.frames))
+    if scorer.info.image_encoder in clip.features:
+        looks = [clip.take([i]) for i in range(len(clip))]
+    else:
+        looks = session.look(list(clip.frames))
     whole = min(len(clip), scorer.info.max_frames or len(clip))
     [start] = score_prefixes(scorer, [joined(looks[:whole])])
     session.window.restore(whole, looks[:whole])

@@ -12,12 +12,13 @@ import torch
 from robometer.configs import load
 from robometer.errors import InputError
 from robometer.frames.window import Window, kept_positions
+from robometer.models.continuing import RobometerSession
 from robometer.models.rewind import Rewind
 from robometer.models.rewind_scorer import RewindScorer
 from robometer.models.robometer import build_robometer, load_processor
 from robometer.models.robometer_scorer import RobometerScorer
 from robometer.scoring import Clip, ClipScore, Scorer, ScorerInfo, score_prefixes
-from robometer.sessions import WindowSession, push_all, score_as_session
+from robometer.sessions import WindowSession, joined, push_all, score_as_session
 
 TASKS = ("open the drawer", "close it")
 MODELS = {
@@ -198,6 +199,46 @@ def test_a_wrong_frame_does_not_count(make: Callable[[], Scorer]) -> None:
     assert (session.window.pushed, other.window.pushed) == (1, 1)
     np.testing.assert_allclose(session.push(frames[2]), _expected(scorer, Clip(frames[[0, 2]], TASKS[0]))[1], atol=5e-6)
     assert push_all([], []) == []
+
+
+def test_sessions_of_a_batch_are_different_and_of_one_scorer() -> None:
+    first, other = _open(Pixel()), _open(Pixel())
+    frame = _frames(1)[0]
+    for wrong in ([first, first], [first, other]):
+        with pytest.raises(InputError, match="different sessions of one scorer"):
+            push_all(wrong, [frame, frame])
+    assert first.window.pushed == other.window.pushed == 0
+
+
+def test_a_model_that_reads_more_frames_back_than_it_sees_has_sessions() -> None:
+    config = load(["sampling.max_frames=4", "embed.image_encoder=random_image", "embed.text_encoder=random_text"])
+    model = Rewind(64, 32, 16, num_layers=3, num_heads=2, max_len=8, bins=10, attention="state", window=4)
+    scorer, clip = RewindScorer(model, config), Clip(_frames(6), TASKS[0])
+    np.testing.assert_allclose(score_as_session(scorer, clip).progress, _expected(scorer, clip)[:, 0], atol=1e-6)
+
+
+def test_embeddings_of_a_corpus_are_used_where_a_clip_has_them() -> None:
+    scorer, clip = _rewind(), Clip(_frames(6), TASKS[0])
+    looks = scorer.embedded(list(clip.frames), [clip.task] * 6)
+    score = score_as_session(scorer, joined(looks))
+    np.testing.assert_allclose(score.progress, _expected(scorer, clip)[:, 0], atol=1e-6)
+
+
+def test_no_frame_counts_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, frames = _robometer(), _frames(2)
+    sessions, calls = [_open(scorer), _open(scorer)], list[int]()
+    keep = RobometerSession.kept
+
+    def kept(self: RobometerSession, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return keep(self, *args)
+
+    monkeypatch.setattr(RobometerSession, "kept", kept)
+    with pytest.raises(MemoryError):
+        push_all(sessions, list(frames))
+    assert [session.window.pushed for session in sessions] == [0, 0]
 
 
 def test_a_short_clip_has_its_prefix_scores() -> None:

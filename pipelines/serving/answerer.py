@@ -62,6 +62,7 @@ class Answerer:
     def answer(self, requests: Sequence[ModelRequest]) -> list[Outcome]:
         """The outcome of each request of a batch."""
         started_s = time.monotonic()
+        self._sessions.expire()
         kinds = dict[Callable[[Any], list[Outcome]], list[int]]()
         for i, request in enumerate(requests):
             kinds.setdefault(self._way(request), []).append(i)
@@ -100,7 +101,10 @@ class Answerer:
         for i, outcome in zip(asked, compared, strict=True):
             pushed = cast(SessionAnswer, outcomes[i].value)
             preference = cast(list[float] | None, outcome.value)
-            outcomes[i] = outcome if outcome.error else replace(outcome, value=replace(pushed, preference=preference))
+            if outcome.error:
+                outcomes[i] = replace(outcome, error=f"{outcome.error.rstrip('.')}; the frame was pushed all the same")
+            else:
+                outcomes[i] = replace(outcome, value=replace(pushed, preference=preference))
 
     def try_out(self) -> None:
         """Score a clip that must work: encoders load on first use."""

@@ -152,6 +152,7 @@ class PushFrames:
         index: the number of the push, so that one that is sent twice counts once; None: the next.
         reset: trajectories that start anew with this frame.
         compare: whether to compare with the session's reference.
+        sent_id: equal for the same request, which the proxy or an ingress may send to the model more than once.
     """
 
     session_id: str
@@ -160,6 +161,7 @@ class PushFrames:
     index: int | None = None
     reset: Sequence[int] = ()
     compare: bool = False
+    sent_id: str = ""
 
 
 @dataclass(frozen=True)

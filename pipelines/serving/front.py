@@ -25,8 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
 from pipelines.serving.audit import AuditLog
+from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.cors import PREFLIGHT, cors_headers
 from pipelines.serving.errors import AGAIN_HEADER, ApiError, error_response, no_such_route, unavailable
+from pipelines.serving.front_socket import COME_AGAIN, FrontSocket
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.records import HEADER as RECORD_HEADER
 from pipelines.serving.tokens import Client, TokenLimits
@@ -71,7 +73,7 @@ _FORWARDED = frozenset(
 _FORWARDED |= PREFLIGHT
 """No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
 
-_FORWARDED_SOCKET = frozenset({b"authorization", b"host", b"origin"})
+_FORWARDED_SOCKET = frozenset({b"authorization", b"host", b"origin", MODEL_HEADER.encode()})
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
 
@@ -193,31 +195,37 @@ class Front:
             scope = _forwarded(scope, _request_id(scope) or uuid.uuid4().hex, _FORWARDED_SOCKET)
         except ApiError:
             return await send({"type": "websocket.close", "code": 1008})
-        drained, closed, client, started_s = self._drained, False, _Client(receive), time.monotonic()
+        client, started_s, request_id = _Client(receive), time.monotonic(), _request_id(scope)
 
-        async def receive_until_drained() -> Message:
-            waits = [asyncio.ensure_future(client.receive()), asyncio.ensure_future(drained.wait())]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            message = waits[0].result() if waits[0].done() else {"type": "websocket.disconnect", "code": 1012}
-            for wait in waits:
-                wait.cancel()
-            return message  # type: ignore[return-value]
-
-        async def send_once(message: Message) -> None:
-            nonlocal closed
+        async def send_recorded(message: Message) -> None:
             if message["type"] == "websocket.accept":
                 message = {**message, "headers": list(message.get("headers", []))}
                 client.record = _taken_out(message["headers"])
-            if not closed:
-                closed = message["type"] == "websocket.close"
-                client.code = client.code or (message["code"] if closed else 0)
-                await send(message)
+            client.code = client.code or (message.get("code", 0) if message["type"] == "websocket.close" else 0)
+            await send(message)
 
-        with suppress(Exception):  # the replica has gone: so does the connection
-            await self._app(scope, receive_until_drained, send_once)
+        socket = FrontSocket(
+            client.receive, send_recorded, request_id, self._quotas, self._hold, self._admitted, self._drained
+        )
+        try:
+            await self._app(scope, socket.receive, socket.send)
+        except Exception:  # the replica has gone: so does the connection
+            logger.exception("A WebSocket ended early.")
+        finally:
+            socket.release()
         with suppress(Exception):  # the client has gone
-            await send_once({"type": "websocket.close", "code": 1012})
-        self._record(scope, _request_id(scope), client.code, client, time.monotonic() - started_s)
+            await socket.send({"type": "websocket.close", "code": COME_AGAIN})
+        self._record(scope, request_id, client.code, client, time.monotonic() - started_s)
+
+    def _hold(self, size_bytes: int, messages: int) -> None:
+        self._held_bytes += size_bytes
+        self._uploads += messages
+
+    def _admitted(self, value: bytes) -> Client:
+        admission = Admission.of_body(value)
+        if admission.instance == self._draining:
+            raise unavailable(SHUTTING_DOWN, 5)
+        return admission.client
 
     async def _upload(self, scope: Scope, client: _Client) -> _Reply:
         self._uploads += 1
@@ -385,7 +393,7 @@ def _declared_bytes(scope: Scope) -> int | None:
 def _forwarded(scope: Scope, request_id: str, names: frozenset[bytes]) -> Scope:
     """The scope with these headers alone, the request's id and our mark. Raises `ApiError`, see `_singles`."""
     headers = [(name, value) for name, value in _singles(scope) if name in names]
-    ours = [(b"x-request-id", request_id.encode()), (FRONT_HEADER.encode(), b"1")]
+    ours = [(b"x-request-id", request_id.encode()), (FRONT_HEADER.encode(), uuid.uuid4().hex.encode())]
     return {**scope, "headers": [*headers, *ours]}
 
 

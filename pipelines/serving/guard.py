@@ -28,6 +28,7 @@ from pipelines.serving.front import (
     is_upload,
     too_large,
 )
+from pipelines.serving.front_socket import ADMISSION_HEADER
 from pipelines.serving.handshake import SUBPROTOCOL, is_foreign
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.page_routes import PAGE_FILES
@@ -83,6 +84,7 @@ class GuardSettings:
         audit_log: file for a line about each request; empty: none.
         cors_origins: origins whose pages may use the endpoint; `*`: all.
         session_idle_s: seconds after which a session without a push ends.
+        max_sockets: limit of WebSockets that are open at a time.
         models: what a request may name beside the default.
     """
 
@@ -95,6 +97,7 @@ class GuardSettings:
     drain_key: str = field(default="", repr=False)
     instance: str = ""
     session_idle_s: float = 600.0
+    max_sockets: int = 1000
     token_file: str = ""
     cors_origins: tuple[str, ...] = ()
     models: Choice = field(default_factory=Choice)
@@ -112,7 +115,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: GuardSettings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
         self._tokens = Tokens(settings.token, settings.token_file)
-        self._in_flight = 0
+        self._in_flight = self._sockets = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -177,10 +180,13 @@ class Guard:
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["request_id"] = request_id = headers.get("x-request-id", "")
         record = Record(self._settings.audit_log, ANONYMOUS, route_name(scope["path"]))
+        client = Client()
 
         async def send_with_record(message: Message) -> None:
             if message["type"] == "websocket.accept":
-                message = {**message, "headers": [*message.get("headers", []), (HEADER, record.as_header())]}
+                admission = (ADMISSION_HEADER, self._admission_of(client).response_body())
+                ours = [(HEADER, record.as_header()), admission]
+                message = {**message, "headers": [*message.get("headers", []), *ours]}
             await send(message)
 
         try:
@@ -188,14 +194,22 @@ class Guard:
                 raise unavailable(UNPROTECTED, 60)
             if is_foreign(headers) and not {headers["origin"], "*"} & {*self._settings.cors_origins}:
                 raise ApiError(403, "A page of another host may not open a session.")
-            scope["state"]["client_name"] = record.client = self._tokens.authenticate(scope).name
-            self._settings.models.choose(None, scope["query_string"])
+            client = self._tokens.authenticate(scope)
+            scope["state"] |= {"client_name": client.name, "check_token": lambda: self._tokens.authenticate(scope)}
+            record.client = client.name
+            if self._sockets >= self._settings.max_sockets:
+                raise unavailable(f"{self._sockets} WebSockets are open already (serve.max_sessions).", 5)
+            self._settings.models.choose(headers.get(MODEL_HEADER), scope["query_string"])
         except ApiError as error:
             socket = WebSocket(scope, receive, send_with_record)
             await socket.accept(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)
             await socket.send_json(problem(error, request_id))
-            return await socket.close(1008)
-        await self._app(scope, receive, send_with_record)
+            return await socket.close(1013 if error.status == 503 else 1008)
+        self._sockets += 1
+        try:
+            await self._app(scope, receive, send_with_record)
+        finally:
+            self._sockets -= 1
 
     def _check_drain_key(self, headers: Headers) -> None:
         authorization, key = headers.get("authorization", "").encode("latin-1"), self._settings.drain_key
@@ -203,11 +217,14 @@ class Guard:
             raise no_such_route()
 
     async def _admission(self, client: Client, scope: Scope, receive: Receive, send: Send) -> None:
+        body = self._admission_of(client).response_body()
+        await Response(body, media_type="application/json")(scope, receive, send)
+
+    def _admission_of(self, client: Client) -> Admission:
         settings = self._settings
-        admission = Admission(
+        return Admission(
             settings.max_upload_bytes, settings.body_timeout_s, settings.max_held_bytes, settings.instance, client
         )
-        await Response(admission.response_body(), media_type="application/json")(scope, receive, send)
 
     def _admit(self, headers: Headers) -> None:
         declared = headers.get("content-length", "")

@@ -13,4 +13,7 @@ SUBPROTOCOL = "robometer"
 def is_foreign(headers: Headers) -> bool:
     """Whether a page of another host opens the socket, perhaps without its visitor's knowledge."""
     origin = headers.get("origin", "")
-    return bool(origin) and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    try:
+        return bool(origin) and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:  # it is no URL
+        return True

@@ -38,6 +38,7 @@ class _Held:
     reference: Clip | None
     used_s: float
     pushes: int = 0
+    sent_id: str = ""
     answer: SessionAnswer | None = None
     size_bytes: int = 0
     tasks: list[str] = field(default_factory=list)
@@ -79,6 +80,8 @@ class SessionStore:
         held.pushes, held.tasks = request.pushes, list(request.tasks)
         if self.size_bytes + held.measured_bytes() > limits.max_bytes:
             self._free(held.measured_bytes())
+        if request.session_id in self._held:  # the answer to the same request was lost
+            self._end(request.session_id)
         self._held[request.session_id] = held
         self.trajectories += count
         self._measure(held)
@@ -112,14 +115,16 @@ class SessionStore:
         """
         found = [self._pushable(request) for request in requests]
         fresh = [(h, r) for h, r in zip(found, requests, strict=True) if not self._is_repeated(h, r)]
-        for held, request in fresh:
-            for i in request.reset:
-                held.trajectories[i] = self._session(held.tasks[i])
-        sessions = [session for held, _ in fresh for session in held.trajectories]
+        pushed = [
+            [self._session(held.tasks[i]) if i in request.reset else t for i, t in enumerate(held.trajectories)]
+            for held, request in fresh
+        ]
+        sessions = [session for trajectories in pushed for session in trajectories]
         numbers = [session.window.pushed for session in sessions]
         values = np.array(push_all(sessions, [frame for _, request in fresh for frame in request.frames]))
         start = 0
-        for held, _ in fresh:
+        for (held, request), trajectories in zip(fresh, pushed, strict=True):
+            held.trajectories, held.sent_id = trajectories, request.sent_id
             part = slice(start, start + len(held.trajectories))
             start = part.stop
             held.answer = SessionAnswer(numbers[part], values[part, 0].tolist(), values[part, 1].tolist(), None)
@@ -161,8 +166,8 @@ class SessionStore:
     def expire(self) -> None:
         """End the sessions that were idle for too long."""
         oldest_s = self._clock() - self._limits.idle_s
-        for session_id in [name for name, held in self._held.items() if held.used_s < oldest_s]:
-            self._end(session_id)
+        while self._held and next(iter(self._held.values())).used_s < oldest_s:
+            self._end(next(iter(self._held)))
 
     def _session(self, task: str) -> WindowSession:
         return session_of(self._scorer, task)
@@ -188,8 +193,9 @@ class SessionStore:
 
     @staticmethod
     def _is_repeated(held: _Held, request: PushFrames) -> bool:
-        """Whether this is the last push once more, from a client that did not get its answer."""
-        return request.index is not None and request.index == held.pushes - 1 and held.answer is not None
+        """Whether this is the last push once more, whose answer was lost on the way."""
+        same = request.sent_id != "" and request.sent_id == held.sent_id
+        return held.answer is not None and (same or request.index == held.pushes - 1)
 
     def _check(self, held: _Held, request: PushFrames) -> None:
         count = len(held.trajectories)

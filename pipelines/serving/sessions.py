@@ -26,7 +26,8 @@ from pipelines.serving.backend import (
     revision,
 )
 from pipelines.serving.decoding import Decoders
-from pipelines.serving.errors import ApiError, problem
+from pipelines.serving.errors import ApiError, problem, unavailable
+from pipelines.serving.front import FRONT_HEADER
 from pipelines.serving.handshake import SUBPROTOCOL
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.outcomes import checked
@@ -52,6 +53,9 @@ from pipelines.serving.session_bodies import (
 
 logger = logging.getLogger(__name__)
 
+OPEN_S = 30.0
+"""Seconds in which a WebSocket has to open or join a session."""
+
 MAX_LINE = 16_384
 """Bytes of the line of JSON before the frames of a push, at most."""
 
@@ -66,6 +70,7 @@ class Sessions:
     decoders: Decoders
     metrics: Metrics
     idle_s: float
+    timeout_s: float
 
     async def ask(self, request: SessionRequest) -> Outcome:
         """The model's outcome. Raises `ApiError` where the request is refused or fails."""
@@ -131,6 +136,7 @@ def session_routes(sessions: Sessions) -> APIRouter:
         """
         with ExitStack() as held:
             asked = await read_push(request, checked_id(session_id), owner_of(request), sessions.decoders, held)
+            asked = replace(asked, sent_id=request.headers[FRONT_HEADER])
             return sessions.pushed(await sessions.ask(asked), session_id, request.state.request_id)
 
     @router.get("/v1/sessions/{session_id}", summary="What a session has come to")
@@ -168,10 +174,15 @@ class Stream:
         self._opening: OpenSession | None = None
 
     async def run(self) -> None:
-        """Answer messages until the client has gone, or is silent for as long as a session lives."""
+        """Answer messages until the client has gone, or is silent for as long as a session lives.
+
+        A client that has opened no session after `OPEN_S` has to come again.
+        """
+        opens_s = asyncio.get_running_loop().time() + min(OPEN_S, self._sessions.idle_s)
         try:
             while not self._done:
-                async with asyncio.timeout(self._sessions.idle_s):
+                now_s = asyncio.get_running_loop().time()
+                async with asyncio.timeout_at(now_s + self._sessions.idle_s if self._session_id else opens_s):
                     message = await self._socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
@@ -184,9 +195,15 @@ class Stream:
 
     async def _answer(self, message: Message) -> dict[str, Any]:
         try:
+            self._socket.scope["state"]["check_token"]()  # it may have been revoked
             data = message.get("bytes")
-            return await (self._text(message.get("text") or "") if data is None else self._binary(data))
+            async with asyncio.timeout(self._sessions.timeout_s):
+                return await (self._text(message.get("text") or "") if data is None else self._binary(data))
+        except TimeoutError:
+            late = f"No answer within {self._sessions.timeout_s:g} s. Send the push again with its index."
+            return problem(unavailable(late), self._request_id)
         except ApiError as error:
+            self._done = error.status == 401
             return problem(error, self._request_id)
         except Exception:  # a bug is logged, and answered without its traceback
             logger.exception("A session of request %s failed.", self._request_id)

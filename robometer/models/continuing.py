@@ -50,19 +50,25 @@ class RobometerSession(WindowSession):
             return Step(self.task, [], 0, [*kept, frame])
         return Step(self.task, self._past, len(kept), [frame])
 
-    def finish(self, step: Step, layers: KeyValues, ends: Sequence[int]) -> None:
-        """Keep a step's frame, and the keys and values of the frames in the window.
+    def kept(self, step: Step, layers: KeyValues, ends: Sequence[int]) -> tuple[Clip, KeyValues | None]:
+        """A step's frame, and the keys and values of the frames in the window, as `finish` takes them.
 
         Args:
             layers: keys and values of all tokens up to the new frame.
             ends: for each frame of the step, the number of tokens up to its end.
         """
-        [self.last] = self.look(step.frames[-1:])
+        [look] = self.look(step.frames[-1:])
         if self.window.keeps_next:
-            self._past = layers
-        elif len(ends) > 1:  # the last frame goes
-            self._past = [(keys[:, :, : ends[-2]].clone(), values[:, :, : ends[-2]].clone()) for keys, values in layers]
-        self.window.add(self.last)
+            return look, layers
+        if len(ends) == 1:
+            return look, self._past
+        end = ends[-2]  # the last frame goes
+        return look, [(keys[:, :, :end].clone(), values[:, :, :end].clone()) for keys, values in layers]
+
+    def finish(self, look: Clip, past: KeyValues | None) -> None:
+        """Count the frame."""
+        self.last, self._past = look, past
+        self.window.add(look)
 
     def push_look(self, look: Clip) -> Answer:
         """See `WindowSession.push_look`."""

@@ -129,7 +129,8 @@ class RewindScorer(OneAtATime):
         self.info = replace(info, image_encoder=self._image_encoder, max_frames=self._max_frames)
         self._text_name, self._device = config.embed.text_encoder, device
         self._model = model.to(device).eval()
-        self._reach = reach_of(self._model)
+        reach = reach_of(self._model)
+        self._reach = None if reach is None or reach > self._max_frames else reach
         self._known_tasks = len(texts or {})
         self._task_cache = {task: torch.from_numpy(vector) for task, vector in (texts or {}).items()}
 

@@ -97,8 +97,9 @@ class RobometerScorer(OneAtATime):
             answers += answered
             finishes += zip(grown, ends, strict=True)
         finite(answers)
-        for session, step, (grown_of_it, ends_of_it) in zip(sessions, steps, finishes, strict=True):
-            session.finish(step, grown_of_it, ends_of_it)
+        kept = [session.kept(step, *finish) for session, step, finish in zip(sessions, steps, finishes, strict=True)]
+        for session, (look, past) in zip(sessions, kept, strict=True):  # from here on nothing can fail
+            session.finish(look, past)
         return answers
 
     @torch.no_grad()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,6 +20,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import ClientConnection, connect
 
+from pipelines.serving import sessions
 from pipelines.serving.answerer import Answerer
 from pipelines.serving.backend import (
     ModelRequest,
@@ -23,9 +28,15 @@ from pipelines.serving.backend import (
     Outcome,
     PushFrames,
     ReadSession,
+    ScoreRequest,
     SessionAnswer,
     SessionLimits,
+    SessionState,
 )
+from pipelines.serving.front import DRAIN
+from pipelines.serving.front_socket import FrontSocket
+from pipelines.serving.quotas import Quotas
+from pipelines.serving.tokens import Client
 from robometer.client import RemoteScorer
 from robometer.errors import InputError
 from robometer.remote_session import RemoteSession, SessionError
@@ -128,6 +139,38 @@ def test_a_push_sent_twice_counts_once_and_one_too_far_is_refused() -> None:
     )
     assert first.value == again.value and far.status == 409 and "expects push 1" in far.error
     assert second.value == SessionAnswer([1], [0.5], [pytest.approx(0.02)], None)
+
+
+def test_a_push_that_the_endpoint_sends_again_counts_once() -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    opened(answerer)
+    pushes = [PushFrames("s", [frame(64)], sent_id=sent) for sent in ("one", "one", "two", "two")]
+    values = [answerer.answer([push])[0].value for push in pushes]
+    assert [v.index for v in values if isinstance(v, SessionAnswer)] == [[0], [0], [1], [1]]
+
+
+def test_a_failed_push_starts_no_trajectory_anew() -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    opened(answerer, "s", ["fail"], pushes=1, pushed=[1], frames=[[frame(9)]])
+    opened(answerer, "t", ["nan"], pushes=1, pushed=[1], frames=[[frame(9)]])
+    assert answerer.answer([PushFrames("t", [frame(1)], reset=[0])])[0].error
+    state = answerer.answer([ReadSession("t")])[0].value
+    assert isinstance(state, SessionState) and state.pushed == [1]
+
+
+def test_idle_sessions_end_though_nobody_asks_for_them() -> None:
+    now = [0.0]
+    answerer = Answerer(Brightness(), SessionLimits(3, 10**6, 10.0), clock=lambda: now[0])
+    opened(answerer, "a", ["t", "t"])
+    now[0] = 11.0
+    answerer.answer([ScoreRequest(Clip(frame(1)[None], "t"))])
+    assert answerer._sessions.trajectories == 0 and answerer._sessions.size_bytes == 0
+
+
+def test_a_session_that_is_opened_twice_takes_one_place() -> None:
+    answerer = Answerer(Brightness(), SessionLimits(2, 10**6, 10.0))
+    assert not opened(answerer).error and not opened(answerer).error
+    assert answerer._sessions.trajectories == 1
 
 
 @pytest.mark.parametrize("task", ["fail", "nan"])
@@ -305,6 +348,7 @@ def test_a_session_over_a_websocket(url: str) -> None:
         ("another", {}, 401),
         (None, {"Authorization": "Bearer another"}, 401),
         (TOKEN, {"Origin": "https://elsewhere.example"}, 403),
+        (TOKEN, {"Origin": "http://["}, 403),
     ],
 )
 def test_a_socket_of_a_stranger_is_told_why_it_is_closed(
@@ -320,6 +364,85 @@ def test_a_socket_of_a_stranger_is_told_why_it_is_closed(
 def test_a_page_of_the_endpoint_may_open_a_socket(url: str) -> None:
     with stream(url, additional_headers={"Origin": url}) as socket:
         assert "session_id" in ask(socket, {"task": "open"})
+
+
+def test_sockets_are_bounded_and_must_open_a_session_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "OPEN_S", 0.4)
+    with endpoint(Brightness(), max_sockets=1) as url, stream(url, None) as first:
+        with stream(url, None) as second:
+            assert json.loads(second.recv(10))["status"] == 503
+        for _ in range(3):
+            time.sleep(0.1)
+            assert ask(first, {"task": ""})["status"] == 422  # which buys no time
+        with pytest.raises(Exception, match="1001"):
+            first.recv(10)
+
+
+def test_the_limits_of_a_token_hold_for_messages_and_a_revoked_one_ends_its_socket(tmp_path: Path) -> None:
+    token, entry = "t" * 43, tmp_path / "tokens.yaml"
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    entry.write_text(f"- {{name: a, sha256: '{digest}', requests_per_minute: 3}}\n")
+    with endpoint(Brightness(), token_file=str(entry)) as url, stream(url, token) as socket:
+        assert "session_id" in ask(socket, {"task": "open"})
+        statuses = [ask(socket, npy(frame(1))).get("status", 200) for _ in range(4)]
+        assert statuses == [200, 200, 429, 429]
+    with endpoint(Brightness(), token_file=str(entry)) as url, stream(url, token) as socket:
+        assert "session_id" in ask(socket, {"task": "open"})
+        entry.write_text("[]\n")
+        time.sleep(1.1)  # so often it is looked at
+        assert ask(socket, npy(frame(1)))["status"] == 401
+        with pytest.raises(Exception, match="1000"):
+            socket.recv(10)
+
+
+def test_the_next_message_is_read_when_the_last_one_has_its_answer() -> None:
+    async def run() -> list[int]:
+        held, read, sent = [0], [0], list[object]()
+
+        async def receive() -> dict[str, object]:
+            read[0] += 1
+            return {"type": "websocket.receive", "bytes": bytes(10)}
+
+        async def send(message: object) -> None:
+            sent.append(message)
+
+        def hold(size_bytes: int, messages: int) -> None:
+            held[0] += size_bytes
+
+        socket = FrontSocket(receive, send, "id", Quotas(), hold, lambda value: Client(), asyncio.Event())
+        await socket.receive()
+        waiting = asyncio.ensure_future(socket.receive())
+        await asyncio.sleep(0.05)
+        counts = [read[0], held[0]]
+        await socket.send({"type": "websocket.send", "text": "answer"})
+        await waiting
+        socket.release()
+        return [*counts, read[0], held[0]]
+
+    assert asyncio.run(run()) == [1, 10, 2, 0]
+
+
+def test_an_endpoint_that_ends_closes_its_sockets_and_takes_no_new_ones() -> None:
+    with endpoint(Brightness(), drain_key="key", instance="first") as url, stream(url, None) as socket:
+        ask(socket, {"task": "open"})
+        drained = httpx.post(f"{url}{DRAIN}", headers={"Authorization": "Bearer key"})
+        assert drained.json() == {"in_flight": 0}
+        with pytest.raises(Exception, match="1012"):
+            socket.recv(10)
+        with pytest.raises(Exception, match="403"), stream(url, None):
+            pass
+
+
+def test_a_push_that_takes_too_long_is_told_so() -> None:
+    class Slow(Brightness):
+        def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            time.sleep(0.5)
+            return super().score(clips)
+
+    with endpoint(Slow(), timeout_s=0.2) as url, stream(url, None) as socket:
+        ask(socket, {"task": "open"})
+        late = ask(socket, npy(frame(1)))
+        assert late["status"] == 503 and "its index" in str(late["error"])
 
 
 def test_a_silent_session_ends() -> None:
@@ -351,6 +474,25 @@ def test_a_remote_session_survives_broken_connections_and_lost_sessions(url: str
             session.push_all([frame(0)])
         with pytest.raises(SessionError, match="9x9 pixels"):
             session.push_all([frame(0, 9)] * 2)
+
+
+def test_a_remote_session_does_not_go_on_with_another_model() -> None:
+    class Other(Brightness):
+        name = "brightness@ffff"
+
+    scorer: list[Brightness] = [Brightness()]
+
+    class Swapped(Brightness):
+        @property
+        def name(self) -> str:  # type: ignore[override]
+            return scorer[0].name
+
+    with endpoint(Swapped()) as url, RemoteSession(url, ["t"]) as session, httpx.Client(base_url=url) as http:
+        session.push(frame(1))
+        scorer[0] = Other()
+        http.delete(f"/v1/sessions/{session.session_id}")
+        with pytest.raises(SessionError, match=r"was updated from .*12ab.*ffff"):
+            session.push(frame(1))
 
 
 def test_a_remote_session_says_why_it_cannot_be(url: str) -> None:
