@@ -583,7 +583,7 @@ def kill(deployment: str) -> None:
 def test_a_serve_that_listens_elsewhere_or_is_taken_is_one_sentence(
     http: httpx.Client, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"does not answer at http://127.0.0.1:.* set serve.host and serve.port"):
+    with pytest.raises(ConfigError, match=r"does not answer at http://127.0.0.1:.* set serve.host, serve.port and"):
         start(config_with(f"serve.port={free_port()}"), Made(load_fussy))
     monkeypatch.setattr("pipelines.serve.APP_NAME", "another")
     with pytest.raises(ConfigError, match=r"did not start: .*is being used by application .robometer."):

@@ -19,12 +19,16 @@ from tests.pipelines.serving.test_tls import make_pair
 from tests.pipelines.test_serve import config_with, frames_of, free_port, load_fussy, npy, post_frames
 
 
+SCORES = ('route="/v1/score",', 'status="200"', 'token="few"', 'model="frame_difference@abc123"')
+ADMISSIONS = ('route="/-/admit"', 'status="200"', 'token="few"')
+
+
 def exported_by_ray() -> str:
-    """The metrics at Ray's own port, once they have our scores; Ray exports every 10 s."""
+    """The metrics at Ray's own port, once they have all of ours; each replica exports every 10 s."""
     port, text = ray.nodes()[0]["MetricsExportPort"], ""
-    for _ in range(60):
+    for _ in range(80):
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        if total(text, 'route="/v1/score",', 'status="200"') >= 2:
+        if total(text, *SCORES) >= 2 and total(text, *ADMISSIONS) >= 4:
             break
         time.sleep(0.5)
     return text
@@ -60,8 +64,8 @@ def test_an_endpoint_with_tls_and_a_token_file(ray_local: None, tmp_path: Path) 
             text = exported_by_ray()
             assert http.get("/metrics").text.count("robometer_requests_total{") > 0
         # Both replicas add up: two scores, and four admissions.
-        assert total(text, 'route="/v1/score",', 'status="200"', 'token="few"', 'model="frame_difference@abc123"') == 2
-        assert total(text, 'route="/-/admit"', 'status="200"', 'token="few"') == 4
+        assert total(text, *SCORES) == 2
+        assert total(text, *ADMISSIONS) == 4
         end(config)
         with pytest.raises(httpx.ConnectError):
             httpx.get(url, verify=trust(certificate))

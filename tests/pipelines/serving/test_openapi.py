@@ -16,8 +16,8 @@ WITH_EXAMPLES = {"/v1/score", "/v1/scores", "/v1/rank", "/v1/compare", "/v1/fram
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with endpoint(Seen()) as url:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with endpoint(Seen(), jobs=tmp_path_factory.mktemp("jobs")) as url:
         yield url
 
 
