@@ -18,7 +18,6 @@ from tests.made_scorer import Made
 from tests.pipelines.serving.test_tls import make_pair
 from tests.pipelines.test_serve import config_with, frames_of, free_port, load_fussy, npy, post_frames
 
-
 SCORES = ('route="/v1/score",', 'status="200"', 'token="few"', 'model="frame_difference@abc123"')
 ADMISSIONS = ('route="/-/admit"', 'status="200"', 'token="few"')
 
