@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from importlib.resources import files
@@ -230,7 +231,17 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         refusal = no_such_route()
     elif error.status_code == 405:
-        refusal = ApiError(405, f"This route does not accept {request.method}.", error.headers)
+        refusal = ApiError(
+            405, f"This route does not accept {request.method}.", {**(error.headers or {}), **_methods_at(request)}
+        )
     else:
         refusal = ApiError(error.status_code, as_sentence(str(error.detail)), error.headers)
     return error_response(refusal, request.state.request_id)
+
+
+def _methods_at(request: Request) -> dict[str, str]:
+    """The Allow header of a path: the methods of all its routes. FastAPI names those of one of them."""
+    for path, methods in request.app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), request.url.path):
+            return {"Allow": ", ".join(sorted(method.upper() for method in methods))}
+    return {}

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.routing import BaseRoute
 
+from pipelines.serving.bodies import content_type
 from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.front import JOBS, UPLOAD_ROUTES
@@ -51,7 +52,10 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
 
     async def submit(request: Request, response: Response) -> JobAnswer:
         """The body of the route of this kind. The answer has the job's id: it has been written to disk."""
+        content_type(request)
         body = await request.body()
+        if not body:
+            raise ApiError(422, "The job has no body. Send what its route takes.")
         job = await running().submit(_job(request), body)
         if job is None:
             raise unavailable(

@@ -297,6 +297,16 @@ def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypa
     run(test)
 
 
+def test_a_job_without_a_body_is_refused_and_a_wrong_method_told_the_right_ones(tmp_path: Path) -> None:
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url, httpx.Client(base_url=url) as http:
+        empty = http.post("/v1/jobs/score")
+        assert empty.status_code == 422 and "no body" in empty.json()["error"]
+        for path in ("/v1/jobs/" + "a" * 32, "/v1/sessions/abc"):
+            wrong = http.put(path)
+            assert (wrong.status_code, wrong.headers["allow"]) == (405, "DELETE, GET")
+        assert http.put("/v1/score").headers["allow"] == "POST"
+
+
 def test_bodies_and_answers_of_all_jobs_are_bounded(tmp_path: Path) -> None:
     store = JobStore(tmp_path, 10, 3000, 60)
     first = store.add(job(1), bytes(1000))
