@@ -1,4 +1,5 @@
-"""Sessions: a trajectory is scored frame by frame, and a frame costs as much at the end as at the start.
+"""Sessions: a trajectory is scored frame by frame. A frame costs as much at the end as at the start, where the scorer
+looks at a bounded number of frames (`info.max_frames`).
 
 A session scores its newest frame from the frames of its `Window`: the answer at frame t is the last one of `score` for
 the frames at `kept_positions(t + 1, max_frames)`. For clips that the model sees whole, that is their prefix score.
