@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ class RemoteSession:
         self.tasks = list(tasks)
         self._socket: ClientConnection | None = None
         self._windows: list[Window[np.ndarray]] = []
-        self.session_id, self._pushes = "", 0
+        self.session_id, self._key, self._pushes = "", secrets.token_urlsafe(18), 0
         self._model: tuple[str, int | None] | None = None
         self._lasting(self._connected)
 
@@ -145,7 +146,7 @@ class RemoteSession:
     def _opened(self) -> dict[str, Any]:
         held = [frame for window in self._windows for frame in window.items]
         continued = {"pushes": self._pushes, "pushed": [window.pushed for window in self._windows]} if held else {}
-        answer = self._ask(json.dumps({"tasks": self.tasks, **continued}))
+        answer = self._ask(json.dumps({"tasks": self.tasks, "key": self._key, **continued}))
         if held:
             message = npy(np.stack(held))
             if len(message) > MAX_MESSAGE_BYTES:
@@ -155,6 +156,7 @@ class RemoteSession:
         if self._model not in (None, model):
             raise SessionError(f"{self._url} was updated from {self._model} to {model}: open a new session")
         self.session_id, self._model = answer["session_id"], model
+        self._key = secrets.token_urlsafe(18)  # of the next one, if this one is lost
         self._windows = self._windows or [Window(answer["max_frames"]) for _ in self.tasks]
         return answer
 

@@ -393,6 +393,11 @@ def session_body() -> dict[str, Any]:
         "tasks": {"type": "array", "items": task, "minItems": 1, "description": "in place of task: one per trajectory"},
         "pushed": numbers | {"description": "to continue a session: frames of each trajectory so far"},
         "pushes": {"type": "integer", "minimum": 0, "description": "to continue a session: its pushes so far"},
+        "key": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9_-]{16,64}$",
+            "description": "at random: what is sent again with the same key opens no second session",
+        },
     }
     binary = {"type": "string", "format": "binary"}
     files = {

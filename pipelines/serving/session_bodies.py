@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +29,8 @@ MAX_TRAJECTORIES = 1000
 """Trajectories of one session, at most."""
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_OPEN_FIELDS = ("task", "tasks", "pushes", "pushed")
+_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+_OPEN_FIELDS = ("task", "tasks", "pushes", "pushed", "key")
 _PUSH_FIELDS = ("index", "reset", "compare")
 
 
@@ -50,8 +54,14 @@ def checked_id(session_id: str) -> str:
     return session_id
 
 
-def open_session(values: Mapping[str, Any], session_id: str, owner: str) -> OpenSession:
+def open_session(values: Mapping[str, Any], key: str, owner: str) -> OpenSession:
     """The request to open a session, from the fields of a body: `task` or `tasks`; `pushes` and `pushed` to continue.
+
+    Args:
+        key: where the body has none: equal for the same request, which may be sent more than once.
+
+    Returns:
+        The request with the key in place of an id, see `with_id`.
 
     Raises:
         ApiError: 422.
@@ -69,7 +79,21 @@ def open_session(values: Mapping[str, Any], session_id: str, owner: str) -> Open
     if pushed and len(pushed) != len(tasks):
         raise ApiError(422, f"Field 'pushed' must hold the number of frames of each of the {len(tasks)} trajectories.")
     [pushes] = _numbers([values.get("pushes", max(pushed, default=0))], "pushes")
-    return OpenSession(session_id, tasks, owner, None, pushes, pushed)
+    key = values.get("key", key)
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise ApiError(422, "Field 'key' must be 16 to 64 letters, digits, _ and - that nobody else can guess.")
+    return OpenSession(key, tasks, owner, None, pushes, pushed)
+
+
+def with_id(request: OpenSession) -> OpenSession:
+    """The request with the id of its session in place of its key: equal for equal requests, and nobody can guess it."""
+    said = [request.session_id, request.owner, list(request.tasks), request.pushes, list(request.pushed)]
+    digest = hashlib.sha256(json.dumps(said).encode())
+    shown = [request.reference.frames] if request.reference else []
+    for array in [*shown, *(frame for frames in request.frames for frame in frames)]:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return replace(request, session_id=base64.urlsafe_b64encode(digest.digest()[:18]).decode())
 
 
 def with_frames(request: OpenSession, frames: np.ndarray | None, max_frames: int | None) -> OpenSession:
@@ -127,18 +151,19 @@ async def npy_frames(data: bytes, field: str, decoders: Decoders) -> np.ndarray:
 
 
 async def read_open(
-    request: Request, session_id: str, owner: str, decoders: Decoders, held: ExitStack, max_frames: int | None
+    request: Request, key: str, owner: str, decoders: Decoders, held: ExitStack, max_frames: int | None
 ) -> OpenSession:
     """The request to open a session: JSON, or a form that may hold a reference or the frames to continue from.
 
     Args:
+        key: see `open_session`.
         held: close it when the frames are not needed any more.
 
     Raises:
         ApiError: 400, 413, 415, 422 or 503.
     """
     values, parts = await _body(request, ("video_reference", "frames_reference", "frames"))
-    opened = open_session(values, session_id, owner)
+    opened = open_session(values, key, owner)
     frames = await npy_frames(parts["frames"].data, "frames", decoders) if "frames" in parts else None
     if "video_reference" in parts and "frames_reference" in parts:
         raise ApiError(422, "Send one of the fields 'video_reference' and 'frames_reference', not both.")
@@ -150,7 +175,7 @@ async def read_open(
         opened = replace(opened, reference=Clip(decoded.frames, opened.tasks[0]))
     shown = opened.reference.frames if opened.reference else None
     held.enter_context(decoders.counted(*(array for array in (frames, shown) if array is not None)))
-    return with_frames(opened, frames, max_frames)
+    return await asyncio.to_thread(with_id, with_frames(opened, frames, max_frames))
 
 
 async def read_push(request: Request, session_id: str, owner: str, decoders: Decoders, held: ExitStack) -> PushFrames:
@@ -201,8 +226,8 @@ async def _body(request: Request, files: Sequence[str]) -> tuple[dict[str, Any],
             raise ApiError(422, f"Unknown file {name[:80]!r}. This route takes {', '.join(files)}.")
         if part.filename is None and name in files:
             raise ApiError(422, f"Field '{name}' must be a file part with a filename.")
-        if part.filename is None:  # text stands for itself in `task`; all else is JSON
-            values[name] = _text(part, name) if name == "task" else _json_value(part, name)
+        if part.filename is None:  # text stands for itself in these; all else is JSON
+            values[name] = _text(part, name) if name in ("task", "key") else _json_value(part, name)
     return values, {name: part for name, part in parts.items() if part.filename is not None}
 
 

@@ -60,13 +60,15 @@ class SessionStore:
         self.trajectories = self.size_bytes = 0
 
     def open(self, request: OpenSession) -> SessionState:
-        """Open a session, or continue one that ended on another replica.
+        """Open a session, or continue one that ended on another replica. One that is open already stays as it is.
 
         Raises:
             SessionRefusal: 503, too many are open or hold too much.
             InputError: the frames to continue from are not those that a session would hold.
         """
         self.expire()
+        if request.session_id in self._held:  # the answer to the same request was lost
+            return self.read(ReadSession(request.session_id, request.owner))
         limits, count = self._limits, len(request.tasks)
         if self.trajectories + count > limits.max_sessions:
             raise SessionRefusal(
@@ -80,8 +82,6 @@ class SessionStore:
         held.pushes, held.tasks = request.pushes, list(request.tasks)
         if self.size_bytes + held.measured_bytes() > limits.max_bytes:
             self._free(held.measured_bytes())
-        if request.session_id in self._held:  # the answer to the same request was lost
-            self._end(request.session_id)
         self._held[request.session_id] = held
         self.trajectories += count
         self._measure(held)

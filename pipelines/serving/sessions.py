@@ -49,6 +49,7 @@ from pipelines.serving.session_bodies import (
     read_open,
     read_push,
     with_frames,
+    with_id,
 )
 
 logger = logging.getLogger(__name__)
@@ -121,11 +122,12 @@ def session_routes(sessions: Sessions) -> APIRouter:
     async def open_(request: Request) -> SessionInfo:
         """Start to score one trajectory (`task`) or several (`tasks`) frame by frame.
 
-        With `pushed` and the frames that it held, a session that was lost goes on.
+        With `pushed` and the frames that it held, a session that was lost goes on. What is sent again with the same
+        `key` is answered with the session that it has opened.
         """
-        session_id, max_frames = new_id(), (await sessions.backend.info()).max_frames
+        key, max_frames = request.headers[FRONT_HEADER], (await sessions.backend.info()).max_frames
         with ExitStack() as held:
-            asked = await read_open(request, session_id, owner_of(request), sessions.decoders, held, max_frames)
+            asked = await read_open(request, key, owner_of(request), sessions.decoders, held, max_frames)
             return await sessions.opened(asked, request.state.request_id)
 
     @router.post("/v1/sessions/{session_id}/frames", summary="Push a frame", openapi_extra=push_body())
@@ -216,11 +218,11 @@ class Stream:
             return await self._command(values)
         if "session_id" in values:
             return await self._join(values["session_id"])
-        asked = open_session(values, new_id(), self._owner)
+        asked = open_session(values, secrets.token_urlsafe(18), self._owner)
         if any(asked.pushed):
             self._opening = asked
             return {"waiting_for": "frames"}
-        return await self._open(asked)
+        return await self._open(with_id(asked))
 
     async def _command(self, values: dict[str, Any]) -> dict[str, Any]:
         if values == {"close": True}:
@@ -250,14 +252,10 @@ class Stream:
         with sessions.decoders.counted(frames):
             if self._opening is not None:
                 max_frames = (await sessions.backend.info()).max_frames
-                return await self._open(with_frames(self._opening, frames, max_frames))
+                opening = with_frames(self._opening, frames, max_frames)
+                return await self._open(await asyncio.to_thread(with_id, opening))
             outcome = await sessions.ask(push_frames(self._session_id, self._owner, frames, options))
         return sessions.pushed(outcome, self._session_id, self._request_id).model_dump()
-
-
-def new_id() -> str:
-    """An id that nobody can guess."""
-    return secrets.token_urlsafe(18)
 
 
 def owner_of(connection: Request | WebSocket) -> str:

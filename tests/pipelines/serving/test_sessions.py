@@ -33,16 +33,17 @@ from pipelines.serving.backend import (
     SessionLimits,
     SessionState,
 )
-from pipelines.serving.front import DRAIN
+from pipelines.serving.front import DRAIN, FRONT_HEADER
 from pipelines.serving.front_socket import FrontSocket
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.tokens import Client
 from robometer.client import RemoteScorer
+from robometer.configs import load
 from robometer.errors import InputError
 from robometer.remote_session import RemoteSession, SessionError
 from robometer.scoring import Clip, ClipScore, ScorerInfo
 from robometer.sessions import WindowSession
-from tests.local_endpoint import endpoint
+from tests.local_endpoint import LocalBackend, endpoint, front
 
 TOKEN = "a token: ümlaut"
 AUTH = {"Authorization": f"Bearer {TOKEN}".encode()}
@@ -168,8 +169,10 @@ def test_idle_sessions_end_though_nobody_asks_for_them() -> None:
 
 
 def test_a_session_that_is_opened_twice_takes_one_place() -> None:
-    answerer = Answerer(Brightness(), SessionLimits(2, 10**6, 10.0))
-    assert not opened(answerer).error and not opened(answerer).error
+    answerer = Answerer(Brightness(), SessionLimits(1, 10**6, 10.0))
+    assert not opened(answerer).error and not answerer.answer([PushFrames("s", [frame(1)])])[0].error
+    state = opened(answerer).value
+    assert isinstance(state, SessionState) and state.pushed == [1]
     assert answerer._sessions.trajectories == 1
 
 
@@ -267,6 +270,8 @@ def test_a_session_with_a_reference_over_http(http: httpx.Client) -> None:
         ({"tasks": []}, 422, "list of 1 to 1000"),
         ({"tasks": ["a", 7]}, 422, r"tasks\[1\]"),
         ({"task": "a", "speed": 1}, 422, "Unknown field 'speed'"),
+        ({"task": "a", "key": "guess"}, 422, "Field 'key' must be 16 to 64"),
+        ({"task": "a", "key": 1}, 422, "Field 'key' must be 16 to 64"),
         ({"task": "a", "pushed": [-1]}, 422, "none below 0"),
         ({"task": "a", "pushed": [True]}, 422, "whole numbers"),
         ({"task": "a", "pushed": [1, 2]}, 422, "each of the 1 trajectories"),
@@ -279,6 +284,40 @@ def test_what_cannot_be_opened_is_refused(http: httpx.Client, body: object, stat
     answer = http.post("/v1/sessions", json=body)
     assert answer.status_code == status
     assert re.search(sentence, answer.json()["error"])
+
+
+def test_an_open_that_is_sent_again_with_its_key_opens_no_second_session(http: httpx.Client) -> None:
+    key = "k" * 16
+
+    def opened(files: object = None, **body: object) -> str:
+        sent = {"json": body} if files is None else {"data": body, "files": files}
+        answer = http.post("/v1/sessions", **sent)  # type: ignore[arg-type]
+        assert answer.status_code == 201
+        return str(answer.json()["session_id"])
+
+    def reference(level: int) -> object:
+        return {"frames_reference": ("r.npy", npy(np.full((3, 8, 8, 3), level, np.uint8)))}
+
+    first = opened(task="open", key=key)
+    assert first == opened(tasks=["open"], key=key)
+    others = [{}, {"key": "l" * 16}, {"key": key, "files": reference(0)}, {"key": key, "files": reference(1)}]
+    ids = {first, *(opened(task="open", **other) for other in others), opened(task="close", key=key)}  # type: ignore[arg-type]
+    assert len(ids) == 6
+    for session_id in ids:
+        assert http.delete(f"/v1/sessions/{session_id}").status_code == 204
+    assert http.get(f"/v1/sessions/{first}").status_code == 404
+
+
+def test_an_open_that_the_proxy_sends_again_opens_no_second_session() -> None:
+    async def run() -> set[str]:
+        config = load()
+        behind = front(LocalBackend(Brightness(), SessionLimits.from_config(config.serve)), config)._app
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(behind), base_url="http://x") as http:
+            marks = ("a" * 32, "a" * 32, "b" * 32)
+            sent = [await http.post("/v1/sessions", json={"task": "t"}, headers={FRONT_HEADER: m}) for m in marks]
+        return {answer.json()["session_id"] for answer in sent}
+
+    assert len(asyncio.run(run())) == 2
 
 
 def test_what_cannot_be_pushed_is_refused(http: httpx.Client) -> None:
@@ -474,6 +513,26 @@ def test_a_remote_session_survives_broken_connections_and_lost_sessions(url: str
             session.push_all([frame(0)])
         with pytest.raises(SessionError, match="9x9 pixels"):
             session.push_all([frame(0, 9)] * 2)
+
+
+def test_a_remote_session_whose_first_answer_is_lost_takes_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, lost = RemoteSession._ask, list[object]()
+
+    def losing(session: RemoteSession, message: str | bytes) -> dict[str, object]:
+        answer = ask(session, message)
+        if len(lost) < 2 and "session_id" in answer:  # the first session, and the one that continues it
+            lost.append(message)
+            raise OSError("lost")
+        return answer
+
+    with endpoint(Brightness(), ["serve.max_sessions=1"]) as url, httpx.Client(base_url=url) as http:
+        monkeypatch.setattr(RemoteSession, "_ask", losing)
+        with RemoteSession(url, ["t"], patience_s=1) as session:
+            lost.pop()
+            session.push(frame(1))
+            http.delete(f"/v1/sessions/{session.session_id}")
+            assert session.push(frame(2))[1] == pytest.approx(0.02)
+    assert len(lost) == 2
 
 
 def test_a_remote_session_does_not_go_on_with_another_model() -> None:
