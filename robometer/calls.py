@@ -149,10 +149,15 @@ class Client:
         except httpx.TimeoutException as error:
             raise ScoringError(f"{self.url}{route} did not answer in time: {type(error).__name__}") from error
         except httpx.RequestError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                remedy = "If it is your own, give its PEM file as ROBOMETER_CA, or as ca_file=... in Python"
-                raise ScoringError(f"the certificate of {self.url} is not trusted here: {error}. {remedy}.") from error
-            raise _TryAgain(f"no endpoint answers at {self.url}: {error or type(error).__name__}") from error
+            reason = str(error) or type(error).__name__
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                remedy = tls_remedy(reason, self._tls is not None)
+                raise ScoringError(f"the certificate of {self.url} is not trusted here: {reason}. {remedy}") from error
+            if "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER_FAILURE" in reason:  # before and since OpenSSL 3.2
+                raise ScoringError(f"{self.url} answers without TLS: begin its URL with http://") from error
+            if isinstance(error, httpx.RemoteProtocolError) and self.url.startswith("http://"):
+                reason += " If it has TLS, begin its URL with https://"
+            raise _TryAgain(f"no endpoint answers at {self.url}: {reason}") from error
 
     def _read(self, call: Call[Result], response: httpx.Response) -> Result:
         answer = _object(response)
@@ -175,6 +180,17 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
         raise ScoringError(f"the certificates {ca_file} (ROBOMETER_CA) cannot be read as PEM: {reason}") from error
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
+
+
+def tls_remedy(reason: str, has_ca: bool) -> str:
+    """What to do about a certificate that was refused for `reason`, where a `ca_file` was given or not."""
+    if "mismatch" in reason:
+        return "Ask by a name that it holds, or make one whose subjectAltName holds this name."
+    if "expired" in reason or "not yet valid" in reason:
+        return "Renew it and start the endpoint again, or set the clock of this machine."
+    if has_ca:
+        return "The PEM file that was given (ROBOMETER_CA or ca_file) holds neither it nor its authority."
+    return "If it is your own, give its PEM file as ROBOMETER_CA, or as ca_file=... in Python."
 
 
 def _may_pass(response: httpx.Response) -> bool:

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from robometer.calls import npy
+from robometer.calls import npy, tls_remedy
 from robometer.errors import InputError, RobometerError
 from robometer.frames.window import Window
 
@@ -187,7 +187,8 @@ class RemoteSession:
                     self._disconnect()
                 raise
             except ssl.SSLCertVerificationError as error:
-                raise SessionError(f"{self._url} is not trusted here: {error.verify_message}") from error
+                remedy = tls_remedy(error.verify_message, self._tls is not None)
+                raise SessionError(f"{self._url} is not trusted here: {error.verify_message}. {remedy}") from error
             except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError, _Busy) as error:
                 reason = str(error) or type(error).__name__
             except InvalidURI as error:

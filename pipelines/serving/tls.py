@@ -29,17 +29,21 @@ def check_pair(certificate: str, key: str) -> None:
         except OSError as error:
             raise ConfigError(f"{name}={path} cannot be read ({error.strerror})") from error
     try:
+        client = _trusting(certificate)
+    except ssl.SSLError as error:
+        raise ConfigError(f"serve.tls_certificate={certificate} holds no whole certificate in PEM form") from error
+    try:
         server.load_cert_chain(certificate, key, password=lambda: b"")  # else OpenSSL asks the terminal
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", "")
         if reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"serve.tls_key={key} is not the key of serve.tls_certificate={certificate}") from error
         raise ConfigError(
-            f"serve.tls_certificate={certificate} and serve.tls_key={key} must be PEM files, and the key must have no "
-            f"password ({reason or error})"
+            f"serve.tls_key={key} cannot be used with serve.tls_certificate={certificate}: it must hold a key in PEM "
+            f"form without a password ({reason or error})"
         ) from error
     try:
-        _handshake(server, _trusting(certificate))
+        _handshake(server, client)
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(f"no client can use serve.tls_certificate={certificate}: {error.verify_message}") from error
 
