@@ -102,7 +102,10 @@ class JobRunner:
         job = await self.find(job_id, owner)
         if job is None:
             return None
-        return job, self._store.answer(job) if job.ended else b""
+        try:
+            return job, self._store.answer(job) if job.ended else b""
+        except FileNotFoundError:  # it made room for another a moment ago
+            return None
 
     async def cancel(self, job_id: str, owner: str) -> Job | None:
         """See `JobQueue.cancel`."""

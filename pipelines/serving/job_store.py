@@ -13,13 +13,16 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
+
+KEPT_S = 60.0
+"""Seconds for which a job that has ended is kept at least: then, where there is no room, it makes room for another."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _NEW = ".new-"
@@ -74,6 +77,8 @@ class JobStore:
     def add(self, job: Job, body: bytes) -> Job | None:
         """Commit a new job; one that is there already stays as it is. None: there is no room.
 
+        Where there is none, the jobs that ended first are removed, if that is enough: those that ended `KEPT_S` ago.
+
         Raises:
             OSError: the disk is full or broken.
         """
@@ -81,9 +86,7 @@ class JobStore:
         with self._adding:
             if (known := self.find(job.job_id)) is not None:
                 return known
-            if not self._has_room(len(body)):
-                self.sweep()
-            if not self._has_room(len(body)):
+            if not self._make_room(len(body)):
                 return None
             new.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -150,9 +153,34 @@ class JobStore:
             if not half.name.startswith(self._mark):
                 shutil.rmtree(half, ignore_errors=True)
 
-    def _has_room(self, size_bytes: int) -> bool:
+    def _make_room(self, size_bytes: int) -> bool:
+        sizes, removed = self._sizes(), list[str]()
+        if not self._fits(sizes, size_bytes):
+            self.sweep()
+            sizes = self._sizes()
+        for name in [] if self._fits(sizes, size_bytes) else self._removable(sizes):
+            del sizes[name]
+            removed.append(name)
+            if self._fits(sizes, size_bytes):
+                break
+        if not self._fits(sizes, size_bytes):
+            return False
+        for name in removed:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        return True
+
+    def _fits(self, sizes: Mapping[str, int], size_bytes: int) -> bool:
+        return len(sizes) < self._max_jobs and size_bytes + sum(sizes.values()) <= self._max_bytes
+
+    def _removable(self, names: Iterable[str]) -> list[str]:
+        """The jobs that make room for others, those that ended first before the others."""
+        jobs = [job for name in names if (job := self.find(name)) is not None]
+        ended = [(job.ended_s, job.job_id) for job in jobs if job.ended_s is not None]
+        return [job_id for ended_s, job_id in sorted(ended) if ended_s + KEPT_S <= self.clock()]
+
+    def _sizes(self) -> dict[str, int]:
         names = [name for name in os.listdir(self.folder) if _ID.fullmatch(name) or name.startswith(_NEW)]
-        return len(names) < self._max_jobs and size_bytes + sum(map(self._size_bytes, names)) <= self._max_bytes
+        return {name: self._size_bytes(name) for name in names}
 
     def _size_bytes(self, name: str) -> int:
         try:

@@ -84,15 +84,15 @@ class ServeConfig(Settings, section="serve"):
     jobs_folder: str = ""
     """Folder of jobs, which a later start then goes on with; empty: one that goes away when the endpoint ends."""
     max_jobs: WholeNumber = 1000
-    """Jobs that are kept, at most, those that have ended too; more get 503; 0: no jobs, and no process for them."""
+    """Jobs that are kept, at most; those that ended first make room, else more get 503; 0: no jobs, and no process."""
     max_jobs_bytes: Count = 4 * 1024**3
-    """Bytes of the uploads and answers of the jobs that are kept, at most; more get 503."""
+    """Bytes of the uploads and answers of the jobs that are kept, at most; room is made as for `max_jobs`."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; other requests come between them."""
     job_timeout_s: Positive = 3600.0
     """Seconds that one run of a job may take."""
     job_ttl_s: Positive = 3600.0
-    """Seconds after its end after which a job and its result are removed."""
+    """Seconds after its end after which a job and its result are removed, if there was room for so long."""
     token: str = field(default="", repr=False)
     """Bearer token that every request must carry; ROBOMETER_TOKEN sets it too; empty: none."""
     tls_certificate: str = ""

@@ -316,6 +316,35 @@ def test_bodies_and_answers_of_all_jobs_are_bounded(tmp_path: Path) -> None:
     assert store.add(job(3), bytes(1000)) and store.add(job(4), bytes(1000)) is None
 
 
+def test_the_job_that_ended_first_makes_room_and_one_that_has_not_ended_never(tmp_path: Path) -> None:
+    now = 0.0
+    store = JobStore(tmp_path, 3, 4000, 3600, clock=lambda: now)
+    for number in (1, 2, 3):
+        store.add(job(number), b"")
+    for number in (2, 1):
+        now += 10
+        store.end(job(number), SUCCEEDED, 200, bytes(1000))
+    now = 69.9
+    assert store.add(job(4), b"") is None, "2 ended less than a minute ago"
+    now = 70.0
+    assert store.add(job(4), bytes(4000)) is None and store.find(job(2).job_id), "nothing goes for what fits never"
+    assert store.add(job(4), b"") and store.find(job(1).job_id) and store.find(job(2).job_id) is None
+    now = 1000.0
+    assert store.add(job(5), bytes(2600)) and store.find(job(1).job_id) is None
+    assert store.add(job(6), b"") is None and [one.job_id[-1] for one in store.unfinished()] == ["3", "4", "5"]
+
+
+def test_a_result_that_makes_room_is_missing_and_no_failure(tmp_path: Path) -> None:
+    async def test() -> None:
+        store = JobStore(tmp_path, 3, MIB, 60)
+        store.add(job(1), b"")
+        store.end(job(1), SUCCEEDED, 200, b"answer")
+        (tmp_path / job(1).job_id / "answer").unlink()  # its folder is being removed
+        assert await JobRunner(store, lambda one, body: asyncio.Future(), 1).answer(job(1).job_id, "me") is None
+
+    run(test)
+
+
 def test_ended_jobs_expire_and_make_room(tmp_path: Path) -> None:
     now = 0.0
     store = JobStore(tmp_path, 2, MIB, 60, clock=lambda: now)
