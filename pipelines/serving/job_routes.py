@@ -124,7 +124,7 @@ def _found(job: Job | None) -> Job:
     if job is None:
         raise ApiError(
             404,
-            "There is no such job: another token submitted it, or none did, or it was deleted, or it has ended, and has "
+            "There is no such job: another token submitted it, or none, or it was deleted, or it has ended, and has "
             "expired since (serve.job_ttl_s) or made room for another (serve.max_jobs).",
         )
     return job
