@@ -14,6 +14,8 @@ LIMITS = {
     "requests_per_minute": "Requests with a body that may begin within any 60 s; none: no limit.",
     "requests_at_a_time": "Requests with a body that may be in progress; none: no limit.",
     "bytes_per_minute": "Bytes of bodies within any 60 s; none: no limit.",
+    "session_trajectories": "Trajectories in open sessions, on each replica of the model; none: no limit.",
+    "kept_jobs": "Jobs that have not ended, or whose results are kept; none: no limit.",
 }
 
 

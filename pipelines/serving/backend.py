@@ -133,6 +133,7 @@ class OpenSession:
         reference: a clip that pushes can be compared with.
         pushes, pushed, frames: to continue a session: how many pushes it had, how many frames each trajectory, and the
             frames uint8 [H, W, 3] that each trajectory's window held.
+        most: trajectories that the owner may have in sessions of a replica; None: as many as there may be.
     """
 
     session_id: str
@@ -142,6 +143,7 @@ class OpenSession:
     pushes: int = 0
     pushed: Sequence[int] = ()
     frames: Sequence[Sequence[np.ndarray]] = ()
+    most: int | None = None
 
 
 @dataclass(frozen=True)

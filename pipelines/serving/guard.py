@@ -124,7 +124,7 @@ class Guard:
             return await self._app(scope, receive, send)
         headers, started_s = Headers(scope=scope), time.monotonic()
         request_id = headers.get("x-request-id", "")  # `Front` makes one where the client sent none
-        scope.setdefault("state", {}).update(request_id=request_id, client_name=ANONYMOUS)
+        scope.setdefault("state", {}).update(request_id=request_id, client=Client())
         record = Record(self._settings.audit_log, ANONYMOUS, route_name(scope["path"]))
         begin(record)
         answer = _Answer(send, self._metrics.replica, record)
@@ -154,7 +154,7 @@ class Guard:
             self._check_drain_key(headers)
             return await self._admission(Client(), scope, receive, send)
         client = Client() if scope["path"] in OPEN_ROUTES else self._tokens.authenticate(scope)
-        scope["state"]["client_name"] = current().client = client.name
+        scope["state"]["client"], current().client = client, client.name
         if scope["path"] not in OPEN_ROUTES:
             key = headers.get("x-request-id", "") if scope["path"] in SPLIT_ROUTES else ""
             self._settings.models.choose(headers.get(MODEL_HEADER), scope["query_string"], key)
@@ -195,7 +195,7 @@ class Guard:
             if is_foreign(headers) and not {headers["origin"], "*"} & {*self._settings.cors_origins}:
                 raise ApiError(403, "A page of another host may not open a session.")
             client = self._tokens.authenticate(scope)
-            scope["state"] |= {"client_name": client.name, "check_token": lambda: self._tokens.authenticate(scope)}
+            scope["state"] |= {"client": client, "check_token": lambda: self._tokens.authenticate(scope)}
             record.client = client.name
             if self._sockets >= self._settings.max_sockets:
                 raise unavailable(f"{self._sockets} WebSockets are open already (serve.max_sessions).", 5)

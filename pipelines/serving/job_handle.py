@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from pipelines.serving.errors import unavailable
-from pipelines.serving.job_store import Job
+from pipelines.serving.job_store import Job, NoRoom
 
 PATIENCE_S = 30.0
 """How long a call is sent to one replica after another."""
@@ -22,9 +22,9 @@ class ServeJobs:
     def __init__(self, jobs: DeploymentHandle[Any]) -> None:
         self._jobs = jobs
 
-    async def submit(self, job: Job, body: bytes) -> Job | None:
+    async def submit(self, job: Job, body: bytes, most: int | None = None) -> Job | NoRoom:
         """See `JobQueue.submit`; the id keeps a second try from making a second job."""
-        submitted: Job | None = await self._call("submit", job, body)
+        submitted: Job | NoRoom = await self._call("submit", job, body, most)
         return submitted
 
     async def find(self, job_id: str, owner: str) -> Job | None:

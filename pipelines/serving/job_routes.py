@@ -17,7 +17,7 @@ from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.front import JOBS, UPLOAD_ROUTES
 from pipelines.serving.job_runner import JobQueue
-from pipelines.serving.job_store import CANCELLED, Job
+from pipelines.serving.job_store import CANCELLED, Job, NoRoom
 from pipelines.serving.schemas import error_responses
 
 KEPT_HEADERS = ("content-type", "content-encoding", MODEL_HEADER)
@@ -56,8 +56,12 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
         body = await request.body()
         if not body:
             raise ApiError(422, "The job has no body. Send what its route takes.")
-        job = await running().submit(_job(request), body)
-        if job is None:
+        limit = request.state.client.limits.kept_jobs
+        job = await running().submit(_job(request), body, limit)
+        if job is NoRoom.LIMIT:
+            sentence = f"The token {request.state.client.name} has {limit} jobs, which is its limit. Delete one."
+            raise ApiError(429, sentence, {"Retry-After": "10"})
+        if isinstance(job, NoRoom):
             raise unavailable(
                 "There is no room for another job (serve.max_jobs, serve.max_jobs_bytes). Delete one, or try later.", 10
             )
@@ -81,7 +85,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
     @router.get(f"{JOBS}{{job_id}}", responses=error_responses(401, 404, 503), openapi_extra=_EXTRA)
     async def state(request: Request) -> JobAnswer:
         """How far a job is."""
-        return _state(_found(await running().find(request.path_params["job_id"], request.state.client_name)))
+        return _state(_found(await running().find(request.path_params["job_id"], request.state.client.name)))
 
     @router.get(
         f"{JOBS}{{job_id}}/result",
@@ -91,7 +95,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
     )
     async def result(request: Request) -> Response:
         """What the route would have answered, also if that is an error; 409 until the job has ended."""
-        found = await running().answer(request.path_params["job_id"], request.state.client_name)
+        found = await running().answer(request.path_params["job_id"], request.state.client.name)
         job, answer = found or (_found(None), b"")
         if job.state == CANCELLED:
             raise ApiError(410, "The job was cancelled.")
@@ -103,7 +107,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
     @router.delete(f"{JOBS}{{job_id}}", responses=error_responses(401, 404, 503), openapi_extra=_EXTRA)
     async def cancel(request: Request) -> JobAnswer:
         """Cancel a job that has not ended; forget one that has, with its result, which makes room for another."""
-        return _state(_found(await running().cancel(request.path_params["job_id"], request.state.client_name)))
+        return _state(_found(await running().cancel(request.path_params["job_id"], request.state.client.name)))
 
     return router
 
@@ -115,7 +119,7 @@ def _job(request: Request) -> Job:
         query=request.url.query,
         headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},
         request_id=request.state.request_id,
-        owner=request.state.client_name,
+        owner=request.state.client.name,
         submitted_s=time.time(),
     )
 

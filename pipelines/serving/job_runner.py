@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from pipelines.serving.errors import ApiError, problem
 from pipelines.serving.front import FRONT_HEADER
-from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore
+from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore, NoRoom
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,12 @@ Send = Callable[[Job, bytes], Awaitable[tuple[int, bytes]]]
 class JobQueue(Protocol):
     """Where the HTTP interface sends jobs. None: its `owner` (a token's name) has no such job."""
 
-    async def submit(self, job: Job, body: bytes) -> Job | None:
-        """Accept a job, once for each id. It has been written to disk when this returns. None: there is no room."""
+    async def submit(self, job: Job, body: bytes, most: int | None = None) -> Job | NoRoom:
+        """Accept a job, once for each id. It has been written to disk when this returns.
+
+        Args:
+            most: jobs of its owner that are kept, at most.
+        """
         ...
 
     async def find(self, job_id: str, owner: str) -> Job | None:
@@ -79,17 +83,19 @@ class JobRunner:
         if self._main is not None and self._main.done():
             raise RuntimeError("the runner of jobs has ended")
 
-    async def submit(self, job: Job, body: bytes) -> Job | None:
+    async def submit(self, job: Job, body: bytes, most: int | None = None) -> Job | NoRoom:
         """See `JobQueue.submit`."""
         self.start()
         try:
-            added = await asyncio.to_thread(self._store.add, job, body)
+            added = await asyncio.to_thread(self._store.add, job, body, most)
         except OSError:  # such as a full disk
             logger.exception("A job cannot be written to %s.", self._store.folder)
-            return None
-        if added is not None and not added.ended:
+            return NoRoom.FULL
+        if isinstance(added, NoRoom):
+            return added
+        if not added.ended:
             self._enqueue(added)
-        return added and self._placed(added)
+        return self._placed(added)
 
     async def find(self, job_id: str, owner: str) -> Job | None:
         """See `JobQueue.find`."""

@@ -13,8 +13,9 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,13 @@ KEPT_S = 60.0
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _NEW = ".new-"
+
+
+class NoRoom(Enum):
+    """Why a job is not accepted."""
+
+    FULL = "there are as many as there may be"
+    LIMIT = "the token has as many as it may have"
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,13 @@ class JobStore:
         self._max_jobs, self._max_bytes = max_jobs, max_bytes
         self._adding, self._mark = threading.Lock(), f"{_NEW}{secrets.token_hex(4)}-"
 
-    def add(self, job: Job, body: bytes) -> Job | None:
-        """Commit a new job; one that is there already stays as it is. None: there is no room.
+    def add(self, job: Job, body: bytes, most: int | None = None) -> Job | NoRoom:
+        """Commit a new job; one that is there already stays as it is.
 
-        Where there is none, the jobs that ended first are removed, if that is enough: those that ended `KEPT_S` ago.
+        Where there is no room, the jobs that ended first are removed, if that is enough: those that ended `KEPT_S` ago.
+
+        Args:
+            most: jobs of its owner, with those that have ended; None: as many as there may be.
 
         Raises:
             OSError: the disk is full or broken.
@@ -86,8 +97,11 @@ class JobStore:
         with self._adding:
             if (known := self.find(job.job_id)) is not None:
                 return known
-            if not self._make_room(len(body)):
-                return None
+            beyond = [] if most is None else self._beyond(job.owner, most)
+            if beyond is None:
+                return NoRoom.LIMIT
+            if not self._make_room(len(body), beyond):
+                return NoRoom.FULL
             new.mkdir(mode=0o700, exist_ok=True)
         try:
             _write(new / "request", body)
@@ -153,11 +167,11 @@ class JobStore:
             if not half.name.startswith(self._mark):
                 shutil.rmtree(half, ignore_errors=True)
 
-    def _make_room(self, size_bytes: int) -> bool:
-        sizes, removed = self._sizes(), list[str]()
+    def _make_room(self, size_bytes: int, beyond: Sequence[str]) -> bool:
+        sizes, removed = self._sizes(beyond), list(beyond)
         if not self._fits(sizes, size_bytes):
             self.sweep()
-            sizes = self._sizes()
+            sizes = self._sizes(beyond)
         for name in [] if self._fits(sizes, size_bytes) else self._removable(sizes):
             del sizes[name]
             removed.append(name)
@@ -169,6 +183,13 @@ class JobStore:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         return True
 
+    def _beyond(self, owner: str, most: int) -> list[str] | None:
+        """The owner's jobs that must go before it may have another one; None: not enough of them may."""
+        own = [job.job_id for name in os.listdir(self.folder) if (job := self.find(name)) and job.owner == owner]
+        excess = max(0, len(own) + 1 - most)
+        removable = self._removable(own) if excess else []
+        return removable[:excess] if excess <= len(removable) else None
+
     def _fits(self, sizes: Mapping[str, int], size_bytes: int) -> bool:
         return len(sizes) < self._max_jobs and size_bytes + sum(sizes.values()) <= self._max_bytes
 
@@ -178,9 +199,9 @@ class JobStore:
         ended = [(job.ended_s, job.job_id) for job in jobs if job.ended_s is not None]
         return [job_id for ended_s, job_id in sorted(ended) if ended_s + KEPT_S <= self.clock()]
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self, without: Sequence[str]) -> dict[str, int]:
         names = [name for name in os.listdir(self.folder) if _ID.fullmatch(name) or name.startswith(_NEW)]
-        return {name: self._size_bytes(name) for name in names}
+        return {name: self._size_bytes(name) for name in names if name not in without}
 
     def _size_bytes(self, name: str) -> int:
         try:

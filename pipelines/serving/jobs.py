@@ -15,7 +15,7 @@ from pipelines.serving.backend import Deployed, Limits
 from pipelines.serving.guard import GuardSettings
 from pipelines.serving.ingress import ServeBackend
 from pipelines.serving.job_runner import JobRunner, through
-from pipelines.serving.job_store import Job, JobStore
+from pipelines.serving.job_store import Job, JobStore, NoRoom
 from robometer.configs.stages import ServeConfig
 
 
@@ -41,9 +41,9 @@ class Jobs:
         api = build_api(ServeBackend(model, limits.frames_tag()), limits, inner, deployed, "jobs")
         self._runner = JobRunner(store, through(api), config.max_running_jobs)
 
-    async def submit(self, job: Job, body: bytes) -> Job | None:
+    async def submit(self, job: Job, body: bytes, most: int | None = None) -> Job | NoRoom:
         """See `JobQueue.submit`."""
-        return await self._runner.submit(job, body)
+        return await self._runner.submit(job, body, most)
 
     async def find(self, job_id: str, owner: str) -> Job | None:
         """See `JobQueue.find`."""

@@ -1,4 +1,4 @@
-"""The limits of each token, counted in one place: the HTTP proxy, through which all requests go."""
+"""The limits of each token on its requests, counted in one place: the HTTP proxy, through which all go."""
 
 from __future__ import annotations
 

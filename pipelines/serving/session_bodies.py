@@ -22,6 +22,7 @@ from pipelines.serving.errors import ApiError
 from pipelines.serving.multipart import FormPart, parse_form
 from pipelines.serving.npy import HEAD_BYTES, read_npy, read_npy_header
 from pipelines.serving.text import checked_task, parse_json
+from pipelines.serving.tokens import Client
 from robometer.frames.window import num_held
 from robometer.scoring import Clip
 
@@ -54,7 +55,7 @@ def checked_id(session_id: str) -> str:
     return session_id
 
 
-def open_session(values: Mapping[str, Any], key: str, owner: str) -> OpenSession:
+def open_session(values: Mapping[str, Any], key: str, client: Client) -> OpenSession:
     """The request to open a session, from the fields of a body: `task` or `tasks`; `pushes` and `pushed` to continue.
 
     Args:
@@ -82,7 +83,7 @@ def open_session(values: Mapping[str, Any], key: str, owner: str) -> OpenSession
     key = values.get("key", key)
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise ApiError(422, "Field 'key' must be 16 to 64 letters, digits, _ and - that nobody else can guess.")
-    return OpenSession(key, tasks, owner, None, pushes, pushed)
+    return OpenSession(key, tasks, client.name, None, pushes, pushed, most=client.limits.session_trajectories)
 
 
 def with_id(request: OpenSession) -> OpenSession:
@@ -151,7 +152,7 @@ async def npy_frames(data: bytes, field: str, decoders: Decoders) -> np.ndarray:
 
 
 async def read_open(
-    request: Request, key: str, owner: str, decoders: Decoders, held: ExitStack, max_frames: int | None
+    request: Request, key: str, client: Client, decoders: Decoders, held: ExitStack, max_frames: int | None
 ) -> OpenSession:
     """The request to open a session: JSON, or a form that may hold a reference or the frames to continue from.
 
@@ -163,7 +164,7 @@ async def read_open(
         ApiError: 400, 413, 415, 422 or 503.
     """
     values, parts = await _body(request, ("video_reference", "frames_reference", "frames"))
-    opened = open_session(values, key, owner)
+    opened = open_session(values, key, client)
     frames = await npy_frames(parts["frames"].data, "frames", decoders) if "frames" in parts else None
     if "video_reference" in parts and "frames_reference" in parts:
         raise ApiError(422, "Send one of the fields 'video_reference' and 'frames_reference', not both.")

@@ -63,13 +63,19 @@ class SessionStore:
         """Open a session, or continue one that ended on another replica. One that is open already stays as it is.
 
         Raises:
-            SessionRefusal: 503, too many are open or hold too much.
+            SessionRefusal: 503, too many are open or hold too much; 429, too many are the owner's.
             InputError: the frames to continue from are not those that a session would hold.
         """
         self.expire()
         if request.session_id in self._held:  # the answer to the same request was lost
             return self.read(ReadSession(request.session_id, request.owner))
         limits, count = self._limits, len(request.tasks)
+        own = sum(len(held.trajectories) for held in self._held.values() if held.owner == request.owner)
+        if request.most is not None and own + count > request.most:
+            raise SessionRefusal(
+                429,
+                f"The token {request.owner} has {own} trajectories in sessions and may have {request.most}. Close one.",
+            )
         if self.trajectories + count > limits.max_sessions:
             raise SessionRefusal(
                 503, f"{self.trajectories} trajectories are in sessions already (serve.max_sessions). Try again later."

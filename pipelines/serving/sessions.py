@@ -51,6 +51,7 @@ from pipelines.serving.session_bodies import (
     with_frames,
     with_id,
 )
+from pipelines.serving.tokens import Client
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ OPEN_S = 30.0
 MAX_LINE = 16_384
 """Bytes of the line of JSON before the frames of a push, at most."""
 
-_ERRORS = error_responses(400, 401, 404, 408, 409, 413, 415, 422, 500, 503)
+_ERRORS = error_responses(400, 401, 404, 408, 409, 411, 413, 415, 422, 429, 500, 503)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def session_routes(sessions: Sessions) -> APIRouter:
         """
         key, max_frames = request.headers[FRONT_HEADER], (await sessions.backend.info()).max_frames
         with ExitStack() as held:
-            asked = await read_open(request, key, owner_of(request), sessions.decoders, held, max_frames)
+            asked = await read_open(request, key, client_of(request), sessions.decoders, held, max_frames)
             return await sessions.opened(asked, request.state.request_id)
 
     @router.post("/v1/sessions/{session_id}/frames", summary="Push a frame", openapi_extra=push_body())
@@ -137,20 +138,20 @@ def session_routes(sessions: Sessions) -> APIRouter:
         A push that is sent again with the same `index` counts once.
         """
         with ExitStack() as held:
-            asked = await read_push(request, checked_id(session_id), owner_of(request), sessions.decoders, held)
+            asked = await read_push(request, checked_id(session_id), client_of(request).name, sessions.decoders, held)
             asked = replace(asked, sent_id=request.headers[FRONT_HEADER])
             return sessions.pushed(await sessions.ask(asked), session_id, request.state.request_id)
 
     @router.get("/v1/sessions/{session_id}", summary="What a session has come to")
     async def read(session_id: str, request: Request) -> SessionInfo:
         """Its tasks, the number of its frames, and its last answer."""
-        outcome = await sessions.ask(ReadSession(checked_id(session_id), owner_of(request)))
+        outcome = await sessions.ask(ReadSession(checked_id(session_id), client_of(request).name))
         return await sessions.info(outcome, session_id, request.state.request_id)
 
     @router.delete("/v1/sessions/{session_id}", summary="Close a session", status_code=204)
     async def close(session_id: str, request: Request) -> Response:
         """End a session, which frees its place at once."""
-        await sessions.ask(ReadSession(checked_id(session_id), owner_of(request), close=True))
+        await sessions.ask(ReadSession(checked_id(session_id), client_of(request).name, close=True))
         return Response(status_code=204)
 
     @router.websocket("/v1/sessions")
@@ -171,7 +172,7 @@ class Stream:
 
     def __init__(self, sessions: Sessions, socket: WebSocket) -> None:
         self._sessions, self._socket = sessions, socket
-        self._owner, self._request_id = owner_of(socket), str(socket.scope["state"]["request_id"])
+        self._client, self._request_id = client_of(socket), str(socket.scope["state"]["request_id"])
         self._session_id, self._done = "", False
         self._opening: OpenSession | None = None
 
@@ -218,7 +219,7 @@ class Stream:
             return await self._command(values)
         if "session_id" in values:
             return await self._join(values["session_id"])
-        asked = open_session(values, secrets.token_urlsafe(18), self._owner)
+        asked = open_session(values, secrets.token_urlsafe(18), self._client)
         if any(asked.pushed):
             self._opening = asked
             return {"waiting_for": "frames"}
@@ -226,13 +227,13 @@ class Stream:
 
     async def _command(self, values: dict[str, Any]) -> dict[str, Any]:
         if values == {"close": True}:
-            await self._sessions.ask(ReadSession(self._session_id, self._owner, close=True))
+            await self._sessions.ask(ReadSession(self._session_id, self._client.name, close=True))
             self._done = True
             return {"closed": self._session_id}
         raise ApiError(422, 'The session is open: send frames as binary messages, or {"close": true}.')
 
     async def _join(self, session_id: Any) -> dict[str, Any]:
-        asked = ReadSession(checked_id(session_id if isinstance(session_id, str) else ""), self._owner)
+        asked = ReadSession(checked_id(session_id if isinstance(session_id, str) else ""), self._client.name)
         info = await self._sessions.info(await self._sessions.ask(asked), asked.session_id, self._request_id)
         self._session_id = asked.session_id
         return info.model_dump()
@@ -254,10 +255,10 @@ class Stream:
                 max_frames = (await sessions.backend.info()).max_frames
                 opening = with_frames(self._opening, frames, max_frames)
                 return await self._open(await asyncio.to_thread(with_id, opening))
-            outcome = await sessions.ask(push_frames(self._session_id, self._owner, frames, options))
+            outcome = await sessions.ask(push_frames(self._session_id, self._client.name, frames, options))
         return sessions.pushed(outcome, self._session_id, self._request_id).model_dump()
 
 
-def owner_of(connection: Request | WebSocket) -> str:
-    """The name of the client's token; empty where there is one token or none."""
-    return str(connection.scope.get("state", {}).get("client_name", ""))
+def client_of(connection: Request | WebSocket) -> Client:
+    """Who asks, as the guard has found."""
+    return cast(Client, connection.scope["state"]["client"])

@@ -54,11 +54,15 @@ class TokenLimits:
         requests_per_minute: uploads that begin within any 60 s.
         requests_at_a_time: uploads that are not answered yet.
         bytes_per_minute: bytes of the bodies that begin within any 60 s.
+        session_trajectories: trajectories in open sessions, on each replica of the model.
+        kept_jobs: jobs that have not ended, or whose results are kept.
     """
 
     requests_per_minute: int | None = None
     requests_at_a_time: int | None = None
     bytes_per_minute: int | None = None
+    session_trajectories: int | None = None
+    kept_jobs: int | None = None
 
 
 @dataclass(frozen=True)

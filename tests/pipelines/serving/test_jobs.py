@@ -18,7 +18,8 @@ import pytest
 from pipelines.serving import job_runner
 from pipelines.serving.choice import Choice
 from pipelines.serving.job_runner import MAX_STARTS, JobRunner
-from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore
+from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore, NoRoom
+from pipelines.serving.tokens import TokenLimits, add_token
 from robometer.async_client import AsyncRemoteScorer
 from robometer.baselines.trivial import FrameDifference, Random
 from robometer.client import RemoteScorer, ScoringError
@@ -309,11 +310,10 @@ def test_a_job_without_a_body_is_refused_and_a_wrong_method_told_the_right_ones(
 
 def test_bodies_and_answers_of_all_jobs_are_bounded(tmp_path: Path) -> None:
     store = JobStore(tmp_path, 10, 3000, 60)
-    first = store.add(job(1), bytes(1000))
-    assert first and store.add(job(2), bytes(1000))
-    assert store.add(job(3), bytes(1000)) is None  # what is known of the jobs takes some bytes too
-    store.end(first, "succeeded", 200, b"short")  # and gives its body back
-    assert store.add(job(3), bytes(1000)) and store.add(job(4), bytes(1000)) is None
+    assert store.add(job(1), bytes(1000)) == job(1) and store.add(job(2), bytes(1000)) == job(2)
+    assert store.add(job(3), bytes(1000)) is NoRoom.FULL  # what is known of the jobs takes some bytes too
+    store.end(job(1), "succeeded", 200, b"short")  # and gives its body back
+    assert store.add(job(3), bytes(1000)) == job(3) and store.add(job(4), bytes(1000)) is NoRoom.FULL
 
 
 def test_the_job_that_ended_first_makes_room_and_one_that_has_not_ended_never(tmp_path: Path) -> None:
@@ -325,13 +325,37 @@ def test_the_job_that_ended_first_makes_room_and_one_that_has_not_ended_never(tm
         now += 10
         store.end(job(number), SUCCEEDED, 200, bytes(1000))
     now = 69.9
-    assert store.add(job(4), b"") is None, "2 ended less than a minute ago"
+    assert store.add(job(4), b"") is NoRoom.FULL, "2 ended less than a minute ago"
     now = 70.0
-    assert store.add(job(4), bytes(4000)) is None and store.find(job(2).job_id), "nothing goes for what fits never"
-    assert store.add(job(4), b"") and store.find(job(1).job_id) and store.find(job(2).job_id) is None
+    assert store.add(job(4), bytes(4000)) is NoRoom.FULL and store.find(job(2).job_id), (
+        "nothing goes for what fits never"
+    )
+    assert store.add(job(4), b"") == job(4) and store.find(job(1).job_id) and store.find(job(2).job_id) is None
     now = 1000.0
-    assert store.add(job(5), bytes(2600)) and store.find(job(1).job_id) is None
-    assert store.add(job(6), b"") is None and [one.job_id[-1] for one in store.unfinished()] == ["3", "4", "5"]
+    assert store.add(job(5), bytes(2600)) == job(5) and store.find(job(1).job_id) is None
+    assert store.add(job(6), b"") is NoRoom.FULL and [one.job_id[-1] for one in store.unfinished()] == ["3", "4", "5"]
+
+
+def test_a_token_keeps_no_more_jobs_than_its_limit(tmp_path: Path) -> None:
+    now = 0.0
+    store = JobStore(tmp_path / "store", 4, MIB, 3600, clock=lambda: now)
+    assert store.add(job(1), b"", 2) == job(1) and store.add(job(2), b"", 2) == job(2)
+    assert store.add(job(3), b"", 2) is NoRoom.LIMIT and store.add(job(2), b"", 2) == job(2)
+    other = job(4, owner="you")
+    assert store.add(other, b"", 1) == other
+    store.end(other, SUCCEEDED)
+    now = 60.0
+    assert store.add(job(3), b"", 2) is NoRoom.LIMIT and store.find(other.job_id), "others make no room for it"
+    store.end(job(2), SUCCEEDED)
+    assert store.add(job(3), b"", 2) is NoRoom.LIMIT
+    now = 120.0
+    assert store.add(job(3), b"", 2) == job(3) and store.find(job(2).job_id) is None
+    tokens = tmp_path / "tokens.yaml"
+    few = {"Authorization": f"Bearer {add_token(tokens, 'few', TokenLimits(kept_jobs=1))}"}
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs", token_file=str(tokens)) as url:
+        first, refused = post(url, "/v1/jobs/score", **few), post(url, "/v1/jobs/score", **few)
+        assert (first.status_code, refused.status_code, refused.headers["retry-after"]) == (202, 429, "10")
+        assert refused.json()["error"] == "The token few has 1 jobs, which is its limit. Delete one."
 
 
 def test_a_result_that_makes_room_is_missing_and_no_failure(tmp_path: Path) -> None:
@@ -352,7 +376,7 @@ def test_ended_jobs_expire_and_make_room(tmp_path: Path) -> None:
     store.add(job(2), b"")
     store.end(job(1), CANCELLED)
     now = 59.0
-    assert store.add(job(3), b"") is None and store.find(job(1).job_id) is not None
+    assert store.add(job(3), b"") is NoRoom.FULL and store.find(job(1).job_id) is not None
     now = 60.0
     assert store.find(job(1).job_id) is None
     assert store.add(job(3), b"") == job(3)

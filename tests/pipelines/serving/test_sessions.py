@@ -36,7 +36,7 @@ from pipelines.serving.backend import (
 from pipelines.serving.front import DRAIN, FRONT_HEADER
 from pipelines.serving.front_socket import FrontSocket
 from pipelines.serving.quotas import Quotas
-from pipelines.serving.tokens import Client
+from pipelines.serving.tokens import Client, TokenLimits, add_token
 from robometer.client import RemoteScorer
 from robometer.configs import load
 from robometer.errors import InputError
@@ -217,6 +217,17 @@ def test_sessions_are_bounded_in_number_and_bytes_and_end_when_idle() -> None:
     now[0] = 10.5
     assert answerer.answer([PushFrames("b", [frame(1)])])[0].status == 404
     assert not opened(answerer, "c", ["t"] * 3).error
+
+
+def test_a_token_has_no_more_trajectories_than_its_limit() -> None:
+    answerer = Answerer(Brightness(), WIDE)
+    assert not opened(answerer, "a", ["t", "t"], owner="few", most=3).error
+    refused = opened(answerer, "b", ["t", "t"], owner="few", most=3)
+    assert refused.status == 429 and refused.error.startswith("The token few has 2 trajectories in sessions and may")
+    assert not opened(answerer, "c", ["t"] * 9, owner="other").error
+    assert not opened(answerer, "b", owner="few", most=3).error and not opened(answerer, "b", owner="few", most=3).error
+    answerer.answer([ReadSession("a", "few", close=True)])
+    assert not opened(answerer, "d", ["t", "t"], owner="few", most=3).error
 
 
 def test_a_session_is_its_owners() -> None:
@@ -432,6 +443,17 @@ def test_the_limits_of_a_token_hold_for_messages_and_a_revoked_one_ends_its_sock
         assert ask(socket, npy(frame(1)))["status"] == 401
         with pytest.raises(Exception, match="1000"):
             socket.recv(10)
+
+
+def test_the_limit_of_a_tokens_trajectories_holds_for_both_interfaces(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.yaml"
+    token = add_token(tokens, "few", TokenLimits(session_trajectories=1))
+    with endpoint(Brightness(), token_file=str(tokens)) as url, stream(url, token) as first:
+        assert "session_id" in ask(first, {"task": "open"})
+        with stream(url, token) as second:
+            assert ask(second, {"task": "open"})["status"] == 429
+        refused = httpx.post(f"{url}/v1/sessions", json={"task": "a"}, headers={"Authorization": f"Bearer {token}"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
 
 
 def test_the_next_message_is_read_when_the_last_one_has_its_answer() -> None:
