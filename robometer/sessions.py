@@ -96,6 +96,16 @@ class WindowSession:
         """Bytes of the frames that the session holds."""
         return sum(map(clip_bytes, self.window.items))
 
+    def added_bytes(self, frame: np.ndarray) -> int:
+        """What a push of this frame adds to `size_bytes`, as far as that is known before."""
+        if not self.window.grows:
+            return 0
+        return clip_bytes(self.window.items[0]) if self.window.items else self.first_bytes(frame)
+
+    def first_bytes(self, frame: np.ndarray) -> int:
+        """What the first frame adds, as far as that is known before."""
+        return frame.nbytes
+
     def forget(self) -> None:
         """Drop what can be computed again, to free memory: of a plain session, nothing."""
 

@@ -174,6 +174,18 @@ def test_a_caller_may_use_its_buffer_again(make: Callable[[], Scorer]) -> None:
     np.testing.assert_allclose(answers, _expected(scorer, Clip(frames, TASKS[0])), atol=5e-6)
 
 
+@pytest.mark.parametrize(("make", "exact"), [(Pixel, True), (_rewind, True), (_robometer, False)])
+def test_what_a_push_adds_is_known_before_it(make: Callable[[], Scorer], exact: bool) -> None:
+    """Keys and values are estimated, never too low: those of the task count among those of the frames."""
+    session = _open(make())
+    for t, frame in enumerate(_frames(12)):
+        before, told = session.size_bytes(), session.added_bytes(frame)
+        session.push(frame)
+        added = session.size_bytes() - before
+        if t > 0:
+            assert told == max(added, 0) if exact else told >= added and (told > 0) == (added > 0)
+
+
 def test_memory_of_a_session_does_not_grow_and_can_be_freed() -> None:
     session, sizes = _open(_robometer()), []
     for frame in _frames(40):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,8 +86,7 @@ class SessionStore:
         for session, pushed, frames in zip(held.trajectories, request.pushed, request.frames, strict=False):
             session.restore(pushed, frames)
         held.pushes, held.tasks = request.pushes, list(request.tasks)
-        if self.size_bytes + held.measured_bytes() > limits.max_bytes:
-            self._free(held.measured_bytes())
+        self._free(held.measured_bytes())
         self._held[request.session_id] = held
         self.trajectories += count
         self._measure(held)
@@ -115,7 +114,8 @@ class SessionStore:
         """Push the frames of requests for different sessions, in one batch.
 
         Raises:
-            SessionRefusal: 404, there is no such session; 409, the push does not follow the last one.
+            SessionRefusal: 404, there is no such session; 409, the push does not follow the last one; 503, there is no
+                room for its frames.
             InputError: the frames do not fit the session.
             Exception: what the model raises. In all cases no frame counts.
         """
@@ -126,6 +126,7 @@ class SessionStore:
             for held, request in fresh
         ]
         sessions = [session for trajectories in pushed for session in trajectories]
+        self._free(sum(_added_bytes(held, request) for held, request in fresh), {r.session_id for _, r in fresh})
         numbers = [session.window.pushed for session in sessions]
         values = np.array(push_all(sessions, [frame for _, request in fresh for frame in request.frames]))
         start = 0
@@ -221,25 +222,30 @@ class SessionStore:
         held.size_bytes = held.measured_bytes()
         self.size_bytes += held.size_bytes
 
-    def _free(self, wanted_bytes: int) -> None:
+    def _free(self, wanted_bytes: int, wanting: Collection[str] = ()) -> None:
         """Make room: the least recently used sessions forget what can be computed again, then end.
 
+        Args:
+            wanting: sessions that must stay; they forget last.
+
         Raises:
-            SessionRefusal: 503, one session wants more than all may hold.
+            SessionRefusal: 503, these want more than all sessions may hold. None has ended.
         """
         limit = self._limits.max_bytes - wanted_bytes
-        if limit < 0:
-            raise SessionRefusal(503, "The session holds more than all sessions may (serve.max_session_bytes).")
-        for held in list(self._held.values()):
-            if self.size_bytes <= limit:
-                return
-            for session in held.trajectories:
+        if self.size_bytes <= limit:
+            return
+        for session_id in sorted(self._held, key=lambda name: name in wanting):
+            for session in self._held[session_id].trajectories:
                 session.forget()
-            self._measure(held)
-        for session_id in list(self._held):
+            self._measure(self._held[session_id])
             if self.size_bytes <= limit:
                 return
+        if sum(self._held[session_id].size_bytes for session_id in wanting) > limit:
+            raise SessionRefusal(503, "The session would hold more than all sessions may (serve.max_session_bytes).")
+        for session_id in [name for name in self._held if name not in wanting]:
             self._end(session_id)
+            if self.size_bytes <= limit:
+                return
 
     def _end(self, session_id: str) -> None:
         held = self._held.pop(session_id)
@@ -249,3 +255,12 @@ class SessionStore:
     @staticmethod
     def _state(held: _Held) -> SessionState:
         return SessionState(held.tasks, [s.window.pushed for s in held.trajectories], held.pushes, held.answer)
+
+
+def _added_bytes(held: _Held, request: PushFrames) -> int:
+    """What a push adds to a session, as far as that is known before."""
+    pairs = enumerate(zip(held.trajectories, request.frames, strict=True))
+    return sum(
+        session.first_bytes(frame) - session.size_bytes() if i in request.reset else session.added_bytes(frame)
+        for i, (session, frame) in pairs
+    )

@@ -50,6 +50,11 @@ class Window(Generic[T]):
         """Whether the next frame stays in the window once it is pushed."""
         return self.pushed % self.stride == 0
 
+    @property
+    def grows(self) -> bool:
+        """Whether it will hold one item more once the next frame is pushed."""
+        return self.keeps_next and stride_of(self.pushed + 1, self.max_frames) == self.stride
+
     def make_room(self) -> bool:
         """Drop what the next frame leaves no room for; returns whether something was dropped."""
         stride = stride_of(self.pushed + 1, self.max_frames)

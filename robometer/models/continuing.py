@@ -83,6 +83,11 @@ class RobometerSession(WindowSession):
         """Bytes of the frames, and of the keys and values."""
         return super().size_bytes() + sum(t.nbytes for layer in self._past or [] for t in layer)
 
+    def added_bytes(self, frame: np.ndarray) -> int:
+        """With the keys and values of the frame, if those of others are kept."""
+        added, held = super().added_bytes(frame), self.size_bytes() - super().size_bytes()
+        return added + (held // len(self.window.items) if added and held else 0)
+
     def forget(self) -> None:
         """Drop the keys and values."""
         self._past = None

@@ -104,6 +104,10 @@ class RewindSession(WindowSession):
         """See `WindowSession.look`."""
         return self.scorer.embedded(frames, [self.task] * len(frames))
 
+    def first_bytes(self, frame: np.ndarray) -> int:
+        """See `WindowSession.first_bytes`: an embedding is not known before it is made."""
+        return 0
+
 
 class RewindScorer(OneAtATime):
     """Scorer of a trained ReWiND; longer clips than it was trained on are thinned and their predictions interpolated.

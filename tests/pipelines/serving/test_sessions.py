@@ -219,6 +219,33 @@ def test_sessions_are_bounded_in_number_and_bytes_and_end_when_idle() -> None:
     assert not opened(answerer, "c", ["t"] * 3).error
 
 
+def test_room_for_frames_is_made_before_they_are_pushed() -> None:
+    held: list[int] = []
+
+    class Watching(Brightness):
+        def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            held.append(answerer._sessions.size_bytes)
+            return super().score(clips)
+
+    def push(name: str, **options: object) -> Outcome:
+        return answerer.answer([PushFrames(name, [frame(1)], **options)])[0]  # type: ignore[arg-type]
+
+    answerer = Answerer(Watching(), SessionLimits(9, 3 * 192, 10.0))
+    for name in ("a", "a", "b", "b"):
+        assert not opened(answerer, name).error and not push(name).error
+    assert max(held) == 2 * 192 and answerer.answer([ReadSession("a")])[0].status == 404
+    assert not push("b").error
+    refused = push("b")
+    assert refused.status == 503 and "serve.max_session_bytes" in refused.error and len(held) == 5
+    state = answerer.answer([ReadSession("b")])[0].value
+    assert isinstance(state, SessionState) and state.pushed == [3]
+    assert not push("b", reset=[0]).error and answerer._sessions.size_bytes == 192
+    opened(answerer, "c", pushes=1, pushed=[1], frames=[[frame(9)]])
+    outcomes = answerer.answer([PushFrames(name, [frame(1)]) for name in ("b", "c")])
+    assert not any(outcome.error for outcome in outcomes), "without room for both they are pushed one after the other"
+    assert answerer.answer([ReadSession("b")])[0].status == 404 and answerer._sessions.size_bytes == 2 * 192
+
+
 def test_a_token_has_no_more_trajectories_than_its_limit() -> None:
     answerer = Answerer(Brightness(), WIDE)
     assert not opened(answerer, "a", ["t", "t"], owner="few", most=3).error
