@@ -29,6 +29,7 @@ from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.cors import PREFLIGHT, cors_headers
 from pipelines.serving.errors import AGAIN_HEADER, ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front_socket import COME_AGAIN, FrontSocket
+from pipelines.serving.handshake import refuse
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.records import HEADER as RECORD_HEADER
 from pipelines.serving.tokens import Client, TokenLimits
@@ -191,11 +192,13 @@ class Front:
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a WebSocket on, until the endpoint drains: then the client is told to come again (code 1012)."""
+        request_id, client, started_s = uuid.uuid4().hex, _Client(receive), time.monotonic()
         try:
-            scope = _forwarded(scope, _request_id(scope) or uuid.uuid4().hex, _FORWARDED_SOCKET)
-        except ApiError:
-            return await send({"type": "websocket.close", "code": 1008})
-        client, started_s, request_id = _Client(receive), time.monotonic(), _request_id(scope)
+            request_id = _request_id(scope) or request_id
+            scope = _forwarded(scope, request_id, _FORWARDED_SOCKET)
+        except ApiError as error:
+            await refuse(error, request_id, scope, client.receive, send)
+            return self._record(scope, request_id, 1008, client, time.monotonic() - started_s)
 
         async def send_recorded(message: Message) -> None:
             if message["type"] == "websocket.accept":

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Send
 
-from pipelines.serving.errors import ApiError, problem
+from pipelines.serving.errors import ApiError, problem, unavailable
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.tokens import Client
 
@@ -65,11 +65,21 @@ class FrontSocket:
             message = {**message, "headers": [pair for pair in headers if pair[0] != ADMISSION_HEADER]}
             try:
                 self._client = self._admitted(admission) if admission else Client()
-            except ApiError:
-                message = {"type": "websocket.close", "code": COME_AGAIN}
+            except ApiError as error:
+                return await self._refuse(error, message)
+        elif message["type"] == "websocket.close" and self._client is None:
+            lost = unavailable("No replica of the endpoint answers. Try again in a moment.")
+            return await self._refuse(lost, {"type": "websocket.accept"})
         self.closed = message["type"] == "websocket.close"
         self.release()
         await self._send(message)
+
+    async def _refuse(self, error: ApiError, acceptance: MutableMapping[str, Any]) -> None:
+        """Say why the client must come again, which it can read only of a socket that was accepted."""
+        self.closed = True
+        await self._send(acceptance)
+        await self._send({"type": "websocket.send", "text": json.dumps(problem(error, self._request_id))})
+        await self._send({"type": "websocket.close", "code": COME_AGAIN})
 
     def release(self) -> None:
         """The message has its answer, or will not get one."""

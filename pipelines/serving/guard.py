@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from pipelines.serving.choice import MODEL_HEADER, Choice
 from pipelines.serving.cors import with_cors
-from pipelines.serving.errors import ApiError, error_response, no_such_route, problem, unavailable
+from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front import (
     ADMIT,
     DRAIN,
@@ -29,7 +28,7 @@ from pipelines.serving.front import (
     too_large,
 )
 from pipelines.serving.front_socket import ADMISSION_HEADER
-from pipelines.serving.handshake import SUBPROTOCOL, is_foreign
+from pipelines.serving.handshake import is_foreign, refuse
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.page_routes import PAGE_FILES
 from pipelines.serving.records import HEADER, Record, begin, current
@@ -164,19 +163,23 @@ class Guard:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the server in front sends no body to HEAD
         if not is_upload(scope):
-            return await self._app(scope, receive, send)
+            return await self._within_time(scope, receive, send)
         self._admit(headers)
         self._change_in_flight(1)
+        try:
+            await self._within_time(scope, receive, send)
+        finally:
+            self._change_in_flight(-1)
+
+    async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 await self._app(scope, receive, send)
         except TimeoutError:
             raise unavailable(f"No answer within {self._settings.timeout_s:g} s. Send less, or try later.") from None
-        finally:
-            self._change_in_flight(-1)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A WebSocket: it is accepted before it is refused, so that the client can read why."""
+        """A WebSocket."""
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["request_id"] = request_id = headers.get("x-request-id", "")
         record = Record(self._settings.audit_log, ANONYMOUS, route_name(scope["path"]))
@@ -200,11 +203,10 @@ class Guard:
             if self._sockets >= self._settings.max_sockets:
                 raise unavailable(f"{self._sockets} WebSockets are open already (serve.max_sessions).", 5)
             self._settings.models.choose(headers.get(MODEL_HEADER), scope["query_string"])
+            if scope["path"] != "/v1/sessions":
+                raise no_such_route()
         except ApiError as error:
-            socket = WebSocket(scope, receive, send_with_record)
-            await socket.accept(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)
-            await socket.send_json(problem(error, request_id))
-            return await socket.close(1013 if error.status == 503 else 1008)
+            return await refuse(error, request_id, scope, receive, send_with_record)
         self._sockets += 1
         try:
             await self._app(scope, receive, send_with_record)

@@ -86,12 +86,15 @@ def test_a_websocket_is_one_line_at_its_end(tmp_path: Path) -> None:
                 with suppress(ConnectionClosed):
                     socket.recv()
                     socket.recv()
+        with connect(f"ws{url[4:]}/v1/sessions", additional_headers={"x-request-id": "no id"}) as socket:
+            assert "x-request-id" in str(socket.recv())
         deadline_s = time.monotonic() + 5
-        while len(log.read_text().splitlines() if log.exists() else ()) < 2 and time.monotonic() < deadline_s:
+        while len(log.read_text().splitlines() if log.exists() else ()) < 3 and time.monotonic() < deadline_s:
             time.sleep(0.05)
-    first, second = lines_of(log)
+    first, second, malformed = lines_of(log)
     assert (first["route"], first["token"]) == ("/v1/sessions", "default") and first["bytes"] == 2
     assert (second["token"], second["status"]) == ("anonymous", 1008)
+    assert (malformed["token"], malformed["status"], malformed["request_id"] != "no id") == ("", 1008, True)
 
 
 def test_two_clips_of_one_request_add_up(tmp_path: Path) -> None:

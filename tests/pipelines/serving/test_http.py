@@ -280,7 +280,7 @@ PROTOCOL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "websocket": (
         b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-        (403,),
+        (101,),  # it is told why as its first message (see test_sessions.py)
     ),
 }
 

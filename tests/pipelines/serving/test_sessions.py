@@ -8,16 +8,18 @@ import hashlib
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosedOK
+from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 from websockets.sync.client import ClientConnection, connect
 
 from pipelines.serving import sessions
@@ -34,7 +36,7 @@ from pipelines.serving.backend import (
     SessionState,
 )
 from pipelines.serving.front import DRAIN, FRONT_HEADER
-from pipelines.serving.front_socket import FrontSocket
+from pipelines.serving.front_socket import COME_AGAIN, FrontSocket
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.tokens import Client, TokenLimits, add_token
 from robometer.client import RemoteScorer
@@ -517,8 +519,66 @@ def test_an_endpoint_that_ends_closes_its_sockets_and_takes_no_new_ones() -> Non
         assert drained.json() == {"in_flight": 0}
         with pytest.raises(Exception, match="1012"):
             socket.recv(10)
-        with pytest.raises(Exception, match="403"), stream(url, None):
-            pass
+        with stream(url, None) as late:
+            assert json.loads(late.recv(10))["status"] == 503
+            with pytest.raises(Exception, match="1012"):
+                late.recv(10)
+
+
+def test_a_malformed_handshake_is_told_what_is_wrong(url: str) -> None:
+    def told(path: str, **headers: str) -> tuple[int, str]:
+        both = {"Authorization": AUTH["Authorization"].decode("latin-1"), **headers}
+        with connect(f"ws{url[4:]}{path}", additional_headers=both) as socket:
+            problem = json.loads(socket.recv(10))
+            with pytest.raises(ConnectionClosedError, match="1008"):
+                socket.recv(10)
+        assert problem["request_id"]
+        return problem["status"], problem["detail"]
+
+    assert told("/v1/sessions", **{"X-Request-ID": "a b"})[0] == 400
+    assert told("/v1/sessions", Host="another") == (400, "Header 'host' is given more than once.")
+    for path in ("/v1/score", "/nothing", "/-/admit"):
+        assert told(path) == (404, "There is no such route. /docs lists the routes.")
+
+
+def test_reading_a_session_of_a_model_that_hangs_ends_in_a_503() -> None:
+    go = threading.Event()
+
+    class Hanging(Brightness):
+        def score(self, clips: Sequence[Clip]) -> list[ClipScore]:
+            assert go.wait(30)
+            return super().score(clips)
+
+    with endpoint(Hanging(), timeout_s=0.3) as url, httpx.Client(base_url=url) as http:
+        path = f"/v1/sessions/{http.post('/v1/sessions', json={'task': 'open'}).json()['session_id']}"
+        late = [
+            http.post(f"{path}/frames", files={"frames": ("f.npy", npy(frame(1)))}),
+            http.get(path),
+            http.delete(path),
+        ]
+        go.set()
+    assert [answer.status_code for answer in late] == [503] * 3
+    assert all(answer.json()["detail"].startswith("No answer within 0.3 s.") for answer in late)
+
+
+def test_a_socket_without_a_replica_is_told_to_come_again() -> None:
+    async def run() -> list[Any]:
+        sent = list[Any]()
+
+        async def send(message: object) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            raise AssertionError
+
+        socket = FrontSocket(receive, send, "id", Quotas(), lambda *_: None, lambda _: Client(), asyncio.Event())
+        await socket.send({"type": "websocket.close", "code": 1011})
+        await socket.send({"type": "websocket.close", "code": COME_AGAIN})
+        return sent
+
+    accepted, told, closed = asyncio.run(run())
+    assert accepted["type"] == "websocket.accept" and json.loads(told["text"])["status"] == 503
+    assert closed == {"type": "websocket.close", "code": COME_AGAIN}
 
 
 def test_a_push_that_takes_too_long_is_told_so() -> None:
