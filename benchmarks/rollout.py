@@ -89,7 +89,7 @@ def deploy(environment: Mapping[str, str], port: int, settings: Mapping[str, Any
     """`serve deploy` of `cluster/serve.yaml` with these settings, again until the head is up."""
     content = yaml.safe_load(_FILE.read_text())
     content["http_options"]["port"] = port
-    content["applications"][0]["args"] |= settings
+    content["applications"][0]["args"] |= {"serve.jobs_folder": f"{environment['RAY_TMPDIR']}/jobs", **settings}
     end = time.monotonic() + patience_s
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)

@@ -31,7 +31,8 @@ def app(args: dict[str, Any]) -> serve.Application:
     """The endpoint of settings `{"serve.checkpoint": ..., ...}`; those of frames override a model's.
 
     Raises:
-        ConfigError: an unknown setting, a value that it cannot have, or a Ray without the protection of uploads.
+        ConfigError: an unknown setting, a value that it cannot have, a Ray without the protection of uploads, or jobs
+            without a folder that outlives an update.
     """
     for key, remedy in _ELSEWHERE.items():
         if key in args:
@@ -44,6 +45,11 @@ def app(args: dict[str, Any]) -> serve.Application:
             )
     config = override(load(), args)
     check_audit_log(config.serve.audit_log)
+    if config.serve.max_jobs and not config.serve.jobs_folder:
+        raise ConfigError(
+            "Each update would drop the jobs of clients: name a folder for them that every node sees "
+            "(serve.jobs_folder), or take none (serve.max_jobs: 0)."
+        )
     return build_app(config, frame_overrides=_frame_overrides(args, config))
 
 

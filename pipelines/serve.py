@@ -199,6 +199,7 @@ def start(
         if not ran_before:
             serve.shutdown()
         raise
+    _warn_of_lost_jobs(config)
     try:
         serve.run(build_app(config, scorer, frame_overrides), name=APP_NAME, route_prefix="/")
     except (RuntimeError, RayServeException) as error:
@@ -295,6 +296,15 @@ def run_serve(
                 end(config)
     except KeyboardInterrupt:
         logger.info("Stopped.")
+
+
+def _warn_of_lost_jobs(config: Config) -> None:
+    application = serve.status().applications.get(APP_NAME)
+    if application and "Jobs" in application.deployments and not config.serve.jobs_folder:
+        logger.warning(
+            "This replaces an endpoint, whose jobs are lost to its clients. To go on with the jobs of a predecessor, "
+            "name its folder as serve.jobs_folder."
+        )
 
 
 def _check_port(config: Config) -> None:

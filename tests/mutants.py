@@ -435,6 +435,8 @@ MUTANTS = (
            'b"accept authorization ', 'b"x-robometer-front accept authorization ', "tests/pipelines/serving/test_http.py -k no_client_steers"),
     Mutant("a file deploys without the checks of uploads", "pipelines/deploy.py",
            "if os.environ.get(name) != value:", "if False:", "tests/pipelines/test_deploy.py"),
+    Mutant("a file deploys jobs that its next update drops", "pipelines/deploy.py",
+           "if config.serve.max_jobs and not config.serve.jobs_folder:", "if False:", "tests/pipelines/test_deploy.py -k mistake"),
     Mutant("a file's settings of frames are ignored", "pipelines/deploy.py",
            'if f"ingest.{name}" in args}', 'if f"ingest.{name}" in ()}', "tests/pipelines/test_deploy.py"),
     Mutant("an update ends the old replicas first", "pipelines/serve.py",

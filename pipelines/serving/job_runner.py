@@ -133,6 +133,9 @@ class JobRunner:
             self._main.cancel()
             await asyncio.wait({self._main})
         if remove:
+            if kept := self._store.count():
+                remedy = "To keep jobs, and go on with them, name a folder as serve.jobs_folder."
+                logger.warning("%d jobs, with those that have ended, are lost with this endpoint. %s", kept, remedy)
             await asyncio.to_thread(shutil.rmtree, self._store.folder, ignore_errors=True)
 
     def _placed(self, job: Job) -> Job:

@@ -155,6 +155,10 @@ class JobStore:
         jobs = [job for name in os.listdir(self.folder) if (job := self.find(name)) is not None and not job.ended]
         return sorted(jobs, key=lambda job: job.submitted_s)
 
+    def count(self) -> int:
+        """How many jobs are kept."""
+        return sum(self.find(name) is not None for name in os.listdir(self.folder))
+
     def sweep(self) -> None:
         """Remove the jobs that have expired."""
         for name in os.listdir(self.folder):

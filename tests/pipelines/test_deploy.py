@@ -44,7 +44,7 @@ def test_the_file_is_valid_and_its_builder_builds_it(checkpoint: str) -> None:
 
 
 def test_settings_of_frames_override_those_of_the_model(checkpoint: str) -> None:
-    ingress, _ = parts_of(app({"serve.checkpoint": checkpoint, "ingest.max_frames": 5}))
+    ingress, _ = parts_of(app({"serve.checkpoint": checkpoint, "ingest.max_frames": 5, "serve.max_jobs": 0}))
     limits = ingress.init_args[1]
     assert (limits.frames.max_frames, limits.frames.short_edge) == (5, 64)
 
@@ -59,7 +59,8 @@ def test_settings_of_frames_override_those_of_the_model(checkpoint: str) -> None
         ({"serve.tls_key": "/data/key.pem"}, "set http_options.ssl_keyfile"),
         ({"serve.grpc_port": 9000}, "only `robometer serve` starts gRPC"),
         ({"serve.audit_log": "/nowhere/log"}, "/nowhere"),
-        ({"serve.checkpoint": "/nowhere/best"}, "/nowhere/best"),
+        ({"serve.checkpoint": "/nowhere/best", "serve.jobs_folder": "jobs"}, "/nowhere/best"),
+        ({"serve.replicas": 2}, "Each update would drop the jobs of clients: name a folder"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(args: dict[str, Any], sentence: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -28,7 +29,7 @@ from ray import serve
 
 from benchmarks.rollout import make_checkpoint
 from benchmarks.serving import measure
-from pipelines.serve import start, stop, token_of
+from pipelines.serve import _warn_of_lost_jobs, start, stop, token_of
 from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
@@ -779,6 +780,20 @@ def test_a_taken_port_is_one_sentence(ray_local: None) -> None:
         listener.listen()
         with pytest.raises(ConfigError, match=r"cannot listen at 127.0.0.1"):
             start(config_with(f"serve.port={listener.getsockname()[1]}"), Made(load_fussy))
+
+
+def test_an_endpoint_that_drops_the_jobs_of_another_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned(*deployments: str, folder: str = "") -> bool:
+        running = SimpleNamespace(applications={"robometer": SimpleNamespace(deployments=dict.fromkeys(deployments))})
+        monkeypatch.setattr(serve, "status", lambda: running)
+        caplog.clear()
+        _warn_of_lost_jobs(load([f"serve.jobs_folder='{folder}'"]))
+        return "whose jobs are lost" in caplog.text
+
+    assert warned("Ingress", "Model", "Jobs")
+    assert not warned("Ingress", "Model") and not warned("Ingress", "Model", "Jobs", folder="jobs")
 
 
 def test_token_comes_from_the_configuration_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

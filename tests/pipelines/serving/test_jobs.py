@@ -358,6 +358,21 @@ def test_a_token_keeps_no_more_jobs_than_its_limit(tmp_path: Path) -> None:
         assert refused.json()["error"] == "The token few has 1 jobs, which is its limit. Delete one."
 
 
+def test_jobs_are_not_lost_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def end(folder: Path, *jobs: Job) -> str:
+        store = JobStore(folder, 3, MIB, 60)
+        for one in jobs:
+            store.add(one, b"")
+        caplog.clear()
+        await JobRunner(store, lambda one, body: asyncio.Future(), 1).close(remove=True)
+        assert not folder.exists()
+        return caplog.text
+
+    assert asyncio.run(end(tmp_path / "empty")) == ""
+    told = asyncio.run(end(tmp_path / "full", job(1), job(2)))
+    assert "2 jobs, with those that have ended, are lost" in told and "serve.jobs_folder" in told
+
+
 def test_a_result_that_makes_room_is_missing_and_no_failure(tmp_path: Path) -> None:
     async def test() -> None:
         store = JobStore(tmp_path, 3, MIB, 60)
