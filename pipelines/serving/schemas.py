@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.serving.backend import MAX_TASK_CHARS, revision
 from pipelines.serving.errors import PROBLEM_JSON
 from pipelines.serving.options import MAX_FPS, MODES
+from pipelines.serving.samples import MAX_SAMPLES
 from robometer.scoring import ClipScore
 
 
@@ -434,13 +435,29 @@ def _both(form: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+_PIXEL = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}, "minItems": 1, "maxItems": 3}
+_PICTURE = {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": _PIXEL}}
+_TRAJECTORY = {
+    "type": "object",
+    "required": ["frames"],
+    "properties": {
+        "frames": {
+            "description": "[T, H, W, 3], or one picture [H, W, 3]; also with one channel in place of 3",
+            "anyOf": [{"type": "array", "minItems": 1, "items": _PICTURE}, _PICTURE],
+        },
+        "task": {"type": ["string", "null"], "maxLength": MAX_TASK_CHARS, "description": "the instruction, in words"},
+    },
+}
+"""In JSON; in a form, frames or embeddings refer to a `.npy` part."""
+
+
 def samples_body(kind: str = "form") -> dict[str, Any]:
     """OpenAPI `requestBody` of the routes of the public server."""
     sample = {
         "oneOf": [_sample("progress", "trajectory"), _sample("preference", "chosen_trajectory", "rejected_trajectory")]
     }
     if kind == "json":
-        samples = {"type": "array", "minItems": 1, "items": sample}
+        samples = {"type": "array", "minItems": 1, "maxItems": MAX_SAMPLES, "items": sample}
         properties = {"samples": samples, "use_frame_steps": {"type": "boolean"}}
         schema: dict[str, Any] = {"type": "object", "required": ["samples"], "properties": properties}
         frames = [[[[colour] * 3] * 2] * 2 for colour in (0, 255)]  # two of 2 x 2 pixels
@@ -459,7 +476,5 @@ def samples_body(kind: str = "form") -> dict[str, Any]:
 
 def _sample(kind: str, *trajectories: str) -> dict[str, Any]:
     properties: dict[str, Any] = {"sample_type": {"const": kind}}
-    properties |= {
-        name: {"type": "object", "description": "frames, or video_embeddings, and a task"} for name in trajectories
-    }
+    properties |= dict.fromkeys(trajectories, _TRAJECTORY)
     return {"type": "object", "required": [*properties], "properties": properties}

@@ -61,6 +61,40 @@ def test_each_way_to_name_a_clip_fits_one_form_of_the_schema(url: str, bodies: d
         assert httpx.post(f"{url}{path}", files=wrong, timeout=60).status_code == 422
 
 
+PICTURE = [[[0, 128, 255]]]
+"""A picture."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_valid"),
+    [
+        ({}, True),
+        ({"frames": [PICTURE], "task": None}, True),
+        ({"frames": [[[7]]], "task": "", "other": 1}, True),
+        ({"frames": None}, False),
+        ({"frames": []}, False),
+        ({"frames": PICTURE[0]}, False),
+        ({"frames": [[PICTURE]]}, False),
+        ({"frames": [[[0, 0, 0, 0]]]}, False),
+        ({"frames": [[[256]]]}, False),
+        ({"frames": [[[1.5]]]}, False),
+        ({"frames": [[[True]]]}, False),
+        ({"frames": {"__numpy_file__": "frames"}}, False),
+        ({"task": 7}, False),
+        ({"task": "x" * 2001}, False),
+    ],
+)
+def test_samples_that_the_schema_forbids_are_refused(
+    url: str, bodies: dict[str, Any], changes: dict[str, Any], is_valid: bool
+) -> None:
+    """What it allows may still be refused: no schema says that the lists of an array have one length."""
+    jsonschema = pytest.importorskip("jsonschema")
+    body = {"samples": [{"sample_type": "progress", "trajectory": {"frames": PICTURE, **changes}}]}
+    schema = bodies["/evaluate_batch"]["application/json"]["schema"]
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) == is_valid
+    assert httpx.post(f"{url}/evaluate_batch", json=body, timeout=60).is_success == is_valid
+
+
 def fits(schema: dict[str, Any], names: set[str]) -> bool:
     """Whether an object with these keys has those that `schema` wants."""
     return (
