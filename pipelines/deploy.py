@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+import ray
 from ray import serve
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 
-from pipelines.serve import build_app
+from pipelines.serve import ask, build_app
 from pipelines.serving.audit import check_audit_log
 from pipelines.serving.front import ENVIRONMENT
+from pipelines.serving.tls import check_pair
 from robometer.configs import load
 from robometer.configs.loading import override
 from robometer.configs.schema import Config
+from robometer.errors import RobometerError
 from robometer.frames import FrameSettings
 from robometer.settings import ConfigError
 
@@ -31,9 +40,17 @@ def app(args: dict[str, Any]) -> serve.Application:
     """The endpoint of settings `{"serve.checkpoint": ..., ...}`; those of frames override a model's.
 
     Raises:
-        ConfigError: an unknown setting, a value that it cannot have, a Ray without the protection of uploads, or jobs
-            without a folder that outlives an update.
+        RayServeException: an unknown setting, a value that it cannot have, a Ray without the protection of uploads,
+            jobs without a folder that outlives an update, or a proxy that nobody can reach. Of this exception
+            `serve status` shows the sentence alone.
     """
+    try:
+        return _app(args)
+    except RobometerError as error:
+        raise RayServeException(str(error)) from error
+
+
+def _app(args: dict[str, Any]) -> serve.Application:
     for key, remedy in _ELSEWHERE.items():
         if key in args:
             raise ConfigError(f"{key} has no place in the args of a Serve config file: {remedy}.")
@@ -50,7 +67,43 @@ def app(args: dict[str, Any]) -> serve.Application:
             "Each update would drop the jobs of clients: name a folder for them that every node sees "
             "(serve.jobs_folder), or take none (serve.max_jobs: 0)."
         )
-    return build_app(config, frame_overrides=_frame_overrides(args, config))
+    application = build_app(config, frame_overrides=_frame_overrides(args, config))
+    serve_client = _get_global_client() if ray.is_initialized() else None
+    if serve_client is not None and (fault := ray.get(_fault_of_proxy.remote(serve_client.http_config))):
+        raise ConfigError(fault)
+    return application
+
+
+@ray.remote(num_cpus=0, resources={HEAD_NODE_RESOURCE_NAME: 0.001})
+def _fault_of_proxy(http: HTTPOptions) -> str:
+    return fault_of(http)
+
+
+def fault_of(http: HTTPOptions, patience_s: float = 60.0) -> str:
+    """Why nobody can use the proxy that runs on this machine; empty: all can. Ray calls it healthy in any case."""
+    certificate, key = http.ssl_certfile or "", http.ssl_keyfile or ""
+    try:
+        check_pair(certificate, key, ("http_options.ssl_certfile", "http_options.ssl_keyfile"))
+    except ConfigError as error:
+        return f"{error}. Mend http_options, and run `serve shutdown` before you deploy again."
+    config = override(load(), {"serve.host": http.host, "serve.port": http.port, "serve.tls_certificate": certificate})
+    deadline_s = time.monotonic() + patience_s
+    while not _is_ours(config):
+        if time.monotonic() > deadline_s:
+            return (
+                f"Ray's proxy does not answer at {http.host}:{http.port}: is the port another program's, or were the "
+                "files of TLS changed? Mend http_options, and run `serve shutdown` before you deploy again."
+            )
+        time.sleep(0.5)
+    return ""
+
+
+def _is_ours(config: Config) -> bool:
+    try:
+        answer = ask(config, "GET", "/-/routes")  # a route of Ray, which `Front` hides
+    except httpx.TransportError as error:
+        return "CERTIFICATE_VERIFY_FAILED" in str(error)  # renewed since the proxy started
+    return answer.status_code == 404 and "x-request-id" in answer.headers
 
 
 def _frame_overrides(args: Mapping[str, Any], config: Config) -> dict[str, int]:

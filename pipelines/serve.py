@@ -210,7 +210,7 @@ def start(
         stop()
         raise
     with suppress(httpx.TransportError):
-        _ask(config, "GET", "/health")  # from the answer the proxy learns the name of the audit log
+        ask(config, "GET", "/health")  # from the answer the proxy learns the name of the audit log
     return _url(config)
 
 
@@ -234,7 +234,7 @@ def drain(config: Config) -> bool:
     headers = {"Authorization": f"Bearer {_DRAIN_KEY}"}
     while True:
         try:
-            answer = _ask(config, "POST", DRAIN, headers=headers)
+            answer = ask(config, "POST", DRAIN, headers=headers)
             if answer.status_code == 404:  # an endpoint of another start, which does not have our key
                 return False
             if answer.is_success and answer.json()["in_flight"] == 0:
@@ -324,7 +324,7 @@ def _check_port(config: Config) -> None:
 def _check_front(config: Config) -> None:
     """Raise `ConfigError` unless a `Front` answers at our address, before any client can send a request."""
     try:
-        answer = _ask(config, "GET", "/-/routes")  # a route of Ray, which `Front` hides
+        answer = ask(config, "GET", "/-/routes")  # a route of Ray, which `Front` hides
     except httpx.TransportError as error:
         raise ConfigError(
             f"Ray Serve of this cluster does not answer at {_url(config)}. Run this on the head node. If Serve runs "
@@ -338,7 +338,8 @@ def _check_front(config: Config) -> None:
         )
 
 
-def _ask(config: Config, method: str, path: str, **more: Any) -> httpx.Response:
+def ask(config: Config, method: str, path: str, **more: Any) -> httpx.Response:
+    """What the endpoint at the address of `serve` answers; only its own certificate is trusted."""
     verify = trust(config.serve.tls_certificate)
     return httpx.request(method, f"{_url(config)}{path}", verify=verify, trust_env=False, timeout=5, **more)
 

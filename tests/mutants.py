@@ -437,6 +437,8 @@ MUTANTS = (
            "if os.environ.get(name) != value:", "if False:", "tests/pipelines/test_deploy.py"),
     Mutant("a file deploys jobs that its next update drops", "pipelines/deploy.py",
            "if config.serve.max_jobs and not config.serve.jobs_folder:", "if False:", "tests/pipelines/test_deploy.py -k mistake"),
+    Mutant("a file deploys to a port of another program", "pipelines/deploy.py",
+           ' and "x-request-id" in answer.headers', '', "tests/pipelines/test_deploy.py"),
     Mutant("a file's settings of frames are ignored", "pipelines/deploy.py",
            'if f"ingest.{name}" in args}', 'if f"ingest.{name}" in ()}', "tests/pipelines/test_deploy.py"),
     Mutant("an update ends the old replicas first", "pipelines/serve.py",

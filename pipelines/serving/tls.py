@@ -11,18 +11,26 @@ NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python has no name for."""
 
 
-def check_pair(certificate: str, key: str) -> None:
+SETTINGS = ("serve.tls_certificate", "serve.tls_key")
+"""The settings that name the files of a certificate and its key."""
+
+
+def check_pair(certificate: str, key: str, settings: tuple[str, str] = SETTINGS) -> None:
     """Check that a certificate and its key work, by a handshake in memory. Empty names: no TLS.
+
+    Args:
+        settings: how errors name the two.
 
     Raises:
         ConfigError: one is missing or cannot be used, they don't belong together, or the certificate is not valid now.
     """
+    of_certificate, of_key = settings
     if bool(certificate) != bool(key):
-        raise ConfigError("give both serve.tls_certificate and serve.tls_key, or none of them")
+        raise ConfigError(f"give both {of_certificate} and {of_key}, or none of them")
     if not certificate:
         return
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for name, path in (("serve.tls_certificate", certificate), ("serve.tls_key", key)):
+    for name, path in ((of_certificate, certificate), (of_key, key)):
         try:
             with open(path, "rb"):
                 pass
@@ -31,21 +39,21 @@ def check_pair(certificate: str, key: str) -> None:
     try:
         client = _trusting(certificate)
     except ssl.SSLError as error:
-        raise ConfigError(f"serve.tls_certificate={certificate} holds no whole certificate in PEM form") from error
+        raise ConfigError(f"{of_certificate}={certificate} holds no whole certificate in PEM form") from error
     try:
         server.load_cert_chain(certificate, key, password=lambda: b"")  # else OpenSSL asks the terminal
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", "")
         if reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"serve.tls_key={key} is not the key of serve.tls_certificate={certificate}") from error
+            raise ConfigError(f"{of_key}={key} is not the key of {of_certificate}={certificate}") from error
         raise ConfigError(
-            f"serve.tls_key={key} cannot be used with serve.tls_certificate={certificate}: it must hold a key in PEM "
+            f"{of_key}={key} cannot be used with {of_certificate}={certificate}: it must hold a key in PEM "
             f"form without a password ({reason or error})"
         ) from error
     try:
         _handshake(server, client)
     except ssl.SSLCertVerificationError as error:
-        raise ConfigError(f"no client can use serve.tls_certificate={certificate}: {error.verify_message}") from error
+        raise ConfigError(f"no client can use {of_certificate}={certificate}: {error.verify_message}") from error
 
 
 @lru_cache

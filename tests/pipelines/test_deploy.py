@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.rollout import make_checkpoint
-from pipelines.deploy import app
+from pipelines.deploy import app, fault_of
 from pipelines.serving.front import ENVIRONMENT
-from robometer.configs import ConfigError
+from robometer.baselines.trivial import FrameDifference
+from tests.local_endpoint import endpoint, serving
+from tests.pipelines.serving.test_tls import make_pair
 
 FILE = Path(__file__).resolve().parents[2] / "cluster/serve.yaml"
 
@@ -64,7 +69,7 @@ def test_settings_of_frames_override_those_of_the_model(checkpoint: str) -> None
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(args: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(RayServeException) as caught:  # of which `serve status` shows no traceback
         app(args)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -75,5 +80,25 @@ def test_nothing_is_deployed_on_a_ray_without_the_checks_of_uploads(
 ) -> None:
     [(name, value)] = ENVIRONMENT.items()
     monkeypatch.delenv(name)
-    with pytest.raises(ConfigError, match=f"start it on every node with {name}={value}"):
+    with pytest.raises(RayServeException, match=f"start it on every node with {name}={value}"):
         app({"serve.checkpoint": checkpoint})
+
+
+def test_a_proxy_that_nobody_can_reach_is_told(tmp_path: Path) -> None:
+    good, old, other = (make_pair(tmp_path, name, days) for name, days in (("good", 2), ("old", -1), ("other", 2)))
+    settings = [f"serve.tls_certificate={good[0]}", f"serve.tls_key={good[1]}"]
+    with endpoint(FrameDifference(), settings) as secure, endpoint(FrameDifference()) as plain:
+
+        def fault(url: str, certificate: str = "", key: str = "") -> str:
+            port = int(url.rpartition(":")[2])
+            http = HTTPOptions(port=port, ssl_keyfile=key or None, ssl_certfile=certificate or None)
+            return fault_of(http, patience_s=0)
+
+        assert fault(plain) == fault(secure, *good) == ""
+        assert fault(secure, *other) == ""  # good.pem was renewed since
+        assert "no client can use http_options.ssl_certfile=" in fault(secure, *old)
+        assert "is not the key of http_options.ssl_certfile=" in fault(secure, good[0], other[1])
+        assert "http_options.ssl_keyfile=" in fault(secure, good[0], f"{good[1]}.none")
+        with serving(BaseHTTPRequestHandler) as stranger:
+            for url, pair in ((stranger, ()), (plain, good), (secure, ())):
+                assert "does not answer at 127.0.0.1:" in fault(url, *pair)
