@@ -656,6 +656,8 @@ MUTANTS = (
            "in reversed(waiting.items())}", "in waiting.items()}", "tests/pipelines/serving/test_sessions.py -k order"),
     Mutant("calls of one request wait for ever", "pipelines/serving/session_router.py",
            "def _get_pending_request_matching_internal_request_id(", "def _unused(", "tests/pipelines/test_serve.py -k many_clips"),
+    Mutant("an upload counts twice", "pipelines/serving/guard.py",
+           "if (record.route, answer.status) != (ADMIT, 200):", "if True:", "tests/pipelines/serving/test_audit.py -k one_line_whoever"),
     Mutant("a GET may wait for ever", "pipelines/serving/guard.py",
            "return await self._within_time(scope, receive, send)", "return await self._app(scope, receive, send)", "tests/pipelines/serving/test_sessions.py -k hangs"),
     Mutant("a refused socket is not told why", "pipelines/serving/handshake.py",

@@ -144,7 +144,8 @@ class Guard:
             answer.status = answer.status or CLIENT_GONE
             raise
         finally:
-            self._metrics.observe_request(record, answer.status, time.monotonic() - started_s)
+            if (record.route, answer.status) != (ADMIT, 200):  # an upload that may come counts once it has come
+                self._metrics.observe_request(record, answer.status, time.monotonic() - started_s)
 
     async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if FRONT_HEADER not in headers:

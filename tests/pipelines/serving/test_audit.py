@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,6 +71,9 @@ def test_each_request_is_one_line_whoever_answers_it(tmp_path: Path) -> None:
     assert token not in log.read_text() and "open the drawer" not in log.read_text()
     labels = 'model="slow@abc",replica="local",route="/v1/score",status="200",token="arm-3"'
     assert f"robometer_requests_total{{{labels}}} 1.0" in metrics
+    uploads = [line for line in metrics.splitlines() if re.match(r"robometer_requests_total.*(score|admit)", line)]
+    assert len(uploads) == 2, "an upload that was answered, and one that might not come"
+    assert 'route="/-/admit",status="401",token="anonymous"} 1.0' in metrics
     assert 'robometer_stage_seconds_count{replica="local",route="/v1/score",stage="model"} 1.0' in metrics
 
 
