@@ -201,6 +201,8 @@ def _may_pass(response: httpx.Response) -> bool:
 def _refusal(response: httpx.Response) -> str:
     sentence = str((_object(response) or {}).get("error", ""))
     sentence = sentence or "the answer is not from a Robometer endpoint; check the URL"
+    if response.status_code == 401 and "authorization" not in response.request.headers:
+        sentence += " Give it as ROBOMETER_TOKEN, or as token=... in Python."
     return f"{response.request.url} answered {response.status_code}: {sentence}"
 
 

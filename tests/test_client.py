@@ -74,8 +74,16 @@ def test_token_is_sent(clips: list[Clip]) -> None:
             assert len(RemoteScorer(url, token=token).score(clips[:1])) == 1
         with pytest.raises(ScoringError, match="the token has control characters, which a header cannot carry"):
             RemoteScorer(url, token="ge\nheim")
-        with pytest.raises(ScoringError, match=r"401.*not the one"):
+        with pytest.raises(ScoringError, match=r"401.*not the one.*revoked\.$"):
             RemoteScorer(url, token="guess")
+        with pytest.raises(ScoringError, match=r"401.*required.*Give it as ROBOMETER_TOKEN"):
+            RemoteScorer(url)
+
+
+def test_limits_are_whole_numbers_where_they_count(clips: list[Clip]) -> None:
+    with endpoint(FrameDifference(), ["serve.max_upload_bytes=1000"]) as url, RemoteScorer(url) as remote:
+        with pytest.raises(ScoringError, match=r"bytes are more than .* accepts \(1000\)"):
+            remote.score(clips[:1])
 
 
 class Unwell(BaseHTTPRequestHandler):

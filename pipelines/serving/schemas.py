@@ -24,7 +24,7 @@ class ModelAnswer(ModelRef):
     """The model and the limits of a request."""
 
     provenance: dict[str, Any] = Field(description="data and settings of the training, from the checkpoint")
-    limits: dict[str, float] = Field(description="limits of one request")
+    limits: dict[str, int | float] = Field(description="limits of one request")
     frames: dict[str, int] = Field(
         description="how a video becomes frames: at most max_frames, short_edge in pixels, jpeg_quality"
     )

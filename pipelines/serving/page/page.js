@@ -17,8 +17,11 @@ const say = (sentence) => {
   byId("notice").textContent = sentence;
 };
 const fail = (error) => {
+  byId("notice").textContent = ""; // it told what has failed now
   byId("error").textContent = error.message;
-  if (error.status === 401) askToken();
+  if (error.status !== 401) return;
+  if (!api.token.get()) byId("error").textContent = "A bearer token is required. Type it into the field above.";
+  askToken();
 };
 
 // Questions wait for each other, so that clicks in a row all count.
@@ -50,7 +53,11 @@ async function connect() {
 
 async function load(slot, file) {
   say(`Reading ${file.name} …`);
-  const [read, hash] = await Promise.all([api.frames(file), file.arrayBuffer().then(fingerprint)]);
+  const reading = api.frames(file).catch((error) => {
+    error.message = `${file.name}: ${error.message}`;
+    throw error;
+  });
+  const [read, hash] = await Promise.all([reading, file.arrayBuffer().then(fingerprint)]);
   state.clips[slot] = new Clip(file, hash, read);
   for (const run of state.runs.filter((other) => other.slot === slot)) forget(run);
   state.preference = null;

@@ -405,7 +405,7 @@ def test_the_token_is_asked_for_and_stays_in_the_tab(chromium: Any, videos: Path
         context.set_default_timeout(10_000)
         page = context.new_page()
         page.goto(url)
-        page.wait_for_selector("#error:has-text('bearer token is required')")
+        page.wait_for_selector("#error:has-text('bearer token is required. Type it into the field above.')")
         assert page.evaluate("document.activeElement.id") == "token"
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
@@ -459,6 +459,7 @@ def test_errors_are_shown_as_the_endpoint_says_them(visit: Visit, tmp_path: Path
     (tmp_path / "text.mp4").write_text("no video")
     visit.page.set_input_files("[data-slot=A] input", tmp_path / "text.mp4")
     visit.page.wait_for_selector("#error:has-text('cannot be decoded')")
+    assert visit.text("#error").startswith("text.mp4: ") and visit.text("#notice") == ""  # nothing is being read
     visit.page.fill("#task", TASK)
     visit.page.click("#ask .main")
     visit.page.wait_for_selector("#error:has-text('Drop a video first')")
