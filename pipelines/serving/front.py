@@ -15,6 +15,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,6 +63,11 @@ SHUTTING_DOWN = "The endpoint is shutting down and takes no more requests. Try a
 PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
 """How long a request is passed to one replica after another."""
 
+PERMISSION_S = 1.0
+"""How long a replica's permission to send a body is used for more bodies."""
+
+_MAX_PERMISSIONS = 1000
+
 LARGE_ANSWER = 2**16
 """Bytes of an answer above which it is watched until the client has taken it."""
 
@@ -75,6 +81,8 @@ _FORWARDED |= PREFLIGHT
 """No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
 
 _FORWARDED_SOCKET = frozenset({b"authorization", b"host", b"origin", MODEL_HEADER.encode()})
+
+_ADMITTED_BY = frozenset({b"authorization", b"host", b"origin", MODEL_HEADER.encode()})
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
 
@@ -113,9 +121,10 @@ def middlewares() -> list[Middleware]:
 class Front:
     """ASGI middleware of the proxy on the head node."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
+        self._app, self._clock = app, clock
         self._uploads = self._held_bytes = 0
+        self._permissions = dict[frozenset[tuple[bytes, bytes]], _Permission]()
         self._quotas, self._audit = Quotas(), AuditLog()
         self._draining: str | None = None  # the instance that takes no more requests
         self._drained = asyncio.Event()
@@ -235,14 +244,16 @@ class Front:
         client.is_sending = True
         chunks: list[bytes] = []
         try:
-            reply = await self._pass_on(_inner(scope, ADMIT), client)
+            reply = await self._admission(scope, client)
             if reply.status != 200:
                 return reply
             client.cors_headers = cors_headers(reply.headers)
-            admission = Admission.of_body(b"".join(reply.chunks))
+            admission, declared = Admission.of_body(b"".join(reply.chunks)), _declared_bytes(scope)
             if admission.instance == self._draining:
                 raise unavailable(SHUTTING_DOWN, 5)
-            with self._quotas.place(admission.client, _declared_bytes(scope)):
+            if (declared or 0) > admission.max_upload_bytes:
+                raise too_large(admission.max_upload_bytes)
+            with self._quotas.place(admission.client, declared):
                 started_s = time.monotonic()
                 try:
                     await self._read_body(chunks, client, admission)
@@ -252,6 +263,24 @@ class Front:
         finally:
             self._uploads -= 1
             self._held_bytes -= sum(map(len, chunks))
+
+    async def _admission(self, scope: Scope, client: _Client) -> _Reply:
+        """A replica's answer to whether a body may be sent; a permission holds for a moment for equal headers.
+
+        The replica that gets the body checks all of it again.
+        """
+        now_s = self._clock()
+        key = frozenset((name, value) for name, value in scope["headers"] if name in _ADMITTED_BY)
+        if (known := self._permissions.get(key)) and now_s < known.until_s:
+            client.record = dict(known.record)
+            return known.reply
+        reply = await self._pass_on(_inner(scope, ADMIT), client)
+        self._permissions.pop(key, None)
+        if reply.status == 200:
+            if len(self._permissions) >= _MAX_PERMISSIONS:
+                self._permissions.clear()
+            self._permissions[key] = _Permission(reply, dict(client.record), now_s + PERMISSION_S)
+        return reply
 
     async def _read_body(self, chunks: list[bytes], client: _Client, admission: Admission) -> None:
         size_bytes = 0
@@ -293,6 +322,7 @@ class Front:
         reply = await self._pass_on(_inner(scope, DRAIN), client)
         if reply.status == 200:
             self._draining = Admission.of_body(b"".join(reply.chunks)).instance
+            self._permissions.clear()
             self._drained.set()  # for the sockets that are open
             self._drained = asyncio.Event()
             reply = _Reply()
@@ -352,6 +382,15 @@ class _Client:
             return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
 
         return receive
+
+
+@dataclass(frozen=True)
+class _Permission:
+    """A replica's 200 to `ADMIT`, and its record."""
+
+    reply: _Reply
+    record: dict[str, Any]
+    until_s: float
 
 
 @dataclass

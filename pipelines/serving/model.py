@@ -6,7 +6,7 @@ import asyncio
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from ray.serve import metrics
 
 from pipelines.serving.answerer import Answerer
 from pipelines.serving.backend import ModelInfo, ModelRequest, Outcome, SessionLimits
+from pipelines.serving.batching import Batches
 from pipelines.serving.metrics import SESSIONS_METRIC
 from pipelines.serving.scaling import LATENCY
 from robometer.configs.stages import ServeConfig
@@ -82,8 +83,9 @@ class Model:
         self._times_s = deque[tuple[float, float]](maxlen=1000)
         meaning = "Trajectories of the sessions that a replica keeps."
         self._trajectories = metrics.Gauge(SESSIONS_METRIC, description=meaning, tag_keys=("model",))
-        self._batched.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        self._batches = Batches[Answerer, ModelRequest, Outcome](
+            self._answer_all, config.max_batch_size, config.batch_wait_timeout_s
+        )
 
     async def info(self) -> ModelInfo:
         """What the model that the request asks for says of itself."""
@@ -99,7 +101,7 @@ class Model:
             return None
         started_s = time.monotonic()
         model = await self._model(serve.get_multiplexed_model_id())
-        outcome = await self._batched((model.answerer, request))
+        outcome = await self._batches.answer(model.answerer, request)
         now_s = time.monotonic()
         self._times_s.append((now_s, now_s - started_s))
         return replace(outcome, seconds=now_s - started_s)
@@ -148,16 +150,6 @@ class Model:
         self._all.add(loaded)
         return loaded
 
-    @serve.batch
-    async def _batched(self, requests: list[tuple[Answerer, ModelRequest]]) -> list[Outcome]:
+    async def _answer_all(self, answerer: Answerer, requests: list[ModelRequest]) -> list[Outcome]:
         # In a thread, so that health checks and the queue go on while the model computes.
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _answered, requests)
-
-
-def _answered(requests: Sequence[tuple[Answerer, ModelRequest]]) -> list[Outcome]:
-    """The outcome of each request, each model's requests together."""
-    outcomes = dict[int, Outcome]()
-    for answerer in dict.fromkeys(answerer for answerer, _ in requests):
-        at = [i for i, (asked, _) in enumerate(requests) if asked is answerer]
-        outcomes |= dict(zip(at, answerer.answer([requests[i][1] for i in at]), strict=True))
-    return [outcomes[i] for i in range(len(requests))]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answerer.answer, requests)

@@ -49,8 +49,8 @@ class ServeConfig(Settings, section="serve"):
     """GPUs of each of them; a fraction lets them share one."""
     max_batch_size: Count = 8
     """Requests that a replica answers at once."""
-    batch_wait_timeout_s: NotNegative = 0.02
-    """Seconds that a request waits for others to share its batch."""
+    batch_wait_timeout_s: NotNegative = 0.005
+    """Seconds that a batch waits, at most, to become as large as the one before it. One client waits for nobody."""
     max_upload_bytes: Count = 64 * 1024 * 1024
     """Bytes of the body of one request, at most."""
     max_held_bytes: Count = 512 * 1024 * 1024

@@ -25,7 +25,7 @@ import pytest
 from pipelines import serve
 from pipelines.serving import heads
 from pipelines.serving.errors import AGAIN_HEADER
-from pipelines.serving.front import DRAIN, FRONT_HEADER, Admission, Front
+from pipelines.serving.front import ADMIT, DRAIN, FRONT_HEADER, PERMISSION_S, Admission, Front
 from pipelines.serving.tokens import Client
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import Config, load
@@ -567,7 +567,7 @@ def test_a_replica_that_dies_costs_a_request_nothing() -> None:
     bodies: list[bytes] = []
 
     async def dying(scope, receive, send):  # type: ignore[no-untyped-def]
-        if scope["path"] == "/-/admit":
+        if scope["path"] == ADMIT:
             return await respond(send, Admission(99, 1.0, 99, "one", Client()).response_body())
         body = b""
         while (message := await receive())["more_body"]:
@@ -586,6 +586,32 @@ def test_a_replica_that_dies_costs_a_request_nothing() -> None:
     sent = asyncio.run(request_of(Front(dying), b"body"))
     assert bodies == [b"body"] * 5
     assert sent[0]["status"] == 200 and sent[1]["body"] == b"answer"
+
+
+def test_a_permission_to_send_a_body_is_used_again_for_a_moment() -> None:
+    asked, now_s = list[bytes](), [100.0]
+
+    async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+        token = dict(scope["headers"]).get(b"authorization", b"")
+        if scope["path"] == ADMIT:
+            asked.append(token)
+            status = 200 if token == b"Bearer good" else 401
+            return await respond(send, Admission(9, 1.0, 99, "one", Client()).response_body(), status=status)
+        await respond(send, b"answer")
+
+    front = Front(app, lambda: now_s[0])
+
+    def status(token: bytes, later_s: float = 0.0, size: int = 4) -> int:
+        now_s[0] += later_s
+        headers = [(b"authorization", token), (b"content-length", str(size).encode())]
+        sent = asyncio.run(request_of(front, size * b"x", headers=headers))
+        return int(sent[0]["status"])
+
+    assert [status(b"Bearer good") for _ in range(3)] == [200, 200, 200] and len(asked) == 1
+    assert status(b"Bearer good", size=10) == 413 and len(asked) == 1  # by its head, before it is read
+    assert [status(b"Bearer bad") for _ in range(2)] == [401, 401] and len(asked) == 3  # a refusal is not kept
+    assert status(b"Bearer good", PERMISSION_S - 0.1) == 200 and len(asked) == 3
+    assert status(b"Bearer good", 0.2) == 200 and len(asked) == 4
 
 
 def test_nobody_is_asked_again_for_a_client_that_has_gone() -> None:
