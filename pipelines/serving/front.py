@@ -51,6 +51,9 @@ UPLOAD_ROUTES = {RELABEL, *(f"{JOBS}{kind}" for kind in ("score", "scores", "ran
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 
+BODY = "robometer.body"
+"""Key of the body, bytes, in the scope of an upload. A replica that asked the proxy for it would wait for another call."""
+
 REPLICA_HEADER = b"x-robometer-replica"
 """Marks every answer of a replica; an answer without it came from Ray."""
 
@@ -179,7 +182,7 @@ class Front:
             reply = _Reply()
             await self._app(scope, client.nothing_more, reply)
             return reply
-        return await self._pass_on(scope, client, [])
+        return await self._pass_on(scope, client, b"")
 
     def _record(self, scope: Scope, request_id: str, status: int, client: _Client, total_s: float) -> None:
         record, route = client.record, client.record.get("route", "other")
@@ -259,7 +262,7 @@ class Front:
                     await self._read_body(chunks, client, admission)
                 finally:
                     client.body_s = time.monotonic() - started_s
-                return reply if client.gone else await self._pass_on(scope, client, chunks)
+                return reply if client.gone else await self._pass_on(scope, client, b"".join(chunks))
         finally:
             self._uploads -= 1
             self._held_bytes -= sum(map(len, chunks))
@@ -299,13 +302,14 @@ class Front:
             sentence = f"The body did not arrive within {admission.body_timeout_s:g} s (serve.body_timeout_s)."
             raise ApiError(408, sentence, {"Connection": "close"}) from None
 
-    async def _pass_on(self, scope: Scope, client: _Client, chunks: list[bytes] | None = None) -> _Reply:
-        """A replica's answer to a request; without `chunks` the request has no body, and the client's is not read."""
+    async def _pass_on(self, scope: Scope, client: _Client, body: bytes | None = None) -> _Reply:
+        """A replica's answer to a request; None: it has no body, and the client is not watched."""
         deadline_s, pause_s = time.monotonic() + PATIENCE_S.get(scope["method"], 3.0), 0.05
         while True:
             reply = _Reply()
             try:
-                await self._app(dict(scope), client.replay(chunks), reply)
+                receive = _never if body is None else client.nothing_more
+                await self._app({**scope, BODY: body or b""}, receive, reply)
             except Exception:  # Ray's proxy failed: the next try may reach another replica
                 logger.exception("The proxy failed on request %r.", scope["path"][:80])
             if reply.is_from_replica:
@@ -371,17 +375,9 @@ class _Client:
             await self.receive()
         return {"type": "http.disconnect"}
 
-    def replay(self, chunks: list[bytes] | None) -> Receive:
-        """A `receive` that gives these chunks, then `nothing_more`; None: an empty body, and nothing is read."""
-        waiting = iter([*(chunks or ()), b""])
 
-        async def receive() -> Message:
-            chunk = next(waiting, None)
-            if chunk is None:
-                return await (asyncio.Future() if chunks is None else self.nothing_more())
-            return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
-
-        return receive
+async def _never() -> Message:
+    return await asyncio.Future()
 
 
 @dataclass(frozen=True)

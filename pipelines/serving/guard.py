@@ -17,6 +17,7 @@ from pipelines.serving.cors import with_cors
 from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front import (
     ADMIT,
+    BODY,
     DRAIN,
     ENVIRONMENT,
     FRONT_HEADER,
@@ -121,6 +122,7 @@ class Guard:
             return await self._socket(scope, receive, send)
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        receive = _with_body(scope.pop(BODY, b""), receive)
         headers, started_s = Headers(scope=scope), time.monotonic()
         request_id = headers.get("x-request-id", "")  # `Front` makes one where the client sent none
         scope.setdefault("state", {}).update(request_id=request_id, client=Client())
@@ -239,6 +241,16 @@ class Guard:
     def _change_in_flight(self, change: int) -> None:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
+
+
+def _with_body(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body first."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def given() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return given
 
 
 class _Answer:

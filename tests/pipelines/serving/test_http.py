@@ -25,7 +25,7 @@ import pytest
 from pipelines import serve
 from pipelines.serving import heads
 from pipelines.serving.errors import AGAIN_HEADER
-from pipelines.serving.front import ADMIT, DRAIN, FRONT_HEADER, PERMISSION_S, Admission, Front
+from pipelines.serving.front import ADMIT, BODY, DRAIN, FRONT_HEADER, PERMISSION_S, Admission, Front
 from pipelines.serving.tokens import Client
 from robometer.baselines.trivial import FrameDifference
 from robometer.configs import Config, load
@@ -569,10 +569,7 @@ def test_a_replica_that_dies_costs_a_request_nothing() -> None:
     async def dying(scope, receive, send):  # type: ignore[no-untyped-def]
         if scope["path"] == ADMIT:
             return await respond(send, Admission(99, 1.0, 99, "one", Client()).response_body())
-        body = b""
-        while (message := await receive())["more_body"]:
-            body += message["body"]
-        bodies.append(body)
+        bodies.append(scope[BODY])
         if len(bodies) == 1:
             return None
         if len(bodies) == 2:
