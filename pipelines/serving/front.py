@@ -52,7 +52,7 @@ _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
 
 BODY = "robometer.body"
-"""Key of the body, bytes, in the scope of an upload. A replica that asked the proxy for it would wait for another call."""
+"""Key of an upload's body, bytes, in its scope. A replica that asked the proxy for it would wait for another call."""
 
 REPLICA_HEADER = b"x-robometer-replica"
 """Marks every answer of a replica; an answer without it came from Ray."""
