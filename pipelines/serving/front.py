@@ -83,9 +83,8 @@ _FORWARDED = frozenset(
 _FORWARDED |= PREFLIGHT
 """No other header is passed on: Ray's proxy obeys some, such as one that sets a request's timeout."""
 
-_FORWARDED_SOCKET = frozenset({b"authorization", b"host", b"origin", MODEL_HEADER.encode()})
-
-_ADMITTED_BY = frozenset({b"authorization", b"host", b"origin", MODEL_HEADER.encode()})
+_WHO_ASKS = frozenset({b"authorization", b"host", b"origin", MODEL_HEADER.encode()})
+"""Headers by which a replica admits a client; of a WebSocket no other header is passed on."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+=/@-]{1,128}")
 
@@ -207,7 +206,7 @@ class Front:
         request_id, client, started_s = uuid.uuid4().hex, _Client(receive), time.monotonic()
         try:
             request_id = _request_id(scope) or request_id
-            scope = _forwarded(scope, request_id, _FORWARDED_SOCKET)
+            scope = _forwarded(scope, request_id, _WHO_ASKS)
         except ApiError as error:
             await refuse(error, request_id, scope, client.receive, send)
             return self._record(scope, request_id, 1008, client, time.monotonic() - started_s)
@@ -273,7 +272,7 @@ class Front:
         The replica that gets the body checks all of it again.
         """
         now_s = self._clock()
-        key = frozenset((name, value) for name, value in scope["headers"] if name in _ADMITTED_BY)
+        key = frozenset((name, value) for name, value in scope["headers"] if name in _WHO_ASKS)
         if (known := self._permissions.get(key)) and now_s < known.until_s:
             client.record = dict(known.record)
             return known.reply

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from pipelines.serve import build_app
-from pipelines.serving.answerer import Answerer
-from pipelines.serving.backend import Limits, Outcome, ScoreRequest, SessionLimits
+from pipelines.serving.backend import Limits, Outcome, ScoreRequest
 from pipelines.serving.choice import CANARY, Choice, chosen
 from pipelines.serving.errors import ApiError
-from pipelines.serving.model import Model, _answered
+from pipelines.serving.model import Model
 from pipelines.serving.scaling import LATENCY, QueueAndLatency
 from robometer.baselines.trivial import Clock
 from robometer.client import RemoteScorer, ScoringError
@@ -222,15 +221,6 @@ def test_a_load_is_not_lost_with_the_client_that_asked_for_it() -> None:
 
     go.set()
     assert asyncio.run(ask()) == "two" and loads == ["two"]
-
-
-def test_batches_do_not_mix_models() -> None:
-    scorers = [Named("one", 0.1), Named("two", 0.2)]
-    answerers = [Answerer(scorer, SessionLimits(1, 1, 1.0)) for scorer in scorers]
-    clip = Clip(np.zeros((2, 8, 8, 3), np.uint8), "x")
-    outcomes = _answered([(answerers[i % 2], ScoreRequest(clip)) for i in range(5)])
-    assert [outcome.model for outcome in outcomes] == ["one", "two", "one", "two", "one"]
-    assert [scorer.sizes for scorer in scorers] == [[3], [2]]
 
 
 @pytest.mark.parametrize(
