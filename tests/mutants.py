@@ -459,7 +459,7 @@ MUTANTS = (
     Mutant("a batch is as large as it likes", "pipelines/serving/batching.py",
            "[: self._max_size]", "", "tests/pipelines/serving/test_batching.py -k next_batch"),
     Mutant("one client waits for others", "pipelines/serving/batching.py",
-           "if self._last_size == 1:", "if self._last_size == 0:", "tests/pipelines/serving/test_batching.py -k nobody"),
+           "while len(self._waiting) < self._last_size:", "while len(self._waiting) <= self._last_size:", "tests/pipelines/serving/test_batching.py -k nobody"),
     Mutant("nobody waits for others", "pipelines/serving/batching.py",
            "while len(self._waiting) < self._last_size:", "while False:", "tests/pipelines/serving/test_batching.py -k nobody"),
     Mutant("a batch computes for who has gone", "pipelines/serving/batching.py",

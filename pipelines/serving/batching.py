@@ -75,8 +75,6 @@ class Batches(Generic[Key, Item, Answer]):
                 tell()
 
     async def _wait_for_others(self) -> None:
-        if self._last_size == 1:
-            return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._wait_s):
                 while len(self._waiting) < self._last_size:
