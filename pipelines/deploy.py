@@ -68,7 +68,7 @@ def _app(args: dict[str, Any]) -> serve.Application:
             "(serve.jobs_folder), or take none (serve.max_jobs: 0)."
         )
     application = build_app(config, frame_overrides=_frame_overrides(args, config))
-    serve_client = _get_global_client() if ray.is_initialized() else None
+    serve_client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
     if serve_client is not None and (fault := ray.get(_fault_of_proxy.remote(serve_client.http_config))):
         raise ConfigError(fault)
     return application
