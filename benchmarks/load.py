@@ -211,7 +211,7 @@ def batches(plain_rate: float) -> list[list[str]]:
                 [
                     f"40 ms a batch, {clients} clients",
                     f"{rate * BATCH_S:.1f} x one after the other in process, {rate / alone:.1f} x one client, "
-                    f"p99 {slowest_s / BATCH_S:.1f} batches, {rate / plain_rate:.2f} of what Ray Serve passes on at most",
+                    f"p99 {slowest_s / BATCH_S:.1f}, {rate / plain_rate:.2f} of the most that Ray Serve passes on",
                 ]
             )
     return rows
