@@ -163,6 +163,9 @@ class OpenVinoImageEncoder:
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """See `ImageEncoder.encode`."""
         prepared = self.prepare(frames)
+        step = min(self._step, -(-len(prepared) // self._threads))
+        if len(prepared) == step:  # one batch: in this thread, which saves a tenth of the time of a single frame
+            return np.array(self._model.create_infer_request().infer([prepared])[0])
         vectors = np.empty((len(prepared), self.dim), np.float32)
 
         def keep(request: Any, start: int) -> None:
@@ -171,7 +174,6 @@ class OpenVinoImageEncoder:
 
         queue = self._openvino.AsyncInferQueue(self._model, self._threads)  # one for each call: callers may be threads
         queue.set_callback(keep)
-        step = min(self._step, -(-len(prepared) // self._threads))
         for start in range(0, len(prepared), step):
             queue.start_async(prepared[start : start + step], start)
         queue.wait_all()
