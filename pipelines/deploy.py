@@ -99,10 +99,16 @@ def fault_of(http: HTTPOptions, patience_s: float = 60.0) -> str:
 
 
 def _is_ours(config: Config) -> bool:
+    path = "/-/routes"  # a route of Ray, which `Front` hides
     try:
-        answer = ask(config, "GET", "/-/routes")  # a route of Ray, which `Front` hides
-    except httpx.TransportError as error:
-        return "CERTIFICATE_VERIFY_FAILED" in str(error)  # renewed since the proxy started
+        try:
+            answer = ask(config, "GET", path)
+        except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                raise
+            answer = ask(config, "GET", path, verify=False)  # was the certificate renewed since the proxy started?
+    except httpx.TransportError:
+        return False
     return answer.status_code == 404 and "x-request-id" in answer.headers
 
 

@@ -340,7 +340,7 @@ def _check_front(config: Config) -> None:
 
 def ask(config: Config, method: str, path: str, **more: Any) -> httpx.Response:
     """What the endpoint at the address of `serve` answers; only its own certificate is trusted."""
-    verify = trust(config.serve.tls_certificate)
+    verify = more.pop("verify", trust(config.serve.tls_certificate))
     return httpx.request(method, f"{_url(config)}{path}", verify=verify, trust_env=False, timeout=5, **more)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,9 +106,13 @@ def endpoint(
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """URL of a server that is no endpoint, until the block ends."""
+def serving(handler: type[BaseHTTPRequestHandler], pair: tuple[str, str] | None = None) -> Iterator[str]:
+    """URL of a server that is no endpoint, until the block ends; `pair` is its certificate and key."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if pair is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*pair)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -30,7 +30,7 @@ from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.cors import PREFLIGHT, cors_headers
 from pipelines.serving.errors import AGAIN_HEADER, ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front_socket import COME_AGAIN, FrontSocket
-from pipelines.serving.handshake import refuse
+from pipelines.serving.handshake import SUBPROTOCOL, refuse
 from pipelines.serving.quotas import Quotas
 from pipelines.serving.records import HEADER as RECORD_HEADER
 from pipelines.serving.tokens import Client, TokenLimits
@@ -69,7 +69,7 @@ PATIENCE_S = {"POST": 30.0, "GET": 3.0, "HEAD": 3.0}
 PERMISSION_S = 1.0
 """How long a replica's permission to send a body is used for more bodies."""
 
-_MAX_PERMISSIONS = 1000
+_MAX_PERMISSIONS, _MAX_PERMISSION_BYTES = 1000, 4096
 
 LARGE_ANSWER = 2**16
 """Bytes of an answer above which it is watched until the client has taken it."""
@@ -219,7 +219,14 @@ class Front:
             await send(message)
 
         socket = FrontSocket(
-            client.receive, send_recorded, request_id, self._quotas, self._hold, self._admitted, self._drained
+            client.receive,
+            send_recorded,
+            request_id,
+            SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None,
+            self._quotas,
+            self._hold,
+            self._admitted,
+            self._drained,
         )
         try:
             await self._app(scope, socket.receive, socket.send)
@@ -261,7 +268,8 @@ class Front:
                     await self._read_body(chunks, client, admission)
                 finally:
                     client.body_s = time.monotonic() - started_s
-                return reply if client.gone else await self._pass_on(scope, client, b"".join(chunks))
+                chunks[:] = [b"".join(chunks)]  # not twice in memory
+                return reply if client.gone else await self._pass_on(scope, client, chunks[0])
         finally:
             self._uploads -= 1
             self._held_bytes -= sum(map(len, chunks))
@@ -278,7 +286,8 @@ class Front:
             return known.reply
         reply = await self._pass_on(_inner(scope, ADMIT), client)
         self._permissions.pop(key, None)
-        if reply.status == 200:
+        is_small = sum(len(value) for _, value in key) < _MAX_PERMISSION_BYTES
+        if reply.status == 200 and is_small and Admission.of_body(b"".join(reply.chunks)).instance != self._draining:
             if len(self._permissions) >= _MAX_PERMISSIONS:
                 self._permissions.clear()
             self._permissions[key] = _Permission(reply, dict(client.record), now_s + PERMISSION_S)

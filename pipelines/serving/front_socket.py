@@ -35,12 +35,14 @@ class FrontSocket:
         receive: Receive,
         send: Send,
         request_id: str,
+        subprotocol: str | None,
         quotas: Quotas,
         hold: Callable[[int, int], None],
         admitted: Callable[[bytes], Client],
         drained: asyncio.Event,
     ) -> None:
         self._receive, self._send, self._request_id = receive, send, request_id
+        self._subprotocol = subprotocol  # a browser gives up where it is told none of those that it offered
         self._quotas, self._hold, self._admitted, self._drained = quotas, hold, admitted, drained
         self._client: Client | None = None
         self._answered, self._place = asyncio.Event(), ExitStack()
@@ -69,7 +71,7 @@ class FrontSocket:
                 return await self._refuse(error, message)
         elif message["type"] == "websocket.close" and self._client is None:
             lost = unavailable("No replica of the endpoint answers. Try again in a moment.")
-            return await self._refuse(lost, {"type": "websocket.accept"})
+            return await self._refuse(lost, {"type": "websocket.accept", "subprotocol": self._subprotocol})
         self.closed = message["type"] == "websocket.close"
         self.release()
         await self._send(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from starlette.routing import BaseRoute
 from pipelines.serving.bodies import content_type
 from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.errors import ApiError, unavailable
-from pipelines.serving.front import JOBS, UPLOAD_ROUTES
+from pipelines.serving.front import FRONT_HEADER, JOBS, UPLOAD_ROUTES
 from pipelines.serving.job_runner import JobQueue
 from pipelines.serving.job_store import CANCELLED, Job, NoRoom
 from pipelines.serving.schemas import error_responses
@@ -114,7 +113,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
 
 def _job(request: Request) -> Job:
     return Job(
-        job_id=secrets.token_hex(16),
+        job_id=request.headers[FRONT_HEADER],  # equal where the proxy sends an upload again, and not to be guessed
         route=f"/v1/{request.url.path.removeprefix(JOBS)}",
         query=request.url.query,
         headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},

@@ -103,13 +103,13 @@ class JobStore:
             if not self._make_room(len(body), beyond):
                 return NoRoom.FULL
             new.mkdir(mode=0o700, exist_ok=True)
-        try:
-            _write(new / "request", body)
-            _write(new / "job.json", _packed(job))
-            new.rename(self.folder / job.job_id)
-        except OSError:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+            try:
+                _write(new / "request", body)
+                _write(new / "job.json", _packed(job))
+                new.rename(self.folder / job.job_id)
+            except OSError:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
         _sync(self.folder)
         return job
 

@@ -126,7 +126,7 @@ class SessionStore:
             for held, request in fresh
         ]
         sessions = [session for trajectories in pushed for session in trajectories]
-        self._free(sum(_added_bytes(held, request) for held, request in fresh), {r.session_id for _, r in fresh})
+        self._free(sum(_added_bytes(held, request) for held, request in fresh), {r.session_id for r in requests})
         numbers = [session.window.pushed for session in sessions]
         values = np.array(push_all(sessions, [frame for _, request in fresh for frame in request.frames]))
         start = 0

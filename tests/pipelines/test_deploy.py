@@ -102,3 +102,5 @@ def test_a_proxy_that_nobody_can_reach_is_told(tmp_path: Path) -> None:
         with serving(BaseHTTPRequestHandler) as stranger:
             for url, pair in ((stranger, ()), (plain, good), (secure, ())):
                 assert "does not answer at 127.0.0.1:" in fault(url, *pair)
+        with serving(BaseHTTPRequestHandler, other) as stranger:
+            assert "does not answer at 127.0.0.1:" in fault(stranger, *good)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.requests import Request
 
 from pipelines.serving import job_runner
 from pipelines.serving.choice import Choice
+from pipelines.serving.job_routes import _job
 from pipelines.serving.job_runner import MAX_STARTS, JobRunner
 from pipelines.serving.job_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job, JobStore, NoRoom
-from pipelines.serving.tokens import TokenLimits, add_token
+from pipelines.serving.tokens import Client, TokenLimits, add_token
 from robometer.async_client import AsyncRemoteScorer
 from robometer.baselines.trivial import FrameDifference, Random
 from robometer.client import RemoteScorer, ScoringError
@@ -356,6 +359,24 @@ def test_a_token_keeps_no_more_jobs_than_its_limit(tmp_path: Path) -> None:
         first, refused = post(url, "/v1/jobs/score", **few), post(url, "/v1/jobs/score", **few)
         assert (first.status_code, refused.status_code, refused.headers["retry-after"]) == (202, 429, "10")
         assert refused.json()["error"] == "The token few has 1 jobs, which is its limit. Delete one."
+
+
+def test_a_tokens_limit_holds_for_jobs_that_come_at_once(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 100, 100 * MIB, 3600)
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda number: store.add(job(number), bytes(MIB), 1), range(1, 9)))
+    assert sorted(str(one) for one in added if isinstance(one, NoRoom)) == [str(NoRoom.LIMIT)] * 7
+
+
+def test_an_upload_that_the_proxy_sends_again_is_one_job(tmp_path: Path) -> None:
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url:
+        kept = JobStore(tmp_path / "jobs", 9, MIB, 60)
+        ids = {post(url, "/v1/jobs/score").json()["id"] for _ in range(2)}
+        assert len(ids) == 2 and kept.count() == 2
+    request = Request({"type": "http", "path": "/v1/jobs/score", "query_string": b"", "state": {}, "server": ("x", 1)})
+    request.scope["headers"] = [(b"x-robometer-front", b"a" * 32)]
+    request.scope["state"] |= {"request_id": "r", "client": Client("me")}
+    assert _job(request).job_id == _job(request).job_id == "a" * 32
 
 
 def test_jobs_are_not_lost_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

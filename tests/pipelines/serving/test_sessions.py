@@ -248,6 +248,19 @@ def test_room_for_frames_is_made_before_they_are_pushed() -> None:
     assert answerer.answer([ReadSession("b")])[0].status == 404 and answerer._sessions.size_bytes == 2 * 192
 
 
+def test_no_push_counts_twice_where_one_that_was_sent_again_is_in_its_batch() -> None:
+    answerer = Answerer(Brightness(), SessionLimits(9, 5 * 192, 10.0))
+    for name, pushes in (("again", 2), ("new", 3)):
+        opened(answerer, name)
+        for number in range(pushes):
+            assert not answerer.answer([PushFrames(name, [frame(1)], sent_id=f"{name}{number}")])[0].error
+    again, new = answerer.answer([PushFrames("again", [frame(1)], sent_id="again1"), PushFrames("new", [frame(1)])])
+    assert isinstance(new.value, SessionAnswer) and new.value.index == [3]
+    state = answerer.answer([ReadSession("new")])[0].value
+    assert isinstance(state, SessionState) and (state.pushed, state.pushes) == ([4], 4)
+    assert isinstance(again.value, SessionAnswer) and again.value.index == [1]
+
+
 def test_a_token_has_no_more_trajectories_than_its_limit() -> None:
     answerer = Answerer(Brightness(), WIDE)
     assert not opened(answerer, "a", ["t", "t"], owner="few", most=3).error
@@ -499,7 +512,7 @@ def test_the_next_message_is_read_when_the_last_one_has_its_answer() -> None:
         def hold(size_bytes: int, messages: int) -> None:
             held[0] += size_bytes
 
-        socket = FrontSocket(receive, send, "id", Quotas(), hold, lambda value: Client(), asyncio.Event())
+        socket = FrontSocket(receive, send, "id", "robometer", Quotas(), hold, lambda value: Client(), asyncio.Event())
         await socket.receive()
         waiting = asyncio.ensure_future(socket.receive())
         await asyncio.sleep(0.05)
@@ -571,13 +584,16 @@ def test_a_socket_without_a_replica_is_told_to_come_again() -> None:
         async def receive() -> Any:
             raise AssertionError
 
-        socket = FrontSocket(receive, send, "id", Quotas(), lambda *_: None, lambda _: Client(), asyncio.Event())
+        socket = FrontSocket(
+            receive, send, "id", "robometer", Quotas(), lambda *_: None, lambda _: Client(), asyncio.Event()
+        )
         await socket.send({"type": "websocket.close", "code": 1011})
         await socket.send({"type": "websocket.close", "code": COME_AGAIN})
         return sent
 
     accepted, told, closed = asyncio.run(run())
-    assert accepted["type"] == "websocket.accept" and json.loads(told["text"])["status"] == 503
+    assert (accepted["type"], accepted["subprotocol"]) == ("websocket.accept", "robometer")
+    assert json.loads(told["text"])["status"] == 503
     assert closed == {"type": "websocket.close", "code": COME_AGAIN}
 
 
