@@ -459,7 +459,7 @@ def test_a_page_of_the_endpoint_may_open_a_socket(url: str) -> None:
 
 
 def test_sockets_are_bounded_and_must_open_a_session_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "OPEN_S", 0.4)
+    monkeypatch.setattr(sessions, "OPEN_S", 1.5)
     with endpoint(Brightness(), max_sockets=1) as url, stream(url, None) as first:
         with stream(url, None) as second:
             assert json.loads(second.recv(10))["status"] == 503
