@@ -108,9 +108,8 @@ class Child:
     def end(self, cause: str) -> None:
         """Kill it, from any thread; `decode` then raises a `DeathError` with this cause."""
         self._cause = self._cause or cause
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # it and its fork
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it and its fork, which may have outlived it
 
     def decode(self, job: DecodeJob, parts: Iterable[bytes]) -> Answer:
         """Send an upload and wait for its frames.

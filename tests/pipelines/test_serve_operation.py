@@ -25,7 +25,7 @@ def exported_by_ray() -> str:
     """The metrics at Ray's own port, once they have all of ours; each replica exports every 10 s."""
     port, text = ray.nodes()[0]["MetricsExportPort"], ""
     for _ in range(80):
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
         if total(text, *SCORES) >= 2:
             break
         time.sleep(0.5)

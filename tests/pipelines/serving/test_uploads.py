@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -32,6 +33,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.fuzz_uploads import FORMATS, mutated, small_video
+from pipelines.serving import child as child_module
 from pipelines.serving import decoder
 from pipelines.serving.backend import Limits
 from pipelines.serving.child import Child, DeathError
@@ -466,6 +468,7 @@ def test_a_sealed_process_has_no_files_sockets_programs_or_endless_memory() -> N
 
 WARM = """
 import importlib, pkgutil, av
+from pipelines.serving import child as child_module
 from pipelines.serving import decoder
 from pipelines.serving.sealing import seal
 names = [module.name for module in pkgutil.walk_packages(av.__path__, "av.") if "__main__" not in module.name]
@@ -546,6 +549,18 @@ def test_a_crash_is_the_end_of_one_upload_and_of_nothing_else(end: signal.Signal
     decoders.close()
 
 
+def test_a_fork_that_outlives_its_decoder_ends_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, sys, time\nprint('[]', flush=True)\nsys.stdin.buffer.readline()\n"
+    (tmp_path / "left_behind.py").write_text(f"{code}if os.fork():\n    os._exit(1)\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(child_module, "decoder", SimpleNamespace(__name__="left_behind"))
+    process = Child(2**30)
+    threading.Timer(1.0, process.end, ("timeout",)).start()
+    with pytest.raises(DeathError) as caught:
+        process.decode(DecodeJob([0], False, {}, {}, 1, 1), [])
+    assert caught.value.cause == "timeout"
+
+
 def test_a_decoder_that_is_killed_is_replaced() -> None:
     decoders = Decoders(limits_with())
 
@@ -554,6 +569,8 @@ def test_a_decoder_that_is_killed_is_replaced() -> None:
         fork = await the_fork()
         parent = fork.parent()
         assert parent is not None
+        while sum(fork.cpu_times()[:2]) < 0.02:  # until it decodes: it has tied its life to its parent's before
+            await asyncio.sleep(0.01)
         fork.suspend()  # so that nothing but a signal ends it
         parent.kill()
         with pytest.raises(ApiError, match=r"was killed from outside. Try again") as caught:
