@@ -78,7 +78,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
             summary=f"{upload.summary}, as a job",
             operation_id=f"submit_{_kind(upload.path)}",
             openapi_extra=upload.openapi_extra,
-            responses=error_responses(400, 401, 404, 408, 411, 413, 429, 503),
+            responses=error_responses(400, 401, 404, 408, 411, 413, 422, 429, 503),
         )
 
     @router.get(f"{JOBS}{{job_id}}", responses=error_responses(401, 404, 503), openapi_extra=_EXTRA)

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.serving.backend import MAX_TASK_CHARS, revision
 from pipelines.serving.errors import PROBLEM_JSON
 from pipelines.serving.options import MAX_FPS, MODES
-from pipelines.serving.samples import MAX_SAMPLES
 from robometer.scoring import ClipScore
 
 
@@ -457,7 +456,7 @@ def samples_body(kind: str = "form") -> dict[str, Any]:
         "oneOf": [_sample("progress", "trajectory"), _sample("preference", "chosen_trajectory", "rejected_trajectory")]
     }
     if kind == "json":
-        samples = {"type": "array", "minItems": 1, "maxItems": MAX_SAMPLES, "items": sample}
+        samples = {"type": "array", "minItems": 1, "items": sample}
         properties = {"samples": samples, "use_frame_steps": {"type": "boolean"}}
         schema: dict[str, Any] = {"type": "object", "required": ["samples"], "properties": properties}
         frames = [[[[colour] * 3] * 2] * 2 for colour in (0, 255)]  # two of 2 x 2 pixels

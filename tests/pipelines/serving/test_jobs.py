@@ -305,6 +305,7 @@ def test_a_job_without_a_body_is_refused_and_a_wrong_method_told_the_right_ones(
     with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url, httpx.Client(base_url=url) as http:
         empty = http.post("/v1/jobs/score")
         assert empty.status_code == 422 and "no body" in empty.json()["error"]
+        assert "422" in http.get("/openapi.json").json()["paths"]["/v1/jobs/score"]["post"]["responses"]
         for path in ("/v1/jobs/" + "a" * 32, "/v1/sessions/abc"):
             wrong = http.put(path)
             assert (wrong.status_code, wrong.headers["allow"]) == (405, "DELETE, GET")
