@@ -41,13 +41,18 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
+async def asked_in_turn(batches: Batches[str, int, int], count: int) -> list[asyncio.Task[int]]:
+    tasks = []
+    for item in range(count):
+        tasks.append(asyncio.create_task(batches.answer(A, item)))
+        await settled()
+    return tasks
+
+
 def test_what_comes_while_the_model_computes_is_the_next_batch() -> None:
     async def test(slow: Slow) -> None:
         batches = Batches(slow, max_size=3, wait_s=0.0)
-        tasks = []
-        for item in range(6):
-            tasks.append(asyncio.create_task(batches.answer(A, item)))
-            await settled()
+        tasks = await asked_in_turn(batches, 6)
         slow.free.release()
         await settled()
         assert [task.done() for task in tasks] == [True] + 5 * [False]
@@ -99,10 +104,7 @@ def test_others_are_waited_for_no_longer_than_the_setting() -> None:
 def test_a_request_whose_client_has_gone_is_not_computed() -> None:
     async def test(slow: Slow) -> None:
         batches = Batches(slow, max_size=8, wait_s=0.0)
-        tasks = []
-        for item in range(4):
-            tasks.append(asyncio.create_task(batches.answer(A, item)))
-            await settled()
+        tasks = await asked_in_turn(batches, 4)
         tasks[1].cancel()
         await settled()
         slow.free.release()
