@@ -15,7 +15,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
-from pipelines.serve import ask, build_app
+from pipelines.serve import answers_as_front, build_app
 from pipelines.serving.audit import check_audit_log
 from pipelines.serving.front import ENVIRONMENT
 from pipelines.serving.tls import check_pair
@@ -99,17 +99,15 @@ def fault_of(http: HTTPOptions, patience_s: float = 60.0) -> str:
 
 
 def _is_ours(config: Config) -> bool:
-    path = "/-/routes"  # a route of Ray, which `Front` hides
     try:
         try:
-            answer = ask(config, "GET", path)
+            return answers_as_front(config)
         except httpx.ConnectError as error:
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise
-            answer = ask(config, "GET", path, verify=False)  # was the certificate renewed since the proxy started?
+            return answers_as_front(config, verify=False)  # was the certificate renewed since the proxy started?
     except httpx.TransportError:
         return False
-    return answer.status_code == 404 and "x-request-id" in answer.headers
 
 
 def _frame_overrides(args: Mapping[str, Any], config: Config) -> dict[str, int]:

@@ -324,18 +324,28 @@ def _check_port(config: Config) -> None:
 def _check_front(config: Config) -> None:
     """Raise `ConfigError` unless a `Front` answers at our address, before any client can send a request."""
     try:
-        answer = ask(config, "GET", "/-/routes")  # a route of Ray, which `Front` hides
+        is_front = answers_as_front(config)
     except httpx.TransportError as error:
         raise ConfigError(
             f"Ray Serve of this cluster does not answer at {_url(config)}. Run this on the head node. If Serve runs "
             "already, set serve.host, serve.port and serve.tls_certificate to its own, or end it with `serve shutdown`."
         ) from error
-    if answer.status_code != 404:
+    if not is_front:
         [(name, value)] = ENVIRONMENT.items()
         raise ConfigError(
             "Ray Serve of this cluster runs without the protection against harmful uploads. End it with "
             f"`serve shutdown`, and start Ray with {name}={value} in its environment."
         )
+
+
+def answers_as_front(config: Config, **more: Any) -> bool:
+    """Whether what answers at the address of `serve` is a `Front`: it hides this route of Ray, and numbers requests.
+
+    Raises:
+        httpx.TransportError: nothing answers, or its certificate is not trusted.
+    """
+    answer = ask(config, "GET", "/-/routes", **more)
+    return answer.status_code == 404 and "x-request-id" in answer.headers
 
 
 def ask(config: Config, method: str, path: str, **more: Any) -> httpx.Response:

@@ -17,13 +17,13 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving import evaluate_batch, many, models
 from pipelines.serving.backend import Backend, CompareRequest, Deployed, Limits, ScoreRequest, revision
-from pipelines.serving.bodies import clips_of, read_clips, read_fields
+from pipelines.serving.bodies import read_asked, read_fields
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, as_sentence, error_response, no_such_route
 from pipelines.serving.fetching import Fetcher
 from pipelines.serving.frames import frames_routes
 from pipelines.serving.guard import Guard, GuardSettings
-from pipelines.serving.job_routes import job_routes
+from pipelines.serving.job_routes import Check, job_routes
 from pipelines.serving.job_runner import JobQueue
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.options import check_prefixes
@@ -100,9 +100,11 @@ def build_api(
     api.include_router(evaluate_batch.probe_routes(backend, deployed), dependencies=bearer)
     sessions = Sessions(backend, decoders, metrics, guard.session_idle_s, guard.timeout_s)
     api.include_router(session_routes(sessions), dependencies=bearer)
-    of_many = many.many_routes(many.ClipScorer(backend, decoders, metrics, shares))
+    clips = many.ClipScorer(backend, decoders, metrics, shares)
+    of_many = many.many_routes(clips)
     api.include_router(of_many, dependencies=bearer)
-    api.include_router(job_routes(jobs, [*scoring.routes, *of_many.routes]), dependencies=bearer)
+    checks = _job_checks(decoders, tournament, clips)
+    api.include_router(job_routes(jobs, [*scoring.routes, *of_many.routes], checks), dependencies=bearer)
     batches = evaluate_batch.sample_routes(backend, limits, decoders, metrics, shares)
     api.include_router(batches, dependencies=bearer)
     if deployed.relabel_image_keys:
@@ -184,15 +186,17 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics, tournament:
         frame is scored from itself and the frames before it, as a policy sees it.
         """
         with ExitStack() as frames_in_memory:
-            [upload], options = await read_clips(request, ("",), decoders, frames_in_memory, optional=True)
-            if options.prefixes:
+            fields = await read_fields(request, decoders.limits.max_source_frames)
+            asked = read_asked(fields, ("",), decoders, optional=True)
+            [upload] = await asked.decode(decoders, frames_in_memory)
+            if asked.options.prefixes:
                 check_prefixes(len(upload.clip), "frames")
-            outcome = checked(await backend.run(ScoreRequest(upload.clip, options.mode)), metrics)
+            outcome = checked(await backend.run(ScoreRequest(upload.clip, asked.options.mode)), metrics)
         scored = scored_clip(upload.clip.task, upload.frame_index, upload.fps, cast(ClipScore, outcome.value))
         return ScoreAnswer(
             request_id=request.state.request_id,
             model=model_ref(outcome.model),
-            mode=options.mode,
+            mode=asked.options.mode,
             **scored.model_dump(),
         )
 
@@ -203,7 +207,7 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics, tournament:
         if many.is_numbered(fields):
             return standings_answer(request.state.request_id, await tournament.standings(fields))
         with ExitStack() as frames_in_memory:
-            (a, b), _ = await clips_of(fields, ("_a", "_b"), decoders, frames_in_memory)
+            a, b = await read_asked(fields, ("_a", "_b"), decoders).decode(decoders, frames_in_memory)
             outcome = checked(await backend.run(CompareRequest(a.clip, b.clip)), metrics)
         value = cast(float, outcome.value)
         return CompareAnswer(
@@ -215,6 +219,29 @@ def _scoring(backend: Backend, decoders: Decoders, metrics: Metrics, tournament:
         )
 
     return router
+
+
+def _job_checks(decoders: Decoders, tournament: Tournament, clips: many.ClipScorer) -> dict[str, Check]:
+    """The routes that jobs can ask, each with what refuses a body before its uploads are decoded."""
+    most = decoders.limits.max_source_frames
+
+    async def score(request: Request) -> None:
+        read_asked(await read_fields(request, most), ("",), decoders, optional=True)
+
+    async def compare(request: Request) -> None:
+        fields = await read_fields(request, 2 * most)
+        if many.is_numbered(fields):
+            tournament.check(fields)
+        else:
+            read_asked(fields, ("_a", "_b"), decoders)
+
+    async def scores(request: Request) -> None:
+        clips.check(await clips.read(request, own_tasks=True), own_tasks=True)
+
+    async def rank(request: Request) -> None:
+        clips.check(await clips.read(request, own_tasks=False), own_tasks=False)
+
+    return {"/v1/score": score, "/v1/compare": compare, "/v1/scores": scores, "/v1/rank": rank}
 
 
 def _body(suffixes: tuple[str, ...], options: bool = False) -> dict[str, object]:

@@ -45,6 +45,17 @@ class Upload:
     kind: str
     content: Any
 
+    def check(self, decoders: Decoders) -> None:
+        """Refuse what can be refused before anything is decoded or fetched.
+
+        Raises:
+            ApiError: 413 or 422.
+        """
+        if self.kind == "url":
+            decoders.check_url(self.content, self.field)
+        elif self.kind == "frames_base64":
+            decoders.check_images(self.content, self.field)
+
     async def decode(self, cut: Cut, decoders: Decoders) -> Decoded:
         """The frames of a part of it.
 
@@ -117,37 +128,48 @@ class Fields:
         return Upload(field, kinds[0], part.data)
 
 
-async def read_clips(
-    request: Request, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: bool = False
-) -> tuple[list[UploadedClip], ScoreOptions]:
+@dataclass(frozen=True)
+class Asked:
+    """What a body asks, with one clip for each name; nothing is decoded yet."""
+
+    task: str
+    options: ScoreOptions
+    uploads: list[Upload]
+
+    async def decode(self, decoders: Decoders, frames_in_memory: ExitStack) -> list[UploadedClip]:
+        """The clips.
+
+        Args:
+            frames_in_memory: close it when the frames are not needed any more.
+
+        Raises:
+            ApiError: 413, 415, 422 or 503.
+        """
+        clips = []
+        for upload in self.uploads:
+            decoded = await upload.decode(self.options.cut, decoders)
+            frames_in_memory.enter_context(decoders.counted(decoded.frames))
+            clips.append(UploadedClip(Clip(decoded.frames, self.task), decoded.frame_index, decoded.fps))
+        return clips
+
+
+def read_asked(fields: Fields, suffixes: Sequence[str], decoders: Decoders, optional: bool = False) -> Asked:
     """Read one clip for each suffix, from fields `video{suffix}`, `frames{suffix}` or `url{suffix}`.
 
     JSON has `frames_base64{suffix}` or `url{suffix}`.
 
     Args:
-        frames_in_memory: close it when the frames are not needed any more.
         optional: whether the route takes `OPTIONS` too.
 
     Raises:
-        ApiError: 400, 413, 415, 422 or 503.
+        ApiError: 413 or 422.
     """
-    fields = await read_fields(request, len(suffixes) * decoders.limits.max_source_frames)
-    return await clips_of(fields, suffixes, decoders, frames_in_memory, optional)
-
-
-async def clips_of(
-    fields: Fields, suffixes: Sequence[str], decoders: Decoders, frames_in_memory: ExitStack, optional: bool = False
-) -> tuple[list[UploadedClip], ScoreOptions]:
-    """See `read_clips`."""
     names = [f"{kind}{suffix}" for suffix in suffixes for kind in fields.clip_kinds]
     fields.only(["task", *names, *(OPTIONS if optional else ())])
-    task, options = checked_task(fields.value("task")), fields.options()
-    clips, uploads = [], [fields.upload(suffix) for suffix in suffixes]
-    for upload in uploads:
-        decoded = await upload.decode(options.cut, decoders)
-        frames_in_memory.enter_context(decoders.counted(decoded.frames))
-        clips.append(UploadedClip(Clip(decoded.frames, task), decoded.frame_index, decoded.fps))
-    return clips, options
+    asked = Asked(checked_task(fields.value("task")), fields.options(), [fields.upload(suffix) for suffix in suffixes])
+    for upload in asked.uploads:
+        upload.check(decoders)
+    return asked
 
 
 async def read_fields(request: Request, max_images: int, tasks: int = 1) -> Fields:

@@ -98,14 +98,22 @@ class Decoders:
         Raises:
             ApiError: 422 for anything else, 413 for too many frames or pixels, or too much time.
         """
+        self.check_images(items, field)
+        job = self._job([len(item) for item in items], images=True)
+        return await self._run(field, job, (item.encode("ascii") for item in items))
+
+    def check_images(self, items: Any, field: str) -> None:
+        """Refuse what is not a list of base64 images, before any of them is decoded.
+
+        Raises:
+            ApiError: 422, or 413 for too many.
+        """
         if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
             raise ApiError(422, f"Field '{field}' must be a list of at least one base64 JPEG or PNG image.")
         check_source(len(items), 1, field, self.limits)
         for i, item in enumerate(items):
             if not item.isascii():
                 raise ApiError(422, f"Field '{field}': image {i} is not a base64 JPEG or PNG image.")
-        job = self._job([len(item) for item in items], images=True)
-        return await self._run(field, job, (item.encode("ascii") for item in items))
 
     async def npy(self, data: bytes, field: str) -> Decoded:
         """Frames of a `.npy` file. The header is checked first: it could announce more than memory holds.
@@ -115,6 +123,14 @@ class Decoders:
         """
         with stage("decode"):
             return await asyncio.to_thread(decode_npy, data, field, self.limits)
+
+    def check_url(self, url: Any, field: str) -> None:
+        """Refuse what is not on the allow-list, before it is fetched.
+
+        Raises:
+            ApiError: 422.
+        """
+        self._fetcher.check(url, field)
 
     async def url(self, url: Any, field: str, cut: Cut) -> Decoded:
         """Frames of a part of the video, or of the `.npy` file, that is at a URL.

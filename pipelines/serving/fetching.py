@@ -37,6 +37,22 @@ class Fetcher:
         self._tls = tls or httpx.create_ssl_context(trust_env=False)
         self._slots = asyncio.Semaphore(DOWNLOADS)
 
+    def check(self, url: object, field: str) -> Address:
+        """The address that a URL names.
+
+        Raises:
+            ApiError: 422, the allow-list does not allow it.
+        """
+        if not self._allowed.entries:
+            sentence = f"Field '{field}' is not taken: this endpoint fetches nothing (serve.url_allow_list is empty)."
+            raise ApiError(422, f"{sentence} Upload the file.")
+        if not isinstance(url, str):
+            raise ApiError(422, f"Field '{field}' must be a URL.")
+        try:
+            return self._allowed.find(url)
+        except UrlError as error:
+            raise ApiError(422, f"Field '{field}' {error}.") from None
+
     @asynccontextmanager
     async def fetched(self, url: object, field: str) -> AsyncIterator[bytes]:
         """What is at a URL. End the block soon: others wait for it.
@@ -45,7 +61,7 @@ class Fetcher:
             ApiError: 422 where it may not or cannot be fetched, 408 where it does not come in time, 413 where it is
                 too large.
         """
-        address = self._checked(url, field)
+        address = self.check(url, field)
         async with self._slots:
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -57,17 +73,6 @@ class Fetcher:
                 cause = type(error).__name__
                 raise ApiError(422, f"What field '{field}' names cannot be fetched ({cause}).") from error
             yield content
-
-    def _checked(self, url: object, field: str) -> Address:
-        if not self._allowed.entries:
-            sentence = f"Field '{field}' is not taken: this endpoint fetches nothing (serve.url_allow_list is empty)."
-            raise ApiError(422, f"{sentence} Upload the file.")
-        if not isinstance(url, str):
-            raise ApiError(422, f"Field '{field}' must be a URL.")
-        try:
-            return self._allowed.find(url)
-        except UrlError as error:
-            raise ApiError(422, f"Field '{field}' {error}.") from None
 
     async def _get(self, address: Address, field: str) -> bytes:
         ip = await self._resolve(address, field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
@@ -11,16 +11,18 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.routing import BaseRoute
 
-from pipelines.serving.bodies import content_type
 from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.errors import ApiError, unavailable
-from pipelines.serving.front import FRONT_HEADER, JOBS, UPLOAD_ROUTES
+from pipelines.serving.front import FRONT_HEADER, JOBS
 from pipelines.serving.job_runner import JobQueue
 from pipelines.serving.job_store import CANCELLED, Job, NoRoom
 from pipelines.serving.schemas import error_responses
 
 KEPT_HEADERS = ("content-type", "content-encoding", MODEL_HEADER)
 """Headers of an upload that say what its body is, and which model it is for."""
+
+Check = Callable[[Request], Awaitable[None]]
+"""Raises an `ApiError` for a body that its route would refuse before it decodes anything."""
 
 _ID = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
 _EXTRA = {"parameters": [_ID]}
@@ -40,8 +42,13 @@ class JobAnswer(BaseModel):
     starts: int = Field(description="more than 1 where a process of the endpoint ended in the middle")
 
 
-def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
-    """The routes of jobs, which those of `routes` answer that may; without `jobs` they say that there are none."""
+def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute], checks: Mapping[str, Check]) -> APIRouter:
+    """The routes of jobs; without `jobs` they say that there are none.
+
+    Args:
+        routes: what answers the jobs' uploads, of which those are taken that are in `checks`.
+        checks: by path, what is asked of an upload before it becomes a job.
+    """
     router = APIRouter()
 
     def running() -> JobQueue:
@@ -50,13 +57,14 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
         return jobs
 
     async def submit(request: Request, response: Response) -> JobAnswer:
-        """The body of the route of this kind. The answer has the job's id: it has been written to disk."""
-        content_type(request)
-        body = await request.body()
-        if not body:
-            raise ApiError(422, "The job has no body. Send what its route takes.")
+        """The body of the route of this kind. The answer has the job's id: it has been written to disk.
+
+        Its fields are checked before it is accepted. What its uploads hold is decoded when the job runs.
+        """
+        queue, job = running(), _job(request)
+        await checks[job.route](request)
         limit = request.state.client.limits.kept_jobs
-        job = await running().submit(_job(request), body, limit)
+        job = await queue.submit(job, await request.body(), limit)
         if job is NoRoom.LIMIT:
             sentence = f"The token {request.state.client.name} has {limit} jobs, which is its limit. Delete one."
             raise ApiError(429, sentence, {"Retry-After": "10"})
@@ -68,7 +76,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
         return _state(job)
 
     for upload in routes:
-        if not (isinstance(upload, APIRoute) and f"{JOBS}{_kind(upload.path)}" in UPLOAD_ROUTES):
+        if not (isinstance(upload, APIRoute) and upload.path in checks):
             continue
         router.add_api_route(
             f"{JOBS}{_kind(upload.path)}",
@@ -78,7 +86,7 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute]) -> APIRouter:
             summary=f"{upload.summary}, as a job",
             operation_id=f"submit_{_kind(upload.path)}",
             openapi_extra=upload.openapi_extra,
-            responses=error_responses(400, 401, 404, 408, 411, 413, 422, 429, 503),
+            responses=error_responses(400, 401, 404, 408, 411, 413, 415, 422, 429, 503),
         )
 
     @router.get(f"{JOBS}{{job_id}}", responses=error_responses(401, 404, 503), openapi_extra=_EXTRA)

@@ -69,15 +69,23 @@ class ClipScorer:
         most = 2 * self._decoders.limits.max_source_frames
         return await read_fields(request, most, tasks=MAX_CLIPS if own_tasks else 1)
 
+    def check(self, fields: Fields, own_tasks: bool) -> tuple[int, str | None, ScoreOptions]:
+        """How many clips there are, the task of all, and how to score them; what is wrong with one clip is its own.
+
+        Raises:
+            ApiError: 413 or 422.
+        """
+        count = count_clips(fields, own_tasks, ("task", *OPTIONS), MAX_CLIPS)
+        task = checked_task(fields.value("task")) if "task" in fields or not own_tasks else None
+        return count, task, fields.options()
+
     async def score(self, fields: Fields, own_tasks: bool) -> tuple[str, list[Scored | ApiError]]:
         """Name of the model, and the score of each clip or why it has none.
 
         Raises:
             ApiError: 413 or 422, the request as a whole is wrong; 503, no clip could be scored now.
         """
-        count = count_clips(fields, own_tasks, ("task", *OPTIONS), MAX_CLIPS)
-        options = fields.options()
-        task = checked_task(fields.value("task")) if "task" in fields or not own_tasks else None
+        count, task, options = self.check(fields, own_tasks)
 
         async def one(position: int) -> Scored | ApiError:
             try:

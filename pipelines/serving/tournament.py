@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from pipelines.serving.backend import Backend, CompareRequest
-from pipelines.serving.bodies import Fields
+from pipelines.serving.bodies import Fields, Upload
 from pipelines.serving.decoding import Decoders
 from pipelines.serving.errors import ApiError, replaced
 from pipelines.serving.many import count_clips
@@ -63,6 +63,20 @@ class Tournament:
     def __init__(self, backend: Backend, decoders: Decoders, metrics: Metrics, shares: Shares) -> None:
         self._backend, self._decoders, self._metrics, self._shares = backend, decoders, metrics, shares
 
+    def check(self, fields: Fields) -> tuple[str, list[Upload]]:
+        """The task and the clips to compare, none of them decoded.
+
+        Raises:
+            ApiError: 413 or 422.
+        """
+        count = count_clips(fields, False, ("task",), MAX_COMPARED)
+        if count < 2:
+            raise ApiError(422, "There is one clip. Send two at least.")
+        task, uploads = checked_task(fields.value("task")), [fields.upload(f"_{number}") for number in range(count)]
+        for upload in uploads:
+            upload.check(self._decoders)
+        return task, uploads
+
     async def standings(self, fields: Fields) -> Standings:
         """Compare all clips of these fields.
 
@@ -72,22 +86,19 @@ class Tournament:
         Raises:
             ApiError: 413, 415, 422, 500 or 503. One clip that cannot be compared is an error of the request.
         """
-        count = count_clips(fields, False, ("task",), MAX_COMPARED)
-        if count < 2:
-            raise ApiError(422, "There is one clip. Send two at least.")
-        task = checked_task(fields.value("task"))
+        task, uploads = self.check(fields)
         with ExitStack() as frames_in_memory:
-            clips = await self._clips(fields, count, task, frames_in_memory)
+            clips = await self._clips(uploads, task, frames_in_memory)
             model, asked = await self._ask(clips)
         probabilities = (asked + 1 - asked.T) / 2
         strengths = bradley_terry(probabilities)
-        order = sorted(range(count), key=lambda number: (-strengths[number], number))
+        order = sorted(range(len(clips)), key=lambda number: (-strengths[number], number))
         return Standings(model, task, order, probabilities, strengths)
 
-    async def _clips(self, fields: Fields, count: int, task: str, frames_in_memory: ExitStack) -> list[Clip]:
+    async def _clips(self, uploads: Sequence[Upload], task: str, frames_in_memory: ExitStack) -> list[Clip]:
         clips, bytes_left = [], self._decoders.max_bytes_of_many
-        for number in range(count):
-            decoded = await fields.upload(f"_{number}").decode(Cut(), self._decoders)
+        for upload in uploads:
+            decoded = await upload.decode(Cut(), self._decoders)
             bytes_left -= decoded.frames.nbytes
             if bytes_left < 0:
                 limit = f"{self._decoders.max_bytes_of_many} bytes (half of serve.max_held_bytes)"

@@ -301,11 +301,46 @@ def test_so_many_run_at_a_time_and_a_503_is_tried_again(tmp_path: Path, monkeypa
     run(test)
 
 
-def test_a_job_without_a_body_is_refused_and_a_wrong_method_told_the_right_ones(tmp_path: Path) -> None:
+CLIP = ["iVBORw0KGgo="]
+MALFORMED: list[tuple[str, dict[str, Any]]] = [
+    ("score", {}),
+    ("score", {"json": {}}),
+    ("score", {"json": []}),
+    ("score", {"json": {"frames_base64": CLIP}}),
+    ("score", {"json": {"task": "task"}}),
+    ("score", {"json": {"task": "task", "frames_base64": []}}),
+    ("score", {"json": {"task": "task", "frames_base64": [1]}}),
+    ("score", {"json": {"task": "task", "url": "https://example.com/a.mp4"}}),
+    ("score", {"json": {"task": "task", "frames_base64": CLIP, "mode": "half"}}),
+    ("score", {"json": {"task": "task", "frames_base64": CLIP, "more": 1}}),
+    ("score", {"data": {"task": "task", "video": "text"}, "files": {"more": ("v.mp4", b"")}}),
+    ("score", {"content": b"{", "headers": {"content-type": "application/json"}}),
+    ("score", {"content": b"{}", "headers": {"content-type": "application/json", "content-encoding": "gzip"}}),
+    ("compare", {"json": {"task": "task", "frames_base64_a": CLIP}}),
+    ("compare", {"json": {"task": "task", "frames_base64_0": CLIP}}),
+    ("compare", {"json": {"task": 1, "frames_base64_0": CLIP, "frames_base64_1": CLIP}}),
+    ("compare", {"json": {"task": "task", "frames_base64_0": CLIP, "frames_base64_1": "no list"}}),
+    ("scores", {"json": {"task": "task"}}),
+    ("scores", {"json": {"task": "task", "frames_base64_1": CLIP}}),
+    ("scores", {"json": {"task": "task", "frames_base64_0": CLIP, "fps": -1}}),
+    ("rank", {"json": {"frames_base64_0": CLIP}}),
+    ("rank", {"json": {"task": "task", "task_0": "own", "frames_base64_0": CLIP}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), MALFORMED)
+def test_a_malformed_body_is_refused_and_becomes_no_job(kind: str, body: dict[str, Any], tmp_path: Path) -> None:
     with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url, httpx.Client(base_url=url) as http:
-        empty = http.post("/v1/jobs/score")
-        assert empty.status_code == 422 and "no body" in empty.json()["error"]
-        assert "422" in http.get("/openapi.json").json()["paths"]["/v1/jobs/score"]["post"]["responses"]
+        at_once, as_job = http.post(f"/v1/{kind}", **body), http.post(f"/v1/jobs/{kind}", **body)
+        assert as_job.status_code in (400, 415, 422)
+        assert (as_job.status_code, as_job.json()["detail"]) == (at_once.status_code, at_once.json()["detail"])
+        responses = http.get("/openapi.json").json()["paths"][f"/v1/jobs/{kind}"]["post"]["responses"]
+        assert str(as_job.status_code) in responses
+    assert not list((tmp_path / "jobs").glob("*/request"))
+
+
+def test_a_wrong_method_is_told_the_right_ones(tmp_path: Path) -> None:
+    with endpoint(FrameDifference(), jobs=tmp_path / "jobs") as url, httpx.Client(base_url=url) as http:
         for path in ("/v1/jobs/" + "a" * 32, "/v1/sessions/abc"):
             wrong = http.put(path)
             assert (wrong.status_code, wrong.headers["allow"]) == (405, "DELETE, GET")
