@@ -61,10 +61,10 @@ def job_routes(jobs: JobQueue | None, routes: Iterable[BaseRoute], checks: Mappi
 
         Its fields are checked before it is accepted. What its uploads hold is decoded when the job runs.
         """
-        queue, job = running(), _job(request)
-        await checks[job.route](request)
+        queue, asked = running(), _job(request)
+        await checks[asked.route](request)
         limit = request.state.client.limits.kept_jobs
-        job = await queue.submit(job, await request.body(), limit)
+        job = await queue.submit(asked, await request.body(), limit)
         if job is NoRoom.LIMIT:
             sentence = f"The token {request.state.client.name} has {limit} jobs, which is its limit. Delete one."
             raise ApiError(429, sentence, {"Retry-After": "10"})
