@@ -468,6 +468,8 @@ MUTANTS = (
            "job_id=request.headers[FRONT_HEADER],", "job_id=__import__('secrets').token_hex(16),", "tests/pipelines/serving/test_jobs.py -k sends_again"),
     Mutant("any program with TLS is our proxy", "pipelines/deploy.py",
            'return answers_as_front(config, verify=False)', "return True", "tests/pipelines/test_deploy.py -k nobody_can_reach"),
+    Mutant("a job fails as its replica is killed", "pipelines/serving/decoding.py",
+           '"ended", NO_START)', '"ended")', "tests/pipelines/serving/test_uploads.py -k before_it_has_started"),
     Mutant("a fork outlives its decoder for ever", "pipelines/serving/child.py",
            "with suppress(ProcessLookupError):", "if self._process.poll() is None:", "tests/pipelines/serving/test_uploads.py -k outlives --timeout 20"),
     Mutant("a batch computes for who has gone", "pipelines/serving/batching.py",

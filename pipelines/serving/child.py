@@ -22,6 +22,9 @@ from pipelines.serving.decoder import LENGTH, STATUS, DecodeJob
 
 logger = logging.getLogger(__name__)
 
+NO_START = "does not start"
+"""The cause of death of a process that has not begun to decode."""
+
 _START_TIMEOUT_S = 60.0
 _MAX_ANSWER_BYTES = 2**20
 _MAX_ERROR_CHARS = 300
@@ -30,7 +33,10 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class DeathError(Exception):
-    """A process ended over an upload; `cause` is a signal's name, the cause given to `Child.end`, or `ended`."""
+    """A process ended over an upload.
+
+    Its `cause` is a signal's name, the cause given to `Child.end`, `ended`, or `NO_START`.
+    """
 
     def __init__(self, cause: str) -> None:
         super().__init__(f"the decoder process ended over an upload: {cause}")
@@ -68,7 +74,7 @@ class Child:
             memory_bytes: limit of the memory that an upload may take.
 
         Raises:
-            RuntimeError: it does not start.
+            DeathError: it does not start, or is killed before it has.
         """
         inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -81,14 +87,17 @@ class Child:
             start_new_session=True,  # a group of its own, which Ctrl-C does not reach: the endpoint ends it
         )
         self._cause = ""
-        timer = threading.Timer(_START_TIMEOUT_S, self.end, ("does not start",))
+        timer = threading.Timer(_START_TIMEOUT_S, self.end, (NO_START,))
         timer.start()
         try:
             missing = self._stdout.readline()
         finally:
             timer.cancel()
-        if not missing:
-            raise RuntimeError("the decoder process does not start; its errors are in the log")
+        if not missing.endswith(b"\n"):
+            self.end(NO_START)
+            self._process.wait()
+            logger.error("The decoder process does not start; its errors are above.")
+            raise DeathError(NO_START)
         if json.loads(missing):
             logger.warning("Uploads are decoded with less protection: %s.", json.loads(missing))
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.serving.backend import Limits
-from pipelines.serving.child import Answer, Call, Child, DeathError
+from pipelines.serving.child import NO_START, Answer, Call, Child, DeathError
 from pipelines.serving.decoder import DecodeJob
 from pipelines.serving.errors import ApiError, unavailable
 from pipelines.serving.fetching import Fetcher
@@ -203,9 +203,9 @@ class Decoders:
 
     def _in_thread(self, call: Call, field: str, job: DecodeJob, parts: Iterable[bytes]) -> Decoded:
         child = getattr(self._of_thread, "child", None)
-        if child is None or not child.alive():
-            child = self._of_thread.child = Child(_memory_bytes(self.limits))
         try:
+            if child is None or not child.alive():
+                child = self._of_thread.child = Child(_memory_bytes(self.limits))
             with call.running_in(child, self.limits.decode_timeout_s):
                 answer = child.decode(job, parts)
         except DeathError as death:
@@ -278,7 +278,7 @@ def _end(field: str, cause: str, limits: Limits) -> ApiError:
     if cause in ("timeout", "SIGXCPU"):
         limit = f"{limits.decode_timeout_s:g} s (serve.decode_timeout_s)"
         return ApiError(413, f"Field '{field}' takes longer to decode than {limit}. Send fewer or smaller frames.")
-    if cause in ("SIGKILL", "cancelled", "ended"):  # from outside, e.g. because the machine is out of memory
+    if cause in ("SIGKILL", "cancelled", "ended", NO_START):  # from outside, e.g. because the machine is out of memory
         return unavailable(f"The decoder of field '{field}' was killed from outside. Try again.")
     return ApiError(415, f"Field '{field}' is damaged: it crashes its decoder.")
 

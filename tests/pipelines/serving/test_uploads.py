@@ -549,6 +549,25 @@ def test_a_crash_is_the_end_of_one_upload_and_of_nothing_else(end: signal.Signal
     decoders.close()
 
 
+@pytest.mark.parametrize("code", ["", "print('[', end='', flush=True)"])
+def test_a_decoder_that_is_killed_before_it_has_started_is_not_the_uploads_fault(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray kills the child processes of a replica a moment before the replica: a job must not fail in that moment."""
+    deaths: list[str] = []
+    decoders = Decoders(limits_with(), deaths.append)
+    (tmp_path / "killed.py").write_text(f"import os\n{code}\nos.kill(os.getpid(), 9)\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        patch.setattr(child_module, "decoder", SimpleNamespace(__name__="killed"))
+        with pytest.raises(ApiError) as caught:
+            asyncio.run(decoders.video(SMALL, "video"))
+    assert caught.value.status == 503 and "retry-after" in {name.lower() for name in caught.value.headers}
+    assert deaths == ["does not start"]
+    assert len(asyncio.run(decoders.video(SMALL, "video")).frames) == 10
+    decoders.close()
+
+
 def test_a_fork_that_outlives_its_decoder_ends_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os, sys, time\nprint('[]', flush=True)\nsys.stdin.buffer.readline()\n"
     (tmp_path / "left_behind.py").write_text(f"{code}if os.fork():\n    os._exit(1)\ntime.sleep(600)\n")
