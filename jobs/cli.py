@@ -30,6 +30,10 @@ SECTIONS = {
         "evaluate": "metrics with intervals, and a report",
         "report": "one page of one evaluated model, or of several",
     },
+    "Clusters": {
+        "submit": "run a command on a cluster",
+        "pipeline": "run stages that depend on one another",
+    },
     "Use": {
         "score": "score one video",
         "compare": "which of two videos did better",

@@ -13,6 +13,11 @@ def publish(call: Call) -> None:
     targets = [name for name in ("output", "mlflow", "hub") if options[name]]
     if len(targets) != 1:
         raise ConfigError("Say where to publish: one of --output FOLDER, --mlflow NAME and --hub ORG/NAME.")
+    promotes = [options[name] for name in ("alias", "metric")]
+    if any(promotes) and not (all(promotes) and options["mlflow"] and options["evaluation"]):
+        raise ConfigError(
+            "An alias needs all of --alias, --metric, --evaluation and --mlflow: it moves if it is better."
+        )
     if options["evaluation"]:
         paths.check_local("--evaluation", options["evaluation"])
     if options["output"]:
@@ -23,7 +28,12 @@ def publish(call: Call) -> None:
     what = prepare(
         source, options["evaluation"] or "", options["license"] or "", call.config.tracking.uri, options["merge"]
     )
-    if options["mlflow"]:
+    if options["alias"]:
+        from pipelines.promotion import criterion, promote
+
+        by = criterion(options["metric"])
+        place = promote(what, call.config, options["mlflow"], options["alias"], options["evaluation"], by)
+    elif options["mlflow"]:
         place = to_mlflow(what, call.config, options["mlflow"])
     elif options["hub"]:
         place = to_hub(what, options["hub"], options["private"])
@@ -46,6 +56,18 @@ COMMAND = Command(
     options=[
         option("--output", "Publish into a folder, which is new or holds this model.", metavar="FOLDER"),
         option("--mlflow", "Publish as a new version of this registered model at tracking.uri.", metavar="NAME"),
+        option(
+            "--alias",
+            "With --mlflow, --evaluation and --metric: give the new version this alias, if no version has it, or if it "
+            "is better than the one that has it. That one is evaluated on the same clips.",
+            metavar="ALIAS",
+        ),
+        option(
+            "--metric",
+            "What decides about the alias: SPLIT/EVALUATION/METRIC of a split by which the training chose nothing. "
+            "Better: the interval of the paired difference leaves out 0.",
+            metavar="METRIC",
+        ),
         option("--hub", "Publish to the Hugging Face hub, in one commit; needs HF_TOKEN.", metavar="ORG/NAME"),
         option("--private", "With --hub: make a new repository private.", is_flag=True),
         option(
@@ -61,6 +83,8 @@ COMMAND = Command(
     examples="""
 robometer publish outputs/train/best --output outputs/published --evaluation outputs/evaluation
 robometer publish outputs/train/best --mlflow drawer-reward
+robometer publish outputs/train/best --mlflow drawer-reward --evaluation outputs/evaluation --alias champion \\
+    --metric held_out/policy_ranking/kendall_last
 robometer publish outputs/train/best --hub my-lab/drawer-reward --private
 """,
     sections=("tracking",),

@@ -38,8 +38,8 @@ class RunComparison:
 
 def compare_runs(runs: Sequence[EvaluationRun]) -> RunComparison:
     """Compare runs over one corpus with the first of them."""
-    differences = {run.name: _differences(runs[0], run) for run in runs[1:]}
-    return RunComparison(runs, differences, {run.name: _by_source(run) for run in runs})
+    of_runs = {run.name: differences(runs[0], run) for run in runs[1:]}
+    return RunComparison(runs, of_runs, {run.name: _by_source(run) for run in runs})
 
 
 def _clip(record: ClipPrediction) -> tuple[str, ...]:
@@ -77,18 +77,18 @@ def _scored(run: EvaluationRun, name: str, key: Callable[[Any], tuple[str, ...]]
     return {key(record) for record in getattr(run.predictions, name) if not getattr(record, "error", "")}
 
 
-def _differences(baseline: EvaluationRun, other: EvaluationRun) -> dict[tuple[str, str, str], Difference]:
+def differences(baseline: EvaluationRun, other: EvaluationRun) -> dict[tuple[str, str, str], Difference]:
     """`other` minus `baseline` by (evaluation, split, metric), over what both scored."""
     first, second = common(baseline, other)
     settings = Resampling(first.settings.bootstrap, first.settings.confidence, first.settings.seed)
-    differences = {}
+    found = {}
     for result in first.results:
         for metric in result.metrics:
             counterpart = second.metric(result.evaluation, result.split, metric.name)
             if counterpart is not None:
                 key = result.evaluation, result.split, metric.name
-                differences[key] = paired(metric.estimate, counterpart.estimate, settings)
-    return differences
+                found[key] = paired(metric.estimate, counterpart.estimate, settings)
+    return found
 
 
 def _by_source(run: EvaluationRun) -> dict[str, EvaluationRun]:

@@ -107,7 +107,7 @@ class _Lease:
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": os.getpid(),
-            "started": _started(os.getpid()),
+            "started": started_at(os.getpid()),
             "job": _ray_job(),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]),
             "since": datetime.now().isoformat(" ", "seconds"),
@@ -157,7 +157,7 @@ class _Lease:
     def _is_alive(self, path: Path, text: str) -> bool:
         other = _parsed(text)
         if other.get("machine") == self._me["machine"]:
-            return bool(_started(int(other["pid"])) == other["started"] != "")
+            return bool(started_at(int(other["pid"])) == other["started"] != "")
         logger.info("%s=%s: checking whether the job on %s is alive", self._name, self._folder, other.get("host"))
         end = time.monotonic() + GONE_AFTER_S
         while time.monotonic() < end:
@@ -230,7 +230,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _started(pid: int) -> str:
+def started_at(pid: int) -> str:
     """When a process of this machine started, which distinguishes it from a later one with its id; empty if it ended.
 
     Without /proc, only the id is checked.

@@ -108,6 +108,23 @@ def is_off(config: Config) -> bool:
     return config.tracking.uri in ("", "none")
 
 
+def version_of_alias(config: Config, name: str, alias: str) -> str:
+    """The version of a registered model that has an alias; empty if none has."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client_of(config.tracking.uri).get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return ""
+        raise
+
+
+def set_alias(config: Config, name: str, alias: str, version: str) -> None:
+    """Give an alias to a version of a registered model; no other version has it then."""
+    client_of(config.tracking.uri).set_registered_model_alias(name, alias, version)
+
+
 def close_open_run(config: Config, run_id: str) -> None:
     """Mark a stopped run (such as an early-stopped trial) as KILLED, if it still counts as running."""
     if is_off(config) or not run_id:

@@ -106,11 +106,86 @@ def _wait_until_up(head: dict[str, str]) -> None:
         time.sleep(1)
 
 
+PLAN = """
+output: {tmp}/out
+stages:
+  corpus: ingest {raw} --corpus {{here}}
+  model: train --corpus {{corpus}} --output {{here}} model=tiny train.zero_stage=3 train.batch_size=4
+  measured: evaluate {{model}}/best --corpus {{corpus}} --output {{here}} evaluate.bootstrap=50 evaluate.max_clips=24
+settings: {settings}
+"""
+QUICK = {"train.steps": 4, "train.checkpoint_every": 2, "evaluate.pairs_per_task": 2}
+
+
+def _robometer(head: dict[str, str], *line: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", *line]
+    return subprocess.run(command, capture_output=True, text=True, env=head, cwd=ROOT, timeout=400, check=False)
+
+
+def _settings(*given: str) -> dict[str, object]:
+    return dict(setting.split("=", 1) for setting in given) | QUICK
+
+
+def _jobs(head: dict[str, str]) -> int:
+    client = subprocess.run(["ray", "job", "list"], env=head, capture_output=True, text=True, check=True)
+    return client.stdout.count("submission_id=")
+
+
+def test_a_pipeline_runs_as_jobs_goes_on_after_a_kill_and_does_nothing_twice(
+    head: dict[str, str], raw_clips: Path, tmp_path: Path
+) -> None:
+    _wait_until_up(head)
+    stranger = _robometer(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, "submit", "ingest")
+    assert stranger.returncode == 2 and "RAY_AUTH_TOKEN" in stranger.stderr and "Traceback" not in stranger.stderr
+
+    settings = _settings(*(one for one in TINY if not one.startswith("train.batch_size")))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.format(tmp=tmp_path, raw=raw_clips, settings=json.dumps(settings)))
+    command = [sys.executable, "-m", "jobs.cli", "pipeline", str(plan)]
+    model = tmp_path / "out/stages/model.json"
+    with subprocess.Popen(command, env=head, cwd=ROOT, stderr=subprocess.PIPE, text=True) as killed:
+        end = time.monotonic() + 200
+        while not list((tmp_path / "out").glob("model-*/run.json")):  # which the running job writes
+            assert killed.poll() is None and time.monotonic() < end, killed.stderr and killed.stderr.read()
+            time.sleep(0.2)
+        killed.kill()
+    job = json.loads(model.read_text())["job"]
+
+    done = _robometer(head, "pipeline", str(plan))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"model: still runs since {json.loads(model.read_text())['started']}, as job {job}" in done.stderr
+    assert "corpus: done before" in done.stderr and not foreign(done.stdout, done.stderr)
+    [measured] = (tmp_path / "out").glob("measured-*")
+    assert set(json.loads((measured / "metrics.json").read_text())["metrics"]) == {"seen", "held_out"}
+    assert (measured / "report.html").stat().st_size > 50_000
+
+    count = _jobs(head)
+    again = _robometer(head, "submit", "pipeline", str(plan))  # a job, which submits none
+    assert again.returncode == 0 and again.stdout.count("done before") == 3, again.stdout + again.stderr
+    assert "measured  done" in again.stdout and _jobs(head) == count + 1
+
+    lost = _robometer(head, "submit", "--retries", "1", "train", "--output", "run")  # in a copy, which Ray deletes
+    assert lost.returncode == 2 and "error: train.output=run is relative" in lost.stdout
+    assert _jobs(head) == count + 2, "a mistake is not tried again"
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped(head: dict[str, str], tmp_path: Path) -> None:
+    _wait_until_up(head)
+    begun = _robometer(head, "submit", "--detach", "--env", "HOME", "simulate", "--output", f"{tmp_path}/raw")
+    assert begun.returncode == 0
+    stopped = _robometer(head, "submit", "--stop", begun.stdout.strip())
+    assert stopped.returncode == 0 and begun.stdout.strip() in stopped.stdout
+    nobody = _robometer(head, "submit", "--stop", "nobody")
+    assert nobody.returncode == 2 and "there is no job nobody" in nobody.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stages", "overrides"),
     [
         (["ingest", "train", "evaluate"], ["model=tiny", "train.zero_stage=3", "train.batch_size=4"]),
-        pytest.param(["ingest", "embed", "train", "sweep", "evaluate"], [], marks=pytest.mark.slow),
+        (["ingest", "embed", "train", "sweep", "evaluate"], []),
     ],
 )
 def test_every_stage_runs_as_a_submitted_job(
