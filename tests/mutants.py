@@ -753,6 +753,22 @@ MUTANTS = (
            "run.model = answer.model.name;\n    observe(run);", "run.model = answer.model.name;", "tests/pipelines/serving/test_page.py"),
     Mutant("frames after the cursor count as seen", "pipelines/serving/page/views.js",
            'mode === "prefix" ? moment + 1 : length', "length", "tests/pipelines/serving/test_page.py"),
+    # --- where it runs
+    Mutant("the endpoint's pods lack the checks of uploads", "cluster/kubernetes/base/endpoint.yaml",
+           "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_PROXY_CALLBACK_IMPORT_PATH", "tests/cluster/test_kubernetes.py"),
+    Mutant("a token stands in a manifest", "cluster/kubernetes/base/endpoint.yaml",
+           "valueFrom: {secretKeyRef: {name: robometer-endpoint, key: token}}", "value: secret", "tests/cluster/test_kubernetes.py"),
+    Mutant("a cluster asks for no token", "cluster/kubernetes/train/job.yaml",
+           "    authOptions: {mode: token, secretName: robometer-ray}\n", "", "tests/cluster/test_kubernetes.py"),
+    Mutant("a network policy guards no pod", "cluster/kubernetes/base/protection.yaml",
+           "component: endpoint-head}}\n  policyTypes", "component: endpoint}}\n  policyTypes", "tests/cluster/test_kubernetes.py"),
+    Mutant("more trainers than GPUs", "cluster/kubernetes/train/job.yaml",
+           "train.num_workers=8", "train.num_workers=16", "tests/cluster/test_kubernetes.py"),
+    Mutant("nodes on Google Cloud see no storage", "cluster/ray/gcp.yaml",
+           "    - --volume /data:/data\n", "", "tests/cluster/test_ray_up.py"),
+    Mutant("the image runs as root", "cluster/Dockerfile", "USER 1000\n", "", "tests/cluster/test_image.py"),
+    Mutant("a panel asks for a metric that nobody exports", "cluster/grafana_pipeline.json",
+           "ray_object_store_memory", "ray_object_store_bytes", "tests/cluster/test_dashboard.py"),
 )
 # fmt: on
 
