@@ -14,6 +14,7 @@ import yaml
 
 from jobs.grammar import Call, Command, Group, Inputs, option
 from robometer.configs import load
+from robometer.runs.redaction import redacted
 from robometer.settings import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Submit(Command):
         line = list(ctx.params.pop("arguments"))
         if not ctx.params["stop"]:
             self._check_count(line, ctx)
-            read_line(line)
+            if read_line(line) is None:
+                raise click.UsageError(f"`robometer {' '.join(line)}` prints its help here, without `submit`.", ctx)
         return Call(load([]), line, ctx.params, frozenset())
 
 
@@ -128,22 +130,28 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _run(jobs: Jobs, what: Submission, retries: int, detach: bool) -> int:
-    from pipelines.submission import INTERRUPTED, MISTAKE
+    from pipelines.submission import INTERRUPTED, new_id
 
     status = 0
+    if redacted(what.entrypoint) != what.entrypoint:
+        logger.warning(
+            "The line holds a secret, which whoever may see the cluster's jobs can read. Write ${oc.env:NAME} in its "
+            "place, and give the variable to the cluster."
+        )
     for number in range(1, retries + 2):
-        job_id = jobs.submit(what)
-        logger.info("Submitted as %s: %s", job_id, what.entrypoint)
-        if detach:
-            print(job_id)
-            return 0
+        job_id = new_id(what.command[0])
+        logger.info("Submitting %s: %s", job_id, redacted(what.entrypoint))
         try:
+            jobs.submit(what, job_id)
+            if detach:
+                print(job_id)
+                return 0
             status = jobs.follow(job_id, _show)
         except KeyboardInterrupt:
-            print(f"\nThe job goes on. Stop it: robometer submit --stop {job_id}")
-            raise
+            print(f"\nThe job goes on. Stop it: robometer submit --stop {job_id}", file=sys.stderr)
+            return INTERRUPTED
         logger.info("%s ended with status %d", job_id, status)
-        if status in (0, MISTAKE, INTERRUPTED) or number > retries:
+        if status in (0, INTERRUPTED) or number > retries:
             break
         logger.warning("The job failed. Try %d of %d continues where it stopped.", number + 1, retries + 1)
     return status
@@ -162,7 +170,12 @@ COMMAND = Submit(
     options=[
         option("--address", "URL of the cluster's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL"),
         option("--detach", "Do not follow the job; print its id.", is_flag=True),
-        option("--retries", "Submit a job that failed again, so often; it continues where it stopped.", default=0),
+        option(
+            "--retries",
+            "Submit a job that failed again, so often; it continues where it stopped.",
+            type=click.IntRange(min=0),
+            default=0,
+        ),
         option(
             "--working-dir",
             'Folder or URI that the job runs in a copy of (default: this folder if it is a checkout; "": none, the '

@@ -7,18 +7,23 @@ ended meanwhile is done, and one that was cut off runs again, which continues wh
 from __future__ import annotations
 
 import logging
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
-from pipelines.plan import FAILED, RUNNING, SUCCEEDED, Plan, Record, Records, Stage
-from pipelines.submission import INTERRUPTED, MISTAKE, Jobs, Submission, exit_status, new_id
+from pipelines.cluster import ClusterError
+from pipelines.plan import FAILED, INGEST, RUNNING, SUCCEEDED, Plan, Record, Records, Stage
+from pipelines.submission import INTERRUPTED, PATIENCE_S, Jobs, Submission, exit_status, new_id
 from robometer.errors import RobometerError
 from robometer.runs.outputs import exclusive_folder, started_at
+from robometer.runs.provenance import commit
+from robometer.runs.redaction import redacted
 from robometer.text import table
 
 logger = logging.getLogger(__name__)
@@ -41,8 +46,8 @@ class Launcher(Protocol):
     most: int
     """Stages at a time."""
 
-    def start(self, record: Record, started: Callable[[Record], None]) -> None:
-        """Start the stage of a record. `started` writes it down, before anything can be lost."""
+    def start(self, record: Record, line: Sequence[str], started: Callable[[Record], None]) -> None:
+        """Start the line of a stage. `started` writes its record down, before anything can be lost."""
         ...
 
     def ended(self, record: Record) -> int | None:
@@ -62,16 +67,18 @@ class Processes:
     def __init__(self) -> None:
         self._children = dict[str, subprocess.Popen[bytes]]()
 
-    def start(self, record: Record, started: Callable[[Record], None]) -> None:
+    def start(self, record: Record, line: Sequence[str], started: Callable[[Record], None]) -> None:
         """See `Launcher`."""
-        child = subprocess.Popen([sys.executable, "-m", "jobs.cli", *record.line])
+        child = subprocess.Popen([sys.executable, "-m", "jobs.cli", *line])
         pid = str(child.pid)
         self._children[pid] = child
         started(replace(record, process=[pid, started_at(child.pid)]))
 
     def ended(self, record: Record) -> int | None:
         """See `Launcher`; a process of a killed run is nobody's child, so that its exit status is lost."""
-        pid, since = record.process or ["0", ""]
+        if not record.process:
+            raise _other_kind(record, "as a Ray job: give the cluster's --address")
+        pid, since = record.process
         if pid in self._children:
             status = self._children[pid].poll()
             return status if status is None or status >= 0 else 1  # a signal ended it
@@ -98,23 +105,41 @@ class Cluster:
     jobs: Jobs
     runtime_env: Mapping[str, object] = field(default_factory=dict)
     most: int = sys.maxsize
+    _silent_since: dict[str, float] = field(default_factory=dict)
 
-    def start(self, record: Record, started: Callable[[Record], None]) -> None:
+    def start(self, record: Record, line: Sequence[str], started: Callable[[Record], None]) -> None:
         """See `Launcher`."""
-        record = replace(record, job=new_id(record.line[0]))
+        record = replace(record, job=new_id(line[0]))
         started(record)
-        self.jobs.submit(Submission(record.line, self.runtime_env), record.job)
+        self.jobs.submit(Submission(line, self.runtime_env), record.job)
 
     def ended(self, record: Record) -> int | None:
         """See `Launcher`; a head that was restarted knows nothing of its jobs."""
-        job = self.jobs.find(record.job) if record.job else None
+        if not record.job:
+            raise _other_kind(record, "as a process: add --here")
+        try:
+            job = self.jobs.find(record.job)
+        except ClusterError:
+            since = self._silent_since.setdefault(record.job, time.monotonic())
+            if time.monotonic() - since > PATIENCE_S:
+                raise
+            return None
+        self._silent_since.pop(record.job, None)
         if job is None:
             return GONE
         return exit_status(job) if job.status.is_terminal() else None
 
     def explain(self, record: Record) -> str:
         """See `Launcher`."""
-        return "\n".join(self.jobs.log(record.job).splitlines()[-LOG_LINES:])
+        try:
+            return "\n".join(self.jobs.log(record.job).splitlines()[-LOG_LINES:])
+        except ClusterError as error:  # it may have gone with its node
+            return f"(its log is gone: {error})"
+
+
+def _other_kind(record: Record, how: str) -> PipelineError:
+    what = record.job or f"process {record.process[0]}"
+    return PipelineError(f"{what} was started {how} to await it, or wait until it has ended")
 
 
 def run_pipeline(plan: Plan, launcher: Launcher, again: Sequence[str] = ()) -> None:
@@ -132,8 +157,8 @@ def run_pipeline(plan: Plan, launcher: Launcher, again: Sequence[str] = ()) -> N
         run = _Run(plan, launcher, again)
         try:
             run.all()
-        except KeyboardInterrupt:
-            run.interrupted()
+        except BaseException:
+            run.stopped()
             raise
         run.check()
 
@@ -149,8 +174,7 @@ class _Run:
     def all(self) -> None:
         """Start what can start and look after what runs, until neither is left."""
         for name in self.plan.stages:
-            record = self.records.read(name)
-            if record is not None and record.state == RUNNING:
+            for record in self.records.left_running(name):
                 self._find_again(name, record)
         while True:
             for stage in self.plan.stages.values():
@@ -172,6 +196,7 @@ class _Run:
             self.running[name] = record
         elif status == GONE:
             logger.info("%s: was cut off; it continues", name)
+            self.records.write(name, replace(record, state=FAILED, ended=_now()))
         else:
             self._end(self.plan.stages[name], record, status)
 
@@ -184,51 +209,75 @@ class _Run:
             return False
         if not all(self.records.is_done(self.plan.stages[need]) for need in stage.needs):
             return False
-        if stage.name in self.again or not self.records.is_done(stage):
+        if not self.records.is_done(stage):
+            return True
+        if stage.name in self.again:
+            self._move_away(stage)
             return True
         self.ran.add(stage.name)
-        logger.info("%s: done before, %s", stage.name, self.records.place(stage))
+        logger.info("%s: done before%s", stage.name, _in(self.records.place(stage)))
+        record = self.records.read(stage)
+        if record is not None and record.commit != commit():
+            logger.warning(
+                "%s was made by the code of %s, and this is %s; --again %s makes it anew",
+                *(stage.name, record.commit or "another version", commit(), stage.name),
+            )
         return False
 
-    def _start(self, stage: Stage, tries: int = 1) -> None:
-        record = Record(self.records.key(stage) or "", RUNNING, self.records.line(stage), _now(), tries=tries)
+    def _move_away(self, stage: Stage) -> None:
+        """Make room for another output of the same inputs; a corpus stays, since an ingest adds to it."""
+        place = Path(self.records.place(stage)) if stage.has_output and stage.command != INGEST else None
+        if place is not None and place.exists():
+            before = place.with_name(f"{place.name}.before-{datetime.now():%Y%m%dT%H%M%S}")
+            place.rename(before)
+            logger.info("%s: its output is kept as %s", stage.name, before)
 
+    def _start(self, stage: Stage, tries: int = 1) -> None:
+        line = self.records.line(stage)
+        shown = [redacted(word) for word in line]
+        record = Record(self.records.key(stage) or "", RUNNING, shown, _now(), commit(), tries=tries)
         self.started.add(stage.name)
 
         def started(record: Record) -> None:
             self.running[stage.name] = record
             self.records.write(stage.name, record)
-
-        logger.info("%s: robometer %s", stage.name, subprocess.list2cmdline(record.line))
-        self.launcher.start(record, started)
-        if record := self.running[stage.name]:
             logger.info("%s: runs%s", stage.name, f" as job {record.job}" if record.job else "")
+
+        logger.info("%s: robometer %s", stage.name, shlex.join(shown))
+        self.launcher.start(record, line, started)
 
     def _end(self, stage: Stage, record: Record, status: int) -> None:
         self.running.pop(stage.name, None)
+        if record.key != self.records.key(stage):  # it began with other inputs; what it made counts for those
+            logger.info("%s: ended with status %d, but its inputs have changed since it began", stage.name, status)
+            self._write_end(stage, record, status)
+            return
         if status == GONE and stage.name not in self.started:  # of a run that was killed: to run it again does no harm
             self._start(stage, record.tries)
             return
         if status == 0 and not self.records.is_there(stage):
-            logger.error("%s ended well, but wrote nothing to %s.", stage.name, self.records.place(stage))
+            logger.error("%s ended well, but wrote nothing%s.", stage.name, _in(self.records.place(stage)))
             status = 1
-        ended = replace(record, state=FAILED if status else SUCCEEDED, ended=_now(), status=status)
-        self.records.write(stage.name, ended)
+        ended = self._write_end(stage, record, status)
         if not status:
             self.ran.add(stage.name)
-            logger.info("%s: done, %s", stage.name, self.records.place(stage))
-        elif status not in (MISTAKE, INTERRUPTED) and record.tries <= self.plan.retries:
-            logger.warning(
-                "%s: failed with status %d; try %d of %d", stage.name, status, record.tries + 1, self.plan.retries + 1
-            )
-            self._start(stage, record.tries + 1)
+            logger.info("%s: done%s", stage.name, _in(self.records.place(stage)))
+        elif status != INTERRUPTED and record.tries <= self.plan.retries:
+            tries = record.tries + 1
+            logger.warning("%s: failed with status %d; try %d of %d", stage.name, status, tries, self.plan.retries + 1)
+            self._start(stage, tries)
         else:
             self.failed[stage.name] = ended
             said = self.launcher.explain(ended)
             logger.error("%s: failed with status %d%s", stage.name, status, f". It said:\n{said}" if said else "")
 
-    def interrupted(self) -> None:
-        """Say what goes on, after Ctrl-C."""
+    def _write_end(self, stage: Stage, record: Record, status: int) -> Record:
+        ended = replace(record, state=FAILED if status else SUCCEEDED, ended=_now(), status=status)
+        self.records.write(stage.name, ended)
+        return ended
+
+    def stopped(self) -> None:
+        """Say what goes on, after Ctrl-C or an error."""
         if isinstance(self.launcher, Processes):
             self.launcher.wait(30)
         for name, record in self.running.items():
@@ -236,30 +285,34 @@ class _Run:
                 logger.info("%s goes on as job %s; stop it: robometer submit --stop %s", name, record.job, record.job)
 
     def check(self) -> None:
-        """Raise where a stage failed."""
-        if not self.failed:
+        """Raise where a stage failed, or did not run for another reason."""
+        left = [name for name in self.plan.stages if name not in self.ran and name not in self.failed]
+        if not (self.failed or left):
             return
-        after = dict.fromkeys(one for name in self.failed for one in self.plan.dependents(name))
-        waiting = f", so that {' and '.join(after)} did not run" if after else ""
         what = " and ".join(f"{name} (status {record.status})" for name, record in self.failed.items())
-        raise PipelineError(f"{what} failed{waiting}. Mend the cause, then rerun the same command.")
+        waiting = f"{' and '.join(left)} did not run" if left else ""
+        if what:
+            raise PipelineError(
+                f"{what} failed{f', so that {waiting}' if left else ''}. Mend the cause, then rerun the same command."
+            )
+        raise PipelineError(f"{waiting}: inputs changed in the middle. Rerun the same command.")
 
 
 def state_table(plan: Plan) -> str:
     """What is done, what is not, and where, as text."""
     records, rows = Records(plan), []
     for name, stage in plan.stages.items():
-        record = records.read(name)
+        record = records.read(stage)
+        place = records.place(stage) if records.key(stage) is not None else ""
         if records.is_done(stage):
-            state, place = "done", records.place(stage)
+            state = "done"
         elif records.key(stage) is None:
-            state, place = "waits", ""
-        elif record is not None and record.key == records.key(stage) and record.state != SUCCEEDED:
-            state, place = record.state, records.place(stage)
-        else:  # it has never run, or something before it has changed
-            state, place = "to do" if record is None else "to do: changed", ""
-        seen = record if record is not None and state != "to do" else None
-        rows.append([name, state, seen.started if seen else "", _took(seen), seen.job if seen else "", place])
+            state = "waits"
+        elif record is None:
+            state, place = "to do", ""
+        else:
+            state = {RUNNING: "ran when last seen", FAILED: "failed", SUCCEEDED: "its output is gone"}[record.state]
+        rows.append([name, state, record.started if record else "", _took(record), record.job if record else "", place])
     return table(["stage", "state", "started", "took", "job", "output"], rows)
 
 
@@ -267,6 +320,10 @@ def _took(record: Record | None) -> str:
     if record is None or not record.ended:
         return ""
     return str(datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started))
+
+
+def _in(place: str) -> str:
+    return f", {place}" if place else ""
 
 
 def _now() -> str:

@@ -10,19 +10,22 @@ stages:
 
 `{here}` is the stage's own output, and `{corpus}` that of the stage `corpus`, which must be done before. An output is a
 folder below `output` whose name has the hash of all that it follows from: the line, the version of Robometer, and what
-the other stages made. So what was made before is found again, and nothing else is taken for it. A corpus grows in
-place: it counts by the hash of its content, and ingest runs again when the raw files have changed.
+the other stages made, and the files that the line names. So what was made before is found again, and nothing else is
+taken for it. A corpus grows in place: it counts by the hash of its content, and ingest runs again when raw files have
+changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,9 @@ from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.files import write_atomically
-from robometer.runs.paths import absolute_path, check_local
+from robometer.runs.paths import STORAGE_SCHEMES, absolute_path, check_local
 from robometer.runs.provenance import HOW_IT_RUNS
+from robometer.runs.redaction import redacted
 from robometer.settings import ConfigError, did_you_mean
 
 HERE = "here"
@@ -46,7 +50,16 @@ RECORDS = "stages"
 INGEST = "ingest"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _PLACE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
+_VARIABLE = re.compile(r"\$\{oc\.env:(\w+)")
+_MOVES = re.compile(r"(?:^|[=\[,'\"])(models:/[^/@]+@[^,\]]+|https?://[^,\]]+)")
+"""What may mean another model tomorrow: an alias, an endpoint."""
+_IN_STORE = re.compile(r"\b(?:models|runs):/")
+"""What the tracking store decides about."""
+_COMPUTE = ("ingest", "embed", "train", "sweep", "evaluate", "simulate", "report")
+_HOW_RAY_RUNS = re.compile(r"\+*ray\.\w+=")
 _HOW_IT_RUNS = re.compile(rf"\+*(ray\.\w+|tracking\.\w+|train\.({'|'.join(sorted(HOW_IT_RUNS))}))=")
+SHORT = 12
+"""Characters of a key in the name of a folder."""
 
 SettingsOf = Callable[[Sequence[str]], Config]
 
@@ -75,6 +88,16 @@ class Stage:
     def has_output(self) -> bool:
         """Whether the line names its own output; otherwise what it works on counts as its output."""
         return any(HERE in _PLACE.findall(word) for word in self.words)
+
+    @property
+    def may_be_named(self) -> bool:
+        """Whether there is an output that others can name."""
+        return self.has_output or bool(self.needs) or self.command == INGEST
+
+    def may_vary(self, word: str) -> bool:
+        """Whether a word says only how the stage runs. The tracking store counts where the stage reads or writes it."""
+        in_store = self.command not in _COMPUTE or any(_IN_STORE.search(one) for one in self.words)
+        return bool((_HOW_RAY_RUNS if in_store else _HOW_IT_RUNS).match(word))
 
     def filled(self, places: Mapping[str, str]) -> list[str]:
         """The line with these values in its places."""
@@ -106,10 +129,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a stage the last time that it ran.
+    """What became of a stage the last time that it ran for these inputs.
 
     Attributes:
         key: hash of all that its output follows from.
+        line: without its secrets.
+        commit: of the code that ran.
         status: exit status of the command; None while it runs, or where it was not seen to end.
         job: id of the Ray job, if it is one.
         process: pid and start of the process, if it is one of this machine.
@@ -119,6 +144,7 @@ class Record:
     state: str
     line: list[str]
     started: str
+    commit: str = ""
     ended: str = ""
     status: int | None = None
     tries: int = 1
@@ -133,36 +159,69 @@ class Records:
         self.plan, self.folder = plan, plan.output / RECORDS
         self._keys = dict[str, str | None]()
 
-    def read(self, name: str) -> Record | None:
-        """The record of a stage; None where it has never run."""
-        try:
-            return Record(**json.loads((self.folder / f"{name}.json").read_text()))
-        except FileNotFoundError:
-            return None
+    def read(self, stage: Stage) -> Record | None:
+        """The record of a stage for its inputs of now; None where it has never run for them."""
+        key = self.key(stage)
+        return None if key is None else self._read(self._file(stage.name, key))
+
+    def left_running(self, name: str) -> list[Record]:
+        """The records of a stage that nobody has seen to end, whatever its inputs were."""
+        records = [self._read(path) for path in sorted(self.folder.glob(f"{name}-*.json"))]
+        return [record for record in records if record is not None and record.state == RUNNING]
 
     def write(self, name: str, record: Record) -> None:
-        """Replace the record of a stage."""
-        write_atomically(self.folder / f"{name}.json", json.dumps(asdict(record), indent=1))
+        """Replace the record of a stage for these inputs."""
+        write_atomically(self._file(name, record.key), json.dumps(asdict(record), indent=1))
         for one in self.plan.dependents(name):
             self._keys.pop(one, None)
+
+    def _file(self, name: str, key: str) -> Path:
+        return self.folder / f"{name}-{key[:SHORT]}.json"
+
+    def _read(self, path: Path) -> Record | None:
+        try:
+            return Record(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
 
     def key(self, stage: Stage) -> str | None:
         """Hash of all that the output of a stage follows from; None where a stage before it is not done.
 
-        Raw files are listed once in the life of this object.
+        Files are listed once in the life of this object.
         """
         if stage.name not in self._keys:
-            self._keys[stage.name] = self._key(stage)
+            words = self._words(stage)
+            inputs = None if words is None else [__version__, words, [*self._given(stage)]]
+            self._keys[stage.name] = None if inputs is None else _hash(inputs)
         return self._keys[stage.name]
 
-    def _key(self, stage: Stage) -> str | None:
-        identities = {need: self.identity(self.plan.stages[need]) for need in stage.needs}
-        places = {need: identity for need, identity in identities.items() if identity is not None}
-        if len(places) < len(identities):
+    def _words(self, stage: Stage) -> list[str] | None:
+        """The line with what its places count as, without the settings that change no result."""
+        needs = [self.plan.stages[need] for need in stage.needs]
+        # An ingest into the corpus of another one changes what that corpus counts as.
+        identities = [self.key(one) if stage.command == INGEST else self.identity(one) for one in needs]
+        found = [identity for identity in identities if identity is not None]
+        if len(found) < len(needs) or not all(self.is_done(one) for one in needs):
             return None
-        words = [word for word in stage.filled(places | {HERE: HERE}) if not _HOW_IT_RUNS.match(word)]
+        words = stage.filled(dict(zip(stage.needs, found, strict=True)) | {HERE: HERE})
+        return [word for word in words if not stage.may_vary(word)]
+
+    def _given(self, stage: Stage) -> Iterator[object]:
+        """What the files count as that the line names itself, and the variables of the environment in it."""
         raw = self._config(stage).ingest.input if stage.command == INGEST else ""
-        return _hash([__version__, words, [*_files(raw)] if raw else []])
+        if raw:
+            yield [*_files(raw)]
+        outputs = ("--output", "--corpus") if stage.command == INGEST else ("--output",)
+        for before, word in pairwise(("", *stage.words)):
+            if stage.may_vary(word):
+                continue
+            yield [os.environ.get(name) for name in _VARIABLE.findall(word)]
+            key, _, value = word.rpartition("=")
+            writes = before in outputs or key in outputs or key.endswith(".output")
+            if writes or (stage.command == INGEST and key == "corpus.path") or value == raw or _PLACE.search(value):
+                continue
+            if Path(value).exists() or value.partition("://")[0] in STORAGE_SCHEMES:
+                yield Corpus(value).content_hash if Storage(value).exists("corpus.json") else [*_files(value)]
 
     def identity(self, stage: Stage) -> str | None:
         """What an output counts as for the stages that name it; None where it is not there, or of other inputs."""
@@ -172,10 +231,8 @@ class Records:
 
     def is_done(self, stage: Stage) -> bool:
         """Whether its output is there, and follows from what the stage would be given now."""
-        record, key = self.read(stage.name), self.key(stage)
-        if record is None or key is None or (record.state, record.key) != (SUCCEEDED, key):
-            return False
-        return self.is_there(stage)
+        record = self.read(stage)
+        return record is not None and record.state == SUCCEEDED and self.is_there(stage)
 
     def is_there(self, stage: Stage) -> bool:
         """Whether the output exists, where the stage has one of its own."""
@@ -187,25 +244,22 @@ class Records:
         return not stage.has_output or any(Path(self.place(stage)).glob("*"))
 
     def place(self, stage: Stage) -> str:
-        """Path of the output of a stage whose needs are done.
-
-        Raises:
-            ConfigError: the stage has no output, and works on none.
-        """
+        """Path of the output of a stage whose needs are done; empty where it has none, and works on none."""
         if stage.command == INGEST:
             return self._config(stage).corpus.path
         if stage.has_output:
-            return str(self.plan.output / f"{stage.name}-{(self.key(stage) or '')[:12]}")
-        if not stage.needs:
-            raise ConfigError(f"Stage {stage.name} has no output: write {{here}} where its command takes a folder.")
-        return self.place(self.plan.stages[stage.needs[0]])
+            return self._here(stage)
+        return self.place(self.plan.stages[stage.needs[0]]) if stage.needs else ""
+
+    def _here(self, stage: Stage) -> str:
+        # The folder of a corpus stays when raw files come: it follows from the line.
+        key = _hash(self._words(stage)) if stage.command == INGEST else self.key(stage) or ""
+        return str(self.plan.output / f"{stage.name}-{key[:SHORT]}")
 
     def line(self, stage: Stage) -> list[str]:
         """The command line of a stage whose needs are done."""
-        here = str(self.plan.output / stage.name) if stage.command == INGEST else ""
-        if stage.has_output and not here:
-            here = self.place(stage)
-        return stage.filled({need: self.place(self.plan.stages[need]) for need in stage.needs} | {HERE: here})
+        here = {HERE: self._here(stage)} if stage.has_output else {}
+        return stage.filled({need: self.place(self.plan.stages[need]) for need in stage.needs} | here)
 
     def _config(self, stage: Stage) -> Config:
         return self.plan.settings_of(self.line(stage))
@@ -233,12 +287,19 @@ def read_plan(path: str, settings_of: SettingsOf) -> Plan:
     ):
         if not isinstance(values.get(key, kind()), kind) or (key in known[:2] and not values.get(key)):
             raise ConfigError(f"{path}: {key} must be {what}.")
-    settings = [f"{key}={_setting(value)}" for key, value in values.get("settings", {}).items()]
+    if isinstance(values.get("retries"), bool) or values.get("retries", 0) < 0:
+        raise ConfigError(f"{path}: retries must be a whole number, 0 or more.")
+    settings = [_setting(path, key, value) for key, value in sorted(values.get("settings", {}).items())]
     stages = {name: _stage(path, name, line, settings) for name, line in values["stages"].items()}
     for stage in stages.values():
         if missing := next((need for need in stage.needs if need not in stages), None):
             near = did_you_mean(missing, list(stages))
             raise ConfigError(f"{path}: stage {stage.name} names {{{missing}}}, which is no stage.{near}")
+        if empty := next((need for need in stage.needs if not stages[need].may_be_named), None):
+            raise ConfigError(
+                f"{path}: stage {stage.name} names {{{empty}}}, which has no output: write {{{HERE}}} where its "
+                "command takes a folder."
+            )
     try:
         order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
     except CycleError as error:
@@ -252,9 +313,20 @@ def read_plan(path: str, settings_of: SettingsOf) -> Plan:
     return Plan(output, {name: stages[name] for name in order}, settings_of, values.get("retries", 0))
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`."""
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), _OnceLoader)  # noqa: S506  a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -262,8 +334,14 @@ def _yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def _setting(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _setting(path: str, key: object, value: object) -> str:
+    """An override from an entry of `settings`."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, dict) or _PLACE.search(text):
+        raise ConfigError(
+            f"{path}: settings must be text, numbers or lists, without places: write {key} into the lines."
+        )
+    return f"{key}={text}"
 
 
 def _stage(path: str, name: object, line: object, settings: Sequence[str]) -> Stage:
@@ -272,7 +350,7 @@ def _stage(path: str, name: object, line: object, settings: Sequence[str]) -> St
     if not isinstance(line, str | list) or not line:
         raise ConfigError(f"{path}: stage {name} must be a command line, such as: train --corpus {{corpus}}")
     try:
-        words = shlex.split(line) if isinstance(line, str) else [_setting(word) for word in line]
+        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
     except ValueError as error:
         raise ConfigError(f"{path}: stage {name} cannot be read ({error}): close its quotes.") from error
     words = words[1:] if words[:1] == ["robometer"] else words
@@ -281,6 +359,17 @@ def _stage(path: str, name: object, line: object, settings: Sequence[str]) -> St
     needs = dict.fromkeys(place for word in words for place in _PLACE.findall(word) if place != HERE)
     if name in needs:
         raise ConfigError(f"{path}: stage {name} names itself. Its own output is {{{HERE}}}.")
+    scored = [word for word in words if not re.match(r"\+*(tracking|baseline)\.", word)]
+    if moving := next((match[1] for word in scored if (match := _MOVES.search(word))), None):
+        raise ConfigError(
+            f"{path}: stage {name} names {redacted(moving)}, which may be another model tomorrow: name a version, "
+            "such as models:/NAME/3, or a checkpoint folder."
+        )
+    if (
+        any(before == "--output" and not _PLACE.search(word) for before, word in pairwise(words))
+        and words[0] != "publish"
+    ):
+        raise ConfigError(f"{path}: stage {name} must write into its own output: write --output {{{HERE}}}.")
     own = {word.partition("=")[0].lstrip("+") for word in words}
     return Stage(name, (*words, *(one for one in settings if one.partition("=")[0] not in own)), tuple(needs))
 

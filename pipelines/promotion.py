@@ -7,6 +7,7 @@ out 0.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 
 from pipelines.evaluate import run_evaluate
@@ -79,7 +80,9 @@ def promote(what: Publication, config: Config, name: str, alias: str, evaluation
         ConfigError: the split of `by` chose one of the models, or was not evaluated.
         PublishingError: the evaluation is of another model or corpus, or tracking is off.
     """
-    _check_kept(what, by)
+    if re.fullmatch(r"latest|v\d+", alias):
+        raise ConfigError(f"--alias={alias} means a version to MLflow. Choose a word, such as champion.")
+    _check_kept(what.checkpoint.config, "the new model", by)
     [run] = load_runs([evaluation])
     if run.metric(by.evaluation, by.split, by.metric) is None:
         raise ConfigError(f"{evaluation} has no {by}: evaluate the split, or choose another --metric.")
@@ -87,32 +90,40 @@ def promote(what: Publication, config: Config, name: str, alias: str, evaluation
         raise PublishingError("tracking is off: give the registry's store, tracking.uri=...")
     before = tracking.version_of_alias(config, name, alias)
     if not before:
-        return f"{_moved(what, config, name, alias)}, which no version had"
+        return f"{_moved(what, config, name, alias, before)}, which no version had"
     source = f"models:/{name}/{before}"
-    folder = open_checkpoint(locate(source, config.tracking.uri)).folder
-    if checkpoint_hash(folder) == what.revision:
-        return f"{source} has the alias {alias} already, and is this model"
+    checkpoint = open_checkpoint(locate(source, config.tracking.uri))
+    if checkpoint_hash(checkpoint.folder) == what.revision:
+        return f"{source} has the alias {alias} already, and is this model; nothing is published"
+    _check_kept(checkpoint.config, source, by)
     old = _evaluated(run, config, source, evaluation)
-    difference = differences(old, run)[by.evaluation, by.split, by.metric]
+    difference = differences(old, run).get((by.evaluation, by.split, by.metric))
+    if difference is None:
+        raise PublishingError(f"{source} has no {by}, so that the new model cannot be compared with it")
     said = f"{by} {_value(old, by)} -> {_value(run, by)}, difference {difference.value:+.4g}"
     said += f" [{difference.low:+.4g}, {difference.high:+.4g}]" if not difference.reason else f" ({difference.reason})"
     if by.is_better(difference):
-        return f"{_moved(what, config, name, alias)}, from {source}: {said}"
+        return f"{_moved(what, config, name, alias, before)}, from {source}: {said}"
     return f"{to_mlflow(what, config, name)} is published; the alias {alias} stays at {source}: {said}"
 
 
-def _moved(what: Publication, config: Config, name: str, alias: str) -> str:
+def _moved(what: Publication, config: Config, name: str, alias: str, before: str) -> str:
     place = to_mlflow(what, config, name)
+    if (now := tracking.version_of_alias(config, name, alias)) != before:
+        raise PublishingError(
+            f"{place} is published, but the alias {alias} was given to version {now or 'none'} meanwhile: run the same "
+            "command again, to compare with that one"
+        )
     tracking.set_alias(config, name, alias, place.rpartition("/")[2])
     return f"{place} has the alias {alias} now"
 
 
-def _check_kept(what: Publication, by: Criterion) -> None:
-    train = what.checkpoint.config.train
-    if train.validate and by.split in train.validation_splits:
+def _check_kept(config: Config, model: str, by: Criterion) -> None:
+    train = config.train
+    if by.split == config.sampling.split or (train.validate and by.split in train.validation_splits):
         raise ConfigError(
-            f"--metric={by}: the training chose its checkpoint by {by.split} (train.validation_splits), so that "
-            f"{by.split} is no test of it. Name a split that chose nothing, such as held_out."
+            f"--metric={by}: {model} was trained or chosen by {by.split} (sampling.split, train.validation_splits), so "
+            f"that {by.split} is no test of it. Name a split that was kept back, such as held_out."
         )
 
 

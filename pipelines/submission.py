@@ -29,7 +29,7 @@ EXCLUDES = (".git", ".venv", "outputs", "build", "dist", "*.egg-info", "mlflow.d
 """What is never uploaded with a working directory, beside what its .gitignore names."""
 
 MISTAKE, INTERRUPTED = 2, 130
-"""Exit statuses of a command that is not to be tried again: it would fail again, or was stopped."""
+"""Exit statuses of a command that ended with a sentence, and of one that was stopped."""
 
 POLL_S = 1.0
 PATIENCE_S = 60.0
@@ -85,13 +85,14 @@ class Jobs:
             ClusterError: the cluster refused it.
             ConfigError: the working directory is too large or does not exist.
         """
+        job_id = job_id or new_id(what.command[0])
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return str(
                     self._client.submit_job(
                         entrypoint=what.entrypoint,
-                        submission_id=job_id or new_id(what.command[0]),
+                        submission_id=job_id,
                         runtime_env=dict(what.runtime_env),
                         entrypoint_num_cpus=what.cpus or None,
                         entrypoint_num_gpus=what.gpus or None,
@@ -116,7 +117,7 @@ class Jobs:
             job: JobDetails = self._client.get_job_info(job_id)
             return job
         except RuntimeError as error:
-            if "404" in str(error) or "does not exist" in str(error):
+            if "status code 404" in str(error) and "does not exist" in str(error):
                 return None
             raise self._refusal(error) from error
         except (OSError, RayError) as error:
@@ -142,35 +143,46 @@ class Jobs:
         Raises:
             ClusterError: the head has gone, or no longer knows the job.
         """
-        shown, deadline_s = 0, time.monotonic() + PATIENCE_S
+        shown, silent_since = 0, 0.0
 
         def show_new(text: str, start: int) -> int:
             """Show what is new of a part of the log that begins at `start`; returns where it ends."""
             nonlocal shown
             end = start + len(text)
             if end > shown:
-                show(text[max(shown - start, 0) :])
-                shown = end
+                new, shown = text[max(shown - start, 0) :], end
+                try:
+                    show(new)
+                except (OSError, ValueError) as error:
+                    raise _ScreenError from error
             return end
 
         while True:
             try:
                 asyncio.run(self._tail(job_id, show_new))
+            except _ScreenError as error:
+                raise (error.__cause__ or error) from None
             except Exception as error:  # noqa: BLE001  a broken connection raises many kinds
                 logger.debug("the log of %s ended: %s", job_id, error)
             try:
                 job = self.find(job_id)
             except ClusterError:
-                if time.monotonic() > deadline_s:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > PATIENCE_S:
                     raise
                 time.sleep(POLL_S)
                 continue
+            silent_since = 0.0
             if job is None:
                 raise ClusterError(f"{self._where} does not know the job {job_id} any more: was its head restarted?")
             if job.status.is_terminal():
-                show_new(self.log(job_id), 0)
+                try:
+                    show_new(self.log(job_id), 0)
+                except ClusterError as error:  # it may have gone with its node
+                    logger.warning("The rest of the log of %s is gone: %s", job_id, error)
+                except _ScreenError as error:
+                    raise (error.__cause__ or error) from None
                 return exit_status(job)
-            deadline_s = time.monotonic() + PATIENCE_S
             time.sleep(POLL_S)
 
     async def _tail(self, job_id: str, show_new: Callable[[str, int], int]) -> None:
@@ -191,6 +203,10 @@ class Jobs:
         else:
             remedy = f"give --address or export {API_SERVER}=http://HEAD:8265 of a running cluster"
         return ClusterError(f"the cluster at {self._where} refused the request ({reason}): {remedy}")
+
+
+class _ScreenError(Exception):
+    """What a job printed cannot be shown; the cause says why."""
 
 
 def exit_status(job: JobDetails) -> int:

@@ -115,9 +115,10 @@ def version_of_alias(config: Config, name: str, alias: str) -> str:
     try:
         return str(client_of(config.tracking.uri).get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        # The store answers a version, a missing alias and a name that no alias can have with one code.
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error):
             return ""
-        raise
+        raise TrackingError(f"the alias {alias!r} of {name} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def set_alias(config: Config, name: str, alias: str, version: str) -> None:

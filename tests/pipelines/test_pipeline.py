@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.pipeline import _settings_of
 from pipelines import pipeline
-from pipelines.pipeline import GONE, PipelineError, Processes, run_pipeline, state_table
+from pipelines.cluster import ClusterError
+from pipelines.pipeline import GONE, Cluster, PipelineError, Processes, run_pipeline, state_table
 from pipelines.plan import Plan, Record, Records, read_plan
 
 PLAN = """
@@ -50,8 +52,8 @@ class Scripted:
     def commands(self) -> list[str]:
         return [line[0] for line in self.lines]
 
-    def start(self, record: Record, started: Callable[[Record], None]) -> None:
-        self.lines.append(record.line)
+    def start(self, record: Record, line: Sequence[str], started: Callable[[Record], None]) -> None:
+        self.lines.append(list(line))
         self.running += 1
         self.together = max(self.together, self.running)
         started(replace(record, job=f"job-{len(self.lines)}"))
@@ -105,12 +107,12 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else(plan: Plan, caplog:
     assert mended.commands == ["train", "evaluate", "report"]
 
 
-@pytest.mark.parametrize("status", [2, 130])
-def test_a_mistake_or_an_interruption_is_not_tried_again(status: int, plan: Plan) -> None:
-    failing = Scripted(train=[status])
-    with pytest.raises(PipelineError, match="left"):
+@pytest.mark.parametrize(("status", "starts"), [(2, 2), (1, 2), (130, 1)])
+def test_any_failure_but_an_interruption_is_tried_again(status: int, starts: int, plan: Plan) -> None:
+    failing = Scripted(train=[status] * 9)
+    with pytest.raises(PipelineError, match=rf"left \(status {status}\)"):
         run_pipeline(plan, failing)
-    assert failing.commands.count("train") == 1
+    assert failing.commands.count("train") == starts, "retries: 1"
 
 
 def test_a_stage_that_wrote_nothing_has_failed(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,11 +157,80 @@ def test_a_run_that_was_killed_goes_on(statuses: list[int | None], starts: list[
     assert Records(plan).is_done(plan.stages["last"])
 
 
+def test_what_began_with_other_inputs_counts_for_those(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was killed, and before the next one the line of a stage was changed, while its job still ran."""
+    before = running(plan, "left")
+    (tmp_path / "plan.yaml").write_text(PLAN.format(folder=tmp_path).replace("train -", "train train.steps=7 -"))
+    edited = read_plan(str(tmp_path / "plan.yaml"), _settings_of)
+    launcher = Scripted(train=[None, 0, None, 0])
+    run_pipeline(edited, launcher)
+    assert sorted(launcher.commands) == ["evaluate", "report", "sweep", "train"]
+    assert next(line for line in launcher.lines if line[0] == "train")[1] == "train.steps=7"
+    assert Records(plan).is_done(plan.stages["left"]), "the job of the earlier line ended well"
+    assert Records(plan).place(plan.stages["left"]) == before.line[-1]
+    run_pipeline(plan, back := Scripted())
+    assert "train" not in back.commands, "the line was changed back"
+
+
+def test_a_run_says_so_where_a_stage_did_not_run(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline._Run, "_can_start", lambda run, stage: False)
+    with pytest.raises(PipelineError, match="left and right and after and last did not run: inputs changed"):
+        run_pipeline(plan, Scripted())
+
+
+def test_again_keeps_what_was_there(plan: Plan) -> None:
+    run_pipeline(plan, Scripted())
+    place = Path(Records(plan).place(plan.stages["last"]))
+    (place / "made").write_text("first")
+    run_pipeline(plan, again := Scripted(), ["last"])
+    assert again.commands == ["report"] and (place / "made").read_text() == "x"
+    [kept] = place.parent.glob(f"{place.name}.before-*")
+    assert (kept / "made").read_text() == "first"
+
+
+def test_a_stage_that_another_kind_of_run_started_is_not_started_twice(plan: Plan) -> None:
+    running(plan, "left")  # as a job
+    with pytest.raises(PipelineError, match="job-0 was started as a Ray job: give the cluster's --address"):
+        run_pipeline(plan, Processes())
+
+
+def test_a_cluster_that_is_silent_for_a_moment_is_waited_for(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [ClusterError("reset"), ClusterError("reset"), None]
+
+    class Silent:
+        def find(self, job_id: str) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def log(self, job_id: str) -> str:
+            raise ClusterError("its node has gone")
+
+    record, cluster = Record("k", "running", [], "", job="job-1"), Cluster(Silent())  # type: ignore[arg-type]
+    assert [cluster.ended(record) for _ in range(3)] == [None, None, GONE]
+    assert "its log is gone" in cluster.explain(record)
+    answers.append(ClusterError("reset"))
+    monkeypatch.setattr(pipeline, "PATIENCE_S", -1.0)
+    with pytest.raises(ClusterError):
+        cluster.ended(record)
+
+
+def test_a_secret_is_in_no_record(tmp_path: Path) -> None:
+    text = f"output: {tmp_path}/out\nstages:\n  a: train --output {{here}} tracking.uri=http://me:word@host:5000\n"
+    (tmp_path / "plan.yaml").write_text(text)
+    run_pipeline(read_plan(str(tmp_path / "plan.yaml"), _settings_of), secret := Scripted())
+    assert "tracking.uri=http://me:word@host:5000" in secret.lines[0]
+    assert not [path for path in (tmp_path / "out/stages").iterdir() if "word" in path.read_text()]
+
+
 def test_processes_have_the_status_of_their_commands(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = dict[str, Record]()
 
     def run(line: list[str]) -> Record:
-        Processes.start(processes, Record("k", "running", line, ""), lambda record: seen.update(last=record))
+        processes.start(Record("k", "running", line, ""), line, lambda record: seen.update(last=record))
         return seen["last"]
 
     processes = Processes()

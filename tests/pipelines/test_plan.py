@@ -13,7 +13,6 @@ from pipelines import plan as plans
 from pipelines.pipeline import state_table
 from pipelines.plan import FAILED, RUNNING, SUCCEEDED, Plan, Record, Records, read_plan
 from robometer.errors import RobometerError
-from robometer.settings import ConfigError
 
 PLAN = """
 output: {output}
@@ -49,7 +48,7 @@ def done(records: Records, name: str) -> None:
     stage = records.plan.stages[name]
     key = records.key(stage)
     assert key is not None
-    records.write(name, Record(key, SUCCEEDED, records.line(stage), "2026-01-01 00:00:00", "2026-01-01 00:01:30", 0))
+    records.write(name, Record(key, SUCCEEDED, records.line(stage), "2026-01-01 00:00:00", ended="2026-01-01 00:01:30"))
     if stage.has_output:
         Path(records.place(stage)).mkdir(parents=True, exist_ok=True)
         Path(records.place(stage), "made").write_text(name)
@@ -87,17 +86,19 @@ def test_what_is_done_follows_from_its_inputs(tmp_path: Path, raw: Path, corpus_
     plan = planned(tmp_path, raw)
     records, out = Records(plan), tmp_path / "out"
     stages = plan.stages
-    assert records.line(stages["corpus"]) == ["ingest", str(raw), "--corpus", f"{out}/corpus", "tracking.uri=none"]
+    here = records.place(stages["corpus"])
+    assert here.startswith(f"{out}/corpus-") and len(here) == len(f"{out}/corpus-") + 12
+    assert records.line(stages["corpus"]) == ["ingest", str(raw), "--corpus", here, "tracking.uri=none"]
     assert records.key(stages["embedded"]) is None and not records.is_done(stages["corpus"])
-    corpus_hashes[f"{out}/corpus"] = "aaa"
+    corpus_hashes[here] = "aaa"
     done(records, "corpus")
     assert records.is_done(stages["corpus"]) and records.identity(stages["corpus"]) == "aaa"
     done(records, "embedded")
-    assert records.place(stages["embedded"]) == f"{out}/corpus", "it works on the corpus"
+    assert records.place(stages["embedded"]) == here, "it works on the corpus"
     done(records, "model")
     place = records.place(stages["model"])
     assert place == f"{out}/model-{records.key(stages['model'])[:12]}"  # type: ignore[index]
-    assert records.line(stages["model"])[:5] == ["train", "--corpus", f"{out}/corpus", "--output", place]
+    assert records.line(stages["model"])[:5] == ["train", "--corpus", here, "--output", place]
 
     def model_is_done(plan: Plan) -> bool:
         return Records(plan).is_done(plan.stages["model"])
@@ -106,11 +107,14 @@ def test_what_is_done_follows_from_its_inputs(tmp_path: Path, raw: Path, corpus_
     assert model_is_done(planned(tmp_path, raw, workers=2)), "how it runs does not matter"
     assert not model_is_done(planned(tmp_path, raw, steps=4)), "what it computes does"
     assert model_is_done(planned(tmp_path, raw)), "and what was made before is found again"
-    corpus_hashes[f"{out}/corpus"] = "bbb"
+    corpus_hashes[here] = "bbb"
     assert not model_is_done(planned(tmp_path, raw)), "the corpus has grown"
-    corpus_hashes[f"{out}/corpus"] = "aaa"
+    corpus_hashes[here] = "aaa"
     (raw / "more.mp4").write_bytes(b"1")
     assert not Records(plan).is_done(stages["corpus"]) and not model_is_done(plan), "there are new raw files"
+    assert Records(plan).place(stages["corpus"]) == here, "which are added to the corpus"
+    other = written(tmp_path, (tmp_path / "plan.yaml").read_text().replace("ingest '", "ingest ingest.short_edge=64 '"))
+    assert Records(other).place(other.stages["corpus"]) != here, "another line has a corpus of its own"
 
 
 @pytest.mark.parametrize("state", [RUNNING, FAILED])
@@ -130,15 +134,15 @@ def test_a_stage_that_did_not_succeed_or_lost_its_output_is_not_done(
 
 def test_the_state_is_shown(tmp_path: Path, raw: Path, corpus_hashes: dict[str, str]) -> None:
     plan = planned(tmp_path, raw)
-    corpus_hashes[f"{tmp_path}/out/corpus"] = "aaa"
     records = Records(plan)
+    corpus_hashes[records.place(plan.stages["corpus"])] = "aaa"
     for name in ("corpus", "embedded"):
         done(records, name)
     key = records.key(plan.stages["model"]) or ""
     records.write("model", Record(key, RUNNING, [], "2026-01-01 00:02:00", job="train-1"))
     lines = {line.split()[0]: line for line in state_table(plan).splitlines()}
-    assert "done" in lines["corpus"] and "0:01:30" in lines["corpus"] and lines["corpus"].endswith("out/corpus")
-    assert "running" in lines["model"] and "train-1" in lines["model"]
+    assert "done" in lines["corpus"] and "0:01:30" in lines["corpus"] and "out/corpus-" in lines["corpus"]
+    assert "ran when last seen" in lines["model"] and "train-1" in lines["model"]
     assert "to do" in lines["tuned"] and "waits" in lines["measured"]
 
 
@@ -164,6 +168,16 @@ def test_the_state_is_shown(tmp_path: Path, raw: Path, corpus_hashes: dict[str, 
         ("output: s3://bucket/o\nstages: {a: train}", "output=s3://bucket/o is object storage"),
         ("output: /o\nstages: {a: train}\nretry: 3", "'retry' is none of output, stages, settings, retries. Did you"),
         ("output: /o\nstages: {a: train}\nretries: often", "retries must be a whole number"),
+        ("output: /o\nstages: {a: train}\nretries: -1", "retries must be a whole number, 0 or more"),
+        ("output: /o\nstages: {a: train}\nretries: true", "retries must be a whole number, 0 or more"),
+        ("output: /o\nstages:\n  a: train\n  a: sweep", "'a' is given twice"),
+        ("output: /o\nstages: {a: simulate, b: 'report {a}'}", "stage b names {a}, which has no output"),
+        ("output: /o\nstages: {a: 'train --output /run'}", "must write into its own output: write --output {here}"),
+        ("output: /o\nstages: {a: 'evaluate models:/m@champion'}", "may be another model tomorrow"),
+        ("output: /o\nstages: {a: 'evaluate http://host'}", "may be another model tomorrow"),
+        ("output: /o\nstages: {a: 'train train.load_from_checkpoint=models:/m@b'}", "may be another model tomorrow"),
+        ("output: /o\nstages: {a: train}\nsettings: {corpus.path: '{a}'}", "without places: write corpus.path into"),
+        ("output: /o\nstages: {a: train}\nsettings: {sampling.source_weights: {lab: 2}}", "text, numbers or lists"),
         ("output: /o\nstages: {a: train}\nsettings: {train.stepz: 3}", "There is no setting train.stepz"),
         ("- a", "is no plan"),
         ("a: [", "cannot be read"),
@@ -193,7 +207,56 @@ def test_a_stage_without_output_has_no_place(tmp_path: Path) -> None:
     def settings_of(line: Sequence[str]) -> object:
         return None
 
-    (tmp_path / "plan.yaml").write_text("output: /o\nstages: {a: simulate, b: 'report {a}'}")
+    (tmp_path / "plan.yaml").write_text("output: /o\nstages: {a: simulate}")
     plan = read_plan(str(tmp_path / "plan.yaml"), settings_of)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="Stage a has no output"):
-        Records(plan).place(plan.stages["b"])
+    assert Records(plan).place(plan.stages["a"]) == "" and Records(plan).line(plan.stages["a"]) == ["simulate"]
+
+
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        ("evaluate {given}/best --output {{here}}", "file"),
+        ("train --output {{here}} train.load_from_checkpoint={given}/best", "file"),
+        ("publish {given}/best --mlflow a", "file"),
+        ("train --output {{here}} 'train.seed=${{oc.env:SEED}}'", "variable"),
+        ("train --output {{here}} 'tracking.run_name=${{oc.env:SEED}}'", "name"),
+        ("publish {given}/best --mlflow a tracking.uri=sqlite:////a.db", "store"),
+        ("evaluate models:/m/1 --output {{here}} tracking.uri=sqlite:////a.db", "store"),
+    ],
+)
+def test_what_a_line_names_itself_counts(
+    line: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best/model.safetensors").write_bytes(b"1")
+    monkeypatch.setenv("SEED", "1")
+    text = f"output: {tmp_path}/out\nstages:\n  a: {line.format(given=tmp_path)}\n"
+
+    def key(text: str) -> str:
+        plan = written(tmp_path, text)
+        return Records(plan).key(plan.stages["a"]) or ""
+
+    before = key(text)
+    assert key(text) == before
+    if change == "file":
+        (tmp_path / "best/model.safetensors").write_bytes(b"22")
+    if change in ("variable", "name"):
+        monkeypatch.setenv("SEED", "2")
+    after = key(text.replace("/a.db", "/b.db") if change == "store" else text)
+    assert (after == before) == (change == "name"), "the name of a run changes nothing"
+
+
+def test_an_ingest_into_a_corpus_of_another_one_is_done_when_it_is(
+    tmp_path: Path, raw: Path, corpus_hashes: dict[str, str]
+) -> None:
+    first, second = f"ingest '{raw}' --corpus {{here}}", f"ingest '{raw}' --corpus {{a}} ingest.split=extra"
+    plan = written(tmp_path, f"output: {tmp_path}/out\nstages:\n  a: {first}\n  b: {second}\n")
+    records = Records(plan)
+    place = records.place(plan.stages["a"])
+    corpus_hashes[place] = "aaa"
+    done(records, "a")
+    done(records, "b")
+    corpus_hashes[place] = "of both"
+    again = Records(plan)
+    assert again.is_done(plan.stages["a"]) and again.is_done(plan.stages["b"])
+    assert again.identity(plan.stages["b"]) == "of both" and again.place(plan.stages["b"]) == place
