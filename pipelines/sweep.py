@@ -187,8 +187,9 @@ def _run(search: Search, settings: dict[str, Any]) -> SweepReport:
         write_atomically(output / "sweep.json", json.dumps(sweep, indent=1))
         end = time.monotonic() + 3600 * config.sweep.max_hours if config.sweep.max_hours else math.inf
         trials = _search(search, journal, run.run_id, end)
-        confirmed = _confirm(search, journal, trials, run.run_id, end)
-        report = _finish(search, journal, confirmed)
+        report = _finish(search, journal, None)
+        if confirmed := _confirm(search, journal, trials, run.run_id, end):
+            report = _finish(search, journal, confirmed)
         for artifact in (report.page, output / TABLE, report.best):
             run.artifact(artifact)
         _check_all_ended(report.table, journal, output)
@@ -243,6 +244,12 @@ def _confirm(search: Search, journal: Journal, table: pd.DataFrame, run_id: str,
         for seed in seeds
         if {repeated(given, seed), repeated(winner, seed)} <= set(journal.trials)
     ]
+    for name in values:
+        record = journal.trials.get(name)
+        if not record or not record.ended or record.error:
+            logger.warning(
+                "Run %s is left out: %s", name, record.error or "it did not end" if record else "it did not begin"
+            )
     try:
         return confirmation(journal.trials[winner], runs, _confirmed_metric(config), config.sweep.objectives)
     except ValueError as error:

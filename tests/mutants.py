@@ -755,6 +755,8 @@ MUTANTS = (
            "stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)", "1.96", "tests/sweeps/test_table.py"),
     Mutant("noise between seeds is that of one run", "robometer/sweeps/table.py",
            "* noise * math.sqrt(2)", "* noise", "tests/sweeps/test_table.py"),
+    Mutant("runs that failed confirm", "robometer/sweeps/table.py",
+           "if all(run.ended and not run.error for run in (given, won))", "if True", "tests/sweeps/test_table.py"),
     Mutant("views of an episode are parted by validation", "robometer/training/validation_split.py",
            'episodes = rows.drop_duplicates(["source", "episode_key"]).copy()', "episodes = rows.copy()",
            "tests/training/test_validation_split.py"),

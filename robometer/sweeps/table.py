@@ -127,18 +127,24 @@ def confirmation(
 ) -> Confirmation:
     """Compare runs with equal seeds: (seed, with the settings as they are, with the winner's).
 
+    A pair counts if both runs ended well and measured the metric.
+
     Raises:
-        ValueError: fewer than two pairs have measured the metrics.
+        ValueError: fewer than two pairs count.
     """
     rank, mode = objectives[0]
-    pairs = [(seed, given.best(rank, mode), won.best(rank, mode)) for seed, given, won in runs]
+    pairs = [
+        (seed, given.best(rank, mode), won.best(rank, mode))
+        for seed, given, won in runs
+        if all(run.ended and not run.error for run in (given, won))
+    ]
     whole = [
         (seed, given, won)
         for seed, given, won in pairs
         if given and won and all(math.isfinite(one.get(metric, math.nan)) for one in (given, won))
     ]
     if len(whole) < 2:
-        raise ValueError(f"only {len(whole)} pairs of runs measured {metric}")
+        raise ValueError(f"only {len(whole)} of {len(runs)} pairs of runs ended well and measured {metric}")
     ranked = np.array([[one[rank] for _, one, _ in whole], [one[rank] for _, _, one in whole]])
     noise = math.sqrt(float(ranked.var(axis=1, ddof=1).mean()))
     least = float(stats.t.ppf((1 + CONFIDENCE) / 2, 2 * (len(whole) - 1))) * noise * math.sqrt(2)

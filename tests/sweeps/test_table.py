@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -90,14 +91,16 @@ def test_the_winner_is_compared_over_seeds_in_pairs() -> None:
     )
 
 
-def test_runs_that_measured_nothing_leave_their_pair_out() -> None:
+def test_runs_that_measured_nothing_or_did_not_end_well_leave_their_pair_out() -> None:
     whole = (1, _run(0.5, 0.1), _run(0.5, 0.2))
     half = (2, _run(0.5, math.nan), _run(0.5, 0.2))
     silent = (3, TrialRecord("x", {}), _run(0.5, 0.2))
-    with pytest.raises(ValueError, match="only 1 pairs of runs measured held_out/kendall"):
-        confirmation(_run(0, 0), [whole, half, silent], "held_out/kendall", MAX)
+    running, failed = replace(_run(0.5, 0.9), ended=False), replace(_run(0.5, 0.9), error="the loss is not finite")
+    broken = [half, silent, (5, running, _run(0.5, 0.2)), (6, _run(0.5, 0.1), failed)]
+    with pytest.raises(ValueError, match="only 1 of 5 pairs of runs ended well and measured held_out/kendall"):
+        confirmation(_run(0, 0), [whole, *broken], "held_out/kendall", MAX)
     again = (4, _run(0.5, 0.1), _run(0.5, 0.3))
-    result = confirmation(_run(0, 0), [whole, half, silent, again], "held_out/kendall", MAX)
+    result = confirmation(_run(0, 0), [whole, *broken, again], "held_out/kendall", MAX)
     assert result.seeds == [1, 4]
 
 
