@@ -10,7 +10,7 @@ def sweep(call: Call) -> None:
     from pipelines.sweep import run_sweep
 
     report = run_sweep(call.config)
-    print(f"{report}\nbest checkpoint: {report.best}\nplot: {report.plot}")
+    print(f"{report}\nbest checkpoint: {report.best}\npage: {report.page}")
 
 
 COMMAND = Command(
@@ -21,12 +21,12 @@ COMMAND = Command(
     details={
         "Reads": "The corpus.",
         "Writes": "In the output folder: best/ (the checkpoint of the best trial), trials/ (a training folder each), "
-        "trials.csv and sweep.png. Tracks the trials in MLflow.",
-        "Rerun": "The same command resumes the sweep.",
+        "trials.csv, sweep.html and journal.jsonl, from which it goes on. Tracks the trials in MLflow.",
+        "Rerun": "The same command resumes the sweep; with a larger sweep.num_trials it goes on with more trials.",
     },
     examples="""
 robometer sweep --corpus outputs/corpus train.steps=500 sweep.num_trials=8
-robometer sweep sweep.search=optuna sweep.scheduler=fifo 'sweep.space=["loss.preference_weight=uniform(0,2)"]'
+robometer sweep sweep.search=optuna 'sweep.space=["loss.preference_weight=uniform(0,2)"]' sweep.confirm_seeds=3
 ray job submit --working-dir . -- python -m jobs.sweep --corpus /data/corpus --output /data/sweep \\
     tracking.uri=http://mlflow:5000
 """,

@@ -4,53 +4,46 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import math
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from ray import tune
-from ray.train.v2.api.callback import UserCallback
 from ray.tune import TuneConfig, Tuner
-from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from pipelines.cluster import Progress, check_room, connected, progress_bar, watched
-from pipelines.train import check_metric, kept_checkpoints, last_pulse, needs, run_train
-from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of, is_measured
-from pipelines.training.worker import NotANumberError
-from robometer.configs.loading import from_dict, override, to_dict
-from robometer.configs.renamed import RENAMED, current
+from pipelines.cluster import check_room, connected, watched
+from pipelines.train import check_metric, kept_checkpoints, last_pulse, needs
+from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of
+from pipelines.trials import TRIALS, Waiting, Written, make_scheduler, replay, run_trial, validated
+from robometer.configs.loading import override, setting_keys, to_dict, unknown_key
+from robometer.configs.renamed import current, refuse_old_name
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.files import atomic_folder, write_atomically
-from robometer.report import png
+from robometer.report.sweep_page import SweepStory, render
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS
 from robometer.settings import ConfigError
+from robometer.sweeps.journal import Journal, TrialRecord, as_values, number_of, repeated
+from robometer.sweeps.search import check_number, check_search, draw, given_points
+from robometer.sweeps.space import Space, Values
+from robometer.sweeps.table import Confirmation, confirmation, trial_table, with_ties
+from robometer.training.validation_split import training_corpus
 
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "tune"
-TABLE, PLOT, TRIALS = "trials.csv", "sweep.png", "trials"
-NOT_A_NUMBER = "not-a-number"
-"""File of a trial that ended because a loss or a gradient was not finite: why."""
+TABLE, PAGE, JOURNAL = "trials.csv", "sweep.html", "journal.jsonl"
 TRIAL_BYTES = 256 * 1024 * 1024
-_DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
-    "choice": tune.choice,
-    "uniform": tune.uniform,
-    "loguniform": tune.loguniform,
-    "randint": tune.randint,
-}
 
 
 @dataclass(frozen=True)
@@ -59,44 +52,100 @@ class SweepReport:
 
     Attributes:
         best: checkpoint folder of the best trial.
-        table: one row for each trial, the best first: the swept keys, the metrics at its best validation, the step it
-            reached, and `error`, why it failed; trials that failed come last.
-        plot: the metric over each swept key.
+        table: one row for each trial, the best first (`robometer.sweeps.table.trial_table`).
+        page: all that there is to see, as one HTML file.
+        confirmation: the winner beside the settings as they are; None where that was not asked for.
     """
 
     best: Path
     table: pd.DataFrame
-    plot: Path
+    page: Path
+    confirmation: Confirmation | None = None
 
     def __str__(self) -> str:
-        """The table as text, with `error` only where a trial failed."""
+        """The table as text, with `error` only where a trial failed, and what was confirmed."""
         table = self.table if (self.table["error"] != "").any() else self.table.drop(columns="error")
-        return str(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        text = str(table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+        return f"{text}\n{self.confirmation}" if self.confirmation else text
 
 
-def parse_space(entries: list[str]) -> dict[str, Any]:
-    """Ray Tune's search space from entries such as `loss.progress_weight=loguniform(0.1,3)`.
+@dataclass(frozen=True)
+class Search:
+    """What a sweep tries.
+
+    Attributes:
+        config: the settings that trials have where the space leaves them as they are.
+        given: the settings of the first trials: those as they are, and those of `sweep.first`.
+    """
+
+    config: Config
+    space: Space
+    given: list[Values]
+
+    @classmethod
+    def of(cls, config: Config) -> Search:
+        """The search that the settings ask for.
+
+        Raises:
+            ConfigError: it cannot be done, or one of its trials would be refused.
+        """
+        sweep, space = config.sweep, Space.parse(config.sweep.space)
+        as_they_are = _values(config, space.keys)
+        given = [as_they_are, *(_typed(config, point) for point in given_points(space, sweep.first))]
+        check_search(sweep.search, space, sweep.objectives, sweep.scheduler)
+        check_number(space, sweep.num_trials, len(given))
+        if sweep.confirm_seeds and "train.seed" in space.keys:
+            raise ConfigError("sweep.confirm_seeds sets train.seed, which sweep.space sets too: leave one of them out")
+        search = cls(config, space, given)
+        for index in range(len(given), sweep.num_trials):  # a mistake ends here, not in a trial
+            search.drawn("random", index)
+        return search
+
+    def values(self, index: int, journal: Journal) -> Values:
+        """The settings of a trial by its number."""
+        return (
+            self.given[index]
+            if index < len(self.given)
+            else self.drawn(self.config.sweep.search, index, journal.searched())
+        )
+
+    def drawn(self, kind: str, index: int, others: Iterable[TrialRecord] = ()) -> Values:
+        """The settings of a trial that is drawn.
+
+        Raises:
+            ConfigError: nothing can be trained with them.
+        """
+        over = [record for record in others if record.ended or record.error]
+        number, seed = index - len(self.given), self.config.train.seed
+        return _typed(self.config, draw(self.space, kind, self.config.sweep.objectives, seed, index, number, over))
+
+
+def _values(config: Config, keys: Sequence[str]) -> Values:
+    """Settings by their dotted keys.
 
     Raises:
-        ConfigError: an entry is not KEY=DISTRIBUTION(ARGUMENTS), or the distribution refuses the arguments.
+        ConfigError: an unknown key.
     """
-    space = {}
-    for entry in entries:
-        match = re.fullmatch(r"([\w.]+)\s*=\s*(\w+)\((.*)\)", entry.strip())
-        if not match or match[2] not in _DISTRIBUTIONS:
-            raise ConfigError(f"sweep.space entry {entry!r} is not KEY={'|'.join(_DISTRIBUTIONS)}(ARGUMENTS)")
-        arguments = yaml.safe_load(f"[{match[3]}]")
-        try:
-            space[match[1]] = (
-                tune.choice(arguments) if match[2] == "choice" else _DISTRIBUTIONS[match[2]](*map(float, arguments))
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"sweep.space entry {entry!r}: {error}") from error
-    return space
+    values: Values = {}
+    for key in keys:
+        if key not in setting_keys():
+            refuse_old_name(key)
+            raise ConfigError(unknown_key(key))
+        values[key] = reduce(getitem, key.split("."), to_dict(config))
+    return as_values(values)
+
+
+def _typed(config: Config, values: Values) -> Values:
+    """Settings as a trial has them: `1e-3` of a choice is a number.
+
+    Raises:
+        ConfigError: settings of the wrong type, or that contradict each other.
+    """
+    return _values(override(config, values), list(values))
 
 
 def run_sweep(config: Config) -> SweepReport:
-    """Run or resume the sweep in `sweep.output`.
+    """Run, resume or extend the sweep in `sweep.output`.
 
     Raises:
         ConfigError: the search space has unknown keys, or the output folder belongs to another sweep.
@@ -105,46 +154,169 @@ def run_sweep(config: Config) -> SweepReport:
             are written all the same.
     """
     config = with_absolute_paths(config, "sweep.output", "corpus.path", "tracking.uri")
-    corpus = Corpus(config.corpus.path)
-    space = parse_space(config.sweep.space)
-    override(config, {key: domain.sample() for key, domain in space.items()})  # unknown keys end here, not in a trial
+    corpus = training_corpus(config)
     if not config.train.validate:
         raise ConfigError("A sweep compares trials by their validations: it needs train.validate=true.")
-    check_metric("sweep.metric", config.sweep.metric, config, corpus)
+    search = Search.of(config)
+    for key, metric in _asked_for(config):
+        check_metric(key, metric, _confirming(config) if key == "sweep.confirm_metric" else config, corpus)
     with exclusive_folder("sweep.output", config.sweep.output):
-        return _run(config, _settings(config, corpus))
+        return _run(search, _settings(config, corpus))
 
 
-def _run(config: Config, settings: dict[str, Any]) -> SweepReport:
-    output = Path(config.sweep.output)
+def _asked_for(config: Config) -> list[tuple[str, str]]:
+    """The metrics that the settings name, with the keys."""
+    first, *more = [metric for metric, _ in config.sweep.objectives]
+    confirmed = config.sweep.confirm_metric
+    return [
+        ("sweep.metric", first),
+        *(("sweep.more_metrics", metric) for metric in more),
+        *([("sweep.confirm_metric", confirmed)] if confirmed else []),
+    ]
+
+
+def _run(search: Search, settings: dict[str, Any]) -> SweepReport:
+    config, output = search.config, Path(search.config.sweep.output)
     stored = _stored_sweep(output, settings)
     stored_run_id = str(stored.get("run_id", ""))
-    # Tune ties a sweep to the keys that it began with, even if they have other names now.
-    settings = stored.get("settings", settings)
-    space = parse_space(settings["sweep"]["space"])
+    journal = Journal(output / JOURNAL)
     run_id = tracking.continued(config, stored_run_id)
     with connected(config), tracking.start(config, "sweep", run_id=run_id) as run:
         check_room("a trial", needs(config), "ask for less (train.num_workers, train.cpus_per_worker)")
         sweep = {"run_id": run.run_id or stored_run_id, "settings": settings}
         write_atomically(output / "sweep.json", json.dumps(sweep, indent=1))
-        tuner = _tuner(config, output, space, run.run_id)
-        results = (tuner.fit() for _ in range(1))
-        # Some trials may wait while others go on, so that the pulse of all of them counts.
-        (grid,) = watched(results, "the sweep", needs(config), lambda: _pulses(output))
-        trials = [grid[i] for i in range(len(grid))]
-        report = _finish(config, output, trials, list(space))
-        for artifact in (report.plot, output / TABLE, report.best):
+        end = time.monotonic() + 3600 * config.sweep.max_hours if config.sweep.max_hours else math.inf
+        trials = _search(search, journal, run.run_id, end)
+        report = _finish(search, journal, None)
+        if confirmed := _confirm(search, journal, trials, run.run_id, end):
+            report = _finish(search, journal, confirmed)
+        for artifact in (report.page, output / TABLE, report.best):
             run.artifact(artifact)
-        _check_all_ended(report.table, trials, output)
+        _check_all_ended(report.table, journal, output)
     return report
 
 
-def _check_all_ended(table: pd.DataFrame, results: list[tune.Result], output: Path) -> None:
+def _search(search: Search, journal: Journal, run_id: str, end: float) -> pd.DataFrame:
+    """Run all trials that have not ended; the table of all."""
+    sweep = search.config.sweep
+    scheduler = make_scheduler(search.config)
+    replay(journal, scheduler)
+
+    def values(name: str) -> Values:
+        record = journal.trials.get(name)
+        return record.values if record else search.values(int(name), journal)
+
+    names = [number_of(index) for index in range(sweep.num_trials)]
+    _fit(search.config, names, values, journal, scheduler, run_id, end)
+    table = trial_table(journal.searched(), search.space.keys, sweep.objectives)
+    if not len(table) or table["error"].iloc[0]:
+        first = table["error"].iloc[0] if len(table) else "there was none"
+        raise TrainingError(f"no trial of the sweep in {sweep.output} reported {sweep.metric}: {first}")
+    return table
+
+
+def _confirm(search: Search, journal: Journal, table: pd.DataFrame, run_id: str, end: float) -> Confirmation | None:
+    """Train with the settings as they are and with the winner's, both with the same new seeds.
+
+    None if that was not asked for, or there is nothing to compare yet.
+
+    Raises:
+        TrainingError: fewer than two pairs of runs measured the metrics.
+    """
+    config, given, winner = _confirming(search.config), number_of(0), str(table["trial"].iloc[0])
+    if not config.sweep.confirm_seeds:
+        return None
+    if len(table) < config.sweep.num_trials:
+        logger.warning("The winner is not confirmed before all trials have run.")
+        return None
+    if winner == given:
+        logger.warning("No trial is better than the settings as they are: there is nothing to confirm.")
+        return None
+    seeds = [config.train.seed + 1 + i for i in range(config.sweep.confirm_seeds)]
+    values = {
+        repeated(name, seed): journal.trials[name].values | {"train.seed": seed}
+        for seed in seeds
+        for name in (given, winner)
+    }
+    _fit(config, list(values), values.__getitem__, journal, FIFOScheduler(), run_id, end)
+    runs = [
+        (seed, journal.trials[repeated(given, seed)], journal.trials[repeated(winner, seed)])
+        for seed in seeds
+        if {repeated(given, seed), repeated(winner, seed)} <= set(journal.trials)
+    ]
+    for name in values:
+        record = journal.trials.get(name)
+        if not record or not record.ended or record.error:
+            logger.warning(
+                "Run %s is left out: %s", name, record.error or "it did not end" if record else "it did not begin"
+            )
+    try:
+        return confirmation(journal.trials[winner], runs, _confirmed_metric(config), config.sweep.objectives)
+    except ValueError as error:
+        raise TrainingError(f"The winner cannot be compared: {error}") from error
+
+
+def _confirmed_metric(config: Config) -> str:
+    return config.sweep.confirm_metric or config.sweep.metric
+
+
+def _confirming(config: Config) -> Config:
+    """The settings of runs that confirm: their validations measure `sweep.confirm_metric` too."""
+    split = _confirmed_metric(config).partition("/")[0]
+    splits = config.train.validation_splits
+    return override(config, {"train.validation_splits": [*splits, *({split} - set(splits))]})
+
+
+def _fit(
+    config: Config,
+    names: Sequence[str],
+    values: Callable[[str], Values],
+    journal: Journal,
+    scheduler: TrialScheduler,
+    run_id: str,
+    end: float,
+) -> None:
+    """Run the trials of these names that have not ended; none starts after `end`, by the clock `time.monotonic`."""
+    output, sweep, train = Path(config.sweep.output), config.sweep, config.train
+    waiting = [name for name in names if name not in journal.trials or not journal.trials[name].ended]
+    if not waiting:
+        return
+    if len(waiting) < len(names):
+        logger.info("Going on with %d of %d trials in %s.", len(waiting), len(names), output)
+    # The trial itself only waits for its training workers, which reserve their own CPUs and GPUs. Tune requires some
+    # resource: a small part of a CPU would keep stages of the trainings from using the rest of that CPU.
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"memory": TRIAL_BYTES}
+    )
+    shutil.rmtree(output / RUN_NAME, ignore_errors=True)  # of an earlier run: the journal says all that counts
+    tuner = Tuner(
+        trainable,
+        param_space={},
+        tune_config=TuneConfig(
+            num_samples=len(waiting),
+            scheduler=scheduler,
+            search_alg=Waiting(waiting, values, journal, sweep.max_concurrent, end),
+        ),
+        run_config=tune.RunConfig(
+            name=RUN_NAME,
+            storage_path=str(output),
+            verbose=0,
+            callbacks=[Written(journal, output, names)],
+            # A trial whose node is lost starts again on another one, from its last checkpoint.
+            failure_config=tune.FailureConfig(max_failures=train.max_failures),
+        ),
+    )
+    results = (tuner.fit() for _ in range(1))
+    # Some trials may wait while others go on, so that the pulse of all of them counts.
+    list(watched(results, "the sweep", needs(config), lambda: _pulses(output)))
+
+
+def _check_all_ended(table: pd.DataFrame, journal: Journal, output: Path) -> None:
     """Log why trials failed; raise `TrainingError` if Tune gave up on some, which another run may finish."""
     failed = table[table["error"] != ""]
     for trial, error in zip(failed["trial"], failed["error"], strict=True):
         logger.warning("Trial %s failed: %s", trial, error)
-    if lost := sum(result.error is not None for result in results):
+    if lost := sum(not journal.trials[trial].ended for trial in table["trial"]):
         raise TrainingError(
             f"{lost} of {len(table)} trials failed; {output / TABLE} says why. The best of the others is published. "
             "Rerun the same command to run the failed ones again."
@@ -159,13 +331,15 @@ _FREE = HOW_IT_RUNS | {"best_metric", "best_mode"}
 """Keys of `train` that may differ when a sweep is resumed, or that the sweep sets itself. The others decide what a
 trial computes, and the number of steps after which trials are compared."""
 
+_FREE_OF_SWEEP = {"output", "max_concurrent", "max_hours", "confirm_seeds", "confirm_metric"}
+
 
 def _settings(config: Config, corpus: Corpus) -> dict[str, Any]:
     """The settings that a sweep is tied to."""
     values = to_dict(config)
     settings = {section: dict(values[section]) for section in ("sampling", "model", "loss", "train", "sweep", "embed")}
     settings["train"] = {key: value for key, value in settings["train"].items() if key not in _FREE}
-    del settings["sweep"]["output"]
+    settings["sweep"] = {key: value for key, value in settings["sweep"].items() if key not in _FREE_OF_SWEEP}
     return settings | {"corpus": {"content_hash": corpus.content_hash}}
 
 
@@ -173,17 +347,28 @@ def _stored_sweep(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Tracked run and settings of the sweep in a folder, as they were written; empty for a new one.
 
     Raises:
-        ConfigError: it was made with other settings.
+        ConfigError: it was made with other settings, has more trials, or has no journal.
     """
     path = output / "sweep.json"
     if not path.is_file():
         return {}
+    if (output / RUN_NAME).exists() and not (output / JOURNAL).is_file():
+        raise ConfigError(
+            f"{output} holds a sweep of an earlier version, which kept no journal: choose another sweep.output, or "
+            "delete that folder"
+        )
     sweep: dict[str, Any] = json.loads(path.read_text())
     stored = current(sweep["settings"])
+    before, now = stored["sweep"]["num_trials"], settings["sweep"]["num_trials"]
+    if before > now:
+        raise ConfigError(
+            f"{output} holds a sweep of {before} trials, which sweep.num_trials={now} cannot undo: set {before}, or "
+            "more to go on with further trials"
+        )
     for section, values in settings.items():
         for key, value in values.items():
             stored_value = stored.get(section, {}).get(key)
-            if stored_value != value:
+            if stored_value != value and (section, key) != ("sweep", "num_trials"):
                 raise ConfigError(
                     f"{output} holds a sweep with {section}.{key}={stored_value!r}, not {value!r}: set it as before, "
                     "choose another sweep.output, or delete that folder"
@@ -191,165 +376,39 @@ def _stored_sweep(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return sweep
 
 
-class ReportValidations(TuneReportCallback):
-    """Reports every validated checkpoint to Tune; one that was saved because of a node's notice is not validated."""
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if _validated(metrics[0]):
-            super().after_report(run_context, metrics, checkpoint)
-
-
-def _validated(metrics: Mapping[str, float]) -> bool:
-    return all(map(is_measured, metrics.values()))
-
-
-class ShowTrials(tune.Callback):
-    """Shows how many trials have ended."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._show: Progress | None = None
-
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """See `tune.Callback`; in a resumed sweep, some trials have ended before."""
-        if self._show is None:
-            self._show = progress_bar("sweep", self._total, interactive=False)
-            self._show(_ended(trials), {})
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """See `tune.Callback`; trials that Tune stopped early are complete too."""
-        if self._show is not None:
-            self._show(_ended(trials), {})
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_total": self._total, "_show": None}
-
-
-def _ended(trials: list[Trial]) -> int:
-    return sum(trial.is_finished() for trial in trials)
-
-
-def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
-    """One trial: a training run with the drawn values, in a folder named after the trial.
-
-    A trial that Tune starts again resumes, or has ended; either way it reports again what Tune forgot.
-    """
-    trial = tune.get_context().get_trial_id()
-    folder = Path(base["sweep"]["output"], TRIALS, trial)
-    values = {RENAMED.get(key, key): value for key, value in values.items()}
-    own = {
-        "train.output": str(folder),
-        "tracking.run_name": f"trial {trial}",
-        # Tune stops trials by the metrics that come with a reported checkpoint.
-        "train.validate_async": False,
-        "train.validation_gpus": 0.0,
-        # The checkpoint that decides about a trial must be among those that the trial keeps.
-        "train.best_metric": base["sweep"]["metric"],
-        "train.best_mode": base["sweep"]["mode"],
-        "ray.stall_timeout_s": 0.0,  # a trial may wait for another; the sweep watches all of them
-    }
-    for metrics, checkpoint in kept_checkpoints(folder):
-        if _validated(metrics):
-            tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
-    callbacks: list[UserCallback] = [ReportValidations()]  # type: ignore[no-untyped-call]  # Ray's own __init__
-    try:
-        run_train(override(from_dict(base), values | own), callbacks, parent_run_id)
-    except NotANumberError as error:  # Tune would try again, in vain
-        write_atomically(folder / NOT_A_NUMBER, str(error))
-
-
-def _tuner(config: Config, output: Path, space: dict[str, Any], run_id: str) -> Tuner:
-    sweep, train = config.sweep, config.train
-    scheduler: TrialScheduler = FIFOScheduler()
-    if sweep.scheduler == "asha":
-        grace = min(train.steps, sweep.grace_checkpoints * train.checkpoint_every)
-        scheduler = ASHAScheduler(time_attr="step", max_t=train.steps, grace_period=grace, reduction_factor=2)
-    search: Searcher | SearchAlgorithm
-    if sweep.search == "optuna":
-        search = ConcurrencyLimiter(OptunaSearch(seed=train.seed), max_concurrent=sweep.max_concurrent)
-    else:
-        search = BasicVariantGenerator(max_concurrent=sweep.max_concurrent, random_state=train.seed)
-    # The trial itself only waits for its training workers, which reserve their own CPUs and GPUs. Tune requires some
-    # resource: a small part of a CPU would keep stages of the trainings from using the rest of that CPU.
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, base=to_dict(config), parent_run_id=run_id), {"memory": TRIAL_BYTES}
-    )
-    storage = output / RUN_NAME
-    if Tuner.can_restore(str(storage)):
-        logger.info("Resuming the sweep in %s.", output)
-        return Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True, param_space=space)
-    return Tuner(
-        trainable,
-        param_space=space,
-        tune_config=TuneConfig(
-            metric=sweep.metric,
-            mode=sweep.mode,
-            num_samples=sweep.num_trials,
-            scheduler=scheduler,
-            search_alg=search,
-        ),
-        run_config=tune.RunConfig(
-            name=RUN_NAME,
-            storage_path=str(output),
-            verbose=0,
-            callbacks=[ShowTrials(sweep.num_trials)],
-            # A trial whose node is lost starts again on another one, from its last checkpoint.
-            failure_config=tune.FailureConfig(max_failures=train.max_failures),
-        ),
-    )
-
-
-def _finish(config: Config, output: Path, results: list[tune.Result], keys: list[str]) -> SweepReport:
-    table = _trial_table(config, output, results, keys)
+def _finish(search: Search, journal: Journal, confirmed: Confirmation | None) -> SweepReport:
+    config, output = search.config, Path(search.config.sweep.output)
+    table = trial_table(journal.searched(), search.space.keys, config.sweep.objectives)
+    if confirmed:
+        table = with_ties(table, config.sweep.metric, confirmed.least)
     table.to_csv(output / TABLE, index=False)
-    png.plot_sweep(table[table["error"] == ""], keys, config.sweep.metric, output / PLOT)
-    _publish_best(config, output, str(table["trial"][0]))
+    write_atomically(output / PAGE, render(_story(search, journal, table, confirmed)))
+    _publish_best(config, output, str(table["trial"].iloc[0]))
     for path in output.glob(f"{TRIALS}/*/run.json"):  # trials that Tune stopped have left theirs open
         tracking.close_open_run(config, json.loads(path.read_text())["run_id"])
-    return SweepReport(output / BEST, table, output / PLOT)
+    return SweepReport(output / BEST, table, output / PAGE, confirmed)
 
 
-def _trial_table(config: Config, output: Path, results: list[tune.Result], keys: list[str]) -> pd.DataFrame:
-    """The table of `SweepReport`.
-
-    Raises:
-        TrainingError: no trial reported the metric and ended well.
-    """
-    metric, smallest = config.sweep.metric, config.sweep.mode == "min"
-    rows = [_row(result, output, keys, metric, smallest) for result in results]
-    good = [row for row in rows if not row["error"]]
-    if not good:
-        first = next((row["error"] for row in rows), "there was none")
-        raise TrainingError(f"no trial of the sweep in {output} reported {metric}: {first}")
-    good.sort(key=lambda row: float(row[metric]), reverse=not smallest)
-    table = pd.DataFrame([*good, *(row for row in rows if row["error"])])
-    return table[[name for name in table if name not in ("step", "error")] + ["step", "error"]]
-
-
-def _row(result: tune.Result, output: Path, keys: list[str], metric: str, smallest: bool) -> dict[str, Any]:
-    """A trial in the table: its metrics are those of its best validation, its step is the last."""
-    name = Path(result.path).name
-    trial = next((t.name for t in output.glob(f"{TRIALS}/*") if name.startswith(f"run_trial_{t.name}_")), name)
-    # Tune tells the settings of a trial that reported nothing in a file only.
-    config: dict[str, Any] = result.config or json.loads(Path(result.path, "params.json").read_text())
-    row: dict[str, Any] = {"trial": trial} | {key: config[key] for key in keys} | {"step": 0, "error": ""}
-    history = result.metrics_dataframe
-    if history is not None and metric in history and history[metric].notna().any():
-        best = history.loc[history[metric].idxmin() if smallest else history[metric].idxmax()]
-        row |= {
-            name: best[name]
-            for name in (metric, *(one for one in history if "/" in one and one != metric))
-            if not name.startswith("config/")
-        }
-        row["step"] = int(history["step"].max())
-    elif not result.error:
-        row["error"] = f"it reported no {metric}"
-    cause = output / TRIALS / trial / NOT_A_NUMBER
-    if cause.is_file():
-        row["error"] = cause.read_text()
-    elif result.error:
-        row["error"] = " ".join(str(result.error).split())[-300:]
-    return row
+def _story(search: Search, journal: Journal, table: pd.DataFrame, confirmed: Confirmation | None) -> SweepStory:
+    config = search.config
+    sweep, split = config.sweep, config.sweep.metric.partition("/")[0]
+    settings = {
+        "space": "; ".join(sweep.space),
+        "search": f"{sweep.search}, seed {config.train.seed}",
+        "length": f"{config.train.steps} steps, {sweep.scheduler}",
+        "corpus": config.corpus.path,
+        "folder": sweep.output,
+    }
+    remarks = [
+        f"Trials were chosen by clips of the split {split}, so that their figures there say too much of them. What you "
+        "report should come from clips that nothing was chosen by."
+    ]
+    if confirmed is None:
+        remarks.append(
+            "Each trial is one training run. How far two of them differ by their seed alone was not measured: set "
+            "sweep.confirm_seeds."
+        )
+    return SweepStory(table, journal.trials, search.space.keys, sweep.objectives, settings, remarks, confirmed)
 
 
 def _publish_best(config: Config, output: Path, trial: str) -> None:
@@ -361,7 +420,7 @@ def _publish_best(config: Config, output: Path, trial: str) -> None:
 
 def best_checkpoint(trial: Path, metric: str, mode: str) -> Path:
     """The best checkpoint that a trial kept; of several equal ones, Ray Train does not keep the one that Tune names."""
-    best = best_of([(metrics, path) for metrics, path in kept_checkpoints(trial) if _validated(metrics)], metric, mode)
+    best = best_of([(metrics, path) for metrics, path in kept_checkpoints(trial) if validated(metrics)], metric, mode)
     if best is None:
         raise TrainingError(f"{trial} has kept no checkpoint with {metric}")
     return best[1]

@@ -56,6 +56,7 @@ from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.mix import effective_mix, in_words
 from robometer.settings import ConfigError
+from robometer.training.validation_split import training_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         TrainingError: workers failed more often than `train.max_failures`.
     """
     config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
-    output, corpus = Path(config.train.output), Corpus(config.corpus.path)
+    output, corpus = Path(config.train.output), training_corpus(config)
     index = _checked_index(config, corpus)
     start = for_workers(config.train.load_from_checkpoint, config.tracking.uri)
     config = override(config, {"train.load_from_checkpoint": start})

@@ -16,6 +16,7 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation.validation import validate
 from robometer.models.checkpoint import load_model, make_scorer
 from robometer.runs import tracking
+from robometer.training.validation_split import training_corpus
 
 FOLDER = "validations"
 
@@ -39,7 +40,7 @@ def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: 
     with checkpoint.as_directory() as folder:
         step = int(json.loads(Path(folder, POSITION).read_text())["step"])
         device = "cuda" if train.validation_gpus else "cpu"
-        metrics = measure(Path(folder, MODEL), settings, Corpus(settings.corpus.path), device)
+        metrics = measure(Path(folder, MODEL), settings, training_corpus(settings), device)
     entry = json.dumps({"step": step} | metrics)
     Storage(train.output).write_bytes(f"{FOLDER}/{step:07d}.json", entry.encode())
     tracking.attached(settings, run_id).metrics(metrics, step)

@@ -28,13 +28,13 @@ from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
-from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import save_checkpoint
 from robometer.runs import tracking
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
 from robometer.training.losses import TERMS, compute_losses, counts
 from robometer.training.optimisation import learning_rate
+from robometer.training.validation_split import training_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def train_worker(spec: dict[str, Any]) -> str:
         torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
     try:
         with tracked as run:  # marks the run as failed if training raises
-            engine, position = checkpointing.start(config, Corpus(config.corpus.path), size)
+            engine, position = checkpointing.start(config, training_corpus(config), size)
             Worker(config, spec, run, engine, position, rank, size).train()
     except NotANumberError as error:
         return str(error)
@@ -95,7 +95,7 @@ class Worker:
     ) -> None:
         self.config, self.spec, self.run = config, spec, run
         self.rank, self.world_size = rank, world_size
-        self.corpus = Corpus(config.corpus.path)
+        self.corpus = training_corpus(config)
         self.engine, self.position = engine, position
         self.meter = Meter(config, engine.module, engine.device, world_size)
         self.notice_asked_s, self.notice, self.pulse_s = time.monotonic(), None, -math.inf

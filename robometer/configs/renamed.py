@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,9 +52,8 @@ def current(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_entry(entry: str) -> str:
-    """An entry `KEY=...` of `sweep.space` under today's name of its key."""
-    key, equals, rest = entry.partition("=")
-    return f"{RENAMED.get(key.strip(), key)}{equals}{rest}"
+    """An entry of `sweep.space` under today's names of its keys."""
+    return re.sub(r"[\w.]+", lambda word: RENAMED.get(word[0], word[0]), entry)
 
 
 def first_names(values: Mapping[str, Any]) -> dict[str, Any]:

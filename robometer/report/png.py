@@ -1,4 +1,4 @@
-"""PNG plots of `score`, `train`, `sweep` and `quickstart`. The report's own plots are SVG: see `report/figures.py`."""
+"""PNG plots of `score`, `train` and `quickstart`. The report's own plots are SVG: see `report/figures.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -98,25 +97,4 @@ def plot_history(history: Sequence[Mapping[str, float]], path: str | Path) -> No
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)
-    figure.savefig(path, format="png", dpi=120)
-
-
-def plot_sweep(trials: pd.DataFrame, keys: Sequence[str], metric: str, path: str | Path) -> None:
-    """Write a PNG of a sweep: the metric of every trial over each swept key, the winner marked.
-
-    Args:
-        trials: one row per trial, best first, with a column per key and one for the metric.
-        keys: the swept settings.
-        metric: the column on the vertical axis.
-        path: of the PNG.
-    """
-    figure = Figure(figsize=(4 * len(keys), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
-        axes.scatter(trials[key], trials[metric], color=_PROGRESS_COLOUR, label="trial")
-        axes.scatter(trials[key][:1], trials[metric][:1], color=_SUCCESS_COLOUR, marker="*", s=160, label="winner")
-        axes.set(xlabel=key)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set(ylabel=metric)
-    figure.axes[0].legend()
     figure.savefig(path, format="png", dpi=120)

@@ -159,28 +159,50 @@ class SweepConfig(Settings, section="sweep"):
     output: str = "outputs/sweep"
     """Folder of the sweep; the same folder resumes it."""
     num_trials: Count = 8
-    """Trials in all."""
+    """Trials in all, with those whose settings are given: the first one has the settings as they are. A larger number
+    later goes on with more."""
     max_concurrent: Count = 1
     """Trials that run at the same time."""
+    max_hours: NotNegative = 0.0
+    """Hours after which no more trials start; the same command later goes on. 0: no limit."""
     scheduler: Literal["asha", "fifo"] = "asha"
     """`asha` stops weak trials early; `fifo` lets all finish."""
     search: Literal["random", "optuna"] = "random"
-    """`random`, or `optuna`, which learns from earlier trials."""
+    """`random`, or `optuna`, which learns from earlier trials (its first 10 are random)."""
     metric: str = "seen/preference_accuracy"
     """Metric of validation to improve, as SPLIT/METRIC."""
     mode: Literal["max", "min"] = "max"
     """`max` if larger is better, else `min`."""
+    more_metrics: list[str] = field(default_factory=list)
+    """Further metrics to improve, as SPLIT/METRIC, or SPLIT/METRIC:min where smaller is better. The table then says
+    which trials are not beaten in all of them; the winner is still the best by `sweep.metric`."""
     grace_checkpoints: Count = 1
     """Validations before ASHA may stop a trial."""
     space: list[str] = field(
-        default_factory=lambda: [
-            "loss.progress_weight=loguniform(0.1,3)",
-            "loss.success_weight=loguniform(0.1,3)",
-            "loss.preference_weight=loguniform(0.1,3)",
-        ]
+        default_factory=lambda: ["loss.progress_weight+loss.success_weight+loss.preference_weight=simplex(3)"]
     )
-    """What to search: KEY=choice(...), KEY=uniform(low,high), KEY=loguniform(low,high) or KEY=randint(low,high)."""
+    """What to search: KEY=DISTRIBUTION(ARGUMENTS), or KEY+KEY=simplex(SUM), each with ` if KEY=VALUE` where it depends
+    on a choice."""
+    first: list[str] = field(default_factory=list)
+    """Settings of the trials after the first one, each KEY=VALUE;KEY=VALUE with all keys of the space."""
+    confirm_seeds: WholeNumber = 0
+    """New seeds with which the winner and the settings as they are train again, to be compared; 0 (not at all), or 2
+    and more."""
+    confirm_metric: str = ""
+    """Metric that is compared, best one of clips by which no trial was chosen; empty: `sweep.metric`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_local("sweep.output", self.output)
+        require(self.confirm_seeds != 1, "sweep.confirm_seeds=1 has no spread: set 2 or more, or 0")
+        for entry in self.more_metrics:
+            require(
+                entry.partition(":")[2] in ("", "max", "min"),
+                f"sweep.more_metrics entry {entry!r} is not SPLIT/METRIC or SPLIT/METRIC:min",
+            )
+
+    @property
+    def objectives(self) -> list[tuple[str, str]]:
+        """All metrics, each with `max` or `min`."""
+        more = [entry.partition(":") for entry in self.more_metrics]
+        return [(self.metric, self.mode), *((metric, mode or "max") for metric, _, mode in more)]

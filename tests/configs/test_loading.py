@@ -186,8 +186,9 @@ def test_an_old_key_is_refused_with_its_new_name_and_read_in_stored_settings(old
     stored[section][today] = stored[section][name]
     with pytest.raises(ConfigError, match=name):  # which of the two was meant?
         from_dict(stored)
-    space = [f"{old} = uniform(0,1)", f"{new}=uniform(0,1)", "loss.success_weight=choice(1,2)"]
-    assert current({"sweep": {"space": space}})["sweep"]["space"] == [f"{new}= uniform(0,1)", *space[1:]]
+    space = ["a+{key}=simplex(1)", "{key} = choice(1,2)", "b=uniform(0,1) if {key}=1"]
+    stored_space, today_space = ([entry.format(key=key) for entry in space] for key in (old, new))
+    assert current({"sweep": {"space": stored_space}})["sweep"]["space"] == today_space
 
 
 @pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)

@@ -1,4 +1,4 @@
-"""The PNG plots of training runs and sweeps: what is drawn in them. Those of scores: tests/jobs/test_score.py."""
+"""The PNG plots of training runs: what is drawn in them. Those of scores: tests/jobs/test_score.py."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from robometer.report.png import plot_curve, plot_history, plot_sweep
+from robometer.report.png import plot_curve, plot_history
 from robometer.scoring import ClipScore
 
 
@@ -54,18 +53,6 @@ def test_losses_stand_left_and_validation_right(drawn: list[Figure], tmp_path: P
 def test_a_run_that_was_not_validated_yet_has_an_empty_half(drawn: list[Figure], tmp_path: Path) -> None:
     plot_history([{"step": 1, "loss": 4.0}], tmp_path / "plot.png")
     assert lines(drawn[0].axes[1]) == {} and drawn[0].axes[1].get_legend() is None
-
-
-def test_a_sweep_shows_every_trial_and_marks_the_first(drawn: list[Figure], tmp_path: Path) -> None:
-    trials = pd.DataFrame({"a": [0.3, 0.1, 0.2], "train.seed": [7, 8, 9], "seen/voc": [0.9, 0.5, 0.4]})
-    plot_sweep(trials, ["a", "train.seed"], "seen/voc", tmp_path / "plot.png")
-    assert [axes.get_xlabel() for axes in drawn[0].axes] == ["a", "train.seed"]
-    assert drawn[0].axes[0].get_ylabel() == "seen/voc"
-    for axes, key in zip(drawn[0].axes, ("a", "train.seed"), strict=True):
-        everyone, winner = (np.asarray(dots.get_offsets()).tolist() for dots in axes.collections)
-        assert everyone == trials[[key, "seen/voc"]].to_numpy().tolist()
-        assert winner == [[trials[key][0], 0.9]]
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == ["trial", "winner"]
 
 
 def test_curves_of_a_clip_stand_over_the_times_of_its_frames(drawn: list[Figure], tmp_path: Path) -> None:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from ray import tune
 
 from pipelines.sweep import (
-    NOT_A_NUMBER,
+    Search,
     SweepReport,
     _check_all_ended,
     _settings,
     _stored_sweep,
-    _trial_table,
     best_checkpoint,
-    parse_space,
     run_sweep,
 )
 from pipelines.training.checkpointing import TrainingError
@@ -33,6 +29,8 @@ from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import load_config
 from robometer.runs import tracking
+from robometer.sweeps.journal import Event, Journal
+from robometer.sweeps.table import trial_table
 from tests.conftest import TINY
 from tests.screen import foreign
 
@@ -42,15 +40,6 @@ SWEEP = (
     "sweep.num_trials=2",
     'sweep.space=["loss.preference_weight=uniform(0.1,2)","train.learning_rate=choice(1e-3,1e-2)"]',
 )
-
-
-def test_the_space_is_parsed_and_mistakes_are_named() -> None:
-    space = parse_space(["loss.progress_weight=loguniform(0.1,3)", "model.attention=choice(causal,state)"])
-    assert 0.1 <= space["loss.progress_weight"].sample() <= 3
-    assert space["model.attention"].sample() in ("causal", "state")
-    for wrong in ("loss.progress_weight", "loss.progress_weight=normal(0,1)", "loss.progress_weight=uniform(1,2,3)"):
-        with pytest.raises(ConfigError, match=r"sweep.space entry"):
-            parse_space([wrong])
 
 
 def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_path: Path) -> None:
@@ -63,54 +52,74 @@ def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_pat
     assert best_checkpoint(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
 
 
-def _result(output: Path, trial: str, weight: float, voc: list[float], error: Exception | None = None) -> tune.Result:
-    """What Tune keeps of a trial that was validated every 10 steps; its last report repeats the first."""
-    (output / "trials" / trial).mkdir(parents=True)
-    config, path = {"loss.preference_weight": weight}, str(output / f"tune/run_trial_{trial}_1_loss=1_2026")
-    if voc:
-        steps = [10 * i for i in range(1, len(voc) + 1)]
-        columns = {"step": [*steps, 10], "seen/voc": [*voc, voc[0]], "seen/kendall": [*steps, 10], "config/seen/x": 0}
-        return tune.Result({"config": config}, None, error, path, pd.DataFrame(columns))
-    Path(path).mkdir(parents=True)
-    Path(path, "params.json").write_text(json.dumps(config))  # all that Tune keeps of a trial without a report
-    return tune.Result({}, None, error, path)
-
-
-@pytest.mark.parametrize(("mode", "order"), [("max", ["b_1", "a", "c"]), ("min", ["c", "a", "b_1"])])
-def test_failed_trials_stay_in_the_table_with_their_reason_and_do_not_win(
-    mode: str, order: list[str], tmp_path: Path
+def test_what_ended_badly_is_named_and_what_can_run_again_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = load(["sweep.metric=seen/voc", f"sweep.mode={mode}"])
-    results = [
-        _result(tmp_path, "lost", 0.1, [], RuntimeError("the node\nis gone")),
-        _result(tmp_path, "a", 0.2, [0.25, 0.5, 0.375]),
-        _result(tmp_path, "diverged", 0.3, [9.0, -9.0]),
-        _result(tmp_path, "b_1", 0.4, [0.75, math.nan]),
-        _result(tmp_path, "c", 0.5, [0.125]),
-    ]
-    (tmp_path / "trials/diverged" / NOT_A_NUMBER).write_text("the loss is not a finite number at step 21")
-    table = _trial_table(config, tmp_path, results, ["loss.preference_weight"])
-    assert list(table) == ["trial", "loss.preference_weight", "seen/voc", "seen/kendall", "step", "error"]
-    assert list(table["trial"]) == [*order, "lost", "diverged"]
-    by_trial = table.set_index("trial")
-    assert list(by_trial.loc["a", ["seen/voc", "seen/kendall"]]) == ([0.5, 20] if mode == "max" else [0.25, 10])
-    assert list(by_trial.loc[["a", "b_1", "c"], "step"]) == [30, 20, 10]
-    assert list(by_trial.loc[["lost", "diverged"], "error"]) == [
-        "the node is gone",
-        "the loss is not a finite number at step 21",
-    ]
-    with pytest.raises(TrainingError, match=r"^1 of 5 trials failed; .*trials\.csv says why"):
-        _check_all_ended(table, results, tmp_path)
-    _check_all_ended(table, results[1:], tmp_path)  # one that diverged would do so again
+    journal = Journal(tmp_path / "journal")
+    for name in ("0000", "0001", "0002"):
+        journal.append(Event("start", name))
+        journal.append(Event("report", name, metrics={"step": 2, "seen/voc": 0.5}))
+    journal.append(Event("end", "0000"))
+    journal.append(Event("end", "0001", reason="the loss is not a finite number at step 21"))
+    journal.append(Event("fail", "0002", reason="the node is gone"))
+    table = trial_table(journal.searched(), [], [("seen/voc", "max")])
+    with pytest.raises(TrainingError, match=r"^1 of 3 trials failed; .*trials\.csv says why"):
+        _check_all_ended(table, journal, tmp_path)
+    assert "Trial 0001 failed: the loss is not" in caplog.text and "Trial 0002 failed: the node" in caplog.text
+    _check_all_ended(table[:2], journal, tmp_path)  # one that diverged would do so again
     report = SweepReport(tmp_path, table, tmp_path)
-    assert "the node is gone" in str(report) and "error" not in str(replace(report, table=table[:3]))
-    with pytest.raises(TrainingError, match="reported seen/voc: the node is gone"):
-        _trial_table(config, tmp_path, results[:1], ["loss.preference_weight"])
+    assert "the node is gone" in str(report) and "error" not in str(replace(report, table=table[:1]))
 
 
-def test_unknown_swept_keys_end_before_any_trial(tiny_corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing"):
-        run_sweep(load([*TINY, f"corpus.path={tiny_corpus}", 'sweep.space=["loss.nothing=uniform(0,1)"]']))
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ('sweep.space=["loss.nothing=uniform(0,1)"]', "There is no setting loss.nothing"),
+        ('sweep.space=["loss.balance_success=choice(true,maybe)"]', "must be true or false"),
+        ('sweep.space=["train.batch_size=uniform(8,9)"]', "must be a whole number"),
+        ('sweep.space=["loss.progress_weight=uniform(-9,-8)"]', "must be at least 0"),
+        ('sweep.space=["loss.progress_weight=grid(1,2,3)"]', r"sweep.num_trials=8 must be 4: the grids have 3"),
+        ('sweep.space=["train.seed=grid(1,2,3,4,5,6,7)"] sweep.confirm_seeds=2', "which sweep.space sets too"),
+        ("sweep.search=optuna sweep.space=['loss.progress_weight=grid(1,2)']", "nothing to learn on a grid"),
+        ("sweep.more_metrics=[seen/kendall]", "stops trials by one metric"),
+        ("sweep.more_metrics=[seen/kendall:low]", "is not SPLIT/METRIC or SPLIT/METRIC:min"),
+        ("sweep.confirm_seeds=1", "has no spread"),
+        ("sweep.first=['loss.progress_weight=4']", "lacks loss.success_weight"),
+        (
+            "sweep.confirm_seeds=2 sweep.confirm_metric=nowhere/voc",
+            "sweep.confirm_metric=nowhere/voc cannot be measured",
+        ),
+        ("sweep.more_metrics=[seen/speed] sweep.scheduler=fifo", "sweep.more_metrics=seen/speed cannot be measured"),
+    ],
+)
+def test_a_search_that_cannot_be_done_ends_before_any_trial(
+    override: str, sentence: str, tiny_corpus: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        overrides = [*TINY, f"corpus.path={tiny_corpus}", f"sweep.output={tmp_path}/sweep"]
+        run_sweep(load([*overrides, *re.split(r" (?=sweep)", override)]))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_longer_sweep_begins_with_the_trials_of_a_shorter_one_and_both_with_the_settings_as_they_are() -> None:
+    space = 'sweep.space=["train.learning_rate=choice(1e-3,1e-2)","loss.preference_weight=uniform(0.1,2)"]'
+    overrides = [space, "loss.preference_weight=0.75", "train.learning_rate=3e-3"]
+    first = "sweep.first=['train.learning_rate=1e-3;loss.preference_weight=2']"
+    short, longer = (Search.of(load([*overrides, first, f"sweep.num_trials={n}"])) for n in (4, 9))
+    journal = Journal(Path("nowhere"))
+    trials = [longer.values(i, journal) for i in range(9)]
+    assert [short.values(i, journal) for i in range(4)] == trials[:4]
+    assert trials[0] == {"train.learning_rate": 0.003, "loss.preference_weight": 0.75}
+    assert trials[1] == {"train.learning_rate": 0.001, "loss.preference_weight": 2.0}
+    assert {one["train.learning_rate"] for one in trials[2:]} == {0.001, 0.01}  # numbers, not texts
+
+
+def test_a_grid_is_walked_through_after_the_trials_whose_settings_are_given() -> None:
+    space = 'sweep.space=["model.attention=grid(causal,state)","model.window=choice(2,3) if model.attention=state"]'
+    search = Search.of(load([space, "sweep.num_trials=5"]))
+    trials = [search.values(i, Journal(Path("nowhere"))) for i in range(5)]
+    assert [one["model.attention"] for one in trials[1:]] == ["causal", "state", "causal", "state"]
+    assert ["model.window" in one for one in trials[1:]] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -131,12 +140,12 @@ def test_a_sweep_without_its_metric_ends_before_any_trial(
     assert not (tmp_path / "sweep").exists()
 
 
-def _run(overrides: list[str]) -> None:
+def _run(overrides: list[str]) -> subprocess.CompletedProcess[str]:
     """The job in a process and on a Ray of its own, as a user runs it."""
     command = [sys.executable, "-m", "jobs.sweep", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert not foreign(done.stdout, done.stderr)
+    return done
 
 
 @pytest.mark.slow
@@ -146,14 +155,15 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", tracking]
     # Two trials fill the four CPUs of a small Ray: each needs one for its worker and one for its data, and no more.
-    _run([*overrides, f"sweep.search={search}", "sweep.metric=seen/voc", "sweep.max_concurrent=2"])
+    done = _run([*overrides, f"sweep.search={search}", "sweep.metric=seen/voc", "sweep.max_concurrent=2"])
+    assert not foreign(done.stdout, done.stderr)
     table = pd.read_csv(output / "trials.csv")
     assert len(table) == 2
     assert table["seen/voc"].is_monotonic_decreasing
     winner = load_config(output / "best")
     assert winner.train.best_metric == "seen/voc"  # or its checkpoint may be gone
     assert winner.loss.preference_weight == pytest.approx(table["loss.preference_weight"][0])
-    assert (output / "sweep.png").stat().st_size > 5000
+    assert "<h1>Sweep of 2 trials</h1>" in (output / "sweep.html").read_text()
 
     from mlflow import MlflowClient
 
@@ -169,7 +179,7 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     [
         ("train.steps=99", "train.steps=4, not 99"),
         ("train.learning_rate=1", "train.learning_rate=0.001, not 1.0"),
-        ("sweep.num_trials=9", "sweep.num_trials=2, not 9"),
+        ("sweep.search=optuna", "sweep.search='random', not 'optuna'"),
         ("loss.success_weight=9", "loss.success_weight=1.0, not 9.0"),
     ],
 )
@@ -188,37 +198,87 @@ def test_a_resumed_sweep_with_other_settings_is_refused_and_its_tracked_run_stay
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match=f"holds a sweep with {sentence}"):
         run_sweep(load([*overrides, changed]))
+    with pytest.raises(
+        ConfigError, match=r"a sweep of 2 trials, which sweep\.num_trials=1 cannot undo: set 2, or more"
+    ):
+        run_sweep(load([*overrides, "sweep.num_trials=1"]))
     assert MlflowClient(store).get_run(run.run_id).info.status == "FINISHED"
     old = json.loads(
         json.dumps(stored).replace("not_done_below_progress", "min_success").replace("trajectory_first", "rbm")
     )
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(old))
     assert _stored_sweep(tmp_path / "sweep", stored["settings"]) == old  # an earlier version wrote it
+    further = _settings(load([*overrides, "sweep.num_trials=3"]), Corpus(tiny_corpus))
+    assert _stored_sweep(tmp_path / "sweep", further) == old
+    (tmp_path / "sweep/tune").mkdir()
+    with pytest.raises(ConfigError, match="a sweep of an earlier version, which kept no journal"):
+        _stored_sweep(tmp_path / "sweep", further)
     elsewhere = load([*overrides, "train.num_workers=2", "train.data_actors=3", "sweep.output=moved"])
     assert _settings(elsewhere, Corpus(tiny_corpus)) == stored["settings"]  # what only says how and where it runs
 
 
-@pytest.mark.slow
-def test_a_killed_sweep_resumes_and_keeps_its_trials(tiny_corpus: str, tmp_path: Path) -> None:
-    output, log = tmp_path / "sweep", tmp_path / "log"
-    overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", "sweep.scheduler=fifo"]
-    command = [sys.executable, "-m", "jobs.sweep", *overrides]
-    environment = os.environ | {"TUNE_GLOBAL_CHECKPOINT_S": "1"}
-    driver = subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment)
+def _kill_when(command: list[str], log: Path, reached: Callable[[], bool]) -> None:
+    """Start a sweep, and kill its driver once something has happened."""
+    driver = subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT)
     end = time.monotonic() + 240
-    while not list(output.glob("trials/*/best")):
+    while not reached():
         assert driver.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.2)
-    first = {path.parent.name for path in output.glob("trials/*/best")}
+        time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    trials = pd.read_csv(output / "trials.csv", dtype={"trial": str})
-    assert len(trials) == 2 and first <= set(trials["trial"])  # those too whose end Tune did not live to write down
-    assert list(trials["step"]) == [4, 4] and trials["seen/preference_accuracy"].notna().all()
-    settings = json.loads((output / "sweep.json").read_text())["settings"]
-    assert settings["sweep"]["num_trials"] == 2
+
+
+def _table(output: Path) -> pd.DataFrame:
+    return pd.read_csv(output / "trials.csv", dtype={"trial": str}, keep_default_na=False)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_and_extended_ends_as_one_that_is_not(tiny_corpus: str, tmp_path: Path) -> None:
+    """The third trial stops at its first validation because of the other two, which another process ran.
+
+    That this is so after a kill at any moment, `test_trials.py` shows without Ray.
+    """
+    output = tmp_path / "sweep"
+    overrides = [*TINY, *SWEEP, "sweep.scheduler=asha", "sweep.metric=seen/voc", f"corpus.path={tiny_corpus}"]
+    overrides.append(f"sweep.output={output}")
+    path = output / "journal.jsonl"
+
+    def both_ended() -> bool:
+        return path.is_file() and path.read_text().count('"kind": "end"') == 2
+
+    _kill_when([sys.executable, "-m", "jobs.sweep", *overrides, "sweep.num_trials=2"], tmp_path / "log", both_ended)
+    before = path.read_text()
+    _run([*overrides, "sweep.num_trials=3"])
+    table = _table(output)
+    assert dict(zip(table["trial"], table["step"], strict=True)) == {"0000": 4, "0001": 4, "0002": 2}
+    assert list(table["seen/voc"]) == sorted(table["seen/voc"], reverse=True)
+    assert path.read_text().startswith(before)  # what has ended did not run again
+    trials, search = Journal(path).trials, Search.of(load([*overrides, "sweep.num_trials=3"]))
+    assert [trials[f"{i:04d}"].values for i in range(3)] == [
+        search.values(i, Journal(Path("nowhere"))) for i in range(3)
+    ]
+
+
+@pytest.mark.slow
+def test_the_winner_is_set_beside_the_settings_as_they_are_on_clips_that_did_not_choose_it(
+    tiny_corpus: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "sweep"
+    overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", "sweep.scheduler=fifo"]
+    overrides.append("train.validation_splits=[validation]")
+    confirm = ["sweep.confirm_seeds=2", "sweep.confirm_metric=seen/voc", "sweep.metric=validation/voc"]
+    done = _run([*overrides, *confirm, "sweep.max_concurrent=2"])
+    table, journal = _table(output), Journal(output / "journal.jsonl")
+    winner = table["trial"][0]
+    assert list(table["trial"]) == ["0001", "0000"]  # else the winner has nothing to beat: choose another seed
+    pairs = [[journal.trials[f"{name}-seed{seed}"] for name in ("0000", winner)] for seed in (43, 44)]
+    best = [[one.best("validation/voc", "max") for one in pair] for pair in pairs]
+    differences = [won["seen/voc"] - given["seen/voc"] for given, won in best]  # type: ignore[index]
+    assert f"{sum(differences) / 2:+.4g} (95 % interval" in done.stdout and "Over 2 new seeds, seen/voc" in done.stdout
+    assert set(table["tied"]) <= {"True", "False"} and table["tied"][0] == "True"
+    for (given, won), seed in zip(pairs, (43, 44), strict=True):
+        assert given.values == journal.trials["0000"].values | {"train.seed": seed}
+        assert won.values == journal.trials[winner].values | {"train.seed": seed}
 
 
 STOPPED = """

@@ -1,0 +1,16 @@
+"""The quickstart's settings. `make quickstart` runs it as a whole."""
+
+from __future__ import annotations
+
+from jobs.quickstart import _sweep_config
+from pipelines.sweep import Search
+from robometer.configs import load
+
+
+def test_trials_are_short_and_chosen_by_clips_that_the_evaluation_does_not_report() -> None:
+    config = load(["recipe=quickstart"])
+    sweep = _sweep_config(config)
+    assert (sweep.train.steps, sweep.train.checkpoint_every) == (50, 25)
+    assert sweep.train.validation_splits == [sweep.sweep.metric.partition("/")[0]] == ["validation"]
+    assert not set(sweep.train.validation_splits) & set(config.evaluate.splits)
+    assert len(Search.of(sweep).given) == 1
