@@ -362,14 +362,19 @@ def compare_body() -> dict[str, Any]:
 
 
 def clips_body(own_tasks: bool) -> dict[str, Any]:
-    """OpenAPI `requestBody` of a route of numbered clips; with `own_tasks` each may have its task."""
+    """OpenAPI `requestBody` of a route of numbered clips; with `own_tasks` each may have its task.
+
+    What belongs to one clip may be anything: if it is of no use, that clip has an error, and the others their scores.
+    """
     content: dict[str, Any] = {}
     for content_type, kinds in _KINDS.items():
         schema = {
             "type": "object",
             "required": [] if own_tasks else ["task"],
             "properties": {"task": _TASK} | _OPTIONS,
-            "patternProperties": _numbered(kinds | ({"task": _TASK} if own_tasks else {})),
+            "patternProperties": _numbered(
+                {name: _of_one_clip(field) for name, field in (kinds | ({"task": _TASK} if own_tasks else {})).items()}
+            ),
             "additionalProperties": False,
             "anyOf": [{"required": [f"{kind}_0"]} for kind in kinds],
             "description": "Clips have the numbers 0, 1, 2, ...",
@@ -378,6 +383,10 @@ def clips_body(own_tasks: bool) -> dict[str, Any]:
     clips = {"frames_base64_0": _TWO_FRAMES, "frames_base64_1": _TWO_FRAMES[::-1]}
     content["application/json"]["example"] = {"task": _TASK["example"]} | clips
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _of_one_clip(field: dict[str, Any]) -> dict[str, Any]:
+    return {"description": f"{field['description']}; anything else is an error of this clip"}
 
 
 def _numbered(fields: dict[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def test_every_command_has_help_with_sections_and_examples(
     assert cli.main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert cli.main([*name.split(), "-h"]) == 0 and capsys.readouterr().out == text
-    assert text.startswith(f"Usage: robometer {name} ") and "[--options] [key=value ...]" in text
+    usage = "[--options] STAGE ..." if name == "submit" else "[--options] [key=value ...]"
+    assert text.startswith(f"Usage: robometer {name} ") and usage in text
     sections = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert sections[0] in ("Inputs:", "Options:") and {"Options:", "Examples:", "Exit status:"} <= set(sections)
     assert f"robometer {name}" in text[text.index("Examples:") :]
