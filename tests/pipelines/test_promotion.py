@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from jobs import publish
+from pipelines import promotion
 from pipelines.evaluate import run_evaluate
 from pipelines.promotion import criterion, promote
 from robometer.configs import load
@@ -18,7 +20,8 @@ from robometer.evaluation.paired import Difference
 from robometer.models.checkpoint import save_checkpoint
 from robometer.models.rewind import Rewind
 from robometer.runs import tracking
-from robometer.runs.publishing import Publication, prepare
+from robometer.runs.publishing import Publication, PublishingError, prepare
+from robometer.runs.tracking import TrackingError
 from robometer.settings import ConfigError
 from tests.conftest import TINY
 
@@ -47,14 +50,16 @@ def evaluated(config: Config, folder: Path, scorer: str) -> str:
     return str(folder)
 
 
-def test_an_alias_moves_to_a_better_model_only(ray_local: None, config: Config, tmp_path: Path) -> None:
+def test_an_alias_moves_to_a_better_model_only(
+    ray_local: None, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = (publication(tmp_path / f"model{seed}", config, seed) for seed in (0, 1))
     by = criterion(VOC)
     weak = evaluated(config, tmp_path / "weak", str(tmp_path / "model0"))
     said = promote(first, config, NAME, ALIAS, weak, by)
     assert said == f"models:/{NAME}/1 has the alias {ALIAS} now, which no version had"
     assert tracking.version_of_alias(config, NAME, ALIAS) == "1"
-    assert promote(first, config, NAME, ALIAS, weak, by).endswith("already, and is this model")
+    assert promote(first, config, NAME, ALIAS, weak, by).endswith("is this model; nothing is published")
 
     said = promote(second, config, NAME, ALIAS, weak, by)  # as good as the one that has it
     assert f"models:/{NAME}/2 is published; the alias {ALIAS} stays at models:/{NAME}/1" in said
@@ -67,10 +72,28 @@ def test_an_alias_moves_to_a_better_model_only(ray_local: None, config: Config, 
     assert tracking.version_of_alias(config, NAME, ALIAS) == "3"
     assert (tmp_path / "strong/current/metrics.json").is_file(), "the one that had it was scored on the same clips"
 
-    with pytest.raises(ConfigError, match="no test of it"):
-        promote(first, config, NAME, ALIAS, weak, criterion("seen/reward_alignment/voc"))
+    for split in ("seen", "train"):
+        with pytest.raises(ConfigError, match=r"the new model was trained or chosen by .* no test of it"):
+            promote(first, config, NAME, ALIAS, weak, criterion(f"{split}/reward_alignment/voc"))
+    for alias in ("v1", "latest"):
+        with pytest.raises(ConfigError, match="means a version to MLflow"):
+            promote(first, config, NAME, alias, weak, by)
+    with pytest.raises(TrackingError, match=r"'my alias' of drawer-reward cannot be used: .*Invalid alias"):
+        promote(first, config, NAME, "my alias", weak, by)
     with pytest.raises(ConfigError, match="has no held_out/preference/accuracy_quality"):
         promote(first, config, NAME, ALIAS, weak, criterion("held_out/preference/accuracy_quality"))
+
+    third = publication(tmp_path / "model2", config, 2)
+    tracking.set_alias(config, NAME, ALIAS, "1")
+
+    def meanwhile(*arguments: Any) -> Difference:
+        tracking.set_alias(config, NAME, ALIAS, "2")
+        return Difference(0.1, 0.05, 0.2, 0.01, 12, "clips", 4)
+
+    monkeypatch.setattr(promotion, "differences", lambda *runs: {("reward_alignment", "held_out", "voc"): meanwhile()})
+    with pytest.raises(PublishingError, match="given to version 2 meanwhile: run the same command again"):
+        promote(third, config, NAME, ALIAS, strong, by)
+    assert tracking.version_of_alias(config, NAME, ALIAS) == "2"
 
 
 @pytest.mark.parametrize(
