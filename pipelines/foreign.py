@@ -15,6 +15,8 @@ import warnings
 LINES = (
     # Ray Data and Ray Train pass references to their actors, and restart these themselves.
     r"core_worker\.cc:\d+: Actor with class name: .* has constructor arguments in the object store",
+    # `pipelines.cluster.watched` says what work waits for, and for how long; Ray also says it of work that goes on.
+    r"Cluster resources are not enough to run any task from ",
     # Ray Serve's controller kills itself in the middle of the call that asks it to end.
     r"Task ServeController\.graceful_shutdown failed\. There are infinite retries remaining",
     # Ray's own actors use no CPU, so that more processes than cores are normal.
@@ -43,6 +45,7 @@ PROGRESS = r"^(\d\d:\d\d:\d\d INFO )?\w+ \d+/\d+(,|$)"
 
 _LOGGERS = (
     "ray._private.authentication.authentication_token_setup",
+    "ray.data._internal.execution.resource_manager",
     "ray.data._internal.progress",
     "ray.serve",
 )
@@ -54,6 +57,7 @@ _SETTINGS = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     # A call to Ray after its end must fail, and not join or start another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # a table of Ray Tune's settings, which no `verbose` switches off
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # else it logs every table that it makes
 }
 

@@ -18,6 +18,8 @@ FOREIGN = (
     "streaming_executor.py",
     "Running Dataset",
     "in namespace",
+    "TensorBoard",
+    "View detailed results",
     "Traceback",
 )
 

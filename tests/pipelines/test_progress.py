@@ -25,13 +25,13 @@ SEEN = [
     "Application 'robometer' is ready at http://127.0.0.1:51823/.",
     "[mutex.cc : 452] RAW: Lock blocking 0x5606fb1b4e20   @ 0x7efc4322b1a2 0x7efc422fb23c 0x7efc42bc2022",
     "`ray_remote_args` is deprecated and will be removed in Ray 2.64. Use the named remote parameters instead.",
+    "Cluster resources are not enough to run any task from MapBatches. The job may hang forever unless the cluster",
 ]
 """As they were seen on the screen of a first run (Ray 2.60.0)."""
 
 OTHERS = [
     "[2026-11-28 21:47:45,981 E 10116 10116] core_worker.cc:900: The raylet died",
     "Task EmbedShards failed. There are 3 retries remaining, so the task will be retried. Error: the node is dead",
-    "Cluster resources are not enough to run any task from MapBatches. The job may hang forever unless the cluster",
     "Token authentication is disabled for this Ray cluster. Anyone with network access to the cluster can run code",
     "*** SIGABRT received at time=1795903086 on cpu 0 ***",
     "Controller failed to shut down within 30 s",
