@@ -115,8 +115,8 @@ def version_of_alias(config: Config, name: str, alias: str) -> str:
     try:
         return str(client_of(config.tracking.uri).get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        # The store answers a version, a missing alias and a name that no alias can have with one code.
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error):
+        # A missing alias and a name that no alias can have come with the same code.
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or f"alias {alias} not found" in str(error):
             return ""
         raise TrackingError(f"the alias {alias!r} of {name} cannot be used: {' '.join(str(error).split())}") from error
 
