@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robometer.errors import RobometerError
+from robometer.models.openvino import compile_module, load_openvino
 
 STORED = np.float16
 """The type in which a corpus stores image embeddings. A model that was trained on them must be given the same type."""
@@ -153,12 +152,7 @@ class OpenVinoImageEncoder:
         self._openvino, self._threads = openvino, torch.get_num_threads()
         size = encoder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1:]
         example = torch.zeros(1, *size, dtype=torch.uint8)
-        model = openvino.convert_model(encoder.network, example_input=example, input=[-1, *size])
-        # Newer CPUs would compute in bfloat16, whose answers differ in the second digit.
-        exact = {"INFERENCE_PRECISION_HINT": "f32"}
-        # Pinned threads of several processes would share the first cores.
-        threads = {"NUM_STREAMS": self._threads, "INFERENCE_NUM_THREADS": self._threads, "ENABLE_CPU_PINNING": False}
-        self._model = openvino.compile_model(model, "CPU", exact | threads)
+        self._model = compile_module(openvino, encoder.network, [example], [-1, *size], self._threads)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """See `ImageEncoder.encode`."""
@@ -267,13 +261,8 @@ def _lite0(grid: bool) -> Callable[[str, str], ImageEncoder]:
 
 def _fastest(encoder: TorchImageEncoder, step: int) -> ImageEncoder:
     """The encoder in OpenVINO where that is installed (the extra `encoders` has it where there is a wheel)."""
-    # It would report its use to its makers, also when it is only imported: without this module it cannot.
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
-    try:
-        openvino = importlib.import_module("openvino")
-    except ImportError:
-        return encoder
-    return OpenVinoImageEncoder(encoder, openvino, step)
+    openvino = load_openvino()
+    return encoder if openvino is None else OpenVinoImageEncoder(encoder, openvino, step)
 
 
 def _speed_up(network: nn.Module) -> None:

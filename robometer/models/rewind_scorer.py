@@ -20,7 +20,7 @@ from robometer.frames.video import thin_positions
 from robometer.models.collate import collate_targets
 from robometer.models.encoders import STORED, ImageEncoder, TextEncoder, image_encoder, text_encoder
 from robometer.models.rewind import Rewind, RewindEnsemble
-from robometer.models.rewind_last import LastFrame, reach_of
+from robometer.models.rewind_last import Graph, LastFrame, reach_of
 from robometer.sampling.types import ClipPlan, SamplePlan
 from robometer.scoring import (
     Clip,
@@ -201,7 +201,7 @@ class RewindScorer(OneAtATime):
         features = self._features(clips[0], np.arange(self._reach))[None].to(self._device)
         text = self._text([clips[0].task]).to(self._device)
         with torch.inference_mode():
-            progress, success = self._last_frame(text, features).tolist()
+            progress, success = self._last_frame(text, features)
         return [(progress, success)]
 
     @one_at_a_time
@@ -216,11 +216,11 @@ class RewindScorer(OneAtATime):
         return [clips[i] for i in range(len(frames))]
 
     @cached_property
-    def _last_frame(self) -> Any:
+    def _last_frame(self) -> Graph:
         assert self._reach is not None
         text = self._text([""]).to(self._device)
         features = torch.zeros(1, self._reach, self._model.image_dim, device=self._device)
-        return LastFrame(self._model, self._reach).traced(text, features)
+        return LastFrame(self._model, self._reach).graph(text, features)
 
     @cached_property
     def _images(self) -> ImageEncoder:
