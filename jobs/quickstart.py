@@ -31,7 +31,6 @@ from robometer.corpus.summary import render, summarise
 from robometer.report.png import plot_curve
 from robometer.runs import paths
 from robometer.scoring import Clip
-from robometer.training.validation_split import VALIDATION
 from robometer.trajectory import QUALITY_LABELS
 
 logger = logging.getLogger(__name__)
@@ -89,16 +88,9 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _sweep_config(config: Config) -> Config:
-    """Trials are a fraction of the main run: enough to tell weights apart, short enough to wait for.
-
-    They are chosen by clips that training keeps back, and not by those that the evaluation reports.
-    """
+    """Trials are a fraction of the main run: enough to tell weights apart, short enough to wait for."""
     steps = max(1, config.train.steps // 8)
-    every = max(1, steps // 2)
-    metric = f"{VALIDATION}/preference_accuracy"
-    length = {"train.steps": steps, "train.checkpoint_every": every}
-    chosen_by = {"train.validation_splits": [VALIDATION], "train.best_metric": metric, "sweep.metric": metric}
-    return override(config, length | chosen_by)
+    return override(config, {"train.steps": steps, "train.checkpoint_every": max(1, steps // 2)})
 
 
 def _serve_and_score(config: Config, corpus: Corpus) -> Path:

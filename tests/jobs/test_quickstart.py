@@ -7,10 +7,11 @@ from pipelines.sweep import Search
 from robometer.configs import load
 
 
-def test_trials_are_short_and_chosen_by_clips_that_the_evaluation_does_not_report() -> None:
+def test_trials_are_short_and_nothing_is_chosen_by_clips_that_the_evaluation_reports() -> None:
     config = load(["recipe=quickstart"])
     sweep = _sweep_config(config)
     assert (sweep.train.steps, sweep.train.checkpoint_every) == (50, 25)
-    assert sweep.train.validation_splits == [sweep.sweep.metric.partition("/")[0]] == ["validation"]
-    assert not set(sweep.train.validation_splits) & set(config.evaluate.splits)
+    for train, metric in ((config.train, config.train.best_metric), (sweep.train, sweep.sweep.metric)):
+        assert train.validation_splits == [metric.partition("/")[0]] == ["validation"]
+        assert not set(train.validation_splits) & set(config.evaluate.splits)
     assert len(Search.of(sweep).given) == 1
