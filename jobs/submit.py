@@ -141,14 +141,16 @@ def _run(jobs: Jobs, what: Submission, retries: int, detach: bool) -> int:
     for number in range(1, retries + 2):
         job_id = new_id(what.command[0])
         logger.info("Submitting %s: %s", job_id, redacted(what.entrypoint))
+        state = "may have been submitted"
         try:
             jobs.submit(what, job_id)
+            state = "goes on"
             if detach:
                 print(job_id)
                 return 0
             status = jobs.follow(job_id, _show)
         except KeyboardInterrupt:
-            print(f"\nThe job goes on. Stop it: robometer submit --stop {job_id}", file=sys.stderr)
+            print(f"\nThe job {state}. Stop it: robometer submit --stop {job_id}", file=sys.stderr)
             return INTERRUPTED
         logger.info("%s ended with status %d", job_id, status)
         if status in (0, INTERRUPTED) or number > retries:

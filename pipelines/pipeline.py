@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -153,7 +155,7 @@ def run_pipeline(plan: Plan, launcher: Launcher, again: Sequence[str] = ()) -> N
         InUseError: another run of this plan is alive.
         ClusterError: the cluster cannot be used.
     """
-    with exclusive_folder("output", plan.output):
+    with exclusive_folder("output", plan.output), _stopped_as_by_ctrl_c(launcher):
         run = _Run(plan, launcher, again)
         try:
             run.all()
@@ -161,6 +163,19 @@ def run_pipeline(plan: Plan, launcher: Launcher, again: Sequence[str] = ()) -> N
             run.stopped()
             raise
         run.check()
+
+
+@contextmanager
+def _stopped_as_by_ctrl_c(launcher: Launcher) -> Iterator[None]:
+    """Let `ray job stop` end a run with words; a process goes on by itself when its parent is ended by a signal."""
+    if isinstance(launcher, Processes):
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -113,6 +114,22 @@ def test_any_failure_but_an_interruption_is_tried_again(status: int, starts: int
     with pytest.raises(PipelineError, match=rf"left \(status {status}\)"):
         run_pipeline(plan, failing)
     assert failing.commands.count("train") == starts, "retries: 1"
+
+
+def test_a_run_that_is_told_to_stop_says_what_goes_on(plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+    class Stopped(Scripted):
+        def ended(self, record: Record) -> int | None:
+            os.kill(os.getpid(), signal.SIGTERM)  # as `ray job stop` does
+            return None
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(plan, Stopped())
+    assert "left goes on as job job-1; stop it: robometer submit --stop job-1" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) == before
+    after = Scripted()
+    run_pipeline(plan, after)
+    assert after.commands == ["evaluate", "report"], "the other two were awaited"
 
 
 def test_a_stage_that_wrote_nothing_has_failed(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
