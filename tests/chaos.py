@@ -57,7 +57,14 @@ TOLERANCE = 1e-3
 
 @dataclass
 class Outcome:
-    """What a round ended with; `difference` is relative."""
+    """What a round ended with.
+
+    Attributes:
+        difference: the largest of all numbers that came out, relative.
+        seconds: from the fault to the next item that was done, or the longest time without an answer.
+        restarts: how often the job was started again.
+        remark: what went wrong; empty if nothing did.
+    """
 
     stage: str
     fault: str
@@ -439,7 +446,7 @@ def run_round(name: str, stage: Stage, fault: str, folder: Path, rng: random.Ran
         )
         stack.callback(lambda: _end(scene))
         goal = rng.randrange(1, 4) if stage.job in ("ingest", "embed", "evaluate") else 10
-        if not _until(scene, lambda: stage.progress(output) >= goal):
+        if not _until(scene, lambda: stage.progress(output) >= goal) or scene.driver.process.poll() is not None:
             return replace(outcome, remark=f"nothing to break: {_tail(log)}")
         at, before = time.monotonic(), stage.progress(output)
         FAULTS[fault](scene)
