@@ -94,8 +94,9 @@ class Search:
         given = [as_they_are, *(_typed(config, point) for point in given_points(space, sweep.first))]
         check_search(sweep.search, space, sweep.objectives, sweep.scheduler)
         check_number(space, sweep.num_trials, len(given))
-        if sweep.confirm_seeds and "train.seed" in space.keys:
-            raise ConfigError("sweep.confirm_seeds sets train.seed, which sweep.space sets too: leave one of them out")
+        for key in ("confirm_seeds", "seeds_per_trial"):
+            if getattr(sweep, key) > 1 and "train.seed" in space.keys:
+                raise ConfigError(f"sweep.{key} sets train.seed, which sweep.space sets too: leave one of them out")
         search = cls(config, space, given)
         for index in range(len(given), sweep.num_trials):  # a mistake ends here, not in a trial
             search.drawn("random", index)
@@ -106,8 +107,17 @@ class Search:
         return (
             self.given[index]
             if index < len(self.given)
-            else self.drawn(self.config.sweep.search, index, journal.searched())
+            else self.drawn(self.config.sweep.search, index, journal.searched(self.seeds))
         )
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the runs of a trial after its first one."""
+        return [self.config.train.seed + i for i in range(1, self.config.sweep.seeds_per_trial)]
+
+    def table(self, journal: Journal) -> pd.DataFrame:
+        """The table of all trials."""
+        return trial_table(journal.searched(self.seeds), self.space.keys, self.config.sweep.objectives)
 
     def drawn(self, kind: str, index: int, others: Iterable[TrialRecord] = ()) -> Values:
         """The settings of a trial that is drawn.
@@ -192,7 +202,7 @@ def _run(search: Search, settings: dict[str, Any]) -> SweepReport:
             report = _finish(search, journal, confirmed)
         for artifact in (report.page, output / TABLE, report.best):
             run.artifact(artifact)
-        _check_all_ended(report.table, journal, output)
+        _check_all_ended(report.table, journal, output, search.seeds)
     return report
 
 
@@ -201,14 +211,18 @@ def _search(search: Search, journal: Journal, run_id: str, end: float) -> pd.Dat
     sweep = search.config.sweep
     scheduler = make_scheduler(search.config)
     replay(journal, scheduler)
+    trials = [number_of(index) for index in range(sweep.num_trials)]
+    names = [name for trial in trials for name in (trial, *(repeated(trial, seed) for seed in search.seeds))]
 
     def values(name: str) -> Values:
         record = journal.trials.get(name)
-        return record.values if record else search.values(int(name), journal)
+        trial, _, seed = name.partition("-seed")
+        if record or not seed:
+            return record.values if record else search.values(int(trial), journal)
+        return journal.trials[trial].values | {"train.seed": int(seed)}
 
-    names = [number_of(index) for index in range(sweep.num_trials)]
     _fit(search.config, names, values, journal, scheduler, run_id, end)
-    table = trial_table(journal.searched(), search.space.keys, sweep.objectives)
+    table = search.table(journal)
     if not len(table) or table["error"].iloc[0]:
         first = table["error"].iloc[0] if len(table) else "there was none"
         raise TrainingError(f"no trial of the sweep in {sweep.output} reported {sweep.metric}: {first}")
@@ -232,7 +246,7 @@ def _confirm(search: Search, journal: Journal, table: pd.DataFrame, run_id: str,
     if winner == given:
         logger.warning("No trial is better than the settings as they are: there is nothing to confirm.")
         return None
-    seeds = [config.train.seed + 1 + i for i in range(config.sweep.confirm_seeds)]
+    seeds = [config.train.seed + config.sweep.seeds_per_trial + i for i in range(config.sweep.confirm_seeds)]
     values = {
         repeated(name, seed): journal.trials[name].values | {"train.seed": seed}
         for seed in seeds
@@ -311,12 +325,13 @@ def _fit(
     list(watched(results, "the sweep", needs(config), lambda: _pulses(output)))
 
 
-def _check_all_ended(table: pd.DataFrame, journal: Journal, output: Path) -> None:
+def _check_all_ended(table: pd.DataFrame, journal: Journal, output: Path, seeds: Sequence[int] = ()) -> None:
     """Log why trials failed; raise `TrainingError` if Tune gave up on some, which another run may finish."""
     failed = table[table["error"] != ""]
     for trial, error in zip(failed["trial"], failed["error"], strict=True):
         logger.warning("Trial %s failed: %s", trial, error)
-    if lost := sum(not journal.trials[trial].ended for trial in table["trial"]):
+    runs = [[trial, *(repeated(trial, seed) for seed in seeds)] for trial in table["trial"]]
+    if lost := sum(any(name in journal.trials and not journal.trials[name].ended for name in names) for names in runs):
         raise TrainingError(
             f"{lost} of {len(table)} trials failed; {output / TABLE} says why. The best of the others is published. "
             "Rerun the same command to run the failed ones again."
@@ -378,7 +393,7 @@ def _stored_sweep(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _finish(search: Search, journal: Journal, confirmed: Confirmation | None) -> SweepReport:
     config, output = search.config, Path(search.config.sweep.output)
-    table = trial_table(journal.searched(), search.space.keys, config.sweep.objectives)
+    table = search.table(journal)
     if confirmed:
         table = with_ties(table, config.sweep.metric, confirmed.least)
     table.to_csv(output / TABLE, index=False)
@@ -403,10 +418,12 @@ def _story(search: Search, journal: Journal, table: pd.DataFrame, confirmed: Con
         f"Trials were chosen by clips of the split {split}, so that their figures there say too much of them. What you "
         "report should come from clips that nothing was chosen by."
     ]
-    if confirmed is None:
+    if sweep.seeds_per_trial > 1:
+        remarks.append(f"Each trial is the mean of {sweep.seeds_per_trial} training runs with seeds of their own.")
+    elif confirmed is None:
         remarks.append(
             "Each trial is one training run. How far two of them differ by their seed alone was not measured: set "
-            "sweep.confirm_seeds."
+            "sweep.confirm_seeds or sweep.seeds_per_trial."
         )
     return SweepStory(table, journal.trials, search.space.keys, sweep.objectives, settings, remarks, confirmed)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from robometer.configs.renamed import RENAMED
 from robometer.sweeps.space import Values
@@ -90,9 +92,11 @@ class Journal:
             os.fsync(file.fileno())
         self._take(event)
 
-    def searched(self) -> Iterator[TrialRecord]:
-        """The trials of the search, by number, without those that repeat one."""
-        return (self.trials[name] for name in sorted(self.trials) if name.isdigit())
+    def searched(self, seeds: Sequence[int] = ()) -> Iterator[TrialRecord]:
+        """The trials of the search, by number; those that repeat one with one of these seeds count as parts of it."""
+        for name in sorted(self.trials):
+            if name.isdigit():
+                yield _mean([self.trials.get(one) for one in (name, *(repeated(name, seed) for seed in seeds))])
 
     def _take(self, event: Event) -> None:
         self.events.append(event)
@@ -106,6 +110,29 @@ class Journal:
             record.reports.append(event.metrics)
         else:
             record.ended, record.error = event.kind == "end", event.reason
+
+
+def _mean(runs: Sequence[TrialRecord | None]) -> TrialRecord:
+    """One trial of several runs, of which the first has begun: the mean of what all of them measured at a step."""
+    first = runs[0]
+    assert first is not None
+    if len(runs) == 1:
+        return first
+    begun = [run for run in runs if run]
+    steps = (
+        [{int(report["step"]): report for report in run.reports} for run in begun] if len(begun) == len(runs) else []
+    )
+    reports = [
+        {
+            key: float(np.mean([run[step][key] for run in steps]))
+            for key in steps[0][step]
+            if all(key in run[step] for run in steps)
+        }
+        for step in sorted(steps[0] if steps else [])
+        if all(step in run for run in steps)
+    ]
+    error = next((f"{run.name}: {run.error}" for run in begun if run.error), "")
+    return TrialRecord(first.name, first.values, reports, bool(steps) and all(run.ended for run in begun), error)
 
 
 def number_of(index: int) -> str:

@@ -44,10 +44,10 @@ def _row(record: TrialRecord, keys: Sequence[str], metric: str, mode: str) -> di
     best = record.best(metric, mode)
     if best is not None:
         row |= {metric: best[metric]} | {name: value for name, value in best.items() if name not in ("step", metric)}
-    elif not record.error:
-        row["error"] = f"it reported no {metric}"
-    if not row["error"] and not record.ended:
+    if not record.error and not record.ended:
         row["error"] = "it did not end"
+    elif not record.error and best is None:
+        row["error"] = f"it reported no {metric}"
     return row
 
 

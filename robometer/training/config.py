@@ -161,8 +161,10 @@ class SweepConfig(Settings, section="sweep"):
     num_trials: Count = 8
     """Trials in all, with those whose settings are given: the first one has the settings as they are. A larger number
     later goes on with more."""
+    seeds_per_trial: Count = 1
+    """Training runs of each trial, with seeds from `train.seed` on; trials are ranked by the mean of their runs."""
     max_concurrent: Count = 1
-    """Trials that run at the same time."""
+    """Training runs that run at the same time."""
     max_hours: NotNegative = 0.0
     """Hours after which no more trials start; the same command later goes on. 0: no limit."""
     scheduler: Literal["asha", "fifo"] = "asha"
@@ -194,6 +196,10 @@ class SweepConfig(Settings, section="sweep"):
     def __post_init__(self) -> None:
         super().__post_init__()
         paths.check_local("sweep.output", self.output)
+        require(
+            self.seeds_per_trial == 1 or self.scheduler == "fifo",
+            f"sweep.scheduler={self.scheduler} stops a trial by one run: with sweep.seeds_per_trial > 1, set fifo",
+        )
         require(self.confirm_seeds != 1, "sweep.confirm_seeds=1 has no spread: set 2 or more, or 0")
         for entry in self.more_metrics:
             require(

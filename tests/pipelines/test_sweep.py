@@ -67,6 +67,10 @@ def test_what_ended_badly_is_named_and_what_can_run_again_is_an_error(
         _check_all_ended(table, journal, tmp_path)
     assert "Trial 0001 failed: the loss is not" in caplog.text and "Trial 0002 failed: the node" in caplog.text
     _check_all_ended(table[:2], journal, tmp_path)  # one that diverged would do so again
+    journal.append(Event("start", "0000-seed43"))
+    _check_all_ended(table[:2], journal, tmp_path)  # a run that confirms is no part of a trial
+    with pytest.raises(TrainingError, match=r"^1 of 2 trials failed"):
+        _check_all_ended(table[:2], journal, tmp_path, [43])
     report = SweepReport(tmp_path, table, tmp_path)
     assert "the node is gone" in str(report) and "error" not in str(replace(report, table=table[:1]))
 
@@ -84,6 +88,11 @@ def test_what_ended_badly_is_named_and_what_can_run_again_is_an_error(
         ("sweep.more_metrics=[seen/kendall]", "stops trials by one metric"),
         ("sweep.more_metrics=[seen/kendall:low]", "is not SPLIT/METRIC or SPLIT/METRIC:min"),
         ("sweep.confirm_seeds=1", "has no spread"),
+        ("sweep.seeds_per_trial=2", "sweep.scheduler=asha stops a trial by one run"),
+        (
+            'sweep.space=["train.seed=grid(1,2,3,4,5,6,7)"] sweep.seeds_per_trial=2 sweep.scheduler=fifo',
+            "sweep.seeds_per_trial sets train.seed",
+        ),
         ("sweep.first=['loss.progress_weight=4']", "lacks loss.success_weight"),
         (
             "sweep.confirm_seeds=2 sweep.confirm_metric=nowhere/voc",
@@ -149,12 +158,15 @@ def _run(overrides: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("search", ["random", "optuna"])
-def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_path: Path, search: str) -> None:
+@pytest.mark.parametrize(("search", "seeds"), [("random", 1), ("optuna", 2)])
+def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(
+    tiny_corpus: str, tmp_path: Path, search: str, seeds: int
+) -> None:
     output = tmp_path / "sweep"
     tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     overrides = [*TINY, *SWEEP, f"corpus.path={tiny_corpus}", f"sweep.output={output}", tracking]
     # Two trials fill the four CPUs of a small Ray: each needs one for its worker and one for its data, and no more.
+    overrides += [f"sweep.seeds_per_trial={seeds}", f"sweep.scheduler={'fifo' if seeds > 1 else 'asha'}"]
     done = _run([*overrides, f"sweep.search={search}", "sweep.metric=seen/voc", "sweep.max_concurrent=2"])
     assert not foreign(done.stdout, done.stderr)
     table = pd.read_csv(output / "trials.csv")
@@ -164,13 +176,24 @@ def test_a_sweep_ends_with_a_table_a_plot_and_a_winner(tiny_corpus: str, tmp_pat
     assert winner.train.best_metric == "seen/voc"  # or its checkpoint may be gone
     assert winner.loss.preference_weight == pytest.approx(table["loss.preference_weight"][0])
     assert "<h1>Sweep of 2 trials</h1>" in (output / "sweep.html").read_text()
+    if seeds > 1:
+        runs = Journal(output / "journal.jsonl").trials
+        assert {name: run.values.get("train.seed") for name, run in runs.items()} == {
+            f"{trial:04d}{repeat}": 43 if repeat else None for trial in (0, 1) for repeat in ("", "-seed43")
+        }
+        for row in table.itertuples():
+            both = [runs[name] for name in (f"{row.trial:04d}", f"{row.trial:04d}-seed43")]
+            means = [
+                sum(at) / 2 for at in zip(*([one["seen/voc"] for one in run.reports] for run in both), strict=True)
+            ]
+            assert max(means) == pytest.approx(table["seen/voc"][row.Index])
 
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("robometer").experiment_id])
     parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
-    assert parents.count(None) == 1 and len(runs) == 3
+    assert parents.count(None) == 1 and len(runs) == 1 + 2 * seeds
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # killed: stopped early
 
 

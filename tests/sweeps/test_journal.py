@@ -69,3 +69,24 @@ def test_a_setting_of_an_earlier_version_has_its_name_of_today(tmp_path: Path) -
     path = tmp_path / "journal"
     path.write_text('{"kind": "start", "trial": "0000", "values": {"sampling.min_success": 0.25}}\n')
     assert Journal(path).trials["0000"].values == {"sampling.not_done_below_progress": 0.25}
+
+
+def test_a_trial_of_several_runs_is_their_mean_where_all_of_them_measured(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    other = repeated("0000", 43)
+    for name, values in (("0000", (0.25, 0.5)), (other, (0.75, 0.25))):
+        journal.append(Event("start", name, {"a": 1.0}))
+        assert next(journal.searched([43])).reports == [], "one of its runs has not begun, or measured nothing"
+        for step, voc in zip((2, 4), values, strict=True):
+            journal.append(Event("report", name, metrics={"step": step, "seen/voc": voc}))
+    journal.append(Event("report", "0000", metrics={"step": 6, "seen/voc": 1.0}))
+    journal.append(Event("end", "0000"))
+    [record] = journal.searched([43])
+    assert record.reports == [{"step": 2, "seen/voc": 0.5}, {"step": 4, "seen/voc": 0.375}]
+    assert (record.name, record.values, record.ended) == ("0000", {"a": 1.0}, False)
+    journal.append(Event("fail", other, reason="the node is gone"))
+    assert next(journal.searched([43])).error == "0000-seed43: the node is gone"
+    journal.append(Event("start", other, {"a": 1.0}))
+    journal.append(Event("end", other))
+    [record], [alone] = journal.searched([43]), journal.searched()
+    assert record.ended and not record.error and alone.step == 6
