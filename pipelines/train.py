@@ -39,6 +39,7 @@ from pipelines.training.checkpointing import (
     is_measured,
     read_history,
 )
+from pipelines.training.deepspeed_settings import check_deepspeed
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import NotANumberError, train_worker
 from robometer.configs.loading import override, to_dict
@@ -98,6 +99,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         NotANumberError: a loss or a gradient was not finite.
         TrainingError: workers failed more often than `train.max_failures`.
     """
+    check_deepspeed(config)
     config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
     output, corpus = Path(config.train.output), training_corpus(config)
     index = _checked_index(config, corpus)

@@ -14,51 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.training.deepspeed_settings import deepspeed_config
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_model
 from robometer.settings import ConfigError
-from robometer.training.optimisation import BETAS, EPSILON, parameter_groups
+from robometer.training.optimisation import parameter_groups
 
 Weights = Iterable[tuple[str, Tensor]]
 """Names and whole tensors, one at a time."""
-
-
-def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for this run on `world_size` workers.
-
-    The batch sizes are nominal: where the number of workers does not divide that of micro-batches, some of these are
-    copies with weight 0 (`pipelines.sample_stream.MicroBatches`).
-    """
-    train = config.train
-    rounds = math.ceil(train.micro_batches / world_size)
-    zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
-    if train.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": train.use_gpu}
-    return {
-        "train_batch_size": train.samples_per_micro_batch * rounds * world_size,
-        "train_micro_batch_size_per_gpu": train.samples_per_micro_batch,
-        "gradient_accumulation_steps": rounds,
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": train.use_gpu,
-        "bf16": {"enabled": train.precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # else gradients of micro-batches would be summed in bf16
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.learning_rate,
-                "betas": list(BETAS),
-                "eps": EPSILON,
-                "weight_decay": train.weight_decay,
-                "torch_adam": not train.use_gpu,  # DeepSpeed's own CPU Adam needs a compiler at first use
-            },
-        },
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
 
 
 def build_engine(config: Config, corpus: Corpus, world_size: int, universal: bool = False) -> Any:

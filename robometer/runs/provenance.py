@@ -49,6 +49,7 @@ HOW_IT_RUNS = {
     "gradient_checkpointing",
     "zero_init",
     "offload",
+    "deepspeed",
     "peak_tflops",
     "validate_async",
     "validation_gpus",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from robometer.runs import paths
 from robometer.settings import Count, NotNegative, Positive, Range, Settings, Share, WholeNumber, require
@@ -76,6 +76,9 @@ class TrainConfig(Settings, section="train"):
     """With stage 3, make a vision-language model in shards: no process ever holds all of its weights."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What moves to CPU memory: `none`, `optimizer` (its state and its step), or `parameters` (these too, stage 3)."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further settings of DeepSpeed under its own names, such as
+    `train.deepspeed.zero_optimization.overlap_comm=true`."""
     precision: Precision = "fp32"
     """Precision of forward and backward; the optimizer's own weights stay float32."""
     gradient_checkpointing: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +10,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training.checkpointing import STATE, Position, load_state, save_state, state_name, to_universal
-from pipelines.training.engine import apply_gradients, build_engine, deepspeed_config, full_state, import_deepspeed
+from pipelines.training.deepspeed_settings import deepspeed_config
+from pipelines.training.engine import apply_gradients, build_engine, full_state, import_deepspeed
 from pipelines.training.worker import Worker
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
@@ -34,19 +33,10 @@ from robometer.training.optimisation import BETAS, EPSILON, learning_rate, param
 from robometer.trajectory import SCHEMA_VERSION
 from tests.corpus.test_corpus import stored
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 NO_CORPUS = cast(Corpus, None)
 """Stands for a corpus: a vision-language model needs none."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """A process group of this process only, set up as Ray Train does it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
-            patch.setenv(name, value)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 def _config(*overrides: str) -> Config:
