@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -284,7 +285,9 @@ def _trainer(
 
     return TorchTrainer(
         cast(Callable[[], None], run_worker),  # Ray's annotation has no room for the return value
-        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if train.use_gpu else "gloo", timeout_s=math.ceil(train.collective_timeout_s)
+        ),
         scaling_config=_scaling(config),
         datasets={"train": lambda: stream(config, _next_step(run), shared)},
         dataset_config=BesideWorkers(),
@@ -319,6 +322,7 @@ def _scaling(config: Config) -> ScalingConfig:
         num_workers=cast(Any, (train.min_workers, train.num_workers) if train.min_workers else train.num_workers),
         elastic_resize_monitor_interval_s=train.resize_every_s,
         use_gpu=train.use_gpu,
+        accelerator_type=train.accelerator_type or None,
         resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
     )
 

@@ -51,7 +51,8 @@ def apply_gradients(engine: Any) -> float:
     """Take the optimizer's step, unless the norm of the gradients is not finite; every rank must call this.
 
     Returns:
-        The norm before clipping, over all parameters and workers. If it is not finite, no weight was changed.
+        The norm before clipping, over all parameters and workers. If it is not finite, no weight and no state of the
+        optimizer was changed, and the next step begins without gradients.
     """
     # Stages 1 to 3 skip such a step themselves. Without ZeRO, DeepSpeed would clip by any norm and step; there every
     # rank has the same gradients.
@@ -59,6 +60,9 @@ def apply_gradients(engine: Any) -> float:
         norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         if math.isfinite(norm):
             engine.step()
+        else:  # as the other stages do
+            engine.zero_grad()
+            engine.micro_steps += 1
         return norm
     engine.step()
     return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf

@@ -39,6 +39,12 @@ _TRAINED = {"sampling", "model", "loss", "train"}
 HOW_IT_RUNS = {
     "output",
     "max_failures",
+    "on_nonfinite",
+    "max_skipped_steps",
+    "profile_steps",
+    "accelerator_type",
+    "tf32",
+    "collective_timeout_s",
     "log_every",
     "data_actors",
     "num_workers",
