@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from pipelines.training.checkpointing import (
     is_measured,
     read_history,
 )
+from pipelines.training.deepspeed_settings import check_deepspeed
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import NotANumberError, train_worker
 from robometer.configs.loading import override, to_dict
@@ -98,6 +100,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
         NotANumberError: a loss or a gradient was not finite.
         TrainingError: workers failed more often than `train.max_failures`.
     """
+    check_deepspeed(config)
     config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
     output, corpus = Path(config.train.output), training_corpus(config)
     index = _checked_index(config, corpus)
@@ -282,7 +285,9 @@ def _trainer(
 
     return TorchTrainer(
         cast(Callable[[], None], run_worker),  # Ray's annotation has no room for the return value
-        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if train.use_gpu else "gloo", timeout_s=math.ceil(train.collective_timeout_s)
+        ),
         scaling_config=_scaling(config),
         datasets={"train": lambda: stream(config, _next_step(run), shared)},
         dataset_config=BesideWorkers(),
@@ -317,6 +322,7 @@ def _scaling(config: Config) -> ScalingConfig:
         num_workers=cast(Any, (train.min_workers, train.num_workers) if train.min_workers else train.num_workers),
         elastic_resize_monitor_interval_s=train.resize_every_s,
         use_gpu=train.use_gpu,
+        accelerator_type=train.accelerator_type or None,
         resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
     )
 

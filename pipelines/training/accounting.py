@@ -1,8 +1,10 @@
-"""The cost of a step: throughput, time spent waiting for data, memory, and the share of the device's peak."""
+"""The cost of a step: throughput, waiting for data, memory, the share of the device's peak, and a profiler's trace."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import torch
@@ -63,3 +65,36 @@ class Meter:
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device))
         return float(psutil.Process().memory_info().rss)
+
+
+class StepProfiler:
+    """Records what a window of steps does on the CPU and the GPU, for chrome://tracing or Perfetto.
+
+    Args:
+        window: the first and the last step, counted from 1; empty for none.
+        folder: where the trace goes, as `trace-steps-FIRST-LAST.json.gz`.
+    """
+
+    def __init__(self, window: Sequence[int], folder: Path) -> None:
+        self._window, self._folder = window, folder
+        self._first = 0
+        self._profile: torch.profiler.profile | None = None
+
+    def before(self, step: int) -> None:
+        """Start with the first step in the window; that of a run that resumes may be a later one."""
+        if self._window and self._profile is None and self._window[0] <= step <= self._window[1]:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._first, self._profile = step, torch.profiler.profile(activities=activities, record_shapes=True)
+            self._profile.start()
+
+    def after(self, step: int, last: bool) -> Path | None:
+        """The trace, once the window or the run has ended; else None."""
+        if self._profile is None or not (last or step == self._window[1]):
+            return None
+        self._profile.stop()
+        path = self._folder / f"trace-steps-{self._first}-{step}.json.gz"
+        self._profile.export_chrome_trace(str(path))
+        self._profile, self._window = None, []
+        return path

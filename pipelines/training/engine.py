@@ -14,51 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.training.deepspeed_settings import deepspeed_config
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.models.checkpoint import build_model
 from robometer.settings import ConfigError
-from robometer.training.optimisation import BETAS, EPSILON, parameter_groups
+from robometer.training.optimisation import parameter_groups
 
 Weights = Iterable[tuple[str, Tensor]]
 """Names and whole tensors, one at a time."""
-
-
-def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for this run on `world_size` workers.
-
-    The batch sizes are nominal: where the number of workers does not divide that of micro-batches, some of these are
-    copies with weight 0 (`pipelines.sample_stream.MicroBatches`).
-    """
-    train = config.train
-    rounds = math.ceil(train.micro_batches / world_size)
-    zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
-    if train.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": train.use_gpu}
-    return {
-        "train_batch_size": train.samples_per_micro_batch * rounds * world_size,
-        "train_micro_batch_size_per_gpu": train.samples_per_micro_batch,
-        "gradient_accumulation_steps": rounds,
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": train.use_gpu,
-        "bf16": {"enabled": train.precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # else gradients of micro-batches would be summed in bf16
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.learning_rate,
-                "betas": list(BETAS),
-                "eps": EPSILON,
-                "weight_decay": train.weight_decay,
-                "torch_adam": not train.use_gpu,  # DeepSpeed's own CPU Adam needs a compiler at first use
-            },
-        },
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
 
 
 def build_engine(config: Config, corpus: Corpus, world_size: int, universal: bool = False) -> Any:
@@ -87,7 +51,8 @@ def apply_gradients(engine: Any) -> float:
     """Take the optimizer's step, unless the norm of the gradients is not finite; every rank must call this.
 
     Returns:
-        The norm before clipping, over all parameters and workers. If it is not finite, no weight was changed.
+        The norm before clipping, over all parameters and workers. If it is not finite, no weight and no state of the
+        optimizer was changed, and the next step begins without gradients.
     """
     # Stages 1 to 3 skip such a step themselves. Without ZeRO, DeepSpeed would clip by any norm and step; there every
     # rank has the same gradients.
@@ -95,6 +60,9 @@ def apply_gradients(engine: Any) -> float:
         norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         if math.isfinite(norm):
             engine.step()
+        else:  # as the other stages do
+            engine.zero_grad()
+            engine.micro_steps += 1
         return norm
     engine.step()
     return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.cluster import Progress, progress_bar
 from pipelines.sample_stream import MicroBatch, MicroBatches
 from pipelines.training import checkpointing
-from pipelines.training.accounting import Meter
+from pipelines.training.accounting import Meter, StepProfiler
 from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, Position, TrainingError
 from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
@@ -32,7 +32,7 @@ from robometer.models.checkpoint import save_checkpoint
 from robometer.runs import tracking
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
-from robometer.training.losses import TERMS, compute_losses, counts
+from robometer.training.losses import TERMS, Losses, compute_losses, counts
 from robometer.training.optimisation import learning_rate
 from robometer.training.validation_split import training_corpus
 
@@ -71,6 +71,7 @@ def train_worker(spec: dict[str, Any]) -> str:
     tracked = tracking.start(config, "train", run_id=spec["run_id"]) if rank == 0 else nullcontext(tracking.NullRun())
     if not config.train.use_gpu:
         torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
+    torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     try:
         with tracked as run:  # marks the run as failed if training raises
             engine, position = checkpointing.start(config, training_corpus(config), size)
@@ -99,6 +100,9 @@ class Worker:
         self.engine, self.position = engine, position
         self.meter = Meter(config, engine.module, engine.device, world_size)
         self.notice_asked_s, self.notice, self.pulse_s = time.monotonic(), None, -math.inf
+        counted = (entry["skipped_steps"] for entry in reversed(position.history) if "skipped_steps" in entry)
+        self.skipped, self.skipped_in_a_row = int(next(counted, 0)), 0
+        self.profiler = StepProfiler(config.train.profile_steps if rank == 0 else [], Path(config.train.output))
 
     def train(self) -> None:
         """Step until the end of the run."""
@@ -111,8 +115,11 @@ class Worker:
         train = self.config.train
         while self.position.step < train.steps:
             self._write_pulse()
+            self.profiler.before(self.position.step + 1)
             values, has_notice = self.step(stream)
             step, last = self.position.step, self.position.step == train.steps
+            if trace := self.profiler.after(step, last):
+                self.run.artifact(trace)
             if bar:
                 bar(step, {"loss": values["loss"]})
             if step % train.log_every == 0 or last:
@@ -135,23 +142,47 @@ class Worker:
         total, work, ask = self._totals(micro_batches)
         self._set_learning_rate()
         self.engine.train()
-        parts: list[Tensor] = []
-        for micro_batch in micro_batches:
-            if parts:
-                self.engine.step()  # before the last micro-batch it only counts
-            parts.append(micro_batch.weight * self._accumulate(micro_batch, total))
-        losses = self._sum(torch.stack(parts).sum(0))
-        if not torch.isfinite(losses[0]):
-            raise NotANumberError(self._blame("loss", self._not_finite(micro_batches, parts)))
+        parts: list[Tensor] = []  # they stay on the device: to read one is to wait for all that it still has to do
+        for micro_batch in micro_batches[:-1]:
+            losses = self._losses(micro_batch, total)
+            parts.append(self._parts(micro_batch, losses))
+            self._backward(micro_batch, losses.total)
+            self.engine.step()  # before the last micro-batch it only counts
+        last = micro_batches[-1]
+        losses = self._losses(last, total)
+        parts.append(self._parts(last, losses))
+        values = self._sum(torch.stack(parts).sum(0))  # read once, while no weight has changed
+        fault = "" if torch.isfinite(values[0]) else self._fault("loss", self._not_finite(micro_batches, parts))
+        # A bad loss may have good gradients. As not-a-number they make DeepSpeed leave the step out at every stage.
+        self._backward(last, losses.total * math.nan if fault else losses.total)
         norm = apply_gradients(self.engine)
-        if not math.isfinite(norm):
-            raise NotANumberError(self._blame("norm of the gradients", range(self.config.train.micro_batches)))
+        if not fault and not math.isfinite(norm):
+            fault = self._fault("norm of the gradients", range(self.config.train.micro_batches))
+        self.skipped += bool(fault)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if fault else 0
         self.position.step += 1
-        values = dict(zip(LOSSES, losses.tolist(), strict=True)) | {
+        result = dict(zip(LOSSES, values.tolist(), strict=True)) | {
             "learning_rate": learning_rate(self.position.step, self.config),
             "grad_norm": norm,
         }
-        return values | self.meter.stop(work), ask and self._has_new_notice()
+        if self.config.train.on_nonfinite == "skip":
+            result["skipped_steps"] = float(self.skipped)
+        return result | self.meter.stop(work), ask and self._has_new_notice()
+
+    def _fault(self, what: str, micro_batches: Sequence[int]) -> str:
+        """Why this step cannot be taken, in the log where `train.on_nonfinite` says so.
+
+        Raises:
+            NotANumberError: the run is to stop, or has skipped as many steps in a row as it may.
+        """
+        train, message = self.config.train, self._blame(what, micro_batches)
+        if train.on_nonfinite == "stop":
+            raise NotANumberError(f"{message} The same command resumes from the last checkpoint.")
+        if self.skipped_in_a_row >= train.max_skipped_steps:
+            raise NotANumberError(f"{message} The {self.skipped_in_a_row} steps before it were skipped for that too.")
+        if self.rank == 0:
+            logger.warning("Skipped a step: %s", message)
+        return message
 
     def _totals(self, micro_batches: list[MicroBatch]) -> tuple[Tensor, Tensor, bool]:
         """Over the global batch: the counts that normalise its losses, its work, and whether to ask for notices now."""
@@ -166,19 +197,24 @@ class Worker:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
-    def _accumulate(self, micro_batch: MicroBatch, total: Tensor) -> Tensor:
-        """Forward and backward pass of one micro-batch; returns its `LOSSES`, float64."""
+    def _losses(self, micro_batch: MicroBatch, total: Tensor) -> Losses:
+        """Forward pass of one micro-batch."""
         # Dropout follows from the micro-batch, so that it is the same for any number of workers.
         seed = np.random.SeedSequence([self.config.train.seed, micro_batch.number]).generate_state(1)[0]
         torch.manual_seed(int(seed))
         batch = micro_batch.batch.to(self.engine.device)
         output = self.engine(batch)
-        losses = compute_losses(output, batch, self.config.loss, self.config.model.progress_loss, total)
+        return compute_losses(output, batch, self.config.loss, self.config.model.progress_loss, total)
+
+    def _parts(self, micro_batch: MicroBatch, losses: Losses) -> Tensor:
+        """A micro-batch's share of the step's `LOSSES`, float64 [4], on the device."""
+        parts = torch.stack([losses.total, losses.progress, losses.success, losses.preference])
+        return micro_batch.weight * parts.detach().double()
+
+    def _backward(self, micro_batch: MicroBatch, loss: Tensor) -> None:
         # DeepSpeed averages over workers and micro-batches. Our losses are shares of the global mean, to be summed.
         scale = self.world_size * self.engine.gradient_accumulation_steps()
-        self.engine.backward(losses.total * (micro_batch.weight * scale))
-        parts = torch.stack([losses.total, losses.progress, losses.success, losses.preference])
-        return parts.detach().cpu().double()
+        self.engine.backward(loss * (micro_batch.weight * scale))
 
     def _sum(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -196,7 +232,7 @@ class Worker:
         """Micro-batches, counted from the first of the step, whose loss is not finite, on any worker."""
         failures = torch.zeros(self.config.train.micro_batches, dtype=torch.float64)
         for micro_batch, (loss, *_) in zip(micro_batches, parts, strict=True):
-            failures[micro_batch.number % len(failures)] += not torch.isfinite(loss)
+            failures[micro_batch.number % len(failures)] += not bool(torch.isfinite(loss))
         return self._sum(failures).nonzero().flatten().tolist()
 
     def _blame(self, what: str, micro_batches: Sequence[int]) -> str:
@@ -216,8 +252,7 @@ class Worker:
         more = f" and {len(all_ids) - MAX_NAMED} more" if len(all_ids) > MAX_NAMED else ""
         return (
             f"the {what} is not a finite number at step {step + 1}, which was not taken. Check its trajectories "
-            f"{', '.join(list(all_ids)[:MAX_NAMED])}{more} (all are in {path}). The same command resumes from the last "
-            "checkpoint."
+            f"{', '.join(list(all_ids)[:MAX_NAMED])}{more} (all are in {path})."
         )
 
     def _record(self, values: dict[str, float]) -> None:

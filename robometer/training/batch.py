@@ -78,8 +78,12 @@ class Batch:
         return Batch(**plain, inputs=inputs, a=a, b=b)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return self.map(lambda tensor: tensor.to(device))
+        """The same batch on another device; to a GPU through pinned memory, so that the host does not wait."""
+        if torch.device(device).type != "cuda":
+            return self.map(lambda tensor: tensor.to(device))
+        return self.map(
+            lambda tensor: (tensor if tensor.is_cuda else tensor.pin_memory()).to(device, non_blocking=True)
+        )
 
 
 _PLAIN = ("sample_index", "preference_label", "preference_mask", "strategy")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from robometer.runs import paths
 from robometer.settings import Count, NotNegative, Positive, Range, Settings, Share, WholeNumber, require
@@ -55,6 +55,11 @@ class TrainConfig(Settings, section="train"):
     """Share of the steps over which the learning rate rises from 0."""
     max_grad_norm: Positive = 10.0
     """Norm to which larger gradients are scaled down."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a step whose loss or gradients are not finite: `stop` the run, or `skip` the step. Either way it changes no
+    weight."""
+    max_skipped_steps: Count = 5
+    """Steps in a row that `skip` leaves out; one more stops the run."""
     seed: WholeNumber = 42
     """Decides the samples, their order, and what dropout draws."""
     num_workers: Count = 1
@@ -65,6 +70,12 @@ class TrainConfig(Settings, section="train"):
     """Seconds after which a run with `min_workers` checks again whether it can grow."""
     use_gpu: bool = False
     """Give each worker a GPU."""
+    accelerator_type: str = ""
+    """Kind of GPU that each worker gets, by Ray's name, such as `H100` or `A100-80G`; empty: any."""
+    tf32: bool = False
+    """Let GPUs multiply float32 matrices in TF32: faster, with 10 bits of mantissa instead of 23."""
+    collective_timeout_s: Positive = 1800.0
+    """Seconds that a worker waits for the others in one collective operation, before it fails."""
     cpus_per_worker: NotNegative = 1.0
     """CPUs reserved for a worker, its data actors and its part of the validation."""
     data_actors: Count = 1
@@ -76,6 +87,9 @@ class TrainConfig(Settings, section="train"):
     """With stage 3, make a vision-language model in shards: no process ever holds all of its weights."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What moves to CPU memory: `none`, `optimizer` (its state and its step), or `parameters` (these too, stage 3)."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further settings of DeepSpeed under its own names, such as
+    `train.deepspeed.zero_optimization.overlap_comm=true`."""
     precision: Precision = "fp32"
     """Precision of forward and backward; the optimizer's own weights stay float32."""
     gradient_checkpointing: bool = False
@@ -102,6 +116,9 @@ class TrainConfig(Settings, section="train"):
     """Splits that a validation scores."""
     log_every: Count = 10
     """Steps between two entries of the history and the tracker."""
+    profile_steps: list[int] = field(default_factory=list)
+    """The first and the last step that the first worker profiles, such as [20,25]; the trace goes into the output and
+    the tracker. Empty: none."""
     max_failures: Annotated[int, Range(least=-1)] = 3
     """Failures of workers after which the run ends; -1: it never does for that."""
 
@@ -121,6 +138,17 @@ class TrainConfig(Settings, section="train"):
         require(
             not self.validation_gpus or (self.validate and self.validate_async),
             "train.validation_gpus is what the task beside training gets: it needs train.validate_async=true",
+        )
+        require(
+            self.on_nonfinite == "stop" or self.offload == "none" or self.precision == "fp32" or self.zero_stage == 3,
+            "train.on_nonfinite=skip with train.precision=bf16 and train.offload needs train.zero_stage=3: the other "
+            "stages keep the bad gradients in CPU memory",
+        )
+        require(not self.accelerator_type or self.use_gpu, "train.accelerator_type needs train.use_gpu=true")
+        window = self.profile_steps
+        require(
+            not window or (len(window) == 2 and 1 <= window[0] <= window[1]),
+            f"train.profile_steps={window} must be the first and the last step of a window, such as [20,25]",
         )
         require(
             self.min_workers <= self.num_workers,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +12,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from pipelines.sample_stream import MicroBatch, MicroBatches
+from pipelines.training import worker as training_worker
+from pipelines.training.accounting import StepProfiler
 from pipelines.training.checkpointing import STATE, Position, load_state, save_state, state_name, to_universal
-from pipelines.training.engine import apply_gradients, build_engine, deepspeed_config, full_state, import_deepspeed
-from pipelines.training.worker import Worker
+from pipelines.training.deepspeed_settings import deepspeed_config
+from pipelines.training.engine import apply_gradients, build_engine, full_state, import_deepspeed
+from pipelines.training.worker import NotANumberError, Worker
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
@@ -28,25 +31,16 @@ from robometer.runs.tracking import NullRun
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
 from robometer.scoring import Clip
-from robometer.training.batch import Batch
-from robometer.training.losses import compute_losses
+from robometer.training.batch import Batch, RewardOutput
+from robometer.training.losses import Losses, compute_losses
 from robometer.training.optimisation import BETAS, EPSILON, learning_rate, parameter_groups
 from robometer.trajectory import SCHEMA_VERSION
 from tests.corpus.test_corpus import stored
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 NO_CORPUS = cast(Corpus, None)
 """Stands for a corpus: a vision-language model needs none."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """A process group of this process only, set up as Ray Train does it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
-            patch.setenv(name, value)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 def _config(*overrides: str) -> Config:
@@ -116,6 +110,10 @@ def test_gradients_are_clipped_and_ones_that_are_not_finite_change_no_weight(
     engine.backward(engine(torch.tensor([[3.0, bad]], dtype=dtype)).sum())
     assert not math.isfinite(apply_gradients(engine))
     assert torch.equal(full_state(engine)["weight"], before)
+    moments = torch.cat([state["exp_avg"].flatten() for state in engine.basic_optimizer.state.values()])
+    assert float(moments.norm()) == pytest.approx(0.1 * 2.5, rel=1e-2)
+    engine.backward(engine(torch.tensor([[3.0, 4.0]], dtype=dtype)).sum())
+    assert apply_gradients(engine) == pytest.approx(5.0)  # nothing is left of the bad gradients
 
 
 def test_a_model_partitioned_while_it_is_built_learns_as_one_that_is_not() -> None:
@@ -146,6 +144,9 @@ def test_offload_changes_no_loss(stage: int, offload: str) -> None:
     (("train.zero_init=true",), "train.zero_init needs train.zero_stage=3"),
     (("train.micro_batch_size=3",), "train.batch_size=2 must be a multiple of micro_batch_size=3"),
     (("train.micro_batch_size=2", "train.num_workers=2"), "too few for num_workers=2"),
+    (("train.accelerator_type=H100",), "train.accelerator_type needs train.use_gpu=true"),
+    (("train.profile_steps=[5,2]",), r"train.profile_steps=\[5, 2\] must be the first and the last step"),
+    (("train.on_nonfinite=skip", "train.offload=optimizer", "train.precision=bf16"), "needs train.zero_stage=3"),
     (("train.num_workers=2", "train.min_workers=3"), "train.min_workers=3 is more than train.num_workers=2"),
 ])  # fmt: skip
 def test_settings_that_cannot_run_are_refused(overrides: tuple[str, ...], message: str) -> None:
@@ -201,15 +202,20 @@ class _Dealt:
         return [*parts, replace(parts[-1], weight=0.0)]
 
 
-def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
-    """Losses, norms, rates and weights of whole batches; the vision tower has another learning rate."""
-    storage = Storage(str(tmp_path / "corpus"))
+def _corpus(folder: Path) -> str:
+    storage = Storage(str(folder / "corpus"))
     storage.write_bytes("corpus.json", b'{"schema_version": %d, "state": "complete", "settings": {}}' % SCHEMA_VERSION)
     commit_shard(storage, "shard", [stored(n, split="train") for n in range(12)])
+    return storage.path
+
+
+def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    """Losses, norms, rates and weights of whole batches; the vision tower has another learning rate."""
+    path = _corpus(tmp_path)
     rates = ["train.vision_learning_rate=2e-3", "model.train_vision_encoder=true", "train.max_grad_norm=1"]
     scale = ["train.batch_size=8", "train.micro_batch_size=2", "train.steps=4", "model.dropout=0", "tracking.uri=none"]
-    config = _config(f"corpus.path={storage.path}", *rates, *scale, "train.zero_stage=1")
-    corpus, dealt = Corpus(storage.path), _Dealt(config)
+    config = _config(f"corpus.path={path}", *rates, *scale, "train.zero_stage=1")
+    corpus, dealt = Corpus(path), _Dealt(config)
     worker = Worker(config, {}, NullRun(), build_engine(config, corpus, 1), Position(), 0, 1)
     steps = [worker.step(cast(MicroBatches, dealt))[0] for _ in range(3)]
 
@@ -235,3 +241,85 @@ def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         if value.requires_grad and (moved := float((value.detach() - first[name]).norm())) > 0:
             assert float((trained[name] - first[name]).norm()) == pytest.approx(moved, rel=0.02), name
             assert float((trained[name] - value.detach()).norm()) < 0.2 * moved, name
+
+
+class _Broken(_Dealt):
+    """The last micro-batch of some steps is marked, for `_infinite`."""
+
+    def __init__(self, config: Config, broken: set[int]) -> None:
+        super().__init__(config)
+        self._broken = broken
+
+    def take(self, step: int) -> list[MicroBatch]:
+        parts = super().take(step)
+        if step in self._broken:
+            parts[2:] = [replace(p, batch=replace(p.batch, strategy=p.batch.strategy - 100)) for p in parts[2:]]
+        return parts
+
+
+def _infinite(output: RewardOutput, batch: Batch, *args: Any) -> Losses:
+    """Losses whose total is infinite for a marked batch, while their gradients are fine."""
+    losses = compute_losses(output, batch, *args)
+    return replace(losses, total=losses.total + math.inf) if (batch.strategy < 0).any() else losses
+
+
+def _worker(tmp_path: Path, broken: set[int], *overrides: str) -> tuple[Worker, _Broken]:
+    scale = ["train.batch_size=8", "train.micro_batch_size=2", "train.steps=9", "tracking.uri=none"]
+    places = [f"corpus.path={_corpus(tmp_path)}", f"train.output={tmp_path}"]
+    config = _config(*places, *scale, *overrides)
+    engine = build_engine(config, Corpus(config.corpus.path), 1)
+    return Worker(config, {}, NullRun(), engine, Position(), 0, 1), _Broken(config, broken)
+
+
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
+def test_a_step_whose_loss_is_not_finite_is_skipped_as_if_it_had_not_been(
+    tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_worker, "compute_losses", _infinite)
+    monkeypatch.setattr(Worker, "_has_new_notice", lambda worker: False)  # which asks Ray
+    settings = (f"train.zero_stage={stage}", "train.on_nonfinite=skip", "train.max_skipped_steps=2")
+    worker, dealt = _worker(tmp_path, {1, 2, 4, 5, 6}, *settings)
+
+    def step() -> dict[str, float]:
+        return worker.step(cast(MicroBatches, dealt))[0]
+
+    assert step()["skipped_steps"] == 0
+    before = full_state(worker.engine)
+    for count in (1, 2):
+        values = step()
+        assert values["skipped_steps"] == count and not math.isfinite(values["loss"])
+        assert all(torch.equal(value, before[name]) for name, value in full_state(worker.engine).items())
+    listed = json.loads((tmp_path / "not-finite-step2.json").read_text())
+    assert len(listed) == 2  # the samples of the micro-batch that was bad
+    values = step()
+    assert values["skipped_steps"] == 2 and math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    before = full_state(worker.engine)
+    step(), step()
+    with pytest.raises(NotANumberError, match=r"at step 7, .* The 2 steps before it were skipped for that too\.$"):
+        step()
+    assert all(torch.equal(value, before[name]) for name, value in full_state(worker.engine).items())
+
+
+def test_by_default_such_a_step_stops_the_run_before_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_worker, "compute_losses", _infinite)
+    worker, dealt = _worker(tmp_path, {0}, "train.zero_stage=1")
+    before = full_state(worker.engine)
+    with pytest.raises(NotANumberError, match="the loss is not a finite number at step 1, which was not taken"):
+        worker.step(cast(MicroBatches, dealt))
+    assert worker.position.step == 0
+    assert all(torch.equal(value, before[name]) for name, value in full_state(worker.engine).items())
+
+
+def test_a_window_of_steps_is_profiled_once(tmp_path: Path) -> None:
+    profiler = StepProfiler([2, 3], tmp_path)
+    for step in range(1, 6):
+        profiler.before(step)
+        torch.ones(8, 8) @ torch.full((8, 8), float(step))
+        trace = profiler.after(step, last=step == 5)
+        assert (trace is None) == (step != 3)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "trace-steps-2-3.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert sum(event.get("name") == "aten::matmul" for event in events) == 2
