@@ -1,4 +1,9 @@
-"""Files that appear whole or not at all, on any filesystem that pyarrow opens."""
+"""Files that appear whole or not at all, on any filesystem that pyarrow opens.
+
+A file is written under a temporary name, then moved. In a bucket the move is a copy and a deletion, and the copy
+appears whole. Writing there under the final name would not do: pyarrow completes an upload when its stream is closed or
+dropped, so an error in the middle would leave half a file that readers see.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +49,9 @@ class Storage:
         self.root: str = self.path
         if "://" in path:
             try:
-                self.fs, self.root = pafs.FileSystem.from_uri(path)
+                # A small file then takes one request to S3, instead of the three of an upload in parts.
+                options = "?allow_delayed_open=true" if path.startswith("s3://") else ""
+                self.fs, self.root = pafs.FileSystem.from_uri(path + options)
             except (OSError, ValueError, ImportError) as error:
                 reason = redacted(" ".join(str(error).split()))[:300]
                 raise StorageError(
@@ -61,16 +68,21 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether there is a committed file with this name."""
-        return bool(self.fs.get_file_info(self.full(name)).type == pafs.FileType.File)
+        with self._reading():
+            return bool(self.fs.get_file_info(self.full(name)).type == pafs.FileType.File)
 
     def list(self, folder: str, suffix: str) -> Sequence[str]:
         """Sorted names (relative to the root) of the committed files in a folder, without temporary ones."""
         names = [info.base_name for info in self._files(folder)]
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
+    def hidden(self, folder: str) -> Sequence[str]:
+        """Sorted names (within the folder) of the files in a folder whose names start with a dot."""
+        return sorted(info.base_name for info in self._files(folder) if info.base_name.startswith("."))
+
     def folders(self, folder: str) -> Sequence[str]:
         """Sorted names (relative to the root) of the folders in a folder."""
-        infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
+        infos = self._infos(folder)
         return sorted(f"{folder}/{info.base_name}" for info in infos if info.type == pafs.FileType.Directory)
 
     def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
@@ -99,8 +111,23 @@ class Storage:
             self.fs.delete_file(path)
 
     def _files(self, folder: str) -> Sequence[pafs.FileInfo]:
-        infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
-        return [info for info in infos if info.type == pafs.FileType.File]
+        return [info for info in self._infos(folder) if info.type == pafs.FileType.File]
+
+    def _infos(self, folder: str) -> Sequence[pafs.FileInfo]:
+        path = self.full(folder).rstrip("/")
+        with self._reading():
+            return list(self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Storage that refuses us, or does not answer, is an error that names it."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{redacted(self.path)} cannot be read ({redacted(' '.join(str(error).split()))[:300]}): check the "
+                "address, and the rights of this process"
+            ) from error
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
@@ -112,7 +139,8 @@ class Storage:
         folder, base = posixpath.split(self.full(name))
         temporary = posixpath.join(folder, f".{base}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            self.fs.create_dir(folder, recursive=True)
+            if self.fs.type_name != "s3":  # which has no folders, and would be asked about the bucket each time
+                self.fs.create_dir(folder, recursive=True)
             with self.fs.open_output_stream(temporary) as stream:
                 yield stream
             self.fs.move(temporary, self.full(name))

@@ -26,6 +26,10 @@ _SERVERS = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _MLFLOW = ("models", "runs")
 _BASELINE = "baseline"
+_BUCKETS = ("s3", "gs", "gcs", "abfs", "abfss")
+_CREDENTIALS = re.compile(r"s3://[^/@]*@|[a-z0-9]+://[^/@:]*:(?!\d+/).*@")
+"""An access key, or a password, before the name of a bucket or server; a port is neither."""
+
 _SPELT_OTHERWISE = {"s3a": "s3", "s3n": "s3", "google": "gs", "az": "abfs", "azure": "abfs", "wasb": "abfs"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -60,7 +64,7 @@ def check_storage(name: str, value: str) -> str:
     """A path on a disk, or the URI of a folder that pyarrow opens, unchanged.
 
     Raises:
-        PathError: it is neither, or looks like a mistake.
+        PathError: it is neither, or looks like a mistake, or the URI contains credentials or options.
     """
     scheme = _checked(name, value)
     if scheme not in STORAGE_SCHEMES:
@@ -71,6 +75,14 @@ def check_storage(name: str, value: str) -> str:
         return value
     if not re.match(r"[a-z0-9]+://[^/?#\s]", value):
         raise _refusal(name, value, f"is incomplete: write {scheme}://BUCKET/FOLDER, with two slashes, in lower case")
+    if _CREDENTIALS.match(value):
+        raise _refusal(name, value, "contains credentials, which would be stored with it: set them in the environment")
+    if scheme in _BUCKETS and re.search("[?#]", value):
+        bare = re.split("[?#]", value)[0]
+        raise PathError(
+            f"{name}={redacted(bare)} is followed by options: leave out what comes after ? or #, and set options in "
+            "the environment, such as AWS_ENDPOINT_URL and AWS_REGION"
+        )
     return value
 
 

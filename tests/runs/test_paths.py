@@ -79,6 +79,31 @@ def test_a_setting_of_a_storage_takes_whole_uris_only(value: str) -> None:
         setting_is("corpus.path", value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "s3://AKIA:of-the-bucket@bucket/x",
+        "s3://AKIA:of/the-bucket@bucket/x",
+        "s3://AKIA@bucket/x",
+        "abfss://c:of-the-bucket@a.dfs.core.windows.net/x",
+        "gs://me:of-the-bucket@bucket/x",
+        "s3://bucket/x?secret_key=of-the-bucket",
+        "s3://bucket/x?region=us-east-1",
+        "gs://bucket/x#of-the-bucket",
+    ],
+)
+@pytest.mark.parametrize("setting", STORAGE)
+def test_a_uri_holds_no_credentials_and_no_options(setting: str, value: str) -> None:
+    with pytest.raises(PathError, match="environment") as caught:
+        setting_is(setting, value)
+    assert "the-bucket" not in str(caught.value) and "AKIA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket/org@v1/x", "hdfs://name:9000/x@y", "hdfs://me@name:9000/x", *URIS])
+def test_a_uri_without_credentials_is_taken(value: str) -> None:
+    setting_is("corpus.path", value)
+
+
 @pytest.mark.parametrize("value", ["", "none", "sqlite:///a.db", "sqlite:////a/b.db", "http://h:1", "https://u:p@h/x"])
 def test_stores_of_mlflow_are_taken(value: str) -> None:
     setting_is("tracking.uri", value)
