@@ -85,6 +85,22 @@ class Storage:
         infos = self._infos(folder)
         return sorted(f"{folder}/{info.base_name}" for info in infos if info.type == pafs.FileType.Directory)
 
+    def tree(self, folder: str) -> dict[str, int]:
+        """Sizes of all files in a folder and below it, by their names within the folder."""
+        path = self.full(folder).rstrip("/")
+        with self._reading():
+            infos = self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        return {info.path[len(path) + 1 :]: info.size for info in infos if info.type == pafs.FileType.File}
+
+    def stamp(self, name: str) -> str:
+        """A text that changes with the content of a file: its entity tag, where the filesystem has one, and its time.
+
+        The times of S3 are whole seconds.
+        """
+        with self._reading(), self.fs.open_input_file(self.full(name)) as source:
+            tag = {key.lower(): value for key, value in (source.metadata() or {}).items()}.get("etag", b"")
+            return f"{self.fs.get_file_info(self.full(name)).mtime} {tag.decode()}"
+
     def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
         """Delete the files that crashed runs left in a folder, and return how many.
 

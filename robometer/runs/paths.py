@@ -18,7 +18,10 @@ STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 
 SQLITE = "sqlite:///"
 
-CHECKPOINT_FORMS = "a checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or runs:/ID/PATH"
+CHECKPOINT_FORMS = (
+    "a checkpoint folder, its URI (s3://BUCKET/FOLDER), org/name[@revision] of the hub, models:/NAME/VERSION or "
+    "runs:/ID/PATH"
+)
 SCORER_FORMS = f"{CHECKPOINT_FORMS}, the URL of an endpoint, or baseline:NAME"
 """What names a checkpoint, and a scorer, for messages."""
 
@@ -86,8 +89,13 @@ def check_storage(name: str, value: str) -> str:
     return value
 
 
+def is_uri_of_storage(value: str) -> bool:
+    """Whether this is the URI of a folder that pyarrow may open."""
+    return value.partition("://")[0] in STORAGE_SCHEMES and "://" in value
+
+
 def check_checkpoint(name: str, value: str, empty: bool = False) -> str:
-    """The name of a checkpoint, as it was given: a folder, org/name of the hub, an MLflow URI.
+    """The name of a checkpoint, as it was given: a folder or its URI, org/name of the hub, an MLflow URI.
 
     Args:
         empty: whether it may be left out.
@@ -98,6 +106,8 @@ def check_checkpoint(name: str, value: str, empty: bool = False) -> str:
     scheme = _checked(name, value, empty)
     if not scheme or scheme in _MLFLOW:
         return value
+    if is_uri_of_storage(value):
+        return check_storage(name, value)
     raise _refusal(name, value, f"is no checkpoint: {_what_instead(value, scheme, f'give {CHECKPOINT_FORMS}')}")
 
 
@@ -111,6 +121,8 @@ def check_scorer(name: str, value: str) -> str:
     is_url = scheme in _SERVERS and re.match(r"(?i)https?://[^/?#\s]", value)
     if not scheme or scheme in (*_MLFLOW, _BASELINE) or is_url:
         return value
+    if is_uri_of_storage(value):
+        return check_storage(name, value)
     raise _refusal(name, value, f"is no scorer: {_what_instead(value, scheme, f'give {SCORER_FORMS}')}")
 
 

@@ -92,7 +92,7 @@ def test_a_setting_of_a_storage_takes_whole_uris_only(value: str) -> None:
         "gs://bucket/x#of-the-bucket",
     ],
 )
-@pytest.mark.parametrize("setting", STORAGE)
+@pytest.mark.parametrize("setting", [*STORAGE, *CHECKPOINT])
 def test_a_uri_holds_no_credentials_and_no_options(setting: str, value: str) -> None:
     with pytest.raises(PathError, match="environment") as caught:
         setting_is(setting, value)
@@ -123,8 +123,8 @@ def test_plain_paths_are_taken(value: str) -> None:
         setting_is(setting, value)
 
 
-@pytest.mark.parametrize("value", ["models:/robometer/1", "models:/robometer@best", "runs:/abc/best"])
-def test_checkpoints_lie_in_mlflow_too(value: str) -> None:
+@pytest.mark.parametrize("value", ["models:/robometer/1", "runs:/abc/best", *URIS])
+def test_checkpoints_lie_in_mlflow_and_in_buckets_too(value: str) -> None:
     for setting in CHECKPOINT:
         setting_is(setting, value)
 
@@ -135,8 +135,8 @@ def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
     for value in ("http://127.0.0.1:8000", "baseline:clock"):
         with pytest.raises(PathError, match="is no checkpoint"):
             setting_is("serve.checkpoint", value)
-    with pytest.raises(PathError, match=r"evaluate.against=s3:"):
-        setting_is("evaluate.against", ["baseline:clock", "s3://bucket/x"])
+    with pytest.raises(PathError, match=r"evaluate.against=ftp:"):
+        setting_is("evaluate.against", ["baseline:clock", "ftp://bucket/x"])
 
 
 def test_a_format_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:
