@@ -10,7 +10,6 @@ import datetime as dt
 import json
 import logging
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,10 +215,8 @@ def _track(run: tracking.TrackedRun, config: Config, results: Sequence[Result], 
     run.metrics(flat(results), step=0)
     run.tags({"robometer.model": provenance["model"], "robometer.corpus": provenance["corpus_hash"]})
     storage = Storage(config.evaluate.output)
-    with tempfile.TemporaryDirectory() as folder:
-        for file in (report.REPORT, METRICS_JSON):
-            copy = Path(folder, file)
-            copy.write_bytes(storage.read_bytes(file))
+    for file in (report.REPORT, METRICS_JSON):
+        with storage.local_copy(file) as copy:
             run.artifact(copy)
 
 

@@ -102,18 +102,18 @@ def taken(cpus: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[str]:
-    """The address of an object store."""
+def object_store_address() -> Iterator[str]:
+    """The address of an S3 server."""
     with object_store.server() as address:
         yield address
 
 
 @pytest.fixture
-def bucket(store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(object_store_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty bucket, which this process can reach."""
-    for name, value in object_store.environment(store).items():
+    for name, value in object_store.environment(object_store_address).items():
         monkeypatch.setenv(name, value)
-    return object_store.new_bucket(store)
+    return object_store.new_bucket(object_store_address)
 
 
 TINY = (

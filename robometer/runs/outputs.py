@@ -157,12 +157,8 @@ class _Bucket:
         return None
 
     def create(self, name: str, text: str) -> None:
-        """See `_Disk.create`. Nobody misreads a half-written file, so it is written in one request, under its name."""
-        try:
-            with self._storage.fs.open_output_stream(self._storage.full(name)) as stream:
-                stream.write(text.encode())
-        except OSError as error:
-            raise StorageError(f"cannot write into {self}: {error}") from error
+        """See `_Disk.create`."""
+        self._storage.put_bytes(name, text.encode())
 
     def rewrite(self, name: str, text: str) -> None:
         """See `_Disk.rewrite`."""

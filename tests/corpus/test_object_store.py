@@ -110,3 +110,48 @@ def test_shards_are_joined(fresh: Callable[[], Storage]) -> None:
     for shards in plan_joins(storage, 2**20):
         join_shards(storage, shards)
     assert content(storage.path) == before and len(storage.list("manifest", ".parquet")) == 1
+
+
+def test_a_folder_takes_the_place_of_another_and_what_it_needs_is_written_last(bucket: str) -> None:
+    storage = Storage(f"{bucket}/run")
+    storage.write_bytes("best/model.safetensors", b"old")
+    storage.write_bytes("best/left-over.json", b"old")
+    written: list[str] = []
+    move = storage.fs.move
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        def move(self, source: str, target: str) -> None:
+            assert not storage.exists("best/left-over.json") and not storage.exists("best/model.safetensors")
+            written.append(target.rpartition("/")[2])
+            move(source, target)
+
+    real, storage.fs = storage.fs, Watched()  # type: ignore[assignment]
+    with storage.write_folder("best", last=("model.safetensors", "absent")) as staging:
+        assert storage.read_bytes("best/model.safetensors") == b"old"
+        (staging / "tokenizer").mkdir(parents=True)
+        for name in ("model.safetensors", "tokenizer/z.json", "config.yaml"):
+            (staging / name).write_text(name)
+    assert written == ["config.yaml", "z.json", "model.safetensors"]
+    with storage.local_copy("best") as copy:
+        assert {path.name: path.read_text() for path in copy.rglob("*") if path.is_file()} == {
+            "model.safetensors": "model.safetensors",
+            "z.json": "tokenizer/z.json",
+            "config.yaml": "config.yaml",
+        }
+    assert not copy.exists()
+    with storage.local_copy("best/config.yaml") as file:
+        assert (file.name, file.read_text()) == ("config.yaml", "config.yaml")
+
+
+def test_a_folder_that_fails_leaves_the_old_one(bucket: str) -> None:
+    storage = Storage(f"{bucket}/run")
+    storage.write_bytes("best/model.safetensors", b"old")
+    with pytest.raises(RuntimeError), storage.write_folder("best", last=()) as staging:
+        staging.mkdir()
+        raise RuntimeError
+    assert storage.read_bytes("best/model.safetensors") == b"old"
+    with pytest.raises(FileNotFoundError), storage.local_copy("absent"):
+        pytest.fail("a copy of nothing")

@@ -189,3 +189,13 @@ def test_a_dead_job_on_another_machine_is_followed_in_a_bucket(bucket: str, monk
         while json.loads(storage.read_bytes(own))["followed"] != [f"{IN_USE}dead.json"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_job_whose_folder_in_a_bucket_is_deleted_ends(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
+    storage = Storage(f"{bucket}/run")
+    with pytest.raises(InUseError, match="was deleted"), exclusive_folder("train.output", f"{bucket}/run"):
+        (own,) = storage.hidden("")
+        storage.remove(own)
+        time.sleep(30)
+    assert not storage.hidden("")
