@@ -14,8 +14,8 @@ from robometer.corpus.config import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
 from robometer.runs.paths import PathError, absolute_path, make_folder
 
-LOCAL = ("train.output", "sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
-STORAGE = ("corpus.path", "evaluate.output", "baseline.cache")
+LOCAL = ("sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
+STORAGE = ("corpus.path", "train.output", "evaluate.output", "baseline.cache")
 CHECKPOINT = ("train.load_from_checkpoint", "evaluate.scorer", "serve.checkpoint")
 
 NEVER = {
@@ -62,8 +62,8 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_the_command_line_says_so_too() -> None:
-    with pytest.raises(PathError, match=r"train.output=s3://bucket/run is object storage"):
-        load(["train.output=s3://bucket/run"])
+    with pytest.raises(PathError, match=r"sweep.output=s3://bucket/run is object storage"):
+        load(["sweep.output=s3://bucket/run"])
 
 
 @pytest.mark.parametrize("setting", LOCAL)
