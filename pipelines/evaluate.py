@@ -27,10 +27,12 @@ from robometer.evaluation.plan import Query, plan_split
 from robometer.evaluation.predictions import Predictions
 from robometer.evaluation.results import Result, flat
 from robometer.evaluation.views import FORWARD
+from robometer.models.sources import locate
 from robometer.report import page as report
 from robometer.report.runs import METRICS_JSON, load_runs
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
+from robometer.runs.paths import is_uri_of_storage
 from robometer.runs.provenance import trained_by
 from robometer.runs.redaction import redacted, without_secrets
 from robometer.scorers import ScorerReference, resolve
@@ -212,13 +214,16 @@ def _saved(config: Config, parts: Sequence[Part], num_queries: int) -> Predictio
 def _track(run: tracking.TrackedRun, config: Config, results: Sequence[Result], provenance: dict[str, Any]) -> None:
     run.metrics(flat(results), step=0)
     run.tags({"robometer.model": provenance["model"], "robometer.corpus": provenance["corpus_hash"]})
-    if Path(config.evaluate.output).is_dir():
-        for file in (report.REPORT, METRICS_JSON):
-            run.artifact(Path(config.evaluate.output) / file)
+    storage = Storage(config.evaluate.output)
+    for file in (report.REPORT, METRICS_JSON):
+        with storage.local_copy(file) as copy:
+            run.artifact(copy)
 
 
 def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictions: Predictions) -> dict[str, Any]:
     lengths = [len(c.progress) for c in predictions.clips if c.view == FORWARD and not c.error]
+    scorer = config.evaluate.scorer
+    folder = locate(scorer) if is_uri_of_storage(scorer) else Path(scorer)
     counts: dict[str, str] = {}
     for split in config.evaluate.splits:
         clips = [c for c in predictions.split(split).clips if c.view == FORWARD]
@@ -226,9 +231,9 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
     return {
         "model": parts[0].scorer,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "checkpoint": redacted(config.evaluate.scorer),
-        "trained": _trained(config.evaluate.scorer),
-        **trained_by(config.evaluate.scorer),
+        "checkpoint": redacted(scorer),
+        "trained": _trained(folder),
+        **trained_by(folder),
         "corpus": redacted(config.corpus.path),
         "corpus_hash": corpus.content_hash,
         "splits": counts,
@@ -243,9 +248,9 @@ def _provenance(config: Config, corpus: Corpus, parts: Sequence[Part], predictio
     }
 
 
-def _trained(checkpoint: str) -> str:
-    """What a local checkpoint says about its origin, without its metrics."""
-    path = Path(checkpoint) / "provenance.json"
+def _trained(folder: Path) -> str:
+    """What a checkpoint on a disk says about its origin, without its metrics."""
+    path = folder / "provenance.json"
     if not path.is_file():
         return "unknown"
     values = json.loads(path.read_text()).items()

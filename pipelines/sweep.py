@@ -27,6 +27,7 @@ from robometer.configs.loading import override, setting_keys, to_dict, unknown_k
 from robometer.configs.renamed import current, refuse_old_name
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.files import atomic_folder, write_atomically
 from robometer.report.sweep_page import SweepStory, render
 from robometer.runs import tracking
@@ -339,7 +340,8 @@ def _check_all_ended(table: pd.DataFrame, journal: Journal, output: Path, seeds:
 
 
 def _pulses(output: Path) -> str:
-    return ", ".join(f"trial {folder.name} at {last_pulse(folder)}" for folder in sorted(output.glob(f"{TRIALS}/*")))
+    folders = sorted(output.glob(f"{TRIALS}/*"))
+    return ", ".join(f"trial {folder.name} at {last_pulse(Storage(str(folder)))}" for folder in folders)
 
 
 _FREE = HOW_IT_RUNS | {"best_metric", "best_mode"}
@@ -437,7 +439,8 @@ def _publish_best(config: Config, output: Path, trial: str) -> None:
 
 def best_checkpoint(trial: Path, metric: str, mode: str) -> Path:
     """The best checkpoint that a trial kept; of several equal ones, Ray Train does not keep the one that Tune names."""
-    best = best_of([(metrics, path) for metrics, path in kept_checkpoints(trial) if validated(metrics)], metric, mode)
+    kept = [(metrics, name) for metrics, name in kept_checkpoints(Storage(str(trial))) if validated(metrics)]
+    best = best_of(kept, metric, mode)
     if best is None:
         raise TrainingError(f"{trial} has kept no checkpoint with {metric}")
-    return best[1]
+    return trial / best[1]

@@ -6,14 +6,16 @@ import json
 import logging
 import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import ray
 from ray.data import DataContext
 from ray.train import (
+    Checkpoint,
     CheckpointConfig,
     FailureConfig,
     LoggingConfig,
@@ -47,10 +49,11 @@ from robometer.configs.loading import override, to_dict
 from robometer.configs.renamed import current
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.evaluation.validation import measurable
-from robometer.files import atomic_folder, write_atomically
 from robometer.models.checkpoint import PROVENANCE, build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
+from robometer.models.weights import INDEX, WEIGHTS
 from robometer.report import png
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
@@ -65,10 +68,11 @@ logger = logging.getLogger(__name__)
 RUN_NAME = "run"
 MIX = "sampling.json"
 PLOT = "training.png"
-SNAPSHOT = "checkpoint_manager_snapshot.json"
+SNAPSHOT = f"{RUN_NAME}/checkpoint_manager_snapshot.json"
+RUN = "run.json"
 
-Checkpoints = list[tuple[dict[str, float], Path]]
-"""Metrics and folder of some checkpoints."""
+_WEIGHTS = (WEIGHTS, INDEX)
+"""Files of which a model needs one."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ class TrainReport:
     """The result of a training run.
 
     Attributes:
-        best: checkpoint folder of the best validation (of the last step if there was none).
+        best: checkpoint folder, or its URI, of the best validation (of the last step if there was none).
         metrics: validation metrics of that checkpoint.
         history: everything that was recorded, by step.
     """
 
-    best: Path
+    best: Path | str
     metrics: dict[str, float]
     history: History
 
@@ -102,11 +106,11 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
     """
     check_deepspeed(config)
     config = with_absolute_paths(config, "train.output", "corpus.path", "tracking.uri")
-    output, corpus = Path(config.train.output), training_corpus(config)
+    output, corpus = Storage(config.train.output), training_corpus(config)
     index = _checked_index(config, corpus)
     start = for_workers(config.train.load_from_checkpoint, config.tracking.uri)
     config = override(config, {"train.load_from_checkpoint": start})
-    with exclusive_folder("train.output", output):
+    with exclusive_folder("train.output", output.path):
         run_id = _open_run(config, output, corpus, index, parent_run_id)
         if report := _finished(config, output):
             return report
@@ -120,19 +124,18 @@ def needs(config: Config) -> Needs:
     return Needs(train.min_workers or train.num_workers, train.cpus_per_worker, float(train.use_gpu))
 
 
-def last_pulse(output: Path) -> str:
+def last_pulse(output: Storage) -> str:
     """The progress that the run in a folder has last written; empty where there is none."""
     try:
-        return (output / PULSE).read_text()
+        return output.read_bytes(PULSE).decode()
     except OSError:
         return ""
 
 
-def kept_checkpoints(output: Path) -> Checkpoints:
-    """The committed checkpoints that the run in `output` has kept, by step."""
-    run = output / RUN_NAME
-    records = sorted(_committed(run).get("checkpoint_results", []), key=lambda record: record["metrics"]["step"])
-    return [(record["metrics"], run / record["checkpoint_dir_name"]) for record in records]
+def kept_checkpoints(output: Storage) -> list[tuple[dict[str, float], str]]:
+    """Metrics and name of the committed checkpoints that the run in `output` has kept, by step."""
+    records = sorted(_committed(output).get("checkpoint_results", []), key=lambda record: record["metrics"]["step"])
+    return [(record["metrics"], f"{RUN_NAME}/{record['checkpoint_dir_name']}") for record in records]
 
 
 # --- before training ------------------------------------------------------------------------------------------------
@@ -179,7 +182,7 @@ def _fingerprint(config: Config, corpus: Corpus) -> dict[str, Any]:
     return fingerprint | {"corpus": {"content_hash": corpus.content_hash}}
 
 
-def _open_run(config: Config, output: Path, corpus: Corpus, index: ManifestIndex, parent_run_id: str) -> str:
+def _open_run(config: Config, output: Storage, corpus: Corpus, index: ManifestIndex, parent_run_id: str) -> str:
     """The id of the tracked run of `output`. The folder's `run.json` ties it to its settings and to that run.
 
     A run that the tracking store has lost is tracked as a new one. A new run writes the mix of its first samples as
@@ -188,12 +191,12 @@ def _open_run(config: Config, output: Path, corpus: Corpus, index: ManifestIndex
     Raises:
         ConfigError: the folder holds a run with other settings.
     """
-    fingerprint, path = _fingerprint(config, corpus), output / "run.json"
+    fingerprint = _fingerprint(config, corpus)
     mix = effective_mix(index, config.train.seed)
     logger.info("The first samples: %s", in_words(mix))
-    if path.is_file():
-        run = json.loads(path.read_text())
-        _check_settings(output, current(run["fingerprint"]), fingerprint)
+    if output.exists(RUN):
+        run = json.loads(output.read_bytes(RUN))
+        _check_settings(output.path, current(run["fingerprint"]), fingerprint)
         run_id = str(run["run_id"])
         before, now = run.get("micro_batches", config.train.micro_batches), config.train.micro_batches
         lora = config.model.lora
@@ -201,22 +204,23 @@ def _open_run(config: Config, output: Path, corpus: Corpus, index: ManifestIndex
             logger.warning(
                 "%s had %d micro-batches a step and now has %d, so that dropout draws other masks: its losses will not "
                 "be those of the run without the change. Set train.micro_batch_size to keep them.",
-                output,
+                output.path,
                 before,
                 now,
             )
         if tracking.is_off(config) or tracking.continued(config, run_id):
             return run_id
-    (output / MIX).write_text(json.dumps(mix, indent=1))
+    output.write_bytes(MIX, json.dumps(mix, indent=1).encode())
     with tracking.start(config, "train", parent_run_id=parent_run_id) as tracked:
-        tracked.artifact(output / MIX)
+        with output.local_copy(MIX) as copy:
+            tracked.artifact(copy)
         micro_batches = config.train.micro_batches
         run = {"fingerprint": fingerprint, "run_id": tracked.run_id, "micro_batches": micro_batches}
-        write_atomically(path, json.dumps(run, indent=1))
+        output.write_bytes(RUN, json.dumps(run, indent=1).encode())
         return tracked.run_id
 
 
-def _check_settings(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_settings(output: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     for section, values in now.items():
         for key, value in values.items():
             if before[section].get(key) != value:
@@ -226,23 +230,23 @@ def _check_settings(output: Path, before: dict[str, Any], now: dict[str, Any]) -
                 )
 
 
-def _finished(config: Config, output: Path) -> TrainReport | None:
+def _finished(config: Config, output: Storage) -> TrainReport | None:
     """The report of a run that is complete; None where it has steps to do."""
-    if not (output / HISTORY).is_file():
+    if not output.exists(HISTORY):
         return None
     history = read_history(output)
     if history[-1]["step"] < config.train.steps:
         return None
-    logger.info("%s is finished.", output)
-    metrics = json.loads((output / BEST / PROVENANCE).read_text())["metrics"]
-    return TrainReport(output / BEST, {name: float(value) for name, value in metrics.items()}, history)
+    logger.info("%s is finished.", output.path)
+    metrics = json.loads(output.read_bytes(f"{BEST}/{PROVENANCE}"))["metrics"]
+    return TrainReport(_best(output), {name: float(value) for name, value in metrics.items()}, history)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
 
 
 def _fit(
-    config: Config, output: Path, corpus: Corpus, index: ManifestIndex, run_id: str, callbacks: list[UserCallback]
+    config: Config, output: Storage, corpus: Corpus, index: ManifestIndex, run_id: str, callbacks: list[UserCallback]
 ) -> Result:
     """Train to the last step on the cluster.
 
@@ -271,7 +275,7 @@ def _trainer(
 ) -> TorchTrainer:
     # There are many small batches, and Ray Data would update its progress bars for each.
     DataContext.get_current().enable_progress_bars = False
-    train, run = config.train, Path(config.train.output, RUN_NAME)
+    train, output = config.train, Storage(config.train.output)
     shared = share(corpus, index)
     spec = {
         "config": to_dict(config),
@@ -289,12 +293,12 @@ def _trainer(
             backend="nccl" if train.use_gpu else "gloo", timeout_s=math.ceil(train.collective_timeout_s)
         ),
         scaling_config=_scaling(config),
-        datasets={"train": lambda: stream(config, _next_step(run), shared)},
+        datasets={"train": lambda: stream(config, _next_step(output), shared)},
         dataset_config=BesideWorkers(),
         validation_config=_validation(spec, train.validation_gpus) if train.validate_async else None,
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotation is that of Ray Train V1's class
             name=RUN_NAME,
-            storage_path=str(run.parent),
+            storage_path=output.path,
             checkpoint_config=CheckpointConfig(
                 num_to_keep=train.keep_checkpoints,
                 checkpoint_score_attribute=_best_metric(config),
@@ -346,61 +350,74 @@ def _provenance(config: Config, corpus: Corpus) -> dict[str, Any]:
     return provenance_of(corpus) | ({"base": checkpoint_hash(locate(start))} if start else {})
 
 
-def _next_step(run: Path) -> int:
+def _next_step(output: Storage) -> int:
     """The step after Ray Train's latest committed checkpoint; read again at each restart of the workers."""
-    record = _committed(run).get("latest_checkpoint_result")
+    record = _committed(output).get("latest_checkpoint_result")
     return int(record["checkpoint_dir_name"].removeprefix("step-")) if record else 0
 
 
-def _committed(run: Path) -> dict[str, Any]:
+def _committed(output: Storage) -> dict[str, Any]:
     """Ray Train's own record of a run; empty before the first checkpoint."""
-    if not (run / SNAPSHOT).is_file():
+    if not output.exists(SNAPSHOT):
         return {}
-    record = json.loads((run / SNAPSHOT).read_text())
+    record = json.loads(output.read_bytes(SNAPSHOT))
     return dict(json.loads(record) if isinstance(record, str) else record)
 
 
 # --- after training -------------------------------------------------------------------------------------------------
 
 
-def _finish(config: Config, output: Path, result: Result, run_id: str) -> TrainReport:
+def _best(output: Storage) -> Path | str:
+    return Path(output.path, BEST) if output.is_local else f"{output.path.rstrip('/')}/{BEST}"
+
+
+def _finish(config: Config, output: Storage, result: Result, run_id: str) -> TrainReport:
     """Publish the best checkpoint and the history once all steps are done; a run that is killed here does it again."""
     metrics, checkpoint = _best_checkpoint(config, output, result)
     _publish_best(checkpoint, metrics, output)
     assert result.checkpoint is not None
-    history = with_validations(read_history(Path(result.checkpoint.path)), output)
-    png.plot_history(history, output / PLOT)
+    history = with_validations(read_history(output, _name_of(result.checkpoint)), output)
+    with tempfile.TemporaryDirectory() as folder:
+        png.plot_history(history, Path(folder, PLOT))
+        output.write_bytes(PLOT, Path(folder, PLOT).read_bytes())
     _track_outcome(config, output, metrics, run_id)
-    write_atomically(output / HISTORY, history_text(history))  # last, since it marks the run as finished
-    return TrainReport(output / BEST, {name: float(value) for name, value in metrics.items()}, history)
+    output.write_bytes(HISTORY, history_text(history).encode())  # last, since it marks the run as finished
+    return TrainReport(_best(output), {name: float(value) for name, value in metrics.items()}, history)
 
 
-def _best_checkpoint(config: Config, output: Path, result: Result) -> tuple[dict[str, float], Path]:
-    """Metrics and folder of the best checkpoint that was kept; of equal ones, the last."""
-    checkpoints = [(metrics, Path(checkpoint.path)) for checkpoint, metrics in result.best_checkpoints or []]
+def _name_of(checkpoint: Checkpoint) -> str:
+    """The name of a checkpoint's folder within `train.output`."""
+    return f"{RUN_NAME}/{PurePosixPath(checkpoint.path).name}"
+
+
+def _best_checkpoint(config: Config, output: Storage, result: Result) -> tuple[dict[str, float], str]:
+    """Metrics and name of the best checkpoint that was kept; of equal ones, the last."""
+    checkpoints = [(metrics, _name_of(checkpoint)) for checkpoint, metrics in result.best_checkpoints or []]
     if not checkpoints:
-        raise TrainingError(f"{output / RUN_NAME} holds no checkpoint")
+        raise TrainingError(f"{output.path} holds no checkpoint")
     metric = _best_metric(config)
     best = best_of(checkpoints, metric, _best_mode(config))
     if best is None:
         names = {name for metrics, _ in checkpoints for name, value in metrics.items() if is_measured(value)} - {"step"}
         measured = ", ".join(sorted(names)) or "none (see the log)"
-        raise ConfigError(f"train.best_metric={metric} is not a metric of the validations in {output}: {measured}")
+        raise ConfigError(f"train.best_metric={metric} is not a metric of the validations in {output.path}: {measured}")
     return best
 
 
-def _publish_best(checkpoint: Path, metrics: dict[str, float], output: Path) -> None:
+def _publish_best(checkpoint: str, metrics: dict[str, float], output: Storage) -> None:
     """Copy the model of a checkpoint to `best/`, with its metrics in its provenance."""
-    for stale in output.glob(f".{BEST}.*"):  # of a run that was killed here; no other job writes into this folder
-        shutil.rmtree(stale)
-    with atomic_folder(output / BEST) as staging:
-        shutil.copytree(checkpoint / MODEL, staging)
+    if output.is_local:
+        for stale in Path(output.path).glob(f".{BEST}.*"):  # of a run that was killed here; no other job writes here
+            shutil.rmtree(stale)
+    with output.write_folder(BEST, last=_WEIGHTS) as staging, output.local_copy(f"{checkpoint}/{MODEL}") as model:
+        shutil.copytree(model, staging)
         provenance = json.loads((staging / PROVENANCE).read_text()) | {"metrics": metrics}
         (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))
 
 
-def _track_outcome(config: Config, output: Path, metrics: dict[str, float], run_id: str) -> None:
+def _track_outcome(config: Config, output: Storage, metrics: dict[str, float], run_id: str) -> None:
     with tracking.start(config, "train", run_id=run_id) as run:
-        run.artifact(output / PLOT)
-        run.artifact(output / BEST)
+        for name in (PLOT, BEST):
+            with output.local_copy(name) as copy:
+                run.artifact(copy)
         run.register_model(BEST, {name: value for name, value in metrics.items() if name != "step"})

@@ -22,6 +22,7 @@ from pipelines.training.checkpointing import is_measured
 from pipelines.training.worker import NotANumberError
 from robometer.configs.loading import from_dict, override
 from robometer.configs.schema import Config
+from robometer.corpus.storage import Storage
 from robometer.files import write_atomically
 from robometer.sweeps.journal import Event, Journal, Metrics
 from robometer.sweeps.space import Values
@@ -212,9 +213,9 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
         "train.best_mode": base["sweep"]["mode"],
         "ray.stall_timeout_s": 0.0,  # a trial may wait for another; the sweep watches all of them
     }
-    for metrics, checkpoint in kept_checkpoints(folder):
+    for metrics, name in kept_checkpoints(Storage(str(folder))):
         if validated(metrics):
-            tune.report(metrics | {CHECKPOINT_PATH_KEY: str(checkpoint)})
+            tune.report(metrics | {CHECKPOINT_PATH_KEY: str(folder / name)})
     callbacks: list[UserCallback] = [ReportValidations()]  # type: ignore[no-untyped-call]  # Ray's own __init__
     try:
         run_train(override(from_dict(base), values | own), callbacks, parent_run_id)

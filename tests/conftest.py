@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.serving.front import ENVIRONMENT
+from tests import object_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch collapses where its threads outnumber the cores
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -98,6 +99,21 @@ def taken(cpus: int) -> Iterator[None]:
     assert group.wait(60)
     yield
     remove_placement_group(group)
+
+
+@pytest.fixture(scope="session")
+def object_store_address() -> Iterator[str]:
+    """The address of an S3 server."""
+    with object_store.server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(object_store_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket, which this process can reach."""
+    for name, value in object_store.environment(object_store_address).items():
+        monkeypatch.setenv(name, value)
+    return object_store.new_bucket(object_store_address)
 
 
 TINY = (

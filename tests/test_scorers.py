@@ -36,14 +36,14 @@ def test_baselines_are_named_with_their_prefix_even_where_a_folder_has_that_name
     assert load_scorer("baseline:clock").name == "clock"
 
 
-@pytest.mark.parametrize("word", ["outputs/none/best", "clock", "s3://bucket/model", "ftp://host"])
+@pytest.mark.parametrize("word", ["outputs/none/best", "clock", "ftp://host"])
 def test_what_names_no_scorer_is_told_all_forms(word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(word)
     assert str(caught.value) == (
         f"{word} names no scorer, and there is no such folder: "
-        "give a checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or "
-        "runs:/ID/PATH, the URL of an endpoint, or baseline:NAME"
+        "give a checkpoint folder, its URI (s3://BUCKET/FOLDER), org/name[@revision] of the hub, "
+        "models:/NAME/VERSION or runs:/ID/PATH, the URL of an endpoint, or baseline:NAME"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robometer.configs.schema import Config
+from robometer.corpus.storage import Storage
 from robometer.training.batch import Batch
 from robometer.training.throughput import Work, cost, peak_flops, work
 
@@ -75,7 +77,7 @@ class StepProfiler:
         folder: where the trace goes, as `trace-steps-FIRST-LAST.json.gz`.
     """
 
-    def __init__(self, window: Sequence[int], folder: Path) -> None:
+    def __init__(self, window: Sequence[int], folder: Storage) -> None:
         self._window, self._folder = window, folder
         self._first = 0
         self._profile: torch.profiler.profile | None = None
@@ -89,12 +91,14 @@ class StepProfiler:
             self._first, self._profile = step, torch.profiler.profile(activities=activities, record_shapes=True)
             self._profile.start()
 
-    def after(self, step: int, last: bool) -> Path | None:
-        """The trace, once the window or the run has ended; else None."""
+    def after(self, step: int, last: bool) -> str | None:
+        """The name of the trace, once the window or the run has ended; else None."""
         if self._profile is None or not (last or step == self._window[1]):
             return None
         self._profile.stop()
-        path = self._folder / f"trace-steps-{self._first}-{step}.json.gz"
-        self._profile.export_chrome_trace(str(path))
+        name = f"trace-steps-{self._first}-{step}.json.gz"
+        with tempfile.TemporaryDirectory() as folder:
+            self._profile.export_chrome_trace(f"{folder}/{name}")
+            self._folder.write_bytes(name, Path(folder, name).read_bytes())
         self._profile, self._window = None, []
-        return path
+        return name

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import posixpath
 import shutil
 import tempfile
 import uuid
@@ -14,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from torch import Tensor
 from pipelines.training.engine import build_engine
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ UNKNOWN = 1e300
 """Value of the ranking metric for a checkpoint without validation, with the sign that ranks it last. Ray Train would
 rank a checkpoint without the metric first where less is better, and reads not-a-number back as null."""
 
+Folder = TypeVar("Folder")
+
 History = list[dict[str, float]]
 """What a run recorded, by step."""
 
@@ -53,8 +57,8 @@ def is_measured(value: float) -> bool:
 
 
 def best_of(
-    checkpoints: Sequence[tuple[dict[str, float], Path]], metric: str, mode: str
-) -> tuple[dict[str, float], Path] | None:
+    checkpoints: Sequence[tuple[dict[str, float], Folder]], metric: str, mode: str
+) -> tuple[dict[str, float], Folder] | None:
     """The checkpoint (metrics, folder) with the best value of a metric; of equals, the last.
 
     Args:
@@ -68,9 +72,10 @@ def best_of(
     return max(measured, key=lambda item: (sign * item[0][metric], item[0]["step"]), default=None)
 
 
-def read_history(folder: Path) -> History:
-    """What a run or a checkpoint in this folder has recorded."""
-    return [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
+def read_history(storage: Storage, folder: str = "") -> History:
+    """What a run, or the checkpoint in a folder of it, has recorded."""
+    text = storage.read_bytes(posixpath.join(folder, HISTORY)).decode()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def history_text(history: History) -> str:
@@ -144,7 +149,7 @@ def start(config: Config, corpus: Corpus, world_size: int) -> tuple[Any, Positio
         return build_engine(config, corpus, world_size), Position()
     with checkpoint.as_directory() as folder:
         saved = json.loads(Path(folder, POSITION).read_text())
-        history = read_history(Path(folder))
+        history = read_history(Storage(folder))
         state = Path(folder, STATE, saved["state"])
         if saved["state"] == state_name(config, world_size):
             engine = build_engine(config, corpus, world_size)

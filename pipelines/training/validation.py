@@ -47,7 +47,7 @@ def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: 
     return metrics
 
 
-def with_validations(history: History, output: Path) -> History:
+def with_validations(history: History, output: Storage) -> History:
     """A run's history, with what `validate_checkpoint` wrote beside it."""
-    validations = [json.loads(path.read_text()) for path in sorted((output / FOLDER).glob("*.json"))]
+    validations = [json.loads(output.read_bytes(name)) for name in output.list(FOLDER, ".json")]
     return sorted([*history, *validations], key=lambda entry: entry["step"])

@@ -28,6 +28,7 @@ from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
+from robometer.corpus.storage import Storage, StorageError
 from robometer.models.checkpoint import save_checkpoint
 from robometer.runs import tracking
 from robometer.sampling.index import ManifestIndex
@@ -98,11 +99,12 @@ class Worker:
         self.rank, self.world_size = rank, world_size
         self.corpus = training_corpus(config)
         self.engine, self.position = engine, position
+        self.output = Storage(config.train.output)
         self.meter = Meter(config, engine.module, engine.device, world_size)
         self.notice_asked_s, self.notice, self.pulse_s = time.monotonic(), None, -math.inf
         counted = (entry["skipped_steps"] for entry in reversed(position.history) if "skipped_steps" in entry)
         self.skipped, self.skipped_in_a_row = int(next(counted, 0)), 0
-        self.profiler = StepProfiler(config.train.profile_steps if rank == 0 else [], Path(config.train.output))
+        self.profiler = StepProfiler(config.train.profile_steps if rank == 0 else [], self.output)
 
     def train(self) -> None:
         """Step until the end of the run."""
@@ -119,7 +121,8 @@ class Worker:
             values, has_notice = self.step(stream)
             step, last = self.position.step, self.position.step == train.steps
             if trace := self.profiler.after(step, last):
-                self.run.artifact(trace)
+                with self.output.local_copy(trace) as path:
+                    self.run.artifact(path)
             if bar:
                 bar(step, {"loss": values["loss"]})
             if step % train.log_every == 0 or last:
@@ -129,10 +132,13 @@ class Worker:
                 self._checkpoint(whole=due, wait=has_notice)
 
     def _write_pulse(self) -> None:
-        """Write the progress of this run for the driver, at most once a second."""
-        if self.rank == 0 and time.monotonic() - self.pulse_s > 1:
+        """Write the progress of this run for the driver, at most once a second; less often where it costs a request."""
+        if self.rank == 0 and time.monotonic() - self.pulse_s > (1 if self.output.is_local else 10):
             self.pulse_s = time.monotonic()
-            Path(self.config.train.output, PULSE).write_text(f"step {self.position.step}")
+            try:
+                self.output.put_bytes(PULSE, f"step {self.position.step}".encode())
+            except StorageError as error:  # storage may come back; a checkpoint that cannot be written ends the run
+                logger.warning("%s", error)
 
     def step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns its values, and whether Ray has just announced that a node will be taken away."""
@@ -246,13 +252,14 @@ class Worker:
             ids = [self.corpus.manifest["id"][row].as_py() for row in rows]
             samples.append({"sample_index": i, "strategy": sample.strategy, "trajectories": ids})
             all_ids |= dict.fromkeys(ids)
-        path = Path(train.output, f"not-finite-step{step + 1}.json")
+        name = f"not-finite-step{step + 1}.json"
+        where = self.output.full(name)
         if self.rank == 0:
-            path.write_text(json.dumps(samples, indent=1))
+            self.output.write_bytes(name, json.dumps(samples, indent=1).encode())
         more = f" and {len(all_ids) - MAX_NAMED} more" if len(all_ids) > MAX_NAMED else ""
         return (
             f"the {what} is not a finite number at step {step + 1}, which was not taken. Check its trajectories "
-            f"{', '.join(list(all_ids)[:MAX_NAMED])}{more} (all are in {path})."
+            f"{', '.join(list(all_ids)[:MAX_NAMED])}{more} (all are in {where})."
         )
 
     def _record(self, values: dict[str, float]) -> None:

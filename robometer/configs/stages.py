@@ -16,7 +16,7 @@ class ServeConfig(Settings, section="serve"):
     """The HTTP endpoint. It listens on loopback only, by default."""
 
     checkpoint: str = "outputs/train/best"
-    """Checkpoint folder, `org/name` of the hub, or MLflow URI."""
+    """Checkpoint folder or its URI (`s3://...`), `org/name` of the hub, or MLflow URI."""
     host: str = "127.0.0.1"
     """Address to listen on; set a token before you open it to others."""
     port: Annotated[int, Range(least=1, most=65535)] = 8000

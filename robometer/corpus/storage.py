@@ -1,15 +1,23 @@
-"""Files that appear whole or not at all, on any filesystem that pyarrow opens."""
+"""Files that appear whole or not at all, on any filesystem that pyarrow opens.
+
+A file is written under a temporary name, then moved. In a bucket the move is a copy and a deletion, and the copy
+appears whole. Writing there under the final name would not do: pyarrow completes an upload when its stream is closed or
+dropped, so an error in the middle would leave half a file that readers see.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import posixpath
+import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,9 +26,12 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from robometer.errors import RobometerError
+from robometer.files import atomic_folder
 from robometer.runs.redaction import redacted
 
 _HOST = socket.gethostname().replace(".", "-")
+
+_CHUNK = 2**24
 
 STALE_AFTER_S = 600.0
 """Age at which a temporary file counts as left by a crashed run. A younger one may belong to a running process, unless
@@ -44,13 +55,20 @@ class Storage:
         self.root: str = self.path
         if "://" in path:
             try:
-                self.fs, self.root = pafs.FileSystem.from_uri(path)
+                # A small file then takes one request to S3, instead of the three of an upload in parts.
+                options = "?allow_delayed_open=true" if path.startswith("s3://") else ""
+                self.fs, self.root = pafs.FileSystem.from_uri(path + options)
             except (OSError, ValueError, ImportError) as error:
                 reason = redacted(" ".join(str(error).split()))[:300]
                 raise StorageError(
                     f"{redacted(path)} cannot be opened ({reason}): check the address, the credentials and the "
                     "filesystem's library, or give a path on a disk"
                 ) from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on a disk."""
+        return isinstance(self.fs, pafs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.path,)
@@ -61,17 +79,45 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether there is a committed file with this name."""
-        return bool(self.fs.get_file_info(self.full(name)).type == pafs.FileType.File)
+        with self._reading():
+            return bool(self.fs.get_file_info(self.full(name)).type == pafs.FileType.File)
 
     def list(self, folder: str, suffix: str) -> Sequence[str]:
         """Sorted names (relative to the root) of the committed files in a folder, without temporary ones."""
         names = [info.base_name for info in self._files(folder)]
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
+    def hidden(self, folder: str) -> Sequence[str]:
+        """Sorted names (within the folder) of the files in a folder whose names start with a dot."""
+        return sorted(info.base_name for info in self._files(folder) if info.base_name.startswith("."))
+
     def folders(self, folder: str) -> Sequence[str]:
         """Sorted names (relative to the root) of the folders in a folder."""
-        infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
+        infos = self._infos(folder)
         return sorted(f"{folder}/{info.base_name}" for info in infos if info.type == pafs.FileType.Directory)
+
+    def tree(self, folder: str) -> dict[str, int]:
+        """Sizes of all files in a folder and below it, by their names within the folder.
+
+        Raises:
+            StorageError: it cannot be read, or a name leads out of the folder.
+        """
+        path = self.full(folder).rstrip("/")
+        with self._reading():
+            infos = self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        sizes = {info.path[len(path) + 1 :]: info.size for info in infos if info.type == pafs.FileType.File}
+        if outside := [name for name in sizes if ".." in name.split("/")]:
+            raise StorageError(f"{path} has a file whose name leads out of it: {outside[0]}")
+        return sizes
+
+    def stamp(self, name: str) -> str:
+        """A text that changes with the content of a file: its entity tag, where the filesystem has one, and its time.
+
+        The times of S3 are whole seconds.
+        """
+        with self._reading(), self.fs.open_input_file(self.full(name)) as source:
+            tag = {key.lower(): value for key, value in (source.metadata() or {}).items()}.get("etag", b"")
+            return f"{self.fs.get_file_info(self.full(name)).mtime} {tag.decode()}"
 
     def remove_stale(self, folder: str, keep: Container[str] | None = None, age_s: float = STALE_AFTER_S) -> int:
         """Delete the files that crashed runs left in a folder, and return how many.
@@ -99,8 +145,23 @@ class Storage:
             self.fs.delete_file(path)
 
     def _files(self, folder: str) -> Sequence[pafs.FileInfo]:
-        infos = self.fs.get_file_info(pafs.FileSelector(self.full(folder), allow_not_found=True))
-        return [info for info in infos if info.type == pafs.FileType.File]
+        return [info for info in self._infos(folder) if info.type == pafs.FileType.File]
+
+    def _infos(self, folder: str) -> Sequence[pafs.FileInfo]:
+        path = self.full(folder).rstrip("/")
+        with self._reading():
+            return list(self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Storage that refuses us, or does not answer, is an error that names it."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{redacted(self.path)} cannot be read ({redacted(' '.join(str(error).split()))[:300]}): check the "
+                "address, and the rights of this process"
+            ) from error
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
@@ -112,7 +173,8 @@ class Storage:
         folder, base = posixpath.split(self.full(name))
         temporary = posixpath.join(folder, f".{base}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            self.fs.create_dir(folder, recursive=True)
+            if self.fs.type_name != "s3":  # which has no folders, and would be asked about the bucket each time
+                self.fs.create_dir(folder, recursive=True)
             with self.fs.open_output_stream(temporary) as stream:
                 yield stream
             self.fs.move(temporary, self.full(name))
@@ -131,6 +193,63 @@ class Storage:
         """Replace a file's content in one step."""
         with self.write(name) as stream:
             stream.write(data)
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Replace a file's content in one request, for content that nobody trusts: an error may leave half of it."""
+        try:
+            with self.fs.open_output_stream(self.full(name)) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.full(name)}: {error}") from error
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A file or folder on a disk: itself, or a copy for the duration of the block.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            StorageError: it cannot be copied.
+        """
+        if self.is_local:
+            yield Path(self.full(name))
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch, posixpath.basename(name))
+            names = {name} if self.exists(name) else {f"{name}/{file}" for file in self.tree(name)}
+            if not names:
+                raise FileNotFoundError(self.full(name))
+            for file in names:
+                target = copy / file[len(name) + 1 :]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with self._reading(), self.fs.open_input_stream(self.full(file)) as source, target.open("wb") as into:
+                    shutil.copyfileobj(source, into, _CHUNK)
+            yield copy
+
+    @contextmanager
+    def write_folder(self, name: str, last: Container[str]) -> Iterator[Path]:
+        """The path of a folder to make on a disk; it takes the place of `name` if the block ends without an error.
+
+        Args:
+            name: of the folder.
+            last: names of files without which nobody can use the folder. In a bucket, where no folder can be moved,
+                they are deleted before and written after all other files.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if self.is_local:
+            with atomic_folder(self.full(name)) as staging:
+                yield staging
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            staging = Path(scratch, "new")
+            yield staging
+            new = [str(path.relative_to(staging)) for path in sorted(staging.rglob("*")) if path.is_file()]
+            for file in sorted(self.tree(name), key=lambda file: file not in last):
+                self.remove(f"{name}/{file}")
+            for file in sorted(new, key=lambda file: file in last):
+                with self.write(f"{name}/{file}") as stream, (staging / file).open("rb") as source:
+                    shutil.copyfileobj(source, stream, _CHUNK)
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write a table that fits in memory."""
@@ -158,8 +277,7 @@ class Storage:
 
     def open_arrow(self, name: str) -> ipc.RecordBatchFileReader:
         """Reader of an Arrow IPC file: memory-mapped on a local filesystem, by ranged reads elsewhere."""
-        local = isinstance(self.fs, pafs.LocalFileSystem)
-        source = pa.memory_map(self.full(name)) if local else self.fs.open_input_file(self.full(name))
+        source = pa.memory_map(self.full(name)) if self.is_local else self.fs.open_input_file(self.full(name))
         return ipc.open_file(source)
 
 

@@ -14,7 +14,8 @@ class EvaluateConfig(Settings, section="evaluate"):
     """Evaluations of one scorer, or of several, on splits of a corpus."""
 
     scorer: str = "outputs/train/best"
-    """What is evaluated: a checkpoint folder, `org/name` of the hub, an MLflow URI, a URL, or `baseline:NAME`."""
+    """What is evaluated: a checkpoint folder or its URI, `org/name` of the hub, an MLflow URI, the URL of an
+    endpoint, or `baseline:NAME`."""
     against: list[str] = field(default_factory=list)
     """More scorers, each evaluated alike into a folder below OUTPUT/against, and compared with the first."""
     output: str = "outputs/evaluation"

@@ -1,14 +1,20 @@
-"""Finds a checkpoint by folder, hub id `org/name[@revision]` or MLflow URI, and makes it a local folder."""
+"""Finds a checkpoint by folder, hub id `org/name[@revision]`, MLflow URI or bucket, and makes it a local folder."""
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import os
 import re
-from pathlib import Path
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
+from robometer.corpus.storage import Storage
 from robometer.models.weights import MODEL_FILES, CheckpointError
 from robometer.runs.config import TrackingConfig
-from robometer.runs.paths import CHECKPOINT_FORMS, SQLITE, absolute_path
+from robometer.runs.paths import CHECKPOINT_FORMS, SQLITE, absolute_path, check_storage, is_uri_of_storage
 from robometer.runs.redaction import redacted
 from robometer.runs.tracking import client_of
 
@@ -21,7 +27,8 @@ _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<ali
 def locate(source: str | Path, tracking_uri: str = "") -> Path:
     """The local folder of a checkpoint, which is fetched first if it lies elsewhere.
 
-    `models:/NAME/VERSION`, `models:/NAME@ALIAS` and `runs:/ID/PATH` are MLflow artifacts. Otherwise an existing path is
+    `models:/NAME/VERSION`, `models:/NAME@ALIAS` and `runs:/ID/PATH` are MLflow artifacts. A URI such as
+    `s3://bucket/run/best` is a folder that is copied into `~/.cache/robometer`, once. Otherwise an existing path is
     that path. Otherwise `org/name[@revision]` (one slash, no leading dot) is a repository on the Hugging Face hub, or
     in its local cache if the hub cannot be reached; the default revision is the main branch.
 
@@ -34,6 +41,8 @@ def locate(source: str | Path, tracking_uri: str = "") -> Path:
     name = str(source)
     if name.startswith(MLFLOW_SCHEMES):
         return _from_mlflow(name, tracking_uri)
+    if is_uri_of_storage(name):
+        return _from_bucket(check_storage("the checkpoint", name))
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -46,14 +55,19 @@ def locate(source: str | Path, tracking_uri: str = "") -> Path:
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether `locate` would look for this: something that exists, a hub id, or an MLflow URI."""
-    return bool(name.startswith(MLFLOW_SCHEMES) or Path(name).expanduser().exists() or HUB_ID.fullmatch(name))
+    """Whether `locate` would look for this: something that exists, a hub id, an MLflow URI, or one of a bucket."""
+    return bool(
+        name.startswith(MLFLOW_SCHEMES)
+        or is_uri_of_storage(name)
+        or Path(name).expanduser().exists()
+        or HUB_ID.fullmatch(name)
+    )
 
 
 def for_workers(source: str, tracking_uri: str = "") -> str:
     """The name of a checkpoint for a worker, whose working directory may differ."""
-    if not source:
-        return ""
+    if not source or is_uri_of_storage(source):
+        return source
     if source.startswith(MLFLOW_SCHEMES):
         return str(locate(source, tracking_uri).absolute())
     is_on_hub = HUB_ID.fullmatch(source) and not Path(source).exists()
@@ -77,6 +91,48 @@ def _from_hub(name: str, repo: str, revision: str | None) -> Path:
             f"{name} is not a folder, and as a hub id it cannot be fetched ({reason}): give an existing folder, or "
             "fetch it once while online (private repositories need HF_TOKEN), so that it is cached"
         ) from error
+
+
+def _from_bucket(uri: str) -> Path:
+    """The copy of a folder in this machine's cache. Each content of the folder has a copy of its own.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint, or changes meanwhile.
+        StorageError: it cannot be read.
+    """
+    storage = Storage(uri)
+    files = _files_of_model(storage)
+    if not files:
+        raise CheckpointError(f"{uri} holds no checkpoint: give {CHECKPOINT_FORMS}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robometer" / "checkpoints"
+    copy = cache / hashlib.sha256(f"{storage.path.rstrip('/')} {sorted(files.items())}".encode()).hexdigest()[:32]
+    if copy.is_dir():
+        return copy
+    cache.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=cache, prefix=".new-"))
+    try:
+        for name in files:
+            target = staging / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with storage.fs.open_input_stream(storage.full(name)) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, 2**24)
+        if _files_of_model(storage) != files:
+            raise CheckpointError(f"{uri} changed while it was copied: wait until it is written, and try again")
+        staging.chmod(0o755)
+        with suppress(OSError):  # another process was faster
+            staging.rename(copy)
+    except OSError as error:
+        raise CheckpointError(f"{uri} cannot be copied into {cache}: {_short(error)}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return copy
+
+
+def _files_of_model(storage: Storage) -> dict[str, tuple[int, str]]:
+    """Size and stamp of the files of a checkpoint, by name."""
+    found = storage.tree("")
+    names = [name for name in found if any(fnmatch.fnmatch(PurePosixPath(name).name, form) for form in MODEL_FILES)]
+    return {name: (found[name], storage.stamp(name)) for name in names}
 
 
 def _from_mlflow(uri: str, tracking_uri: str) -> Path:

@@ -18,7 +18,10 @@ STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 
 SQLITE = "sqlite:///"
 
-CHECKPOINT_FORMS = "a checkpoint folder, org/name[@revision] of the hub, models:/NAME/VERSION or runs:/ID/PATH"
+CHECKPOINT_FORMS = (
+    "a checkpoint folder, its URI (s3://BUCKET/FOLDER), org/name[@revision] of the hub, models:/NAME/VERSION or "
+    "runs:/ID/PATH"
+)
 SCORER_FORMS = f"{CHECKPOINT_FORMS}, the URL of an endpoint, or baseline:NAME"
 """What names a checkpoint, and a scorer, for messages."""
 
@@ -26,6 +29,10 @@ _SERVERS = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _MLFLOW = ("models", "runs")
 _BASELINE = "baseline"
+_BUCKETS = ("s3", "gs", "gcs", "abfs", "abfss")
+_CREDENTIALS = re.compile(r"s3://[^/@]*@|[a-z0-9]+://[^/@:]*:(?!\d+/).*@")
+"""An access key, or a password, before the name of a bucket or server; a port is neither."""
+
 _SPELT_OTHERWISE = {"s3a": "s3", "s3n": "s3", "google": "gs", "az": "abfs", "azure": "abfs", "wasb": "abfs"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -60,7 +67,7 @@ def check_storage(name: str, value: str) -> str:
     """A path on a disk, or the URI of a folder that pyarrow opens, unchanged.
 
     Raises:
-        PathError: it is neither, or looks like a mistake.
+        PathError: it is neither, or looks like a mistake, or the URI contains credentials or options.
     """
     scheme = _checked(name, value)
     if scheme not in STORAGE_SCHEMES:
@@ -71,11 +78,24 @@ def check_storage(name: str, value: str) -> str:
         return value
     if not re.match(r"[a-z0-9]+://[^/?#\s]", value):
         raise _refusal(name, value, f"is incomplete: write {scheme}://BUCKET/FOLDER, with two slashes, in lower case")
+    if _CREDENTIALS.match(value):
+        raise _refusal(name, value, "contains credentials, which would be stored with it: set them in the environment")
+    if scheme in _BUCKETS and re.search("[?#]", value):
+        bare = re.split("[?#]", value)[0]
+        raise PathError(
+            f"{name}={redacted(bare)} is followed by options: leave out what comes after ? or #, and set options in "
+            "the environment, such as AWS_ENDPOINT_URL and AWS_REGION"
+        )
     return value
 
 
+def is_uri_of_storage(value: str) -> bool:
+    """Whether this is the URI of a folder that pyarrow may open."""
+    return value.partition("://")[0] in STORAGE_SCHEMES and "://" in value
+
+
 def check_checkpoint(name: str, value: str, empty: bool = False) -> str:
-    """The name of a checkpoint, as it was given: a folder, org/name of the hub, an MLflow URI.
+    """The name of a checkpoint, as it was given: a folder or its URI, org/name of the hub, an MLflow URI.
 
     Args:
         empty: whether it may be left out.
@@ -86,6 +106,8 @@ def check_checkpoint(name: str, value: str, empty: bool = False) -> str:
     scheme = _checked(name, value, empty)
     if not scheme or scheme in _MLFLOW:
         return value
+    if is_uri_of_storage(value):
+        return check_storage(name, value)
     raise _refusal(name, value, f"is no checkpoint: {_what_instead(value, scheme, f'give {CHECKPOINT_FORMS}')}")
 
 
@@ -99,6 +121,8 @@ def check_scorer(name: str, value: str) -> str:
     is_url = scheme in _SERVERS and re.match(r"(?i)https?://[^/?#\s]", value)
     if not scheme or scheme in (*_MLFLOW, _BASELINE) or is_url:
         return value
+    if is_uri_of_storage(value):
+        return check_storage(name, value)
     raise _refusal(name, value, f"is no scorer: {_what_instead(value, scheme, f'give {SCORER_FORMS}')}")
 
 

@@ -34,9 +34,9 @@ class TrainConfig(Settings, section="train"):
     """One training run. The same command resumes it."""
 
     output: str = "outputs/train"
-    """Folder of the run; the same folder resumes it."""
+    """Folder of the run, or any URI that pyarrow opens; the same folder resumes it."""
     load_from_checkpoint: str = ""
-    """Weights to start from: a folder, `org/name[@revision]` of the hub, or an MLflow URI."""
+    """Weights to start from: a folder or its URI, `org/name[@revision]` of the hub, or an MLflow URI."""
     steps: Count = 1000
     """Optimizer steps."""
     batch_size: Count = 32
@@ -124,7 +124,7 @@ class TrainConfig(Settings, section="train"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        paths.check_local("train.output", self.output)
+        paths.check_storage("train.output", self.output)
         paths.check_checkpoint("train.load_from_checkpoint", self.load_from_checkpoint, empty=True)
         require(  # DeepSpeed 0.19.8 divides its gradients by a loss scale that it never multiplied them by
             self.precision != "bf16" or self.zero_stage > 0,

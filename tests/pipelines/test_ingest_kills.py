@@ -1,8 +1,9 @@
 """An ingest is killed again and again, and the corpus ends the same: none lost, none twice, nothing left over.
 
 The real job runs as a process of its own on a Ray cluster of three nodes. At random moments the job, one of its workers
-or a node is killed with SIGKILL, or the disk is full. The default is one of each;
-`ROBOMETER_KILLS=24 python -m pytest tests/pipelines/test_ingest_kills.py -s` does it for longer and prints the log.
+or a node is killed with SIGKILL, or the disk is full. The corpus lies on a disk, then in a bucket. The default is one
+kill of each kind; `ROBOMETER_KILLS=24 python -m pytest tests/pipelines/test_ingest_kills.py -s` does it for longer and
+prints the log.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import FileSelector, FileType
 from ray.cluster_utils import Cluster
 
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from tests.corpus.formats.raw import BUNDLED
+from tests.object_store import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ROBOMETER_KILLS", "4"))
@@ -42,7 +45,7 @@ class Trial:
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         self.driver: subprocess.Popen[bytes] | None = None
 
-    def start(self, corpus: Path) -> None:
+    def start(self, corpus: str) -> None:
         if self.driver is None or self.driver.poll() is not None:
             settings = (
                 "ingest.short_edge=64",
@@ -141,50 +144,76 @@ def write_raw(folder: Path) -> None:
     (folder / "trajectories.jsonl").write_text("\n".join([*lines[:7], *bad, *lines[7:]]))
 
 
-def state(corpus: Path) -> tuple[str, list[str]]:
+def state(corpus: str) -> tuple[str, list[str]]:
     """Content hash, and the sorted ids of all manifest files, with duplicates."""
-    ids = [id for file in (corpus / "manifest").glob("*.parquet") for id in pq.read_table(file)["id"].to_pylist()]
-    return Corpus(str(corpus)).content_hash, sorted(ids)
+    storage = Storage(corpus)
+    names = storage.list("manifest", ".parquet")
+    ids = [id for name in names for id in storage.read_parquet(name, ["id"])["id"].to_pylist()]
+    return Corpus(corpus).content_hash, sorted(ids)
 
 
-def leftovers(corpus: Path) -> list[str]:
+def leftovers(corpus: str) -> list[str]:
     """Files that do not belong to a corpus."""
-    return [str(p) for p in corpus.rglob("*") if p.is_file() and p.suffix not in (".arrow", ".parquet", ".json")]
+    storage = Storage(corpus)
+    files = storage.fs.get_file_info(FileSelector(storage.root, recursive=True))
+    known = ("arrow", "parquet", "json")
+    return [file.path for file in files if file.type == FileType.File and file.extension not in known]
 
 
-def commits(corpus: Path) -> int:
-    return len(list((corpus / "manifest").glob("*.parquet"))) if (corpus / "manifest").is_dir() else 0
+def commits(corpus: str) -> int:
+    return len(Storage(corpus).list("manifest", ".parquet"))
 
 
 @pytest.mark.timeout(120 + 60 * KILLS)
 @pytest.mark.slow
 def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_corpus(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw")
-    rng = random.Random(0)
     with small_disk(tmp_path / "disk") as disk:
         trial = Trial(tmp_path, disk)
         try:
-            whole = tmp_path / "whole"
-            trial.start(whole)
-            assert trial.wait() == 0, (tmp_path / "driver.log").read_text()[-3000:]
-            expected = state(whole)
-            assert len(expected[1]) == CLIPS and not leftovers(whole)
-            kinds: list[Callable[[], str]] = [trial.kill_driver, trial.kill_worker, trial.kill_node, trial.fill_disk]
-            done, round_number = 0, 0
-            while done < KILLS:
-                corpus = (disk or tmp_path) / f"corpus{round_number}"
-                done += killed_round(trial, corpus, kinds, rng, KILLS - done, commits(whole))
-                assert state(corpus) == expected
-                assert Corpus(str(corpus)).quarantine().num_rows == 3
-                assert not leftovers(corpus)
-                round_number += 1
-            print(f"{done} kills in {round_number} corpora: the same {CLIPS} trajectories each time, no file left over")
+            kinds = [trial.kill_driver, trial.kill_worker, trial.kill_node, trial.fill_disk]
+            kill_again_and_again(trial, str(tmp_path / "whole"), str((disk or tmp_path) / "corpus"), kinds)
         finally:
             trial.close()
 
 
+@pytest.mark.timeout(120 + 60 * KILLS)
+@pytest.mark.slow
+def test_so_does_one_into_a_bucket_and_no_log_has_the_credentials(tmp_path: Path, bucket: str) -> None:
+    """The nodes have the credentials in their environment, and the workers on them get them from there."""
+    write_raw(tmp_path / "raw")
+    trial = Trial(tmp_path, None)
+    try:
+        kinds = [trial.kill_driver, trial.kill_worker, trial.kill_node]
+        kill_again_and_again(trial, str(tmp_path / "whole"), f"{bucket}/corpus", kinds)
+        logs = [file for file in Path(trial.cluster.head_node.get_session_dir_path()).rglob("*") if file.is_file()]
+        assert len(logs) > 20
+        for file in [tmp_path / "driver.log", *logs]:
+            assert SECRET.encode() not in file.read_bytes(), file
+    finally:
+        trial.close()
+
+
+def kill_again_and_again(trial: Trial, whole: str, corpus: str, kinds: list[Callable[[], str]]) -> None:
+    """Ingest into `whole` without a kill, and into folders whose names start with `corpus` with kills."""
+    rng = random.Random(0)
+    trial.start(whole)
+    assert trial.wait() == 0, (trial.folder / "driver.log").read_text()[-3000:]
+    expected = state(whole)
+    assert len(expected[1]) == CLIPS and not leftovers(whole)
+    done, round_number = 0, 0
+    while done < KILLS:
+        folder = f"{corpus}{round_number}"
+        done += killed_round(trial, folder, kinds, rng, KILLS - done, commits(whole))
+        assert state(folder) == expected
+        assert Corpus(folder).quarantine().num_rows == 3
+        assert not leftovers(folder)
+        round_number += 1
+    print(f"{done} kills in {round_number} corpora: the same {CLIPS} trajectories each time, no file left over")
+
+
 def killed_round(
-    trial: Trial, corpus: Path, kinds: list[Callable[[], str]], rng: random.Random, most: int, shards: int
+    trial: Trial, corpus: str, kinds: list[Callable[[], str]], rng: random.Random, most: int, shards: int
 ) -> int:
     """Ingest into `corpus`, killing something after every few commits; returns how many kills it took."""
     kills = 0
@@ -203,7 +232,7 @@ def killed_round(
         kinds.append(kind)
         what = kind()
         kills += bool(what)
-        print(f"  {corpus.name}: {commits(corpus)} of {shards} shards committed; killed {what or 'nothing'}")
+        print(f"  {corpus}: {commits(corpus)} of {shards} shards committed; killed {what or 'nothing'}")
     code = trial.wait()
     assert code == 0, (trial.folder / "driver.log").read_text()[-3000:]
     for _ in range(2):  # a worker that outlived its job for a moment may have finished after the last look

@@ -19,6 +19,7 @@ from pipelines.train import TrainReport, _open_run, _trainer, run_train
 from pipelines.training.checkpointing import TrainingError
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.models.checkpoint import (
     CheckpointError,
     build_collator,
@@ -28,7 +29,6 @@ from robometer.models.checkpoint import (
 )
 from robometer.runs import tracking
 from robometer.runs.outputs import InUseError, exclusive_folder
-from robometer.runs.paths import make_folder
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
 from robometer.scorers import load_scorer
@@ -96,15 +96,15 @@ def test_no_secret_is_written_down(reference: TrainReport, tiny_corpus: str, tmp
 def test_a_run_whose_settings_had_other_names_resumes(tiny_corpus: str, tmp_path: Path) -> None:
     config, corpus = _config(tiny_corpus, tmp_path), Corpus(tiny_corpus)
     index = ManifestIndex.from_table(corpus.manifest, config.sampling)
-    _open_run(config, tmp_path, corpus, index, "")
+    _open_run(config, Storage(str(tmp_path)), corpus, index, "")
     run = json.loads((tmp_path / "run.json").read_text())
     sampling = run["fingerprint"]["sampling"]
     sampling |= {"min_success": sampling.pop("not_done_below_progress"), "mode": "rbm", "compat": "fixed"}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    _open_run(config, tmp_path, corpus, index, "")
+    _open_run(config, Storage(str(tmp_path)), corpus, index, "")
     with pytest.raises(ConfigError, match=r"sampling.not_done_below_progress=0.5, not 0.25"):
         other = _config(tiny_corpus, tmp_path, "sampling.not_done_below_progress=0.25")
-        _open_run(other, tmp_path, corpus, index, "")
+        _open_run(other, Storage(str(tmp_path)), corpus, index, "")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_a_run_that_continues_with_other_micro_batches_says_so(
     settings = ("train.batch_size=4", "train.micro_batch_size=0", "train.num_workers=1", f"model.dropout={dropout}")
     config, corpus = _config(tiny_corpus, tmp_path, *settings), Corpus(tiny_corpus)
     index = ManifestIndex.from_table(corpus.manifest, config.sampling)
-    _open_run(config, tmp_path, corpus, index, "")
-    _open_run(_config(tiny_corpus, tmp_path, *settings, changed), tmp_path, corpus, index, "")
+    _open_run(config, Storage(str(tmp_path)), corpus, index, "")
+    _open_run(_config(tiny_corpus, tmp_path, *settings, changed), Storage(str(tmp_path)), corpus, index, "")
     assert ("dropout draws other masks" in caplog.text) == warned
 
 
@@ -138,13 +138,13 @@ def test_a_run_whose_tracking_store_is_lost_is_tracked_as_a_new_one(tiny_corpus:
     config = _config(tiny_corpus, tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     corpus = Corpus(tiny_corpus)
     index = ManifestIndex.from_table(corpus.manifest, config.sampling)
-    first = _open_run(config, make_folder("", tmp_path / "run"), corpus, index, "")
-    assert _open_run(config, tmp_path / "run", corpus, index, "") == first
+    first = _open_run(config, Storage(str(tmp_path / "run")), corpus, index, "")
+    assert _open_run(config, Storage(str(tmp_path / "run")), corpus, index, "") == first
     # The store went with the copy of the folder that a job was submitted with: here is another one.
     config = _config(tiny_corpus, tmp_path / "run", f"tracking.uri=sqlite:///{tmp_path}/other.db")
-    second = _open_run(config, tmp_path / "run", corpus, index, "")
+    second = _open_run(config, Storage(str(tmp_path / "run")), corpus, index, "")
     assert second not in ("", first)
-    assert _open_run(config, tmp_path / "run", corpus, index, "") == second
+    assert _open_run(config, Storage(str(tmp_path / "run")), corpus, index, "") == second
     assert tracking.client_of(config.tracking.uri).get_run(second).info.status == "FINISHED"
 
 

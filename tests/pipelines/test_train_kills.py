@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from pyarrow.fs import copy_files
 
 from pipelines.train import TrainReport, run_train
 from robometer.configs import load
+from robometer.corpus.storage import Storage
 from tests.conftest import TINY
+from tests.object_store import SECRET
 from tests.pipelines.training_runs import checkpoints, driving, recorded
 
 EVERY, STEPS = 10, 60
 
 
-def _overrides(corpus: str, output: Path, *overrides: str) -> list[str]:
+def _overrides(corpus: str, output: Path | str, *overrides: str) -> list[str]:
     """A run that is long enough to be killed between checkpoints, with dropout, whose draws must be the same too."""
     settings = [f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.validate=false", "model.dropout=0.1"]
     run = [f"corpus.path={corpus}", f"train.output={output}", "train.micro_batch_size=4"]
@@ -28,7 +32,7 @@ def _losses(report: TrainReport) -> list[float]:
     return [entry["loss"] for entry in report.history if "loss" in entry]
 
 
-def _kill_a_driver_then_workers(output: Path, first: list[str], second: list[str], log: Path) -> None:
+def _kill_a_driver_then_workers(output: Path | str, first: list[str], second: list[str], log: Path) -> None:
     with driving(first, log) as driver:
         old = driver.wait_until(lambda: EVERY in checkpoints(output))
         driver.kill(old)
@@ -112,3 +116,29 @@ def test_the_same_workers_resume_to_the_same_losses(stage: int, workers: int, ti
     overrides = _overrides(tiny_corpus, output, *same)
     _kill_a_driver_then_workers(output, overrides, overrides, tmp_path / "log")
     np.testing.assert_allclose(_losses(run_train(load(overrides))), _losses(whole), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_corpus_run_and_evaluation_in_a_bucket(tiny_corpus: str, tmp_path: Path, bucket: str) -> None:
+    """The driver, then the workers are killed; the losses are those of a run on a disk, and the best is evaluated."""
+    corpus, output, same = f"{bucket}/corpus", f"{bucket}/run", ["train.zero_stage=2", "train.num_workers=2"]
+    storage = Storage(corpus)
+    copy_files(tiny_corpus, storage.root, destination_filesystem=storage.fs, use_threads=False)
+    with driving(_overrides(tiny_corpus, tmp_path / "whole", *same), tmp_path / "log") as driver:
+        driver.finish()
+    overrides = _overrides(corpus, output, *same)
+    _kill_a_driver_then_workers(output, overrides, overrides, tmp_path / "log")
+    losses = [[entry["loss"] for entry in recorded(one).values()] for one in (output, tmp_path / "whole")]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    kept = json.loads(Storage(output).read_bytes("best/provenance.json"))
+    assert kept["step"] == STEPS and not Storage(output).hidden("")
+    with driving(overrides, tmp_path / "again") as driver:
+        driver.finish()
+    assert "is finished" in (tmp_path / "again").read_text()
+    scoring = [f"{output}/best", "--corpus", corpus, "--output", f"{bucket}/evaluation", "tracking.uri=none"]
+    with driving(scoring, tmp_path / "log", job="evaluate") as driver:
+        driver.finish()
+    metrics = json.loads(Storage(f"{bucket}/evaluation").read_bytes("metrics.json"))
+    assert metrics["provenance"]["checkpoint"] == f"{output}/best" and metrics["provenance"]["failed"] == 0
+    assert not any("s3:" in str(path) for path in (*Path().iterdir(), *tmp_path.rglob("*")))
+    assert SECRET not in (tmp_path / "log").read_text()

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.train import SNAPSHOT
+from pipelines.train import kept_checkpoints
+from pipelines.training.checkpointing import read_history
+from robometer.corpus.storage import Storage
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -83,17 +85,17 @@ def driving(overrides: list[str], log: Path, address: str = "", job: str = "trai
             driver.kill(driver.workers())
 
 
-def checkpoints(output: Path) -> list[int]:
+def checkpoints(output: Path | str) -> list[int]:
     """Steps of the checkpoints that a run has committed, oldest first; a folder may be there before it is whole."""
     try:
-        snapshot = json.loads((output / "run" / SNAPSHOT).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
+        kept = kept_checkpoints(Storage(str(output)))
+    except json.JSONDecodeError:  # just being written
         return []
-    record = json.loads(snapshot) if isinstance(snapshot, str) else snapshot
-    return sorted(int(one["checkpoint_dir_name"].removeprefix("step-")) for one in record["checkpoint_results"])
+    return [int(name.rpartition("step-")[2]) for _, name in kept]
 
 
-def recorded(output: Path) -> dict[int, dict[str, float]]:
+def recorded(output: Path | str) -> dict[int, dict[str, float]]:
     """What the latest checkpoint of a run has recorded, by training step."""
-    lines = (output / f"run/step-{checkpoints(output)[-1]:07d}/history.jsonl").read_text().splitlines()
-    return {entry["step"]: entry for entry in map(json.loads, lines) if "loss" in entry}
+    storage = Storage(str(output))
+    history = read_history(storage, kept_checkpoints(storage)[-1][1])
+    return {int(entry["step"]): entry for entry in history if "loss" in entry}

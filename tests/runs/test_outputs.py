@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from robometer.corpus.storage import Storage
 from robometer.runs import outputs
 from robometer.runs.outputs import IN_USE, InUseError, exclusive_folder
 
@@ -148,3 +149,53 @@ def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
         with ThreadPoolExecutor(many) as pool:
             assert sorted(pool.map(take, range(many))) == ["held", *["refused"] * (many - 1)]
         assert not os.listdir(tmp_path)
+
+
+def test_a_bucket_has_one_writer_too(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.2)
+    monkeypatch.setattr(outputs, "GONE_AFTER_S", 2.0)
+    folder = f"{bucket}/run"
+    with exclusive_folder("train.output", folder):
+        for machine in (outputs._machine(), "another"):
+            monkeypatch.setattr(outputs, "_machine", lambda machine=machine: machine)
+            with pytest.raises(InUseError, match=f"{folder} is in use by"), exclusive_folder("train.output", folder):
+                pytest.fail("two jobs in one folder")
+    assert not Storage(folder).hidden("")
+
+
+def test_a_job_that_was_taken_for_dead_ends_in_a_bucket_even_if_its_file_came_back(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is removed between the job's look at it and its renewal, which creates it anew."""
+    monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
+    storage = Storage(f"{bucket}/run")
+    with pytest.raises(InUseError, match=r"node-7.*took this one for dead"):
+        with exclusive_folder("train.output", f"{bucket}/run"):
+            (own,) = storage.hidden("")
+            other = {"host": "node-7", "holds": True, "followed": [own]}
+            storage.write_bytes(f"{IN_USE}other.json", json.dumps(other).encode())
+            time.sleep(30)
+    assert storage.hidden("") == [f"{IN_USE}other.json"]
+
+
+def test_a_dead_job_on_another_machine_is_followed_in_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
+    monkeypatch.setattr(outputs, "GONE_AFTER_S", 0.5)
+    storage = Storage(f"{bucket}/run")
+    storage.write_bytes(f"{IN_USE}dead.json", json.dumps({"host": "node-7", "holds": True}).encode())
+    with exclusive_folder("train.output", f"{bucket}/run"):
+        (own,) = storage.hidden("")
+        deadline = time.monotonic() + 10
+        while json.loads(storage.read_bytes(own))["followed"] != [f"{IN_USE}dead.json"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_job_whose_folder_in_a_bucket_is_deleted_ends(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "RENEWED_EVERY_S", 0.1)
+    storage = Storage(f"{bucket}/run")
+    with pytest.raises(InUseError, match="was deleted"), exclusive_folder("train.output", f"{bucket}/run"):
+        (own,) = storage.hidden("")
+        storage.remove(own)
+        time.sleep(30)
+    assert not storage.hidden("")

@@ -14,8 +14,8 @@ from robometer.corpus.config import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
 from robometer.runs.paths import PathError, absolute_path, make_folder
 
-LOCAL = ("train.output", "sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
-STORAGE = ("corpus.path", "evaluate.output", "baseline.cache")
+LOCAL = ("sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
+STORAGE = ("corpus.path", "train.output", "evaluate.output", "baseline.cache")
 CHECKPOINT = ("train.load_from_checkpoint", "evaluate.scorer", "serve.checkpoint")
 
 NEVER = {
@@ -62,8 +62,8 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_the_command_line_says_so_too() -> None:
-    with pytest.raises(PathError, match=r"train.output=s3://bucket/run is object storage"):
-        load(["train.output=s3://bucket/run"])
+    with pytest.raises(PathError, match=r"sweep.output=s3://bucket/run is object storage"):
+        load(["sweep.output=s3://bucket/run"])
 
 
 @pytest.mark.parametrize("setting", LOCAL)
@@ -77,6 +77,31 @@ def test_a_setting_of_a_disk_takes_no_uri(setting: str, value: str) -> None:
 def test_a_setting_of_a_storage_takes_whole_uris_only(value: str) -> None:
     with pytest.raises(PathError, match=r"corpus.path"):
         setting_is("corpus.path", value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "s3://AKIA:of-the-bucket@bucket/x",
+        "s3://AKIA:of/the-bucket@bucket/x",
+        "s3://AKIA@bucket/x",
+        "abfss://c:of-the-bucket@a.dfs.core.windows.net/x",
+        "gs://me:of-the-bucket@bucket/x",
+        "s3://bucket/x?secret_key=of-the-bucket",
+        "s3://bucket/x?region=us-east-1",
+        "gs://bucket/x#of-the-bucket",
+    ],
+)
+@pytest.mark.parametrize("setting", [*STORAGE, *CHECKPOINT])
+def test_a_uri_holds_no_credentials_and_no_options(setting: str, value: str) -> None:
+    with pytest.raises(PathError, match="environment") as caught:
+        setting_is(setting, value)
+    assert "the-bucket" not in str(caught.value) and "AKIA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket/org@v1/x", "hdfs://name:9000/x@y", "hdfs://me@name:9000/x", *URIS])
+def test_a_uri_without_credentials_is_taken(value: str) -> None:
+    setting_is("corpus.path", value)
 
 
 @pytest.mark.parametrize("value", ["", "none", "sqlite:///a.db", "sqlite:////a/b.db", "http://h:1", "https://u:p@h/x"])
@@ -98,8 +123,8 @@ def test_plain_paths_are_taken(value: str) -> None:
         setting_is(setting, value)
 
 
-@pytest.mark.parametrize("value", ["models:/robometer/1", "models:/robometer@best", "runs:/abc/best"])
-def test_checkpoints_lie_in_mlflow_too(value: str) -> None:
+@pytest.mark.parametrize("value", ["models:/robometer/1", "runs:/abc/best", *URIS])
+def test_checkpoints_lie_in_mlflow_and_in_buckets_too(value: str) -> None:
     for setting in CHECKPOINT:
         setting_is(setting, value)
 
@@ -110,8 +135,8 @@ def test_only_evaluation_takes_an_endpoint_or_a_baseline() -> None:
     for value in ("http://127.0.0.1:8000", "baseline:clock"):
         with pytest.raises(PathError, match="is no checkpoint"):
             setting_is("serve.checkpoint", value)
-    with pytest.raises(PathError, match=r"evaluate.against=s3:"):
-        setting_is("evaluate.against", ["baseline:clock", "s3://bucket/x"])
+    with pytest.raises(PathError, match=r"evaluate.against=ftp:"):
+        setting_is("evaluate.against", ["baseline:clock", "ftp://bucket/x"])
 
 
 def test_a_format_of_ones_own_may_read_from_anywhere_and_an_api_name_its_models_as_it_likes() -> None:

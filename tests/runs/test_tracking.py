@@ -22,6 +22,8 @@ from mlflow import MlflowClient
 from pipelines.cluster import free_port
 from robometer.configs import Config, load
 from robometer.configs.stages import ServeConfig
+from robometer.corpus.storage import Storage
+from robometer.models.sources import locate
 from robometer.runs import tracking
 from robometer.runs.config import TrackingConfig
 from robometer.runs.tracking import TrackingError
@@ -201,3 +203,40 @@ def test_the_password_of_a_server_is_nowhere(tmp_path: Path) -> None:
     assert "of-the-server" not in tracked.stdout + tracked.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 3 and not [path for path in written if b"of-the-server" in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_server_keeps_artifacts_in_a_bucket_and_this_process_needs_no_credentials(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", f"{bucket}/mlflow"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([*command, *stores], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        config = _config(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                tracking.client_of(config.tracking.uri)
+                break
+            except TrackingError:
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(1)
+        storage = Storage(f"{bucket}/mlflow")
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        (tmp_path / "best").mkdir()
+        (tmp_path / "best" / "model.safetensors").write_bytes(b"weights")
+        with tracking.start(config, "train") as run:
+            run.artifact(tmp_path / "best")
+            version = run.register_model("best", {"seen/voc": 0.5}, "in-a-bucket")
+        copy = locate(f"models:/in-a-bucket/{version}", config.tracking.uri)
+        assert (copy / "model.safetensors").read_bytes() == b"weights"
+        assert [name for name in storage.tree("") if name.endswith("best/model.safetensors")]
+        assert secret.encode() not in (tmp_path / "mlflow.db").read_bytes() + (tmp_path / "log").read_bytes()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

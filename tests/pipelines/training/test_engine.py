@@ -313,7 +313,7 @@ def test_by_default_such_a_step_stops_the_run_before_it_is_taken(
 
 
 def test_a_window_of_steps_is_profiled_once(tmp_path: Path) -> None:
-    profiler = StepProfiler([2, 3], tmp_path)
+    profiler = StepProfiler([2, 3], Storage(str(tmp_path)))
     for step in range(1, 6):
         profiler.before(step)
         torch.ones(8, 8) @ torch.full((8, 8), float(step))
