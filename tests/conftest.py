@@ -90,6 +90,14 @@ def session_ray_stays() -> Iterator[None]:
         assert ray.is_initialized(), "this test ended the Ray of all tests"
 
 
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """SVT-AV1 gives the thread that encodes real-time priority where root runs it: Ray would hardly run beside it."""
+    yield
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @contextmanager
 def taken(cpus: int) -> Iterator[None]:
     """So many CPUs of the cluster belong to somebody else for the duration of the block."""

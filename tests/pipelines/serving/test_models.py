@@ -264,7 +264,7 @@ def test_the_guard_admits_what_all_replicas_can_take() -> None:
         (["serve.models={default: x}"], "not 'default' or 'canary'"),
         (["serve.models={_a: x}"], "letters, digits"),
         (["serve.models={a: 'http://host'}"], "serve.models.a"),
-        (["serve.canary='s3://bucket/x'"], "serve.canary"),
+        (["serve.canary='ftp://host/x'"], "serve.canary"),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(settings: list[str], sentence: str) -> None:
