@@ -192,7 +192,7 @@ class SweepConfig(Settings, section="sweep"):
     seeds_per_trial: Count = 1
     """Training runs of each trial, with seeds from `train.seed` on; trials are ranked by the mean of their runs."""
     max_concurrent: Count = 1
-    """Training runs that run at the same time."""
+    """Training runs that go on at once, at most."""
     max_hours: NotNegative = 0.0
     """Hours after which no more trials start; the same command later goes on. 0: no limit."""
     scheduler: Literal["asha", "fifo"] = "asha"
