@@ -23,8 +23,8 @@ from pipelines.cluster import check_room, connected, watched
 from pipelines.train import check_metric, kept_checkpoints, last_pulse, needs
 from pipelines.training.checkpointing import BEST, MODEL, TrainingError, best_of
 from pipelines.trials import TRIALS, Waiting, Written, make_scheduler, replay, run_trial, validated
-from robometer.configs.loading import override, setting_keys, to_dict, unknown_key
-from robometer.configs.renamed import current, refuse_old_name
+from robometer.configs.loading import first_change, override, setting_keys, to_dict, unknown_key
+from robometer.configs.renamed import refuse_old_name
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
@@ -375,21 +375,18 @@ def _stored_sweep(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "delete that folder"
         )
     sweep: dict[str, Any] = json.loads(path.read_text())
-    stored = current(sweep["settings"])
-    before, now = stored["sweep"]["num_trials"], settings["sweep"]["num_trials"]
-    if before > now:
+    trials, wanted = sweep["settings"]["sweep"]["num_trials"], settings["sweep"]["num_trials"]
+    if trials > wanted:
         raise ConfigError(
-            f"{output} holds a sweep of {before} trials, which sweep.num_trials={now} cannot undo: set {before}, or "
+            f"{output} holds a sweep of {trials} trials, which sweep.num_trials={wanted} cannot undo: set {trials}, or "
             "more to go on with further trials"
         )
-    for section, values in settings.items():
-        for key, value in values.items():
-            stored_value = stored.get(section, {}).get(key)
-            if stored_value != value and (section, key) != ("sweep", "num_trials"):
-                raise ConfigError(
-                    f"{output} holds a sweep with {section}.{key}={stored_value!r}, not {value!r}: set it as before, "
-                    "choose another sweep.output, or delete that folder"
-                )
+    if change := first_change(sweep["settings"], settings | {"sweep": settings["sweep"] | {"num_trials": trials}}):
+        key, before, now = change
+        raise ConfigError(
+            f"{output} holds a sweep with {key}={before!r}, not {now!r}: set it as before, choose another "
+            "sweep.output, or delete that folder"
+        )
     return sweep
 
 

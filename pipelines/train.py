@@ -45,8 +45,7 @@ from pipelines.training.checkpointing import (
 from pipelines.training.deepspeed_settings import check_deepspeed
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.worker import NotANumberError, train_worker
-from robometer.configs.loading import override, to_dict
-from robometer.configs.renamed import current
+from robometer.configs.loading import first_change, override, to_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
@@ -196,17 +195,22 @@ def _open_run(config: Config, output: Storage, corpus: Corpus, index: ManifestIn
     logger.info("The first samples: %s", in_words(mix))
     if output.exists(RUN):
         run = json.loads(output.read_bytes(RUN))
-        _check_settings(output.path, current(run["fingerprint"]), fingerprint)
+        if change := first_change(run["fingerprint"], fingerprint):
+            key, before, now = change
+            raise ConfigError(
+                f"{output.path} holds a run with {key}={before!r}, not {now!r}: choose another train.output, or delete "
+                "that folder"
+            )
         run_id = str(run["run_id"])
-        before, now = run.get("micro_batches", config.train.micro_batches), config.train.micro_batches
+        earlier, count = run.get("micro_batches", config.train.micro_batches), config.train.micro_batches
         lora = config.model.lora
-        if before != now and (config.model.dropout or (lora.rank and lora.dropout)):
+        if earlier != count and (config.model.dropout or (lora.rank and lora.dropout)):
             logger.warning(
                 "%s had %d micro-batches a step and now has %d, so that dropout draws other masks: its losses will not "
                 "be those of the run without the change. Set train.micro_batch_size to keep them.",
                 output.path,
-                before,
-                now,
+                earlier,
+                count,
             )
         if tracking.is_off(config) or tracking.continued(config, run_id):
             return run_id
@@ -218,16 +222,6 @@ def _open_run(config: Config, output: Storage, corpus: Corpus, index: ManifestIn
         run = {"fingerprint": fingerprint, "run_id": tracked.run_id, "micro_batches": micro_batches}
         output.write_bytes(RUN, json.dumps(run, indent=1).encode())
         return tracked.run_id
-
-
-def _check_settings(output: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for section, values in now.items():
-        for key, value in values.items():
-            if before[section].get(key) != value:
-                raise ConfigError(
-                    f"{output} holds a run with {section}.{key}={before[section].get(key)!r}, not {value!r}: choose "
-                    "another train.output, or delete that folder"
-                )
 
 
 def _finished(config: Config, output: Storage) -> TrainReport | None:

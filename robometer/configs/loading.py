@@ -237,6 +237,23 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return _typed(current(values))
 
 
+def first_change(stored: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting whose value is another one now: its key, the stored value and today's; None if there is none.
+
+    Args:
+        stored: sections of settings, which an earlier version may have written: a setting that it did not have yet
+            counts as one with its default.
+        now: the same sections.
+    """
+    before, defaults = current(stored), to_dict(Config())
+    for section, values in now.items():
+        known = defaults.get(section, {}) | before.get(section, {})
+        for key, value in values.items():
+            if known.get(key) != value:
+                return f"{section}.{key}", known.get(key), value
+    return None
+
+
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of `config` with dotted keys changed, such as `{"loss.preference_weight": 0.5}`."""
     tree = to_dict(config)

@@ -43,7 +43,6 @@ HOW_IT_RUNS = {
     "max_skipped_steps",
     "profile_steps",
     "accelerator_type",
-    "tf32",
     "collective_timeout_s",
     "log_every",
     "data_actors",
@@ -89,6 +88,8 @@ def recipe(config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     values = first_names(config)
     parts = {section: values[section] for section in sorted(_TRAINED - {"train"})}
     parts["train"] = {key: value for key, value in values["train"].items() if key not in _NOT_THE_RECIPE}
+    if not parts["train"].get("tf32"):  # left out, as it was before there was such a setting
+        parts["train"].pop("tf32", None)
     parts["encoders"] = {key: v for key, v in values.get("embed", {}).items() if key.endswith("_encoder")}
     parts["from"] = {name: origin.get(name, "") for name in ("corpus", "base")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -13,7 +13,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from robometer.configs import ConfigError, from_dict, load, override, save, to_dict
-from robometer.configs.loading import as_given
+from robometer.configs.loading import as_given, first_change
 from robometer.configs.renamed import RENAMED, RENAMED_VALUES, current
 from robometer.corpus.formats import list_units
 from robometer.runs.paths import PathError
@@ -189,6 +189,21 @@ def test_an_old_key_is_refused_with_its_new_name_and_read_in_stored_settings(old
     space = ["a+{key}=simplex(1)", "{key} = choice(1,2)", "b=uniform(0,1) if {key}=1"]
     stored_space, today_space = ([entry.format(key=key) for entry in space] for key in (old, new))
     assert current({"sweep": {"space": stored_space}})["sweep"]["space"] == today_space
+
+
+def test_a_stored_setting_that_is_another_one_now_is_named() -> None:
+    today = to_dict(load())
+    assert first_change(today, today) is None
+    assert first_change(today, today | {"loss": today["loss"] | {"success_weight": 9.0}}) == (
+        "loss.success_weight", 1.0, 9.0)  # fmt: skip
+    older = today | {"train": {key: value for key, value in today["train"].items() if key != "tf32"}}
+    assert first_change(older, today) is None  # it had no such setting, and did what is the default now
+    later = today | {"train": today["train"] | {"tf32": True}}
+    assert first_change(older, later) == first_change(today, later) == ("train.tf32", False, True)
+    assert first_change({"corpus": {"content_hash": "a"}}, {"corpus": {"content_hash": "b"}}) == (
+        "corpus.content_hash", "a", "b")  # fmt: skip
+    old = {"sampling": {"mode": "rbm"}}
+    assert first_change(old, {"sampling": {"mode": "trajectory_first"}}) is None  # written under its old name
 
 
 @pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)

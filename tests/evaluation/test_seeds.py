@@ -97,9 +97,15 @@ def test_a_checkpoint_tells_its_recipe_and_its_seed(tmp_path: Path) -> None:
 
     first = recipe_of("train.seed=1", "train.output=a")
     assert first == recipe_of("train.seed=2", "train.output=b", "train.num_workers=2") | {"train_seed": 1}
-    changes = ("train.steps=7", "loss.progress_weight=2", "sampling.max_frames=8", "embed.image_encoder=other")
+    changes = (
+        "train.steps=7",
+        "train.tf32=true",
+        "loss.progress_weight=2",
+        "sampling.max_frames=8",
+        "embed.image_encoder=other",
+    )
     recipes = [recipe_of(change)["recipe"] for change in changes] + [recipe_of(corpus="c2")["recipe"]]
-    assert len({first["recipe"], *recipes}) == 6
+    assert len({first["recipe"], *recipes}) == 7
 
 
 OLD = {
@@ -112,8 +118,10 @@ OLD = {
 """Settings as an earlier version wrote them."""
 
 
-def test_a_recipe_keeps_its_hash_when_settings_get_new_names() -> None:
-    """Otherwise runs of one recipe trained before and after the renaming would not count as repetitions."""
+def test_a_recipe_keeps_its_hash_when_settings_get_new_names_or_there_are_new_ones() -> None:
+    """Otherwise runs of one recipe trained before and after that would not count as repetitions."""
+    newer = OLD | {"train": {"steps": 7, "seed": 1, "tf32": False}}
+    assert recipe(newer, {"corpus": "c"}) == recipe(OLD, {"corpus": "c"})
     assert recipe(OLD, {"corpus": "c"}) == recipe(current(OLD), {"corpus": "c"}) == "6a3340c4b221"
 
 

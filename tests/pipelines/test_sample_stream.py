@@ -116,6 +116,8 @@ def test_four_micro_batches_for_three_workers_by_hand() -> None:
 
 def test_a_stream_that_is_not_where_it_should_be_is_an_error(tiny_corpus: str) -> None:
     config = load([*TINY, f"corpus.path={tiny_corpus}", "train.steps=3"])
-    batches = MicroBatches(stream(config, 1, share_of(config)).iterator(), config, 0, 0, 1)
+    dataset = stream(config, 1, share_of(config))
+    dataset.context.execution_options.preserve_order = True
+    batches = MicroBatches(dataset.iterator(), config, 0, 0, 1)
     with pytest.raises(StreamError, match="out of order: got sample 8 instead of 0"):
         batches.take(0)
