@@ -835,7 +835,7 @@ MUTANTS = (
            "    if metric not in metrics:\n        splits", "    if False:\n        splits",
            "tests/pipelines/test_train.py -k no_validation"),
     Mutant("other micro-batches are not spoken of", "pipelines/train.py",
-           "if before != now and (", "if False and (", "tests/pipelines/test_train.py -k other_micro_batches"),
+           "if earlier != count and (", "if False and (", "tests/pipelines/test_train.py -k other_micro_batches"),
     Mutant("no range of a setting is checked", "robometer/settings.py",
            "require(value is None or value in limits", "require(True or value in limits", "tests/configs/test_loading.py"),
     Mutant("the end of a range counts as inside", "robometer/settings.py",
