@@ -23,15 +23,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 HERE = Path(__file__).parent
-WITH_RAY = {
-    HERE,
-    HERE / "corpus",
-    HERE / "docs/test_pages.py",
-    HERE / "jobs/test_submitted.py",
-    HERE / "pipelines",
-    HERE / "runs/test_publishing.py",
-}
-"""Test files that start Ray, or the folders directly above them. Only one of these files runs at a time."""
+WITH_RAY = {HERE / "docs/test_pages.py", HERE / "pipelines", HERE / "runs/test_publishing.py", "ray_local", "head"}
+"""Tests that start Ray: their files, the folders directly above, or their fixtures. They run one after another."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
@@ -43,7 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
-        item.add_marker(pytest.mark.xdist_group("ray" if {item.path, item.path.parent} & WITH_RAY else str(item.path)))
+        known_by = {item.path, item.path.parent, *getattr(item, "fixturenames", ())}
+        item.add_marker(pytest.mark.xdist_group("ray" if known_by & WITH_RAY else str(item.path)))
 
 
 @pytest.hookimpl(optionalhook=True)
