@@ -17,6 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import pyarrow as pa
+import ray
+
 from pipelines.cluster import connected
 from pipelines.stage import Actors, crash_mark, run_actors
 from robometer.configs.schema import Config
@@ -116,6 +119,7 @@ def _predict_parts(
         Predictor,
         partial(scorer.load, "cuda" if settings.num_gpus > 0 else "cpu"),
         corpus=corpus.storage.path,
+        manifest=ray.put(corpus.manifest),  # each node holds it once
         output=Storage(settings.output).path,
         batch_size=settings.batch_size,
         mode=settings.mode,
@@ -134,10 +138,17 @@ class Predictor:
     """
 
     def __init__(
-        self, load: Callable[[], Scorer], corpus: str, output: str, batch_size: int, mode: str, run: str
+        self,
+        load: Callable[[], Scorer],
+        corpus: str,
+        manifest: ray.ObjectRef[pa.Table],
+        output: str,
+        batch_size: int,
+        mode: str,
+        run: str,
     ) -> None:
         self._scorer = load()
-        self._source = ClipSource.for_scorer(Corpus(corpus), self._scorer)
+        self._source = ClipSource.for_scorer(Corpus(corpus, ray.get(manifest)), self._scorer)
         self._storage, self._run = Storage(output), run
         self._records = partial(predict_each, self._scorer, self._source, batch_size=batch_size, mode=mode)
 

@@ -66,6 +66,12 @@ def share(corpus: Corpus, index: ManifestIndex) -> ray.ObjectRef[Shared]:
     return ray.put((corpus.manifest, index))
 
 
+def opened(config: Config, shared: ray.ObjectRef[Shared]) -> tuple[Corpus, ManifestIndex]:
+    """The corpus and its index with the memory that `share` gave them: each node holds it once."""
+    manifest, index = ray.get(shared)
+    return Corpus(config.corpus.path, manifest), index
+
+
 class Collate:
     """Data stage: turns the number of a micro-batch into a row with the batch's tensors."""
 
@@ -76,8 +82,8 @@ class Collate:
 
         torch.set_num_threads(1)
         self.config = from_dict(values)
-        manifest, self.index = ray.get(shared)
-        self.collate = build_collator(self.config, Corpus(self.config.corpus.path, manifest))
+        corpus, self.index = opened(self.config, shared)
+        self.collate = build_collator(self.config, corpus)
         self.size = self.config.train.samples_per_micro_batch
         self.first = first
 

@@ -273,6 +273,7 @@ def _trainer(
     shared = share(corpus, index)
     spec = {
         "config": to_dict(config),
+        "shared": shared,
         "provenance": _provenance(config, corpus) | {"run_id": run_id},
         "run_id": run_id,
         "interactive": interactive(),
@@ -329,7 +330,7 @@ def _validation(spec: dict[str, Any], num_gpus: float) -> ValidationConfig:
     bare = [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("CPU")]
     return ValidationConfig(
         cast(Any, validate_checkpoint),  # Ray's annotation has no room for named arguments
-        ValidationTaskConfig({"config": spec["config"], "run_id": spec["run_id"]}),
+        ValidationTaskConfig({name: spec[name] for name in ("config", "shared", "run_id")}),
         # The workers reserve its CPUs. Nothing should run on a node without CPUs, as some heads are.
         {"num_cpus": 0, "num_gpus": num_gpus, "max_retries": 3, "label_selector": _not_on(bare)},
     )

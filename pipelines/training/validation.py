@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import Checkpoint
 
+from pipelines.sample_stream import Shared, opened
 from pipelines.training.checkpointing import MODEL, POSITION, History
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
@@ -16,7 +18,6 @@ from robometer.corpus.storage import Storage
 from robometer.evaluation.validation import validate
 from robometer.models.checkpoint import load_model, make_scorer
 from robometer.runs import tracking
-from robometer.training.validation_split import training_corpus
 
 FOLDER = "validations"
 
@@ -29,7 +30,9 @@ def measure(folder: Path, config: Config, corpus: Corpus, device: str) -> dict[s
     return validate(scorer, corpus, train.validation_splits, train.validation_clips, train.seed)
 
 
-def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: str) -> dict[str, float]:
+def validate_checkpoint(
+    checkpoint: Checkpoint, config: dict[str, Any], shared: ray.ObjectRef[Shared], run_id: str
+) -> dict[str, float]:
     """Ray Train runs this as a task (`ValidationConfig`) and adds the metrics to those of the checkpoint.
 
     The metrics are tracked, and written into `train.output`, since Ray Train deletes them with the checkpoint. A
@@ -37,10 +40,11 @@ def validate_checkpoint(checkpoint: Checkpoint, config: dict[str, Any], run_id: 
     """
     settings = from_dict(config)
     train = settings.train
+    corpus, _ = opened(settings, shared)
     with checkpoint.as_directory() as folder:
         step = int(json.loads(Path(folder, POSITION).read_text())["step"])
         device = "cuda" if train.validation_gpus else "cpu"
-        metrics = measure(Path(folder, MODEL), settings, training_corpus(settings), device)
+        metrics = measure(Path(folder, MODEL), settings, corpus, device)
     entry = json.dumps({"step": step} | metrics)
     Storage(train.output).write_bytes(f"{FOLDER}/{step:07d}.json", entry.encode())
     tracking.attached(settings, run_id).metrics(metrics, step)

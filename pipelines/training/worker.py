@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.cluster import Progress, progress_bar
-from pipelines.sample_stream import MicroBatch, MicroBatches
+from pipelines.sample_stream import MicroBatch, MicroBatches, opened
 from pipelines.training import checkpointing
 from pipelines.training.accounting import Meter, StepProfiler
 from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, Position, TrainingError
@@ -28,6 +28,7 @@ from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
+from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage, StorageError
 from robometer.models.checkpoint import save_checkpoint
 from robometer.runs import tracking
@@ -35,7 +36,6 @@ from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
 from robometer.training.losses import TERMS, Losses, compute_losses, counts
 from robometer.training.optimisation import learning_rate
-from robometer.training.validation_split import training_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ def train_worker(spec: dict[str, Any]) -> str:
     """Train from the latest checkpoint (or the start) to `train.steps`; runs on every worker of a `TorchTrainer`.
 
     Args:
-        spec: `config` (dict), `provenance` (dict), `run_id` of the tracked run, `interactive`.
+        spec: `config` (dict), `shared` (`sample_stream.share`), `provenance` (dict), `run_id` of the tracked run,
+            `interactive`.
 
     Returns:
         Why the run ended early; empty where it did not.
@@ -75,8 +76,9 @@ def train_worker(spec: dict[str, Any]) -> str:
     torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     try:
         with tracked as run:  # marks the run as failed if training raises
-            engine, position = checkpointing.start(config, training_corpus(config), size)
-            Worker(config, spec, run, engine, position, rank, size).train()
+            corpus, _ = opened(config, spec["shared"])
+            engine, position = checkpointing.start(config, corpus, size)
+            Worker(config, spec, run, corpus, engine, position, rank, size).train()
     except NotANumberError as error:
         return str(error)
     return ""
@@ -90,6 +92,7 @@ class Worker:
         config: Config,
         spec: dict[str, Any],
         run: tracking.TrackedRun,
+        corpus: Corpus,
         engine: Any,
         position: Position,
         rank: int,
@@ -97,7 +100,7 @@ class Worker:
     ) -> None:
         self.config, self.spec, self.run = config, spec, run
         self.rank, self.world_size = rank, world_size
-        self.corpus = training_corpus(config)
+        self.corpus = corpus
         self.engine, self.position = engine, position
         self.output = Storage(config.train.output)
         self.meter = Meter(config, engine.module, engine.device, world_size)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -24,10 +27,21 @@ from robometer.trajectory import SCHEMA_VERSION
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 64
+"""Shards that a process has mapped at a time."""
+
+MAX_OPEN_OBJECTS = 4096
+"""Shards of an object store that a process has open at a time: opening one takes requests, keeping it kilobytes."""
+
+READERS = 16
+"""Requests that `Corpus.read_ahead` has under way at a time."""
 
 
 class CorpusError(RobometerError):
     """A corpus that cannot be used. The message says why in one sentence."""
+
+
+_Place = tuple[str, int]
+"""Name of an Arrow file, and number of a record batch in it."""
 
 
 class Corpus:
@@ -61,7 +75,9 @@ class Corpus:
             logger.warning("the last ingest into %s did not finish: run it again to complete the corpus", path)
         self._shared_manifest = manifest
         self.manifest = read_manifest(self.storage) if manifest is None else manifest
-        self._shard = lru_cache(maxsize=MAX_OPEN_SHARDS)(self.storage.open_arrow)
+        most = MAX_OPEN_SHARDS if self.storage.is_local else MAX_OPEN_OBJECTS
+        self._shard = lru_cache(maxsize=most)(self.storage.open_arrow)
+        self._ahead: dict[_Place, pa.RecordBatch] = {}
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[str, pa.Table | None]]:
         return Corpus, (self.storage.path, self._shared_manifest)
@@ -111,9 +127,9 @@ class Corpus:
         Raises:
             CorpusError: the corpus has no embeddings by this encoder.
         """
-        name = f"embeddings/{encoder}/{self.manifest['shard'][row].as_py()}.arrow"
+        name, number = self._place(row, encoder)
         try:
-            batch = self._shard(name).get_batch(self.manifest["row"][row].as_py())
+            batch = self._read(name, number)
         except (FileNotFoundError, OSError) as error:
             raise CorpusError(
                 f"the corpus at {self.storage.path} lacks {encoder} embeddings of some shards: "
@@ -150,9 +166,37 @@ class Corpus:
         """What was refused, in the columns of `QUARANTINE_SCHEMA`."""
         return read_quarantine(self.storage)
 
+    def read_ahead(self, rows: Iterable[int], encoder: str = "") -> None:
+        """Read trajectories side by side for the calls that follow: their embeddings by `encoder`, or their frames.
+
+        They stay in memory until the next call. Of an object store, which answers after milliseconds, a batch comes so
+        in the time of its slowest trajectory; on a disk, where shards are mapped, nothing is done.
+        """
+        if self.storage.is_local:
+            return
+        wanted = defaultdict[str, list[int]](list)
+        for name, number in {self._place(int(row), encoder) for row in rows}:
+            wanted[name].append(number)
+        ahead: dict[_Place, pa.RecordBatch] = {}
+
+        def read(name: str) -> None:
+            with suppress(OSError, pa.ArrowException):  # the call that needs it will say what is wrong
+                ahead.update({(name, number): self._shard(name).get_batch(number) for number in wanted[name]})
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(read, wanted))  # a shard's reader is in one thread only
+        self._ahead = ahead
+
+    def _place(self, row: int, encoder: str = "") -> _Place:
+        folder = f"embeddings/{encoder}" if encoder else "shards"
+        return f"{folder}/{self.manifest['shard'][row].as_py()}.arrow", self.manifest["row"][row].as_py()
+
+    def _read(self, name: str, number: int) -> pa.RecordBatch:
+        batch = self._ahead.get((name, number))
+        return self._shard(name).get_batch(number) if batch is None else batch
+
     def _batch(self, row: int) -> pa.RecordBatch:
-        shard = self._shard(f"shards/{self.manifest['shard'][row].as_py()}.arrow")
-        batch = shard.get_batch(self.manifest["row"][row].as_py())
+        batch = self._read(*self._place(row))
         if batch.column("id")[0].as_py() != self.manifest["id"][row].as_py():
             raise CorpusError(
                 f"shard {self.manifest['shard'][row].as_py()} does not match the manifest: "

@@ -232,6 +232,7 @@ class RobometerCollator:
         positions: dict[int, dict[Any, int]] = {}
         for name in cast(Any, [name for sample in samples for name in sample.frames]):
             positions.setdefault(name[0], {})[name] = name[1]
+        self.corpus.read_ahead(positions)
         frames: dict[Hashable, np.ndarray] = {}
         for row, names in positions.items():
             frames.update(zip(names, self.corpus.frames(row, np.array(list(names.values()))), strict=True))

@@ -48,6 +48,7 @@ class RewindCollator:
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
         text = torch.from_numpy(np.stack([self.tasks[plan.task] for plan in plans]))
+        self.corpus.read_ahead((c.row for plan in plans for c in (plan.a, plan.b) if c), self.encoder)
         a, b = [], []
         for plan in plans:
             draws = np.random.Generator(np.random.Philox(key=[self.seed, plan.sample_index]))
@@ -75,6 +76,7 @@ def feature_statistics(corpus: Corpus, config: Config) -> tuple[np.ndarray, np.n
     """Mean and standard deviation float32 [D] of the image embeddings in 512 evenly spread training rows."""
     rows = corpus.rows(config.sampling.split)
     sample = rows[thin_positions(len(rows), STATISTICS_ROWS)]
+    corpus.read_ahead(sample, config.embed.image_encoder)
     frames = np.concatenate([corpus.embeddings(config.embed.image_encoder, int(row)) for row in sample])
     return frames.mean(0), frames.std(0) + MIN_STD
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Barrier, Thread
 
+import numpy as np
 import pytest
 
+from robometer.corpus.corpus import MAX_OPEN_OBJECTS, Corpus
 from robometer.corpus.maintenance import join_shards, plan_joins
 from robometer.corpus.storage import Storage, StorageError
 from robometer.corpus.writer import commit_shard
 from tests.corpus.test_corpus import stored
-from tests.corpus.test_storage import INFO, content, faults, ingest, job
+from tests.corpus.test_storage import INFO, check_ingest, content, job
 
 
 def test_a_file_appears_when_its_block_ends_and_not_before(bucket: str) -> None:
@@ -93,13 +96,45 @@ def fresh(bucket: str) -> Callable[[], Storage]:
 def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
     fresh: Callable[[], Storage], for_good: bool
 ) -> None:
-    whole, empty = fresh(), fresh()
-    ingest(whole)
-    expected, nothing = content(whole.path), content(empty.path)
-    for storage in faults(fresh, ingest, for_good):
-        assert content(storage.path) in (nothing, expected)
-        ingest(storage)
-        assert content(storage.path) == expected
+    check_ingest(fresh, for_good)
+
+
+def test_trajectories_are_read_ahead_side_by_side(fresh: Callable[[], Storage]) -> None:
+    """As many requests are under way at a time as there are shards to read; what was read is not asked for again."""
+    storage = fresh()
+    for number in range(4):
+        commit_shard(storage, f"shard{number}", [stored(number), stored(number + 4)])
+    corpus, wanted = Corpus(storage.path), [0, 2, 3, 5, 6]
+    expected = [corpus.frames(row) for row in wanted]
+    assert corpus._shard.cache_info().maxsize == MAX_OPEN_OBJECTS
+
+    shards = {corpus.manifest["shard"][row].as_py() for row in wanted}
+    together, opened = Barrier(len(shards), timeout=60), list[str]()
+
+    def open_together(name: str) -> object:
+        together.wait()  # breaks where one waits for another
+        opened.append(name)
+        return storage.open_arrow(name)
+
+    corpus._shard = lru_cache(open_together)
+    corpus.read_ahead(wanted)
+    assert sorted(opened) == [f"shards/{shard}.arrow" for shard in sorted(shards)]
+    storage.remove(f"shards/{min(shards)}.arrow")
+    for row, frames in zip(wanted, expected, strict=True):
+        assert np.array_equal(corpus.frames(row), frames)
+
+
+def test_a_shard_that_cannot_be_read_ahead_is_an_error_where_it_is_needed(fresh: Callable[[], Storage]) -> None:
+    storage = fresh()
+    commit_shard(storage, "good", [stored(0)])
+    commit_shard(storage, "lost", [stored(1)])
+    corpus = Corpus(storage.path)
+    storage.remove("shards/lost.arrow")
+    corpus.read_ahead([0, 1])
+    good = corpus.manifest["shard"].to_pylist().index("good")
+    assert len(corpus.frames(good)) == 5
+    with pytest.raises(FileNotFoundError, match="lost"):
+        corpus.frames(1 - good)
 
 
 def test_shards_are_joined(fresh: Callable[[], Storage]) -> None:

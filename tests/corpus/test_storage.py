@@ -134,9 +134,8 @@ def fresh(tmp_path: Path) -> Callable[[], Storage]:
     return make
 
 
-def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
-    fresh: Callable[[], Storage], for_good: bool
-) -> None:
+def check_ingest(fresh: Callable[[], Storage], for_good: bool) -> None:
+    """An ingest that fails anywhere, once or for good, changes all or nothing, and ends the same when it is rerun."""
     whole, empty = fresh(), fresh()
     ingest(whole)
     expected, nothing = content(whole.path), content(empty.path)
@@ -145,6 +144,12 @@ def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
         assert content(storage.path) in (nothing, expected)  # at once, or not at all
         ingest(storage)
         assert content(storage.path) == expected
+
+
+def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
+    fresh: Callable[[], Storage], for_good: bool
+) -> None:
+    check_ingest(fresh, for_good)
 
 
 def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(

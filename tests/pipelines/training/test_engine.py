@@ -216,7 +216,7 @@ def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     scale = ["train.batch_size=8", "train.micro_batch_size=2", "train.steps=4", "model.dropout=0", "tracking.uri=none"]
     config = _config(f"corpus.path={path}", *rates, *scale, "train.zero_stage=1")
     corpus, dealt = Corpus(path), _Dealt(config)
-    worker = Worker(config, {}, NullRun(), build_engine(config, corpus, 1), Position(), 0, 1)
+    worker = Worker(config, {}, NullRun(), corpus, build_engine(config, corpus, 1), Position(), 0, 1)
     steps = [worker.step(cast(MicroBatches, dealt))[0] for _ in range(3)]
 
     model = build_model(config, corpus).train()
@@ -267,8 +267,9 @@ def _worker(tmp_path: Path, broken: set[int], *overrides: str) -> tuple[Worker, 
     scale = ["train.batch_size=8", "train.micro_batch_size=2", "train.steps=9", "tracking.uri=none"]
     places = [f"corpus.path={_corpus(tmp_path)}", f"train.output={tmp_path}"]
     config = _config(*places, *scale, *overrides)
-    engine = build_engine(config, Corpus(config.corpus.path), 1)
-    return Worker(config, {}, NullRun(), engine, Position(), 0, 1), _Broken(config, broken)
+    corpus = Corpus(config.corpus.path)
+    engine = build_engine(config, corpus, 1)
+    return Worker(config, {}, NullRun(), corpus, engine, Position(), 0, 1), _Broken(config, broken)
 
 
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
