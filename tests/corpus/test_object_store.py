@@ -109,7 +109,7 @@ def test_trajectories_are_read_ahead_side_by_side(fresh: Callable[[], Storage]) 
     assert corpus._shard.cache_info().maxsize == MAX_OPEN_OBJECTS
 
     shards = {corpus.manifest["shard"][row].as_py() for row in wanted}
-    together, opened = Barrier(len(shards), timeout=60), list[str]()
+    together, opened = Barrier(len(shards), timeout=20), list[str]()
 
     def open_together(name: str) -> object:
         together.wait()  # breaks where one waits for another
