@@ -71,6 +71,15 @@ def test_a_setting_of_an_earlier_version_has_its_name_of_today(tmp_path: Path) -
     assert Journal(path).trials["0000"].values == {"sampling.not_done_below_progress": 0.25}
 
 
+def test_a_trial_has_measured_nothing_while_one_of_its_runs_has_not_begun(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.append(Event("start", "0000", {"a": 1.0}))
+    journal.append(Event("report", "0000", metrics={"step": 2, "seen/voc": 0.5}))
+    journal.append(Event("end", "0000"))
+    [record], [alone] = journal.searched([43]), journal.searched()
+    assert (record.reports, record.ended) == ([], False) and (alone.step, alone.ended) == (2, True)
+
+
 def test_a_trial_of_several_runs_is_their_mean_where_all_of_them_measured(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     other = repeated("0000", 43)
