@@ -84,6 +84,17 @@ def test_nothing_is_deployed_on_a_ray_without_the_checks_of_uploads(
         app({"serve.checkpoint": checkpoint})
 
 
+class _Stranger(BaseHTTPRequestHandler):
+    """Another program, which does not know the path either."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
 def test_a_proxy_that_nobody_can_reach_is_told(tmp_path: Path) -> None:
     good, old, other = (make_pair(tmp_path, name, days) for name, days in (("good", 2), ("old", -1), ("other", 2)))
     settings = [f"serve.tls_certificate={good[0]}", f"serve.tls_key={good[1]}"]
@@ -99,8 +110,8 @@ def test_a_proxy_that_nobody_can_reach_is_told(tmp_path: Path) -> None:
         assert "no client can use http_options.ssl_certfile=" in fault(secure, *old)
         assert "is not the key of http_options.ssl_certfile=" in fault(secure, good[0], other[1])
         assert "http_options.ssl_keyfile=" in fault(secure, good[0], f"{good[1]}.none")
-        with serving(BaseHTTPRequestHandler) as stranger:
+        with serving(_Stranger) as stranger:
             for url, pair in ((stranger, ()), (plain, good), (secure, ())):
                 assert "does not answer at 127.0.0.1:" in fault(url, *pair)
-        with serving(BaseHTTPRequestHandler, other) as stranger:
+        with serving(_Stranger, other) as stranger:
             assert "does not answer at 127.0.0.1:" in fault(stranger, *good)
