@@ -701,7 +701,7 @@ MUTANTS = (
     Mutant("a session is everybody's", "pipelines/serving/session_store.py",
            "if held is None or held.owner != owner:", "if held is None:", "tests/pipelines/serving/test_sessions.py -k owners"),
     Mutant("idle sessions stay", "pipelines/serving/session_store.py",
-           "if held is not None and held.used_s <", "if held is not None and 9e9 <", "tests/pipelines/serving/test_sessions.py -k idle"),
+           "used_s < oldest_s", "used_s < -9e9", "tests/pipelines/serving/test_sessions.py -k idle"),
     Mutant("the reference is compared with the trajectory", "pipelines/serving/session_store.py",
            "pairs = [(session.clip(), h.reference)", "pairs = [(h.reference, session.clip())", "tests/pipelines/serving/test_sessions.py -k compared"),
     Mutant("pushes to one session in any order", "pipelines/serving/answerer.py",

@@ -181,9 +181,6 @@ class SessionStore:
 
     def _find(self, session_id: str, owner: str) -> _Held:
         held = self._held.get(session_id)
-        if held is not None and held.used_s < self._clock() - self._limits.idle_s:
-            self._end(session_id)
-            held = None
         if held is None or held.owner != owner:
             raise SessionRefusal(
                 404,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,17 +116,30 @@ def test_any_failure_but_an_interruption_is_tried_again(status: int, starts: int
     assert failing.commands.count("train") == starts, "retries: 1"
 
 
-def test_a_run_that_is_told_to_stop_says_what_goes_on(plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def unheard() -> Iterator[Any]:
+    """What SIGTERM does outside of a pipeline for the time of a test: by itself it would end all tests."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("nobody waits for SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    yield fail
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_is_told_to_stop_says_what_goes_on(
+    plan: Plan, caplog: pytest.LogCaptureFixture, unheard: Any
+) -> None:
     class Stopped(Scripted):
         def ended(self, record: Record) -> int | None:
             os.kill(os.getpid(), signal.SIGTERM)  # as `ray job stop` does
             return None
 
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(plan, Stopped())
     assert "left goes on as job job-1; stop it: robometer submit --stop job-1" in caplog.text
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == unheard
     after = Scripted()
     run_pipeline(plan, after)
     assert after.commands == ["evaluate", "report"], "the other two were awaited"
