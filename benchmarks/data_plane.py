@@ -299,26 +299,23 @@ def pretend(
         opened = time.monotonic()
         index = ManifestIndex.from_table(corpus.manifest, config.sampling)
         indexed = time.monotonic()
-        bare = in_a_loop(config, corpus, index, options.batch_size * 2)
+        samples = config.train.batch_size
+        counts()
+        bare = in_a_loop(config, corpus, index, samples)
+        asked = counts()  # here, where it is known how many samples were read; each shard is new
         shared = share(corpus, index)
-        counts()
         first, _, _ = feed(config, shared, 0, consumers, 1, 0.0)
-        counts()
         resumed, _, _ = feed(config, shared, 500, consumers, 1, 0.0)
-        counts()
         _, times, memory = feed(config, shared, 0, consumers, options.steps, options.step_s)
-        asked = counts()
     step_s = statistics.median(times)
-    samples = config.train.batch_size
-    fetched = (options.steps + 2) * samples  # two micro-batches of each worker wait, at most
     print(
         f"\n{consumers} consumers, {actors} data actors, {samples} samples a step: first step after "
         f"{first + indexed - started:.1f} s (manifest {opened - started:.1f}, index {indexed - opened:.1f}), with "
         f"{opening['manifest requests']:,} requests for the manifest; a resumed one after {resumed:.1f} s\n"
         f"  {samples / step_s:.0f} samples/s ({step_s:.2f} s a step, of which the model sleeps {options.step_s}), "
         f"{bare:.0f} in a plain loop; "
-        f"per sample {asked['shards requests'] / fetched:.1f} requests and "
-        f"{asked['shards bytes'] / fetched / 1e3:.0f} kB at least\n"
+        f"per sample {asked['shards requests'] / samples:.1f} requests and "
+        f"{asked['shards bytes'] / samples / 1e3:.0f} kB\n"
         f"  memory of their own, MiB: {memory}"
     )
 
@@ -340,7 +337,7 @@ def feed(
     started = time.monotonic()
     dataset = stream(config, start, shared)
     dataset.context.execution_options.preserve_order = True
-    together = threading.Barrier(consumers)
+    together = threading.Barrier(consumers, timeout=600)  # seconds; if one fails, so do all
     ends: list[float] = []
     memory: dict[str, int] = {}
 
