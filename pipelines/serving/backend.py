@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -289,3 +289,14 @@ class Backend(Protocol):
 def revision(name: str) -> str:
     """The hash in a scorer's name `kind@hash`; empty for a scorer without weights."""
     return name.partition("@")[2]
+
+
+def size_bytes(value: object) -> int:
+    """Bytes of the arrays in a request."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if is_dataclass(value):
+        return sum(size_bytes(getattr(value, item.name)) for item in fields(value))
+    if isinstance(value, Mapping):
+        return sum(map(size_bytes, value.values()))
+    return sum(map(size_bytes, value)) if isinstance(value, list | tuple) else 0

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving import heads
 from pipelines.serving.audit import AuditLog
+from pipelines.serving.calls import BODY, Calls
 from pipelines.serving.choice import MODEL_HEADER
 from pipelines.serving.cors import PREFLIGHT, cors_headers
 from pipelines.serving.errors import AGAIN_HEADER, ApiError, error_response, no_such_route, unavailable
@@ -50,9 +51,6 @@ UPLOAD_ROUTES = {RELABEL, *(f"{JOBS}{kind}" for kind in ("score", "scores", "ran
 )
 _PUSH = re.compile(r"/v1/sessions/[^/]+/frames")
 ADMIT, DRAIN, RAY_HEALTH = "/-/admit", "/-/drain", "/-/healthz"
-
-BODY = "robometer.body"
-"""Key of an upload's body, bytes, in its scope. A replica that asked the proxy for it would wait for another call."""
 
 REPLICA_HEADER = b"x-robometer-replica"
 """Marks every answer of a replica; an answer without it came from Ray."""
@@ -117,7 +115,7 @@ def middlewares() -> list[Middleware]:
 
     heads.install()
     behind = grpc_server.install()
-    return [Middleware(lambda app: behind(Front(app)))]
+    return [Middleware(lambda app: behind(Front(Calls(app))))]
 
 
 class Front:

@@ -12,12 +12,12 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.serving.calls import BODY
 from pipelines.serving.choice import MODEL_HEADER, Choice
 from pipelines.serving.cors import with_cors
 from pipelines.serving.errors import ApiError, error_response, no_such_route, unavailable
 from pipelines.serving.front import (
     ADMIT,
-    BODY,
     DRAIN,
     ENVIRONMENT,
     FRONT_HEADER,

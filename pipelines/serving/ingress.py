@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,10 +13,12 @@ from ray.exceptions import RayActorError
 from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from starlette.types import Scope
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.serving.api import build_api
-from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionRequest
+from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionRequest, size_bytes
+from pipelines.serving.calls import answer, way
 from pipelines.serving.choice import chosen
 from pipelines.serving.errors import unavailable, updating
 from pipelines.serving.guard import GuardSettings
@@ -96,9 +99,7 @@ class ServeBackend:
     )
     async def _ask(self, method: str, *args: Any) -> Any:
         asked = next((args[0].session_id for _ in args if isinstance(args[0], SessionRequest)), "")
-        name, model = chosen(), self._model
-        if asked or name:
-            model = model.options(session_id=asked, multiplexed_model_id=name)
+        model = self._model.options(session_id=asked, multiplexed_model_id=chosen(), **way(sum(map(size_bytes, args))))
         return await getattr(model, method).remote(*args)
 
 
@@ -118,6 +119,10 @@ class Ingress:
         queue = None if jobs is None else ServeJobs(jobs)
         backend = ServeBackend(model, limits.frames_tag())
         self._api = build_api(backend, limits, guard, deployed, replica, queue, metrics)
+
+    async def answer(self, scope: Scope, body: bytes) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
+        """The answer to a request, see `calls.Calls`."""
+        return await answer(self._api, scope, body)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

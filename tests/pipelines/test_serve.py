@@ -30,6 +30,7 @@ from ray import serve
 from benchmarks.rollout import make_checkpoint
 from benchmarks.serving import measure
 from pipelines.serve import _warn_of_lost_jobs, start, stop, token_of
+from pipelines.serving.calls import SHARED_BYTES
 from robometer.baselines.trivial import FrameDifference
 from robometer.client import RemoteScorer, ScoringError
 from robometer.configs import Config, ConfigError, load
@@ -250,6 +251,39 @@ def test_frames_give_the_numbers_of_the_scorer_in_this_process(http: httpx.Clien
     assert answer["frame_index"] == list(range(9)) and answer["fps"] is None
 
 
+@pytest.mark.parametrize("height", [145, 147])
+def test_requests_on_both_sides_of_the_size_that_goes_through_shared_memory_get_their_answers(
+    http: httpx.Client, height: int
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        clips = [frames_of(8, seed, height, 300) for seed in range(8)]
+        answers = list(pool.map(lambda frames: post_frames(http, npy(frames)).json(), clips))
+    for frames, answer in zip(clips, answers, strict=True):
+        assert (frames.nbytes > SHARED_BYTES) == (height == 147)
+        assert answer["progress"] == FrameDifference().score([Clip(frames, TASK)])[0].progress.tolist()
+
+
+@pytest.mark.parametrize("num_frames", [2, 200])
+def test_what_works_for_a_client_that_leaves_stops(http: httpx.Client, num_frames: int) -> None:
+    """Whether its request went through shared memory or not. The model takes two seconds for this task."""
+    frames = frames_of(num_frames, 0, 48, 64)
+    assert (frames.nbytes > SHARED_BYTES) == (num_frames > 2)
+    with suppress(httpx.ReadTimeout):
+        form = {"data": {"task": "long"}, "files": {"frames": ("frames.npy", npy(frames))}}
+        httpx.post(http.base_url.join("/v1/score"), headers=AUTH, timeout=httpx.Timeout(30, read=0.5), **form)  # type: ignore[arg-type]
+    assert nothing_is_in_flight(http, 1.0)
+
+
+def nothing_is_in_flight(http: httpx.Client, within_s: float) -> bool:
+    """Whether no upload is being served at some time in these seconds."""
+    ends_s = time.monotonic() + within_s
+    while metric_samples(http)["robometer_in_flight"] > 0:
+        if time.monotonic() > ends_s:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def test_json_images_give_the_same_numbers_as_npy(http: httpx.Client) -> None:
     frames = frames_of(5)
     answer = http.post("/v1/score", json={"task": TASK, "frames_base64": [png64(frame) for frame in frames]}).json()
@@ -306,7 +340,7 @@ def test_grpc_gives_the_numbers_of_the_remote_scorer_and_has_the_limits_of_http(
     given_up = client.StreamRelabelRewards(iter([message] * 100), metadata=auth, timeout=60)
     next(given_up)
     given_up.cancel()
-    assert metric_samples(http)["robometer_in_flight"] == 0
+    assert nothing_is_in_flight(http, 1.0)
     with pytest.raises(ConnectionRefusedError):  # Ray's own server would listen at every address
         socket.create_connection(("127.0.0.2", grpc_port), timeout=5)
 

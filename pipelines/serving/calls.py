@@ -1,0 +1,98 @@
+"""How the `Front` reaches ingress replicas: one call of Ray Serve for a request, whose body goes with it.
+
+Ray's proxy would pass a request on as a stream of messages, pickled once more. A call takes fewer steps, and chooses
+how its arguments travel: small ones in the call itself, large ones in shared memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BODY = "robometer.body"
+"""Key of an upload's body, bytes, in its scope. A replica that asked the proxy for it would wait for another call."""
+
+APP_NAME, INGRESS = "robometer", "Ingress"
+
+SHARED_BYTES = 2**20
+"""Arguments of at least this many bytes go through shared memory: below, its cost is higher than that of a copy."""
+
+_SENT = "type http_version method scheme path raw_path query_string root_path headers client server".split()
+
+
+def way(size_bytes: int) -> dict[str, Any]:
+    """Options of a handle whose next call has arguments of this size."""
+    return {"_by_reference": size_bytes >= SHARED_BYTES}
+
+
+class Calls:
+    """ASGI application in Ray's proxy: answers requests by calls to ingress replicas, and leaves the rest to Ray."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._ingress: DeploymentHandle[Any] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request whose body, if any, is in its scope. Raises what the call raises."""
+        handle = self._ingress or await self._find() if BODY in scope else None
+        if handle is None:
+            return await self._app(scope, receive, send)
+        body = scope[BODY]
+        sent = {key: scope[key] for key in _SENT if key in scope}
+        response = handle.options(**way(len(body))).answer.remote(sent, body)
+        left = asyncio.ensure_future(_gone(receive))
+        answered = asyncio.ensure_future(_result(response))
+        try:
+            await asyncio.wait({left, answered}, return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                return
+            status, headers, content = answered.result()
+        finally:
+            left.cancel()
+            if not answered.done():
+                response.cancel()
+                answered.cancel()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _find(self) -> DeploymentHandle[Any] | None:
+        """The handle of the ingress replicas; None where they do not run."""
+        try:
+            self._ingress = await asyncio.to_thread(serve.get_deployment_handle, INGRESS, APP_NAME)
+        except RayServeException:
+            return None
+        return self._ingress
+
+
+async def answer(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
+    """Status, headers and content of an ASGI application's answer: the other end of `Calls`."""
+    start: Message = {}
+    chunks: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        else:
+            chunks.append(message.get("body", b""))
+
+    await app({**scope, BODY: body}, _never, send)
+    return start["status"], list(start["headers"]), b"".join(chunks)
+
+
+async def _result(response: Any) -> Any:
+    return await response
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _never() -> Message:
+    return await asyncio.Future()
