@@ -46,6 +46,7 @@ from robometer.corpus.manifest import (
     read_ledgers,
     read_manifest,
     read_quarantine,
+    write_snapshot,
 )
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, IngestCounts, Present, ShardEntry, ShardPlan, commit_shard
@@ -172,6 +173,7 @@ def run_ingest(config: Config) -> IngestReport:
     _remove_stale(storage)
     _remove_marks(storage)
     _write_info(storage, config.ingest, "complete")
+    write_snapshot(storage)
     report = IngestReport(
         listed=sum(done) - done.skipped,
         new=done.new,

@@ -17,7 +17,7 @@ from robometer.corpus.maintenance import (
     plan_joins,
     remove_replaced,
 )
-from robometer.corpus.manifest import read_manifest, read_schemas, replaced_in
+from robometer.corpus.manifest import read_manifest, read_schemas, replaced_in, write_snapshot
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.runs.paths import absolute_path
@@ -87,6 +87,7 @@ def run_compact(config: Config, target_mb: int = 512) -> tuple[int, int]:
     joins = list(plan_joins(storage, target_mb * 2**20))
     with connected(config):
         list(run_stage("compact", joins, partial(join_shards, storage), MaintenanceError))
+    write_snapshot(storage)
     return before, len(read_schemas(storage))
 
 

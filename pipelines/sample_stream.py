@@ -1,9 +1,12 @@
 """The stream of training batches: Ray Data plans, fetches and collates; the order is a pure function of the seed.
 
-The stream begins as the numbers of micro-batches, each a block of its own, which an actor pool turns into batches. With
-`preserve_order`, Ray Data gives block k to worker k mod W, whatever its place. A step takes the next n micro-batches of
-the run. So the stream is the same for any number of workers W, and each worker knows which of a step's micro-batches
-are its own (`MicroBatches`).
+The stream begins as the numbers of micro-batches, in groups, which an actor pool turns into batches, each a block of
+its own. With `preserve_order`, Ray Data gives block k to worker k mod W, whatever its place. A step takes the next n
+micro-batches of the run. So the stream is the same for any number of workers W, and each worker knows which of a
+step's micro-batches are its own (`MicroBatches`).
+
+A group is one micro-batch, but several of a corpus in an object store: its trajectories are read side by side, while
+the first micro-batches of the group are made.
 
 The manifest and its index are made once and lie in the object store: all actors of a node read the same memory.
 
@@ -14,6 +17,7 @@ nodes (`BesideWorkers`). A stage with a CPU of its own would wait for ever where
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,30 +32,41 @@ from pipelines.cluster import RETRIES
 from robometer.configs.loading import from_dict, to_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
+from robometer.sampling.types import SamplePlan
 from robometer.training.batch import Batch
 
+GROUP_SAMPLES = 32
+"""Samples in a group of a corpus in an object store; twice as many as an actor has requests under way."""
 
-class MicroBatchNumbers(Datasource):
-    """The numbers from 0 up to `count`, a block each, from one task that makes them on demand."""
 
-    def __init__(self, count: int) -> None:
+class Groups(Datasource):
+    """The first and last number of each group of the numbers from 0 up to `count`, from one task that makes them."""
+
+    def __init__(self, count: int, size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._count = count
+        self._count, self._size = count, size
 
     def estimate_inmemory_data_size(self) -> int:
-        """8 bytes a number."""
-        return 8 * self._count
+        """16 bytes a group."""
+        return 16 * math.ceil(self._count / self._size)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """The one task, whatever `parallelism` is."""
-        count = self._count
-        metadata = BlockMetadata(count, 8 * count, exec_stats=None, input_files=None)
-        return [ReadTask(lambda: (pa.table({"id": [i]}) for i in range(count)), metadata)]
+        count, size = self._count, self._size
+        groups = math.ceil(count / size)
+        metadata = BlockMetadata(groups, 16 * groups, exec_stats=None, input_files=None)
+
+        def read() -> Iterator[pa.Table]:
+            for first in range(0, count, size):
+                yield pa.table({"first": [first], "end": [min(first + size, count)]})
+
+        return [ReadTask(read, metadata)]
 
 
 DEATHS = 4
@@ -73,7 +88,7 @@ def opened(config: Config, shared: ray.ObjectRef[Shared]) -> tuple[Corpus, Manif
 
 
 class Collate:
-    """Data stage: turns the number of a micro-batch into a row with the batch's tensors."""
+    """Data stage: turns a group of micro-batches into a row with the tensors of each."""
 
     def __init__(self, values: dict[str, Any], first: int, shared: ray.ObjectRef[Shared]) -> None:
         import torch
@@ -87,11 +102,22 @@ class Collate:
         self.size = self.config.train.samples_per_micro_batch
         self.first = first
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        start = (self.first + int(block["id"][0])) * self.size
+    def __call__(self, block: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        plans = [self._plans(number) for number in range(int(block["first"][0]), int(block["end"][0]))]
+        self.collate.read_ahead([plan for part in plans for plan in part])
+        for part in plans:
+            yield {name: array[None] for name, array in self.collate(part).to_arrays().items()}
+
+    def _plans(self, number: int) -> list[SamplePlan]:
+        start = (self.first + number) * self.size
         samples = range(start, start + self.size)
-        plans = [plan(self.index, self.config.sampling, self.config.train.seed, i) for i in samples]
-        return {name: array[None] for name, array in self.collate(plans).to_arrays().items()}
+        return [plan(self.index, self.config.sampling, self.config.train.seed, i) for i in samples]
+
+
+def group_size(config: Config) -> int:
+    """Number of micro-batches that a data actor makes at a time."""
+    is_local = Storage(config.corpus.path).is_local
+    return 1 if is_local else math.ceil(GROUP_SAMPLES / config.train.samples_per_micro_batch)
 
 
 def stream(config: Config, start_step: int, shared: ray.ObjectRef[Shared]) -> Dataset:
@@ -104,7 +130,8 @@ def stream(config: Config, start_step: int, shared: ray.ObjectRef[Shared]) -> Da
         shared: what `share` returned.
     """
     train = config.train
-    source = MicroBatchNumbers((train.steps - start_step) * train.micro_batches + train.num_workers - 1)
+    count = (train.steps - start_step) * train.micro_batches + train.num_workers - 1
+    source = Groups(count, group_size(config))
     numbers = ray.data.read_datasource(source, num_cpus=0, override_num_blocks=1)
     numbers.context.target_max_block_size = 1  # byte: every row is a block
     batches: Dataset = numbers.map_batches(

@@ -45,7 +45,7 @@ class Calls:
             return await self._app(scope, receive, send)
         body = scope[BODY]
         sent = {key: scope[key] for key in _SENT if key in scope}
-        response = handle.options(**way(len(body))).answer.remote(sent, body)
+        response: Any = handle.options(**way(len(body))).answer.remote(sent, body)
         left = asyncio.ensure_future(_gone(receive))
         answered = asyncio.ensure_future(_result(response))
         try:

@@ -6,10 +6,11 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ class Corpus:
         self.manifest = read_manifest(self.storage) if manifest is None else manifest
         most = MAX_OPEN_SHARDS if self.storage.is_local else MAX_OPEN_OBJECTS
         self._shard = lru_cache(maxsize=most)(self.storage.open_arrow)
-        self._ahead: dict[_Place, pa.RecordBatch] = {}
+        self._locks = dict[str, Lock]()
+        self._readers: ThreadPoolExecutor | None = None
+        self._ahead = dict[_Place, Future[dict[int, pa.RecordBatch]]]()
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[str, pa.Table | None]]:
         return Corpus, (self.storage.path, self._shared_manifest)
@@ -167,33 +170,47 @@ class Corpus:
         return read_quarantine(self.storage)
 
     def read_ahead(self, rows: Iterable[int], encoder: str = "") -> None:
-        """Read trajectories side by side for the calls that follow: their embeddings by `encoder`, or their frames.
+        """Begin to read trajectories side by side for the calls that follow: their embeddings by `encoder`, or frames.
 
-        They stay in memory until the next call. Of an object store, which answers after milliseconds, a batch comes so
-        in the time of its slowest trajectory; on a disk, where shards are mapped, nothing is done.
+        Of an object store, which answers after milliseconds, many trajectories come so in the time of a few, while
+        calls work on those that have come. They stay in memory until a call wants others. On a disk, where shards are
+        mapped, nothing is done.
         """
         if self.storage.is_local:
             return
-        wanted = defaultdict[str, list[int]](list)
-        for name, number in {self._place(int(row), encoder) for row in rows}:
-            wanted[name].append(number)
-        ahead: dict[_Place, pa.RecordBatch] = {}
+        wanted = dict.fromkeys(self._place(int(row), encoder) for row in rows)
+        if wanted.keys() <= self._ahead.keys():
+            return
+        self._ahead = {place: self._ahead[place] for place in wanted if place in self._ahead}
+        self._readers = self._readers or ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
+        by_shard = defaultdict[str, list[int]](list)
+        for name, number in wanted:
+            if (name, number) not in self._ahead:
+                by_shard[name].append(number)
+        for name, numbers in by_shard.items():
+            reading = self._readers.submit(self._read_shard, name, numbers)
+            self._ahead |= {(name, number): reading for number in numbers}
 
-        def read(name: str) -> None:
-            with suppress(OSError, pa.ArrowException):  # the call that needs it will say what is wrong
-                ahead.update({(name, number): self._shard(name).get_batch(number) for number in wanted[name]})
+    def _read_shard(self, name: str, numbers: Sequence[int]) -> dict[int, pa.RecordBatch]:
+        """Those of the record batches that can be read: the call that needs another one will say what is wrong."""
+        batches: dict[int, pa.RecordBatch] = {}
+        with suppress(OSError, pa.ArrowException):
+            for number in numbers:
+                batches[number] = self._get(name, number)
+        return batches
 
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(read, wanted))  # a shard's reader is in one thread only
-        self._ahead = ahead
+    def _get(self, name: str, number: int) -> pa.RecordBatch:
+        with self._locks.setdefault(name, Lock()):  # a shard's reader is in one thread at a time
+            return self._shard(name).get_batch(number)
 
     def _place(self, row: int, encoder: str = "") -> _Place:
         folder = f"embeddings/{encoder}" if encoder else "shards"
         return f"{folder}/{self.manifest['shard'][row].as_py()}.arrow", self.manifest["row"][row].as_py()
 
     def _read(self, name: str, number: int) -> pa.RecordBatch:
-        batch = self._ahead.get((name, number))
-        return self._shard(name).get_batch(number) if batch is None else batch
+        reading = self._ahead.get((name, number))
+        batch = None if reading is None else reading.result().get(number)
+        return self._get(name, number) if batch is None else batch
 
     def _batch(self, row: int) -> pa.RecordBatch:
         batch = self._read(*self._place(row))

@@ -84,8 +84,19 @@ class Storage:
 
     def list(self, folder: str, suffix: str) -> Sequence[str]:
         """Sorted names (relative to the root) of the committed files in a folder, without temporary ones."""
-        names = [info.base_name for info in self._files(folder)]
-        return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
+        return list(self.stamps(folder, suffix))
+
+    def stamps(self, folder: str, suffix: str) -> dict[str, str]:
+        """For each file that `list` gives, in its order, a text that changes with the file: its size and its time.
+
+        It comes with the listing. The times of S3 are whole seconds.
+        """
+        infos = sorted(self._files(folder), key=lambda info: info.base_name)
+        return {
+            f"{folder}/{info.base_name}": f"{info.size} {info.mtime_ns}"
+            for info in infos
+            if info.base_name.endswith(suffix) and not info.base_name.startswith(".")
+        }
 
     def hidden(self, folder: str) -> Sequence[str]:
         """Sorted names (within the folder) of the files in a folder whose names start with a dot."""

@@ -19,6 +19,10 @@ class Collator(Protocol):
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch: ...
 
+    def read_ahead(self, plans: Sequence[SamplePlan]) -> None:
+        """Begin to read what these plans need, for calls with some of them each (see `Corpus.read_ahead`)."""
+        ...
+
 
 def collate_targets(plans: Sequence[SamplePlan], inputs: dict[str, Tensor]) -> Batch:
     """Pad the targets of `plans` to the longest clip of each side, and add the model's `inputs`."""

@@ -219,10 +219,15 @@ class RobometerCollator:
         self.corpus, self.processor = corpus, processor
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
+        self.read_ahead(plans)
         samples = [
             Sample(plan.task, self._names(plan.a), None if plan.b is None else self._names(plan.b)) for plan in plans
         ]
         return collate_targets(plans, self.processor.collate(samples, self._frames(samples)))
+
+    def read_ahead(self, plans: Sequence[SamplePlan]) -> None:
+        """See `Collator.read_ahead`."""
+        self.corpus.read_ahead(c.row for plan in plans for c in (plan.a, plan.b) if c)
 
     def _names(self, clip: ClipPlan) -> list[Hashable]:
         return [(clip.row, int(position)) for position in clip.positions]
@@ -232,7 +237,6 @@ class RobometerCollator:
         positions: dict[int, dict[Any, int]] = {}
         for name in cast(Any, [name for sample in samples for name in sample.frames]):
             positions.setdefault(name[0], {})[name] = name[1]
-        self.corpus.read_ahead(positions)
         frames: dict[Hashable, np.ndarray] = {}
         for row, names in positions.items():
             frames.update(zip(names, self.corpus.frames(row, np.array(list(names.values()))), strict=True))

@@ -48,13 +48,17 @@ class RewindCollator:
 
     def __call__(self, plans: Sequence[SamplePlan]) -> Batch:
         text = torch.from_numpy(np.stack([self.tasks[plan.task] for plan in plans]))
-        self.corpus.read_ahead((c.row for plan in plans for c in (plan.a, plan.b) if c), self.encoder)
+        self.read_ahead(plans)
         a, b = [], []
         for plan in plans:
             draws = np.random.Generator(np.random.Philox(key=[self.seed, plan.sample_index]))
             a.append(self._embeddings(plan.a, draws))
             b.append(a[-1][:0] if plan.b is None else self._embeddings(plan.b, draws))
         return collate_targets(plans, clip_inputs(text, a, b))
+
+    def read_ahead(self, plans: Sequence[SamplePlan]) -> None:
+        """See `Collator.read_ahead`."""
+        self.corpus.read_ahead((c.row for plan in plans for c in (plan.a, plan.b) if c), self.encoder)
 
     def _embeddings(self, clip: ClipPlan, draws: np.random.Generator) -> Tensor:
         values = self.corpus.embeddings(self.encoder, clip.row, clip.positions)

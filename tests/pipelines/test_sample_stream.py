@@ -67,8 +67,12 @@ def test_a_corpus_keeps_the_manifest_that_it_was_given(tiny_corpus: str) -> None
     assert len(pickle.dumps(Corpus(tiny_corpus))) < 500  # one that read its manifest reads it again
 
 
-def test_every_step_has_its_micro_batches_however_they_are_dealt(tiny_corpus: str) -> None:
+@pytest.mark.parametrize("group", [1, 3, 100])
+def test_every_step_has_its_micro_batches_however_they_are_dealt(
+    tiny_corpus: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four micro-batches a step for three workers: each gets two, and two of the six are copies with weight 0."""
+    monkeypatch.setattr("pipelines.sample_stream.group_size", lambda _: group)
     scale = ["train.num_workers=3", "train.micro_batch_size=2", "train.steps=5"]
     config = load([*TINY, f"corpus.path={tiny_corpus}", *scale])
     dataset = stream(config, 2, share_of(config))
