@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,7 +45,7 @@ class Calls:
         self._ingress: DeploymentHandle[Any] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request whose body, if any, is in its scope. Raises what the call raises."""
+        """Answer a request whose body, if any, is in its scope; no answer comes where client or replica has gone."""
         handle = self._ingress or await self._find() if BODY in scope else None
         if handle is None:
             return await self._app(scope, receive, send)
@@ -47,17 +53,17 @@ class Calls:
         sent = {key: scope[key] for key in _SENT if key in scope}
         response: Any = handle.options(**way(len(body))).answer.remote(sent, body)
         left = asyncio.ensure_future(_gone(receive))
-        answered = asyncio.ensure_future(_result(response))
+        left.add_done_callback(lambda left: left.cancelled() or response.cancel())
+        answered = False
         try:
-            await asyncio.wait({left, answered}, return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                return
-            status, headers, content = answered.result()
+            status, headers, content = await response
+            answered = True
+        except (RayActorError, RequestCancelledError, BackPressureError, DeploymentUnavailableError):
+            return
         finally:
             left.cancel()
-            if not answered.done():
+            if not answered:
                 response.cancel()
-                answered.cancel()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -65,7 +71,7 @@ class Calls:
         """The handle of the ingress replicas; None where they do not run."""
         try:
             self._ingress = await asyncio.to_thread(serve.get_deployment_handle, INGRESS, APP_NAME)
-        except RayServeException:
+        except (RayServeException, KeyError):  # Serve, or this deployment
             return None
         return self._ingress
 
@@ -83,10 +89,6 @@ async def answer(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, Sequence
 
     await app({**scope, BODY: body}, _never, send)
     return start["status"], list(start["headers"]), b"".join(chunks)
-
-
-async def _result(response: Any) -> Any:
-    return await response
 
 
 async def _gone(receive: Receive) -> None:
