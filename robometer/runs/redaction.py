@@ -34,7 +34,8 @@ def redacted(text: str, *secrets: str) -> str:
     These are users and passwords in URIs, values of `password=`, `token=` and the like, authorization headers, values
     of secret environment variables (HF_TOKEN, OPENAI_API_KEY, ...), and `secrets`.
     """
-    values = [value for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= SHORTEST]
+    names = [name for name in os.environ if SECRET_VARIABLES.search(name)]
+    values = [value for name in names if len(value := os.environ.get(name, "")) >= SHORTEST]
     for value in sorted({*values, *filter(None, secrets)}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     text = _WORD.sub(_without_user, text)

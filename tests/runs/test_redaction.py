@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
-from robometer.runs.redaction import RedactingFormatter, redacted, without_secrets
+from robometer.runs import redaction
+from robometer.runs.redaction import HIDDEN, RedactingFormatter, redacted, without_secrets
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "OPENAI_API_KEY", "DB_PASSWORD", "AWS_CREDENTIALS", "MY_SECRET"])
@@ -30,6 +32,30 @@ def test_of_two_secrets_the_longer_one_goes_first(monkeypatch: pytest.MonkeyPatc
     assert redacted("secret-and-more, secret") == "***, ***"
     assert redacted("it is s3, or s3cr3t!", "s3cr3t!", "s3") == "it is ***, or ***"
     assert redacted("nothing to hide", "") == "nothing to hide"
+
+
+def test_variables_may_come_and_go_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow's do, which one of its threads sets and deletes."""
+    monkeypatch.setenv("FIRST_API_KEY", "a secret of some length")
+    monkeypatch.setenv("SECOND_TOKEN", "another secret of some length")
+    search = redaction.SECRET_VARIABLES.search
+
+    class Deletes:
+        def search(self, name: str) -> object:
+            os.environ.pop("SECOND_TOKEN", None)
+            os.environ[f"NEW_{len(os.environ)}"] = ""
+            return search(name)
+
+    monkeypatch.setattr(redaction, "SECRET_VARIABLES", Deletes())
+    kept = dict(os.environ)
+    try:
+        assert (
+            redacted("a secret of some length; another secret of some length")
+            == f"{HIDDEN}; another secret of some length"
+        )
+    finally:
+        for name in set(os.environ) - set(kept):
+            del os.environ[name]
 
 
 def test_nested_values_keep_their_form_and_lose_their_secrets() -> None:
