@@ -10,21 +10,16 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
-    RayServeException,
     RequestCancelledError,
 )
-from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY = "robometer.body"
 """Key of an upload's body, bytes, in its scope. A replica that asked the proxy for it would wait for another call."""
-
-APP_NAME, INGRESS = "robometer", "Ingress"
 
 SHARED_BYTES = 2**20
 """Arguments of at least this many bytes go through shared memory: below, its cost is higher than that of a copy."""
@@ -38,20 +33,24 @@ def way(size_bytes: int) -> dict[str, Any]:
 
 
 class Calls:
-    """ASGI application in Ray's proxy: answers requests by calls to ingress replicas, and leaves the rest to Ray."""
+    """ASGI application around Ray's own: answers requests by calls to ingress replicas, and leaves the rest to Ray."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._ingress: DeploymentHandle[Any] | None = None
+    def __init__(self, app: Any) -> None:
+        """Take the application of Ray's proxy, in which its table of routes is found."""
+        self._app: ASGIApp = app
+        while not hasattr(app, "proxy_router"):
+            app = app._app
+        self._routes = app.proxy_router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request whose body, if any, is in its scope; no answer comes where client or replica has gone."""
-        handle = self._ingress or await self._find() if BODY in scope else None
-        if handle is None:
+        found = self._routes.match_route("/") if BODY in scope else None
+        if found is None:
             return await self._app(scope, receive, send)
         body = scope[BODY]
         sent = {key: scope[key] for key in _SENT if key in scope}
-        response: Any = handle.options(**way(len(body))).answer.remote(sent, body)
+        ingress = found[1].options(method_name="answer", stream=False, **way(len(body)))
+        response = ingress.remote(sent, body)
         left = asyncio.ensure_future(_gone(receive))
         left.add_done_callback(lambda left: left.cancelled() or response.cancel())
         answered = False
@@ -66,14 +65,6 @@ class Calls:
                 response.cancel()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
-
-    async def _find(self) -> DeploymentHandle[Any] | None:
-        """The handle of the ingress replicas; None where they do not run."""
-        try:
-            self._ingress = await asyncio.to_thread(serve.get_deployment_handle, INGRESS, APP_NAME)
-        except (RayServeException, KeyError):  # Serve, or this deployment
-            return None
-        return self._ingress
 
 
 async def answer(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
