@@ -24,6 +24,15 @@ BODY = "robometer.body"
 SHARED_BYTES = 2**20
 """Arguments of at least this many bytes go through shared memory: below, its cost is higher than that of a copy."""
 
+_MOST_BYTES = 3 * 2**20
+"""An answer with more content goes through shared memory too: the request is sent again. Ray's gRPC takes 4 MiB."""
+
+_LARGE_ANSWERS = frozenset(["/v1/frames"])
+"""Their answers are larger than what is asked."""
+
+Answer = tuple[int, Sequence[tuple[bytes, bytes]], bytes]
+"""Status, headers and content."""
+
 _SENT = "type http_version method scheme path raw_path query_string root_path headers client server".split()
 
 
@@ -44,31 +53,39 @@ class Calls:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request whose body, if any, is in its scope; no answer comes where client or replica has gone."""
-        found = self._routes.match_route("/") if BODY in scope else None
-        if found is None:
+        if BODY not in scope or self._routes.match_route("/") is None:
             return await self._app(scope, receive, send)
-        body = scope[BODY]
-        sent = {key: scope[key] for key in _SENT if key in scope}
-        ingress = found[1].options(method_name="answer", stream=False, **way(len(body)))
-        response = ingress.remote(sent, body)
-        left = asyncio.ensure_future(_gone(receive))
-        left.add_done_callback(lambda left: left.cancelled() or response.cancel())
-        answered = False
+        gone = asyncio.ensure_future(_gone(receive))
+        size = SHARED_BYTES if scope["path"] in _LARGE_ANSWERS else len(scope[BODY])
         try:
-            status, headers, content = await response
-            answered = True
+            answered = await self._call(scope, size, gone) or await self._call(scope, SHARED_BYTES, gone)
         except (RayActorError, RequestCancelledError, BackPressureError, DeploymentUnavailableError):
             return
         finally:
-            left.cancel()
-            if not answered:
-                response.cancel()
+            gone.cancel()
+        assert answered is not None  # where there is room for it
+        status, headers, content = answered
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
+    async def _call(self, scope: Scope, size: int, gone: asyncio.Future[None]) -> Answer | None:
+        """What `answer` gives in a replica. It is told when the client has gone."""
+        sent, options = {key: scope[key] for key in _SENT if key in scope}, way(size)
+        ingress = self._routes.match_route("/")[1].options(method_name="answer", stream=False, **options)
+        response = ingress.remote(sent, scope[BODY], _MOST_BYTES if not options["_by_reference"] else None)
+        gone.add_done_callback(lambda gone: gone.cancelled() or response.cancel())
+        answered = False
+        try:
+            answer: Answer | None = await response
+            answered = True
+        finally:
+            if not answered:
+                response.cancel()
+        return answer
 
-async def answer(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
-    """Status, headers and content of an ASGI application's answer: the other end of `Calls`."""
+
+async def answer(app: ASGIApp, scope: Scope, body: bytes, most_bytes: int | None = None) -> Answer | None:
+    """The other end of `Calls`: an application's answer; None where its content has more than `most_bytes`."""
     start: Message = {}
     chunks: list[bytes] = []
 
@@ -79,6 +96,8 @@ async def answer(app: ASGIApp, scope: Scope, body: bytes) -> tuple[int, Sequence
             chunks.append(message.get("body", b""))
 
     await app({**scope, BODY: body}, _never, send)
+    if most_bytes is not None and sum(map(len, chunks)) > most_bytes:
+        return None
     return start["status"], list(start["headers"]), b"".join(chunks)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,8 +16,19 @@ from starlette.types import Scope
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.serving.api import build_api
-from pipelines.serving.backend import Deployed, Limits, ModelInfo, ModelRequest, Outcome, SessionRequest, size_bytes
-from pipelines.serving.calls import answer, way
+from pipelines.serving.backend import (
+    CompareRequest,
+    Deployed,
+    Limits,
+    ModelInfo,
+    ModelRequest,
+    Outcome,
+    PushFrames,
+    ScoreRequest,
+    SessionRequest,
+    size_bytes,
+)
+from pipelines.serving.calls import SHARED_BYTES, Answer, answer, way
 from pipelines.serving.choice import chosen
 from pipelines.serving.errors import unavailable, updating
 from pipelines.serving.guard import GuardSettings
@@ -28,6 +38,9 @@ ATTEMPTS = 4
 """How often a request is sent in all if its replica dies; scoring has no side effects."""
 
 READY_TIMEOUT_S = 5.0
+
+SMALL_ANSWERS = ScoreRequest, CompareRequest, PushFrames
+"""Requests whose answers are some numbers a frame. Ray's gRPC would refuse an answer of more than 4 MiB."""
 
 _NOT_READY = "The model is not loaded yet. Try again in a moment."
 
@@ -99,7 +112,8 @@ class ServeBackend:
     )
     async def _ask(self, method: str, *args: Any) -> Any:
         asked = next((args[0].session_id for _ in args if isinstance(args[0], SessionRequest)), "")
-        model = self._model.options(session_id=asked, multiplexed_model_id=chosen(), **way(sum(map(size_bytes, args))))
+        size = size_bytes(args[0]) if args and isinstance(args[0], SMALL_ANSWERS) else SHARED_BYTES
+        model = self._model.options(session_id=asked, multiplexed_model_id=chosen(), **way(size))
         return await getattr(model, method).remote(*args)
 
 
@@ -120,9 +134,9 @@ class Ingress:
         backend = ServeBackend(model, limits.frames_tag())
         self._api = build_api(backend, limits, guard, deployed, replica, queue, metrics)
 
-    async def answer(self, scope: Scope, body: bytes) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
-        """The answer to a request, see `calls.Calls`."""
-        return await answer(self._api, scope, body)
+    async def answer(self, scope: Scope, body: bytes, most_bytes: int | None) -> Answer | None:
+        """See `calls.answer`."""
+        return await answer(self._api, scope, body, most_bytes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

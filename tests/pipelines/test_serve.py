@@ -213,6 +213,15 @@ def test_the_page_and_the_frames_come_through_the_proxy(http: httpx.Client, url:
     assert json.loads(answer.headers["x-robometer-frames"]) == {"frame_index": list(range(40)), "fps": None}
 
 
+def test_an_answer_larger_than_rays_grpc_takes_comes_whole(http: httpx.Client) -> None:
+    """The state of a session with 7 MB of tasks, which a request without a body asks for."""
+    tasks = [2000 * "\N{ROBOT FACE}"] * 900
+    opened = http.post("/v1/sessions", json={"tasks": tasks}).json()
+    answer = http.get(f"/v1/sessions/{opened['session_id']}")
+    assert answer.status_code == 200 and answer.json()["tasks"] == tasks and len(answer.content) > 2**22
+    assert http.delete(f"/v1/sessions/{opened['session_id']}").status_code == 204
+
+
 def test_video_is_thinned_and_scored_per_frame(http: httpx.Client) -> None:
     response = post_video(http, mp4(frames_of(40)))
     assert response.status_code == 200, response.text
