@@ -267,9 +267,10 @@ def alone(how: str, path: str, counts: Callable[[], Counter[str]]) -> None:
         seconds, before, after = pool.apply(open_corpus, (path,))
     asked = counts()
     requests = asked["manifest requests"] + asked["other requests"]
+    size = (asked["manifest bytes"] + asked["other bytes"]) / 2**20
     print(
-        f"a process that opens the corpus {how}: {seconds:.1f} s, {requests:,} requests, "
-        f"{(asked['manifest bytes'] + asked['other bytes']) / 2**20:.0f} MiB read, {after - before} MiB of memory of its own"
+        f"a process that opens the corpus {how}: {seconds:.1f} s, {requests:,} requests, {size:.0f} MiB read, "
+        f"{after - before} MiB of memory of its own"
     )
 
 
