@@ -224,7 +224,7 @@ def batches(plain_rate: float) -> list[list[str]]:
 @contextmanager
 def cores_of(name: str) -> Iterator[list[float]]:
     """How many cores the process of this name has had, in the list at the end of the block."""
-    [process] = [p for p in psutil.process_iter() if (p.cmdline() or [""])[0].startswith(name)]
+    [process] = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(name)]
     started_s, before_s, cores = time.perf_counter(), sum(process.cpu_times()[:2]), list[float]()
     yield cores
     cores.append((sum(process.cpu_times()[:2]) - before_s) / (time.perf_counter() - started_s))
