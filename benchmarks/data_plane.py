@@ -150,10 +150,11 @@ def serve(port: int, shard: str, latency_s: float) -> None:
             return [answer]
         if kind == "shards" and method in ("GET", "HEAD"):
             time.sleep(latency_s)
-            status, headers, body = shard_part(image, places, path, environ.get("HTTP_RANGE", ""))
+            status, headers, answers = shard_part(
+                image, places, path, environ.get("HTTP_RANGE", ""), with_body=method == "GET"
+            )
             start_response(status, headers)
-            answers = [] if method == "HEAD" else [body]
-            size = 0 if method == "HEAD" else len(body)
+            size = sum(map(len, answers))
         else:
             answers = [b"".join(moto(environ, start_response))]
             size = len(answers[0])
@@ -172,22 +173,27 @@ def serve(port: int, shard: str, latency_s: float) -> None:
 
 
 def shard_part(
-    image: np.ndarray, places: np.ndarray, path: str, asked: str
-) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a request for a range of the shard at `path`, or all of it."""
+    image: np.ndarray, places: np.ndarray, path: str, asked: str, with_body: bool
+) -> tuple[str, list[tuple[str, str]], list[bytes]]:
+    """Status, headers and body, if any, of a request for a range of the shard at `path`, or all of it."""
     first, last = 0, len(image) - 1
     if asked:
         begin, _, end = asked.removeprefix("bytes=").partition("-")
         first, last = (int(begin), min(int(end or last), last)) if begin else (len(image) - int(end), last)
-    part = np.array(image[first : last + 1])
+    size = last + 1 - first
+    part = np.array(image[first : last + 1 if with_body else first])
     name = np.frombuffer(Path(path).stem.encode(), np.uint8)
-    for place in places[(places > first - PREFIX_LENGTH) & (places <= last)]:
+    for place in places[(places > first - PREFIX_LENGTH) & (places <= last) & with_body]:
         for offset, character in enumerate(name, int(place) - first):
             if 0 <= offset < len(part):
                 part[offset] = character
-    headers = [("Content-Length", str(len(part))), ("ETag", '"1"'), ("Last-Modified", "Mon, 02 Nov 2026 00:00:00 GMT"),
+    headers = [("Content-Length", str(size)), ("ETag", '"1"'), ("Last-Modified", "Mon, 02 Nov 2026 00:00:00 GMT"),
                ("Accept-Ranges", "bytes"), ("Content-Range", f"bytes {first}-{last}/{len(image)}")]  # fmt: skip
-    return ("206 Partial Content" if asked else "200 OK"), headers[: 5 if asked else 4], part.tobytes()
+    return (
+        ("206 Partial Content" if asked else "200 OK"),
+        headers[: 5 if asked else 4],
+        [part.tobytes()] if with_body else [],
+    )
 
 
 def id_places(image: np.ndarray) -> np.ndarray:
