@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.data import DataIterator
 
-from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamError, share, stream
+from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamError, group_size, share, stream
 from robometer.configs import Config, load
 from robometer.configs.loading import to_dict
 from robometer.corpus.corpus import Corpus
@@ -65,6 +65,15 @@ def test_a_corpus_keeps_the_manifest_that_it_was_given(tiny_corpus: str) -> None
     assert corpus.manifest["id"].to_pylist() == part["id"].to_pylist() and len(corpus) == 5
     assert corpus.frames(0).shape[0] == part["num_frames"][0].as_py()
     assert len(pickle.dumps(Corpus(tiny_corpus))) < 500  # one that read its manifest reads it again
+
+
+@pytest.mark.parametrize(("size", "group"), [(2, 16), (5, 7), (40, 1)])
+def test_a_group_is_one_micro_batch_on_a_disk_and_32_samples_or_more_in_a_bucket(
+    tiny_corpus: str, bucket: str, size: int, group: int
+) -> None:
+    scale = [f"train.micro_batch_size={size}", f"train.batch_size={size}"]
+    assert group_size(load([*TINY, f"corpus.path={tiny_corpus}", *scale])) == 1
+    assert group_size(load([*TINY, f"corpus.path={bucket}/corpus", *scale])) == group
 
 
 @pytest.mark.parametrize("group", [1, 3, 100])
