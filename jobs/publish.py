@@ -19,9 +19,9 @@ def publish(call: Call) -> None:
             "An alias needs all of --alias, --metric, --evaluation and --mlflow: it moves if it is better."
         )
     if options["evaluation"]:
-        paths.check_local("--evaluation", options["evaluation"])
+        paths.check_storage("--evaluation", options["evaluation"])
     if options["output"]:
-        paths.absolute_path("--output", paths.check_local("--output", options["output"]))
+        paths.absolute_path("--output", paths.check_storage("--output", options["output"]))
 
     from robometer.runs.publishing import prepare, to_folder, to_hub, to_mlflow  # these take seconds
 
@@ -38,7 +38,7 @@ def publish(call: Call) -> None:
     elif options["hub"]:
         place = to_hub(what, options["hub"], options["private"])
     else:
-        place = str(to_folder(what, options["output"]))
+        place = to_folder(what, options["output"])
     count = len(what.rows)
     kind = what.checkpoint.config.model.kind
     print(f"{kind}@{what.revision}, {f'{count} metrics' if count else 'not evaluated'}: {place}")
@@ -54,7 +54,7 @@ COMMAND = Command(
         least=1,
     ),
     options=[
-        option("--output", "Publish into a folder, which is new or holds this model.", metavar="FOLDER"),
+        option("--output", "Publish into a folder or its URI, which is new or holds this model.", metavar="FOLDER"),
         option("--mlflow", "Publish as a new version of this registered model at tracking.uri.", metavar="NAME"),
         option(
             "--alias",
@@ -72,8 +72,8 @@ COMMAND = Command(
         option("--private", "With --hub: make a new repository private.", is_flag=True),
         option(
             "--evaluation",
-            "Folder of `robometer evaluate` of this checkpoint. Without it, the card has the metrics of the training "
-            'run, or says "not evaluated".',
+            "Folder, or its URI, of `robometer evaluate` of this checkpoint. Without it, the card has the metrics of "
+            'the training run, or says "not evaluated".',
             metavar="FOLDER",
         ),
         option("--license", "License of the weights; known for the usual base models.", metavar="ID"),

@@ -155,7 +155,7 @@ def run_pipeline(plan: Plan, launcher: Launcher, again: Sequence[str] = ()) -> N
         InUseError: another run of this plan is alive.
         ClusterError: the cluster cannot be used.
     """
-    with exclusive_folder("output", plan.output), _stopped_as_by_ctrl_c(launcher):
+    with exclusive_folder("output", plan.output.path), _stopped_as_by_ctrl_c(launcher):
         run = _Run(plan, launcher, again)
         try:
             run.all()
@@ -197,7 +197,7 @@ class _Run:
                     self._start(stage)
             if not self.running:
                 return
-            time.sleep(POLL_S)
+            time.sleep(POLL_S if self.plan.output.is_local else 5 * POLL_S)  # each look costs requests there
             for name, record in list(self.running.items()):
                 status = self.launcher.ended(record)
                 if status is not None:
@@ -240,9 +240,20 @@ class _Run:
         return False
 
     def _move_away(self, stage: Stage) -> None:
-        """Make room for another output of the same inputs; a corpus stays, since an ingest adds to it."""
-        place = Path(self.records.place(stage)) if stage.has_output and stage.command != INGEST else None
-        if place is not None and place.exists():
+        """Make room for another output of the same inputs; a corpus stays, since an ingest adds to it.
+
+        Raises:
+            PipelineError: the output lies in a bucket, where nothing can be moved.
+        """
+        if not stage.has_output or stage.command == INGEST:
+            return
+        if not self.plan.output.is_local:
+            raise PipelineError(
+                f"--again {stage.name}: its output is in a bucket, where no folder can be renamed. Delete or copy "
+                f"{self.records.place(stage)}, then rerun without --again"
+            )
+        place = Path(self.records.place(stage))
+        if place.exists():
             before = place.with_name(f"{place.name}.before-{datetime.now():%Y%m%dT%H%M%S}")
             place.rename(before)
             logger.info("%s: its output is kept as %s", stage.name, before)

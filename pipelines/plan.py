@@ -37,8 +37,7 @@ from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus, CorpusError
 from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
-from robometer.files import write_atomically
-from robometer.runs.paths import STORAGE_SCHEMES, absolute_path, check_local
+from robometer.runs.paths import STORAGE_SCHEMES, absolute_path, check_storage
 from robometer.runs.provenance import HOW_IT_RUNS
 from robometer.runs.redaction import redacted
 from robometer.settings import ConfigError, did_you_mean
@@ -113,7 +112,7 @@ class Plan:
         retries: how often a stage that failed is tried again.
     """
 
-    output: Path
+    output: Storage
     stages: Mapping[str, Stage]
     settings_of: SettingsOf
     retries: int = 0
@@ -153,10 +152,10 @@ class Record:
 
 
 class Records:
-    """The records of a plan, on disk, and what follows from them."""
+    """The records of a plan, beside its outputs, and what follows from them."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.folder = plan, plan.output / RECORDS
+        self.plan = plan
         self._keys = dict[str, str | None]()
 
     def read(self, stage: Stage) -> Record | None:
@@ -166,21 +165,22 @@ class Records:
 
     def left_running(self, name: str) -> list[Record]:
         """The records of a stage that nobody has seen to end, whatever its inputs were."""
-        records = [self._read(path) for path in sorted(self.folder.glob(f"{name}-*.json"))]
+        files = [file for file in self.plan.output.list(RECORDS, ".json") if file.startswith(f"{RECORDS}/{name}-")]
+        records = [self._read(file) for file in files]
         return [record for record in records if record is not None and record.state == RUNNING]
 
     def write(self, name: str, record: Record) -> None:
         """Replace the record of a stage for these inputs."""
-        write_atomically(self._file(name, record.key), json.dumps(asdict(record), indent=1))
+        self.plan.output.write_bytes(self._file(name, record.key), json.dumps(asdict(record), indent=1).encode())
         for one in self.plan.dependents(name):
             self._keys.pop(one, None)
 
-    def _file(self, name: str, key: str) -> Path:
-        return self.folder / f"{name}-{key[:SHORT]}.json"
+    def _file(self, name: str, key: str) -> str:
+        return f"{RECORDS}/{name}-{key[:SHORT]}.json"
 
-    def _read(self, path: Path) -> Record | None:
+    def _read(self, file: str) -> Record | None:
         try:
-            return Record(**json.loads(path.read_text()))
+            return Record(**json.loads(self.plan.output.read_bytes(file)))
         except FileNotFoundError:
             return None
 
@@ -241,10 +241,10 @@ class Records:
                 return bool(len(Corpus(self.place(stage))))
             except CorpusError:
                 return False
-        return not stage.has_output or any(Path(self.place(stage)).glob("*"))
+        return not stage.has_output or not Storage(self.place(stage)).is_empty()
 
     def place(self, stage: Stage) -> str:
-        """Path of the output of a stage whose needs are done; empty where it has none, and works on none."""
+        """Path or URI of the output of a stage whose needs are done; empty where it has none, and works on none."""
         if stage.command == INGEST:
             return self._config(stage).corpus.path
         if stage.has_output:
@@ -254,7 +254,7 @@ class Records:
     def _here(self, stage: Stage) -> str:
         # The folder of a corpus stays when raw files come: it follows from the line.
         key = _hash(self._words(stage)) if stage.command == INGEST else self.key(stage) or ""
-        return str(self.plan.output / f"{stage.name}-{key[:SHORT]}")
+        return self.plan.output.at(f"{stage.name}-{key[:SHORT]}")
 
     def line(self, stage: Stage) -> list[str]:
         """The command line of a stage whose needs are done."""
@@ -309,8 +309,8 @@ def read_plan(path: str, settings_of: SettingsOf) -> Plan:
             settings_of(stages[name].filled(dict.fromkeys([HERE, *stages[name].needs], "/output")))
         except RobometerError as error:
             raise ConfigError(f"{path}: stage {name}: {error}") from error
-    output = Path(absolute_path("output", check_local("output", values["output"])))
-    return Plan(output, {name: stages[name] for name in order}, settings_of, values.get("retries", 0))
+    output = absolute_path("output", check_storage("output", values["output"]))
+    return Plan(Storage(output), {name: stages[name] for name in order}, settings_of, values.get("retries", 0))
 
 
 class _OnceLoader(yaml.SafeLoader):

@@ -28,7 +28,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.result import Result
 from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 
-from pipelines.cluster import Needs, check_room, connected, interactive, watched
+from pipelines.cluster import Needs, Stalled, check_room, connected, interactive, watched
 from pipelines.sample_stream import BesideWorkers, share, stream
 from pipelines.training.checkpointing import (
     BEST,
@@ -44,6 +44,7 @@ from pipelines.training.checkpointing import (
 )
 from pipelines.training.deepspeed_settings import check_deepspeed
 from pipelines.training.validation import validate_checkpoint, with_validations
+from pipelines.training.whereabouts import explain
 from pipelines.training.worker import NotANumberError, train_worker
 from robometer.configs.loading import first_change, override, to_dict
 from robometer.configs.schema import Config
@@ -70,7 +71,7 @@ PLOT = "training.png"
 SNAPSHOT = f"{RUN_NAME}/checkpoint_manager_snapshot.json"
 RUN = "run.json"
 
-_WEIGHTS = (WEIGHTS, INDEX)
+WEIGHTS_LAST = (WEIGHTS, INDEX)
 """Files of which a model needs one."""
 
 
@@ -120,7 +121,7 @@ def run_train(config: Config, callbacks: list[UserCallback] | None = None, paren
 def needs(config: Config) -> Needs:
     """What a run needs to make any step: its smallest number of workers, which reserve for what runs beside them."""
     train = config.train
-    return Needs(train.min_workers or train.num_workers, train.cpus_per_worker, float(train.use_gpu))
+    return Needs(train.min_workers or train.num_workers, train.cpus_per_worker, train.gpus)
 
 
 def last_pulse(output: Storage) -> str:
@@ -233,7 +234,7 @@ def _finished(config: Config, output: Storage) -> TrainReport | None:
         return None
     logger.info("%s is finished.", output.path)
     metrics = json.loads(output.read_bytes(f"{BEST}/{PROVENANCE}"))["metrics"]
-    return TrainReport(_best(output), {name: float(value) for name, value in metrics.items()}, history)
+    return TrainReport(place(output, BEST), {name: float(value) for name, value in metrics.items()}, history)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -253,9 +254,11 @@ def _fit(
         results = (cast(Result, trainer.fit()) for _ in range(1))
         try:
             (result,) = watched(results, "training", needs(config), lambda: last_pulse(output))
+        except Stalled as error:
+            raise Stalled(f"{error} {explain(output)}".strip()) from error
         except TrainingFailedError as error:
             logger.error("%s", error)
-            reason = str(error).strip().splitlines()[-1]
+            reason = " ".join([str(error).strip().splitlines()[-1], explain(output)]).strip()
             raise TrainingError(
                 f"workers failed more than {config.train.max_failures} times; the last time: {reason}"
             ) from error
@@ -322,7 +325,7 @@ def _scaling(config: Config) -> ScalingConfig:
         elastic_resize_monitor_interval_s=train.resize_every_s,
         use_gpu=train.use_gpu,
         accelerator_type=train.accelerator_type or None,
-        resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+        resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": train.gpus} if train.gpus else {}),
     )
 
 
@@ -351,6 +354,26 @@ def _next_step(output: Storage) -> int:
     return int(record["checkpoint_dir_name"].removeprefix("step-")) if record else 0
 
 
+def fork(source: Storage, step: int, target: Storage) -> None:
+    """Make a folder in which a training run goes on, under settings of its own, from a step of another run.
+
+    Raises:
+        TrainingError: the other run has kept no checkpoint of this step.
+    """
+    if target.exists(SNAPSHOT):
+        return
+    record = _committed(source)
+    found = [one for one in record.get("checkpoint_results", []) if one["metrics"]["step"] == step]
+    if not found:
+        raise TrainingError(f"{source.path} has kept no checkpoint of step {step}")
+    folder = f"{RUN_NAME}/{found[0]['checkpoint_dir_name']}"
+    with source.local_copy(folder) as copy, target.write_folder(folder, last=()) as staging:
+        shutil.copytree(copy, staging)
+    nothing: dict[str, Any] = {name: [] for name, value in record.items() if isinstance(value, list)}
+    first = {"checkpoint_results": found, "checkpoint_report_indices": [0], "latest_checkpoint_result": found[0]}
+    target.write_bytes(SNAPSHOT, json.dumps(record | nothing | first | {"current_report_index": 1}).encode())
+
+
 def _committed(output: Storage) -> dict[str, Any]:
     """Ray Train's own record of a run; empty before the first checkpoint."""
     if not output.exists(SNAPSHOT):
@@ -362,8 +385,9 @@ def _committed(output: Storage) -> dict[str, Any]:
 # --- after training -------------------------------------------------------------------------------------------------
 
 
-def _best(output: Storage) -> Path | str:
-    return Path(output.path, BEST) if output.is_local else f"{output.path.rstrip('/')}/{BEST}"
+def place(output: Storage, name: str) -> Path | str:
+    """Where a file or folder of an output folder is: a path, or a URI."""
+    return Path(output.at(name)) if output.is_local else output.at(name)
 
 
 def _finish(config: Config, output: Storage, result: Result, run_id: str) -> TrainReport:
@@ -377,7 +401,7 @@ def _finish(config: Config, output: Storage, result: Result, run_id: str) -> Tra
         output.write_bytes(PLOT, Path(folder, PLOT).read_bytes())
     _track_outcome(config, output, metrics, run_id)
     output.write_bytes(HISTORY, history_text(history).encode())  # last, since it marks the run as finished
-    return TrainReport(_best(output), {name: float(value) for name, value in metrics.items()}, history)
+    return TrainReport(place(output, BEST), {name: float(value) for name, value in metrics.items()}, history)
 
 
 def _name_of(checkpoint: Checkpoint) -> str:
@@ -404,7 +428,7 @@ def _publish_best(checkpoint: str, metrics: dict[str, float], output: Storage) -
     if output.is_local:
         for stale in Path(output.path).glob(f".{BEST}.*"):  # of a run that was killed here; no other job writes here
             shutil.rmtree(stale)
-    with output.write_folder(BEST, last=_WEIGHTS) as staging, output.local_copy(f"{checkpoint}/{MODEL}") as model:
+    with output.write_folder(BEST, last=WEIGHTS_LAST) as staging, output.local_copy(f"{checkpoint}/{MODEL}") as model:
         shutil.copytree(model, staging)
         provenance = json.loads((staging / PROVENANCE).read_text()) | {"metrics": metrics}
         (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 from ray import tune
@@ -17,13 +16,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from pipelines.cluster import Progress, progress_bar
-from pipelines.train import kept_checkpoints, run_train
+from pipelines.train import fork, kept_checkpoints, run_train
 from pipelines.training.checkpointing import is_measured
 from pipelines.training.worker import NotANumberError
 from robometer.configs.loading import from_dict, override
 from robometer.configs.schema import Config
 from robometer.corpus.storage import Storage
-from robometer.files import write_atomically
 from robometer.sweeps.journal import Event, Journal, Metrics
 from robometer.sweeps.space import Values
 
@@ -38,14 +36,24 @@ class Waiting(SearchAlgorithm):
     """Hands named trials to Tune, in their order: each is written into the journal before it runs.
 
     Tune's own `SearchGenerator` gives trials random ids, by which a scheduler would not know them again.
+
+    Args:
+        over: why no more trials may begin, while those of some names run; empty where they may.
+        sources: for each trial that goes on from another one, the name of that one.
     """
 
     def __init__(
-        self, names: Sequence[str], values: Callable[[str], Values], journal: Journal, concurrent: int, end: float
+        self,
+        names: Sequence[str],
+        values: Callable[[str], Values],
+        journal: Journal,
+        concurrent: int,
+        over: Callable[[Collection[str]], str],
+        sources: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._names, self._values, self._journal = list(names), values, journal
+        self._names, self._values, self._journal, self._sources = list(names), values, journal, sources
         self._concurrent, self._live = concurrent, set[str]()
-        self._end = end
+        self._over = over
 
     def add_configurations(self, experiments: Any) -> None:
         """See `SearchAlgorithm`."""
@@ -54,14 +62,14 @@ class Waiting(SearchAlgorithm):
 
     def next_trial(self) -> Trial | None:
         """See `SearchAlgorithm`."""
-        if time.monotonic() > self._end and self._names:
-            logger.warning("sweep.max_hours is over: %d trials wait for the next run of this sweep.", len(self._names))
+        if self._names and (reason := self._over(self._live)):
+            logger.warning("%s. Trials left for the next run of this sweep: %d.", reason, len(self._names))
             self._names = []
         if not self._names or len(self._live) >= self._concurrent:
             return None
         name = self._names.pop(0)
         values = self._values(name)
-        self._journal.append(Event("start", name, values))
+        self._journal.append(Event("start", name, values, source=self._sources.get(name, "")))
         self._live.add(name)
         return cast(Trial, _create_trial_from_spec(self._spec | {"config": values}, self._parser, trial_id=name))
 
@@ -80,7 +88,7 @@ class Waiting(SearchAlgorithm):
 class Written(tune.Callback):
     """Writes into the journal what becomes of trials, and shows how many of some have ended."""
 
-    def __init__(self, journal: Journal, output: Path, names: Sequence[str]) -> None:
+    def __init__(self, journal: Journal, output: Storage, names: Sequence[str]) -> None:
         self._journal, self._output, self._names = journal, output, list(names)
         self._show: Progress | None = None
 
@@ -118,9 +126,9 @@ class Written(tune.Callback):
         return {}
 
 
-def _not_a_number(output: Path, trial: str) -> str:
-    cause = output / TRIALS / trial / NOT_A_NUMBER
-    return cause.read_text() if cause.is_file() else ""
+def _not_a_number(output: Storage, trial: str) -> str:
+    cause = f"{TRIALS}/{trial}/{NOT_A_NUMBER}"
+    return output.read_bytes(cause).decode() if output.exists(cause) else ""
 
 
 def _metrics(result: Mapping[str, Any]) -> Metrics:
@@ -195,15 +203,23 @@ def validated(metrics: Mapping[str, float]) -> bool:
     return all(map(is_measured, metrics.values()))
 
 
-def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) -> None:
+def run_trial(
+    values: dict[str, Any], base: dict[str, Any], parent_run_id: str, sources: Mapping[str, str], start: int
+) -> None:
     """One trial: a training run with its settings, in a folder named after the trial.
 
     A trial that Tune starts again resumes, or has ended; either way it reports again what Tune forgot.
+
+    Args:
+        sources: for each trial that goes on from step `start` of another one, the name of that one.
     """
     trial = tune.get_context().get_trial_id()
-    folder = Path(base["sweep"]["output"], TRIALS, trial)
+    trials = Storage(Storage(base["sweep"]["output"]).at(TRIALS))
+    folder = Storage(trials.at(trial))
+    if trial in sources:
+        fork(Storage(trials.at(sources[trial])), start, folder)
     own = {
-        "train.output": str(folder),
+        "train.output": folder.path,
         "tracking.run_name": f"trial {trial}",
         # Tune stops trials by the metrics that come with a reported checkpoint.
         "train.validate_async": False,
@@ -213,11 +229,11 @@ def run_trial(values: dict[str, Any], base: dict[str, Any], parent_run_id: str) 
         "train.best_mode": base["sweep"]["mode"],
         "ray.stall_timeout_s": 0.0,  # a trial may wait for another; the sweep watches all of them
     }
-    for metrics, name in kept_checkpoints(Storage(str(folder))):
+    for metrics, name in kept_checkpoints(folder):
         if validated(metrics):
-            tune.report(metrics | {CHECKPOINT_PATH_KEY: str(folder / name)})
+            tune.report(metrics | {CHECKPOINT_PATH_KEY: folder.at(name)})
     callbacks: list[UserCallback] = [ReportValidations()]  # type: ignore[no-untyped-call]  # Ray's own __init__
     try:
         run_train(override(from_dict(base), values | own), callbacks, parent_run_id)
     except NotANumberError as error:  # Tune would try again, in vain
-        write_atomically(folder / NOT_A_NUMBER, str(error))
+        folder.write_bytes(NOT_A_NUMBER, str(error).encode())

@@ -27,6 +27,7 @@ from robometer.scoring import Clip
 from robometer.text import table
 from robometer.training.activations import peak_bytes
 from robometer.training.batch import Batch
+from robometer.training.throughput import PEAK_TFLOPS, cost, work
 from robometer.training.validation_split import training_corpus
 
 GIB = 2.0**30
@@ -225,8 +226,27 @@ def report(config: Config) -> str:
             f"This run: train.zero_stage={train.zero_stage}, {train.num_workers} GPUs, {batch} samples a micro-batch",
             _run_table(states, own(batch)),
             "",
+            _hours(config, corpus),
+            "",
             LIMITS,
         ]
+    )
+
+
+MFU = 0.4
+"""Share of a GPU's peak that the estimate of hours assumes; training logs what a run reaches as `mfu`."""
+
+
+def _hours(config: Config, corpus: Corpus | None) -> str:
+    """The arithmetic of the run, and the hours that follow from it."""
+    train, model = config.train, empty_model(config, corpus)
+    sample = cost(model, train.gradient_checkpointing).flops(work(largest_batch(config, corpus, 1), model))
+    total = sample * train.batch_size * train.steps
+    peaks = {name: PEAK_TFLOPS[name][0 if train.precision == "bf16" else 1] for name in ("H100", "A100", "L40S")}
+    hours = ", ".join(f"{total / (peak * 1e12 * MFU * 3600):,.1f} on {name}" for name, peak in peaks.items())
+    return (
+        f"Time: {sample / 1e12:,.3g} TFLOP for a sample, {total / 1e18:,.3g} EFLOP for {train.steps:,} steps of "
+        f"{train.batch_size} samples. GPU hours at {MFU:.0%} of the peak, by calculation: {hours}."
     )
 
 

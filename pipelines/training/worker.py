@@ -26,6 +26,7 @@ from pipelines.training.accounting import Meter, StepProfiler
 from pipelines.training.checkpointing import MODEL, PULSE, UNKNOWN, Position, TrainingError
 from pipelines.training.engine import apply_gradients, full_state
 from pipelines.training.validation import measure
+from pipelines.training.whereabouts import Whereabouts
 from robometer.configs.loading import from_dict
 from robometer.configs.schema import Config
 from robometer.corpus.corpus import Corpus
@@ -78,7 +79,9 @@ def train_worker(spec: dict[str, Any]) -> str:
         with tracked as run:  # marks the run as failed if training raises
             corpus, _ = opened(config, spec["shared"])
             engine, position = checkpointing.start(config, corpus, size)
-            Worker(config, spec, run, corpus, engine, position, rank, size).train()
+            whereabouts = Whereabouts(Storage(config.train.output), rank, size)
+            with closing(whereabouts):
+                Worker(config, spec, run, corpus, engine, position, rank, size, whereabouts).train()
     except NotANumberError as error:
         return str(error)
     return ""
@@ -97,7 +100,9 @@ class Worker:
         position: Position,
         rank: int,
         world_size: int,
+        whereabouts: Whereabouts,
     ) -> None:
+        self.whereabouts = whereabouts
         self.config, self.spec, self.run = config, spec, run
         self.rank, self.world_size = rank, world_size
         self.corpus = corpus
@@ -146,9 +151,12 @@ class Worker:
     def step(self, stream: MicroBatches) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns its values, and whether Ray has just announced that a node will be taken away."""
         self.meter.start()
+        self._at("waits for its batch")
         micro_batches = stream.take(self.position.step)
         self.meter.fetched()
+        self._at("counts the batch with the others")
         total, work, ask = self._totals(micro_batches)
+        self._at("computes losses and gradients")
         self._set_learning_rate()
         self.engine.train()
         parts: list[Tensor] = []  # they stay on the device: to read one is to wait for all that it still has to do
@@ -160,8 +168,10 @@ class Worker:
         last = micro_batches[-1]
         losses = self._losses(last, total)
         parts.append(self._parts(last, losses))
+        self._at("sums the losses with the others")
         values = self._sum(torch.stack(parts).sum(0))  # read once, while no weight has changed
         fault = "" if torch.isfinite(values[0]) else self._fault("loss", self._not_finite(micro_batches, parts))
+        self._at("computes the last gradients, and applies them with the others")
         # A bad loss may have good gradients. As not-a-number they make DeepSpeed leave the step out at every stage.
         self._backward(last, losses.total * math.nan if fault else losses.total)
         norm = apply_gradients(self.engine)
@@ -265,6 +275,9 @@ class Worker:
             f"{', '.join(list(all_ids)[:MAX_NAMED])}{more} (all are in {where})."
         )
 
+    def _at(self, doing: str) -> None:
+        self.whereabouts.at(self.position.step + 1, doing)
+
     def _record(self, values: dict[str, float]) -> None:
         self.position.history.append({"step": self.position.step} | values)
         metrics = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
@@ -278,6 +291,7 @@ class Worker:
             wait: for the upload, which otherwise goes on beside training.
         """
         started = time.perf_counter()
+        self.whereabouts.at(self.position.step, "saves a checkpoint with the others")
         folder = Path(tempfile.mkdtemp(prefix="robometer-checkpoint-"))
         name = checkpointing.state_name(self.config, self.world_size)
         # A checkpoint with adapters holds only what is trained; the rest is in its base model.
@@ -296,9 +310,11 @@ class Worker:
                 metrics |= self._validate(folder / MODEL)
             self._record({"checkpoint_seconds": time.perf_counter() - started})
             checkpointing.save_position(self.position, folder, name, metrics)
+        self.whereabouts.at(self.position.step, "reports a checkpoint with the others")
         checkpointing.report(folder, metrics, self.position.step, wait, validation=beside)
 
     def _validate(self, folder: Path) -> dict[str, float]:
+        self.whereabouts.at(self.position.step, "validates, while the others wait")
         metrics = measure(folder, self.config, self.corpus, str(self.engine.device))
         self._record(metrics)
         return metrics

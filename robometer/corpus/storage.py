@@ -77,6 +77,10 @@ class Storage:
         """Path of `name` in this folder, as the filesystem expects it."""
         return posixpath.join(self.root, name)
 
+    def at(self, name: str) -> str:
+        """The path or URI of a file or folder in this folder."""
+        return f"{self.path.rstrip('/')}/{name}"
+
     def exists(self, name: str) -> bool:
         """Whether there is a committed file with this name."""
         with self._reading():
@@ -106,6 +110,10 @@ class Storage:
         """Sorted names (relative to the root) of the folders in a folder."""
         infos = self._infos(folder)
         return sorted(f"{folder}/{info.base_name}" for info in infos if info.type == pafs.FileType.Directory)
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing in this folder but hidden files, or no such folder."""
+        return all(info.base_name.startswith(".") for info in self._infos(""))
 
     def tree(self, folder: str) -> dict[str, int]:
         """Sizes of all files in a folder and below it, by their names within the folder.
@@ -150,6 +158,11 @@ class Storage:
     def remove(self, name: str) -> None:
         """Delete a file, if it exists."""
         self._delete(self.full(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder with all that is in it, if it exists."""
+        with suppress(FileNotFoundError):
+            self.fs.delete_dir(self.full(name))
 
     def _delete(self, path: str) -> None:
         with suppress(FileNotFoundError):

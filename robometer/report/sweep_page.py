@@ -37,6 +37,9 @@ class SweepStory:
         keys: the swept settings.
         settings: words and values for the head of the page.
         remarks: what a reader should know before the numbers.
+        given: what the first trial is.
+        heritage: of each run of a population that went on from another trial: its name, that of the other trial's run,
+            and its values.
     """
 
     table: pd.DataFrame
@@ -45,6 +48,8 @@ class SweepStory:
     objectives: Objectives
     settings: Mapping[str, str]
     remarks: Sequence[str]
+    given: str = "settings as they are"
+    heritage: Sequence[tuple[str, str, Mapping[str, Any]]] = ()
     confirmed: Confirmation | None = None
 
 
@@ -62,6 +67,9 @@ def render(story: SweepStory) -> str:
         mode=mode,
         rows=_rows(story),
         columns=_columns(story),
+        heritage=[
+            (name, source, [_cell(values[key]) for key in story.keys]) for name, source, values in story.heritage
+        ],
         comparison=_comparison(story.confirmed) if story.confirmed else None,
         axes=_parallel(good, story.keys, metric),
         importance=importance(good, story.keys, metric),
@@ -86,7 +94,7 @@ def _rows(story: SweepStory) -> list[Figure]:
     return [
         {
             "trial": row["trial"],
-            "what": "settings as they are" if row["trial"] == story.table["trial"].min() else "",
+            "what": story.given if row["trial"] == story.table["trial"].min() else "",
             "cells": [_cell(row[name]) for name in columns],
             "error": row["error"],
             "best": place == 0,

@@ -7,6 +7,7 @@ that says only what was recorded: a model without metrics is "not evaluated".
 from __future__ import annotations
 
 import json
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robometer.configs.loading import save
 from robometer.configs.schema import Config
+from robometer.corpus.storage import Storage, StorageError
 from robometer.errors import RobometerError
-from robometer.files import atomic_folder
 from robometer.models.checkpoint import (
     PROVENANCE,
     backbone_folder,
@@ -33,7 +34,7 @@ from robometer.models.checkpoint import (
 from robometer.models.layouts import BACKBONE, CONFIG, Checkpoint, open_checkpoint
 from robometer.models.sources import HUB_ID, locate
 from robometer.models.tiny import TINY
-from robometer.models.weights import INDEX, iter_weights, save_weights, weight_files
+from robometer.models.weights import INDEX, WEIGHTS, iter_weights, save_weights, weight_files
 from robometer.runs import tracking
 
 CARD = "README.md"
@@ -118,7 +119,7 @@ def prepare(
         raise PublishingError(f"{source} holds adapters of {base}, which is not public: publish it with --merge")
     revision, provenance = checkpoint_hash(checkpoint.folder), load_provenance(checkpoint.folder)
     if evaluation:
-        rows, measured = _evaluated(Path(evaluation), f"{checkpoint.config.model.kind}@{revision}")
+        rows, measured = _evaluated(evaluation, f"{checkpoint.config.model.kind}@{revision}")
     else:
         rows, measured = _validated(provenance)
     return Publication(checkpoint, revision, provenance, rows, measured, license or _license(checkpoint.config), merge)
@@ -133,12 +134,12 @@ def _license(config: Config) -> str:
     return BASE_LICENSES[base]
 
 
-def _evaluated(path: Path, model: str) -> tuple[list[MetricRow], str]:
-    file = path / "metrics.json" if path.is_dir() else path
+def _evaluated(path: str, model: str) -> tuple[list[MetricRow], str]:
+    folder, name = posixpath.split(path) if path.endswith(".json") else (path, "metrics.json")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(Storage(folder).read_bytes(name))
         about, metrics = content["provenance"], content["metrics"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, StorageError, ValueError, KeyError, TypeError) as error:
         raise PublishingError(f"{path} is not an evaluation: its metrics.json cannot be read ({error})") from error
     if about["model"] != model:
         raise PublishingError(f"{path} evaluated {about['model']}, but the checkpoint is {model}: evaluate it first")
@@ -298,27 +299,33 @@ def _published(what: Publication) -> Config:
     return replace(config, model=replace(config.model, lora=lora), train=train)
 
 
-def to_folder(what: Publication, folder: str) -> Path:
-    """Publish into a folder, which must be new, empty, or an earlier publication of the same model.
+def to_folder(what: Publication, folder: str) -> str:
+    """Publish into a folder or its URI, which must be new, empty, or an earlier publication of the same model.
+
+    Returns:
+        The absolute path, or the URI.
 
     Raises:
         PublishingError: the folder holds something else.
     """
-    target = Path(folder).absolute()
+    target = Storage(folder.rstrip("/"))
+    if not target.is_local and "/" not in target.root:
+        raise PublishingError(f"{folder} is a whole bucket: name a folder in it")
     _check_free(what, target)
-    with atomic_folder(target) as staging:
-        write(what, staging, target.name, folder)
-    return target
+    above, name = posixpath.split(target.path)
+    with Storage(above).write_folder(name, last=(WEIGHTS, INDEX)) as staging:
+        write(what, staging, name, folder)
+    return target.path
 
 
-def _check_free(what: Publication, target: Path) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+def _check_free(what: Publication, target: Storage) -> None:
+    if not Path(target.path).is_file() and target.is_empty():
         return
-    earlier = load_provenance(target) if target.is_dir() else {}
+    earlier = json.loads(target.read_bytes(PROVENANCE)) if target.exists(PROVENANCE) else {}
     run, published = earlier.get("run_id"), earlier.get("published") or {}
     same = published.get("revision") == what.revision or (run and run == what.provenance.get("run_id"))
     if not published or not same:
-        raise PublishingError(f"{target} is not an earlier publication of this model: choose another folder")
+        raise PublishingError(f"{target.path} is not an earlier publication of this model: choose another folder")
 
 
 def to_mlflow(what: Publication, config: Config, name: str) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import posixpath
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from robometer.configs.renamed import RENAMED
+from robometer.corpus.storage import Storage
 from robometer.sweeps.space import Values
 
 Metrics = dict[str, float]
@@ -35,6 +38,9 @@ class Event:
     values: Values = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
     reason: str = ""
+    source: str = ""
+    at: float = 0.0
+    """Seconds since 1970; 0: unknown, as in a journal of an earlier version."""
 
 
 @dataclass
@@ -47,6 +53,9 @@ class TrialRecord:
         reports: its validations, by step.
         ended: whether it is over for good.
         error: why it failed; empty where it did not.
+        source: the run whose training state it started with; empty where it began anew.
+        seconds: how long it went on, as far as its events say, its further attempts included.
+        at: the time of its last event.
     """
 
     name: str
@@ -54,6 +63,9 @@ class TrialRecord:
     reports: list[Metrics] = field(default_factory=list)
     ended: bool = False
     error: str = ""
+    source: str = ""
+    seconds: float = 0.0
+    at: float = 0.0
 
     def best(self, metric: str, mode: str) -> Metrics | None:
         """The first of the best validations; None where none measured the metric."""
@@ -69,28 +81,37 @@ class TrialRecord:
 class Journal:
     """Events in a file of lines, each written before the next thing happens."""
 
-    def __init__(self, path: Path) -> None:
-        """Read what there is. A last line that a kill has cut off is no event, and is removed."""
-        self._path = path
+    def __init__(self, path: str | Path) -> None:
+        """Read what there is, at a path or URI. A last line that a kill has cut off is no event, and is removed."""
+        folder, self._name = posixpath.split(str(path))
+        self._storage = Storage(folder)
         self.events: list[Event] = []
         self.trials: dict[str, TrialRecord] = {}
-        text = path.read_bytes() if path.is_file() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            os.truncate(path, len(whole))
-        for line in whole.splitlines():
+        text = self._storage.read_bytes(self._name) if self._storage.exists(self._name) else b""
+        self._text = text[: text.rfind(b"\n") + 1]
+        if len(self._text) < len(text):
+            self._storage.write_bytes(self._name, self._text)
+        for line in self._text.splitlines():
             self._take(Event(**json.loads(line)))
 
     def append(self, event: Event) -> None:
-        """Add an event, on disk first. A report of a step that a trial has reported before changes nothing."""
+        """Add an event, in the file first. A report of a step that a trial has reported before changes nothing."""
         if event.kind == "report" and event.metrics["step"] <= self.trials[event.trial].step:
             return
+        event = replace(event, at=event.at or round(time.time(), 1))
         fields = {name: value for name, value in vars(event).items() if value != {} and value != ""}
-        with self._path.open("a") as file:
-            file.write(json.dumps(fields) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._write(f"{json.dumps(fields)}\n".encode())
         self._take(event)
+
+    def _write(self, line: bytes) -> None:
+        if self._storage.is_local:
+            with Path(self._storage.full(self._name)).open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        else:  # nothing can be added to a file in a bucket
+            self._text += line
+            self._storage.write_bytes(self._name, self._text)
 
     def searched(self, seeds: Sequence[int] = ()) -> Iterator[TrialRecord]:
         """The trials of the search, by number; those that repeat one with one of these seeds count as parts of it."""
@@ -98,14 +119,30 @@ class Journal:
             if name.isdigit():
                 yield _mean([self.trials.get(one) for one in (name, *(repeated(name, seed) for seed in seeds))])
 
+    def evolved(self) -> Iterator[TrialRecord]:
+        """The trials of a population, by number: the last run of each, with what it and the runs before it reported."""
+        for number in sorted(filter(str.isdigit, self.trials)):
+            runs = self.ancestry(number)
+            reports = {int(one["step"]): one for run in runs for one in run.reports}
+            yield replace(runs[-1], name=number, reports=[reports[step] for step in sorted(reports)])
+
+    def ancestry(self, number: str) -> list[TrialRecord]:
+        """The last run of a trial, and before it those whose training states it went on from, the first one first."""
+        runs = [[run for name, run in self.trials.items() if trial_of(name) == number][-1]]
+        while source := runs[0].source:
+            runs.insert(0, self.trials[source])
+        return runs
+
     def _take(self, event: Event) -> None:
         self.events.append(event)
         if event.kind == "start":
             values = {RENAMED.get(key, key): value for key, value in event.values.items()}
-            record = self.trials.setdefault(event.trial, TrialRecord(event.trial, values))
-            record.error = ""
+            record = self.trials.setdefault(event.trial, TrialRecord(event.trial, values, source=event.source))
+            record.error, record.at = "", event.at
             return
         record = self.trials[event.trial]
+        record.seconds += event.at - record.at if record.at and event.at else 0.0
+        record.at = event.at
         if event.kind == "report":
             record.reports.append(event.metrics)
         else:
@@ -143,6 +180,16 @@ def number_of(index: int) -> str:
 def repeated(name: str, seed: int) -> str:
     """The name of the trial that repeats another one with a seed of its own."""
     return f"{name}-seed{seed}"
+
+
+def generation_of(name: str, generation: int) -> str:
+    """The name of a trial's run in a generation of a population, from that of any of its runs."""
+    return f"{trial_of(name)}-gen{generation}" if generation else trial_of(name)
+
+
+def trial_of(name: str) -> str:
+    """The number of the trial that a run is part of."""
+    return name.partition("-")[0]
 
 
 def as_values(values: Any) -> Values:

@@ -29,7 +29,11 @@ def check_search(kind: str, space: Space, objectives: Objectives, scheduler: str
     if kind == "optuna" and len(space.grid) > 1:
         raise ConfigError("sweep.search=optuna knows no grid: write choice instead of grid, or set sweep.search=random")
     if len(objectives) > 1 and scheduler != "fifo":
-        raise ConfigError(f"sweep.scheduler={scheduler} stops trials by one metric: with several, set fifo")
+        raise ConfigError(f"sweep.scheduler={scheduler} judges trials by one metric: with several, set fifo")
+    if scheduler == "pbt" and (other := [key for key in space.keys if not key.startswith("loss.")]):
+        raise ConfigError(f"sweep.scheduler=pbt changes settings of the loss in mid-training, not {other[0]}")
+    if scheduler == "pbt" and any(entry.condition for entry in space.entries):
+        raise ConfigError("sweep.scheduler=pbt has no entries that depend on a choice: leave out the ` if`")
 
 
 def check_number(space: Space, num_trials: int, fixed: int) -> None:

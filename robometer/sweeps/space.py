@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
 
+import numpy as np
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
@@ -17,6 +18,9 @@ from robometer.settings import ConfigError
 
 Values = dict[str, Any]
 """Settings of a trial, by their dotted keys."""
+
+FACTORS = (0.8, 1.2)
+"""By which a number is multiplied when it is perturbed (Jaderberg et al., arXiv 1711.09846, appendix A.1)."""
 
 DIGITS = 12  # of a multiple of a step: 3 * 0.1 is 0.3
 _ENTRY = re.compile(r"([\w.+ ]+?)\s*=\s*(\w+)\((.*?)\)(?:\s+if\s+([\w.]+)\s*=\s*(\S+))?")
@@ -40,6 +44,10 @@ class Dimension(Protocol):
 
     def drawn(self, values: Values) -> dict[str, Any] | None:
         """What was drawn for these settings; None if they lie outside."""
+        ...
+
+    def perturbed(self, values: Values, generator: np.random.Generator) -> Values:
+        """Settings a step away from these, within the limits."""
         ...
 
 
@@ -73,6 +81,13 @@ class Number:
             return None
         return {self.key: value} if not self.step or math.isclose(value, _multiple(value, self.step)) else None
 
+    def perturbed(self, values: Values, generator: np.random.Generator) -> Values:
+        """See `Dimension`."""
+        one, kind = self.distribution, type(self.distribution.low)
+        value = values[self.key] * float(generator.choice(FACTORS))
+        step = self.step or one.step or 0
+        return {self.key: kind(min(max(_multiple(value, step) if step else value, one.low), one.high))}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -99,6 +114,12 @@ class Choice:
         """See `Dimension`."""
         places = [place for place, option in enumerate(self.options) if _same(option, values[self.key])]
         return {self.key: places[0]} if places else None
+
+    def perturbed(self, values: Values, generator: np.random.Generator) -> Values:
+        """See `Dimension`: the option before or after."""
+        drawn = self.drawn(values)
+        place = (drawn[self.key] if drawn else 0) + int(generator.choice((-1, 1)))
+        return {self.key: self.options[min(max(place, 0), len(self.options) - 1)]}
 
 
 @dataclass(frozen=True)
@@ -140,6 +161,11 @@ class Simplex:
             drawn[key] = 1 - (1 - min(share, 1.0)) ** after
             left -= values[key]
         return drawn
+
+    def perturbed(self, values: Values, generator: np.random.Generator) -> Values:
+        """See `Dimension`: each weight by itself, then all brought back to the sum."""
+        weights = [values[key] * float(generator.choice(FACTORS)) for key in self.weights]
+        return {key: weight * self.total / sum(weights) for key, weight in zip(self.weights, weights, strict=True)}
 
     def _broken_off(self) -> Iterator[tuple[str, int]]:
         """Each weight but the last, with the number of weights after it."""
@@ -213,6 +239,10 @@ class Space:
             drawn = {name: _suggest(trial, name, one) for name, one in entry.dimension.parameters().items()}
             values |= entry.dimension.values(drawn) if drawn else {key: cell[key] for key in entry.dimension.keys}
         return values
+
+    def perturbed(self, values: Values, generator: np.random.Generator) -> Values:
+        """Settings a step away from these in every entry."""
+        return {key: one for entry in self.entries for key, one in entry.dimension.perturbed(values, generator).items()}
 
     def drawn(self, values: Values) -> tuple[dict[str, Any], dict[str, BaseDistribution]] | None:
         """What Optuna drew where a trial has these settings, and from what; None if they lie outside."""

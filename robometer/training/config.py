@@ -70,6 +70,8 @@ class TrainConfig(Settings, section="train"):
     """Seconds after which a run with `min_workers` checks again whether it can grow."""
     use_gpu: bool = False
     """Give each worker a GPU."""
+    gpus_per_worker: Annotated[float, Range(above=0, most=1)] = 1.0
+    """Share of a GPU that a worker reserves with `use_gpu`; below 1, trials of a sweep share a GPU, and its memory."""
     accelerator_type: str = ""
     """Kind of GPU that each worker gets, by Ray's name, such as `H100` or `A100-80G`; empty: any."""
     tf32: bool = False
@@ -144,6 +146,11 @@ class TrainConfig(Settings, section="train"):
             "train.on_nonfinite=skip with train.precision=bf16 and train.offload needs train.zero_stage=3: the other "
             "stages keep the bad gradients in CPU memory",
         )
+        require(
+            self.gpus_per_worker == 1 or (self.use_gpu and self.num_workers == 1),
+            "train.gpus_per_worker below 1 needs train.use_gpu=true and train.num_workers=1: NCCL refuses two workers "
+            "of a run on one GPU",
+        )
         require(not self.accelerator_type or self.use_gpu, "train.accelerator_type needs train.use_gpu=true")
         window = self.profile_steps
         require(
@@ -170,6 +177,11 @@ class TrainConfig(Settings, section="train"):
         )
 
     @property
+    def gpus(self) -> float:
+        """GPUs of a worker."""
+        return self.gpus_per_worker if self.use_gpu else 0.0
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of a global batch, which are dealt out to however many workers there are."""
         return self.batch_size // self.micro_batch_size if self.micro_batch_size else self.num_workers
@@ -185,7 +197,7 @@ class SweepConfig(Settings, section="sweep"):
     """A search with Ray Tune over any settings; each trial is a training run."""
 
     output: str = "outputs/sweep"
-    """Folder of the sweep; the same folder resumes it."""
+    """Folder of the sweep, or any URI that pyarrow opens; the same folder resumes it."""
     num_trials: Count = 8
     """Trials in all, with those whose settings are given: the first one has the settings as they are. A larger number
     later goes on with more."""
@@ -195,8 +207,13 @@ class SweepConfig(Settings, section="sweep"):
     """Training runs that go on at once, at most."""
     max_hours: NotNegative = 0.0
     """Hours after which no more trials start; the same command later goes on. 0: no limit."""
-    scheduler: Literal["asha", "fifo"] = "asha"
-    """`asha` stops weak trials early; `fifo` lets all finish."""
+    max_gpu_hours: NotNegative = 0.0
+    """GPU hours, those of earlier commands included, after which no more trials start. 0: no limit."""
+    scheduler: Literal["asha", "fifo", "pbt"] = "asha"
+    """`asha` stops weak trials early; `fifo` lets all finish; `pbt` (population based training) lets weak ones go on
+    from the training state of strong ones, with other weights of the losses."""
+    perturb_every: WholeNumber = 0
+    """Steps after which `pbt` compares the trials, a multiple of `train.checkpoint_every`; 0: at each checkpoint."""
     search: Literal["random", "optuna"] = "random"
     """`random`, or `optuna`, which learns from earlier trials (its first 10 are random)."""
     metric: str = "seen/preference_accuracy"
@@ -223,10 +240,15 @@ class SweepConfig(Settings, section="sweep"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        paths.check_local("sweep.output", self.output)
+        paths.check_storage("sweep.output", self.output)
+        require(
+            self.scheduler != "pbt" or (self.search == "random" and not self.confirm_seeds and self.num_trials >= 4),
+            "sweep.scheduler=pbt needs sweep.num_trials=4 or more, sweep.search=random and sweep.confirm_seeds=0: what "
+            "it finds is a schedule of weights, which no settings can repeat",
+        )
         require(
             self.seeds_per_trial == 1 or self.scheduler == "fifo",
-            f"sweep.scheduler={self.scheduler} stops a trial by one run: with sweep.seeds_per_trial > 1, set fifo",
+            f"sweep.scheduler={self.scheduler} judges a trial by one run: with sweep.seeds_per_trial > 1, set fifo",
         )
         require(self.confirm_seeds != 1, "sweep.confirm_seeds=1 has no spread: set 2 or more, or 0")
         for entry in self.more_metrics:

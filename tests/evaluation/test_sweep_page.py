@@ -43,7 +43,7 @@ def _page(objectives: list[tuple[str, str]] = TWO, confirmed: bool = False) -> s
         result = confirmation(RECORDS[1], runs, "validation/voc", objectives)
         table = with_ties(table, "validation/voc", result.least)
     records = {record.name: record for record in RECORDS}
-    return render(SweepStory(table, records, KEYS, objectives, {"search": "random"}, ["a remark"], result))
+    return render(SweepStory(table, records, KEYS, objectives, {"search": "random"}, ["a remark"], confirmed=result))
 
 
 def test_every_trial_has_its_row_the_winner_is_marked_and_reasons_are_shown_as_text() -> None:

@@ -131,6 +131,7 @@ def _jobs(head: dict[str, str]) -> int:
     return client.stdout.count("submission_id=")
 
 
+@pytest.mark.slow
 def test_a_pipeline_runs_as_jobs_goes_on_after_a_kill_and_does_nothing_twice(
     head: dict[str, str], raw_clips: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ with connected(load([])):
 """
 
 
+@pytest.mark.slow
 def test_a_local_ray_is_not_mistaken_for_one_that_was_started_here_before() -> None:
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own paths are too long for Ray's sockets
     (folder / "ray").mkdir()
@@ -68,6 +69,7 @@ print(len(references), ray.is_initialized())
 """
 
 
+@pytest.mark.slow
 def test_ray_is_not_shut_down_under_a_thread_that_uses_it() -> None:
     """Otherwise Ray ends the process with status 1 and no message."""
     environment = {name: value for name, value in os.environ.items() if name != cluster.ADDRESS}

@@ -157,6 +157,7 @@ def mortal(folder: str) -> Scorer:
     return Mortal(folder)
 
 
+@pytest.mark.slow
 def test_killed_workers_and_drivers_lose_nothing_and_repeat_nothing(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=8)
     settings = ("tracking.uri=none", "evaluate.scorer=baseline:frame_difference", "evaluate.bootstrap=0")

@@ -19,6 +19,7 @@ from pipelines import pipeline
 from pipelines.cluster import ClusterError
 from pipelines.pipeline import GONE, Cluster, PipelineError, Processes, run_pipeline, state_table
 from pipelines.plan import Plan, Record, Records, read_plan
+from robometer.corpus.storage import Storage
 
 PLAN = """
 output: {folder}/out
@@ -64,9 +65,7 @@ class Scripted:
         status = left.pop(0) if left else 0
         self.running -= status is not None
         if status == 0:
-            output = Path(record.line[record.line.index("--output") + 1])
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "made").write_text("x")
+            Storage(record.line[record.line.index("--output") + 1]).write_bytes("made", b"x")
         return status
 
     def explain(self, record: Record) -> str:
@@ -218,6 +217,19 @@ def test_again_keeps_what_was_there(plan: Plan) -> None:
     assert again.commands == ["report"] and (place / "made").read_text() == "x"
     [kept] = place.parent.glob(f"{place.name}.before-*")
     assert (kept / "made").read_text() == "first"
+
+
+def test_again_asks_to_make_room_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN.format(folder=bucket))
+    plan = read_plan(str(tmp_path / "plan.yaml"), _settings_of)
+    run_pipeline(plan, first := Scripted())
+    assert len(first.commands) == len(plan.stages)
+    with pytest.raises(PipelineError, match=f"where no folder can be renamed. Delete or copy {bucket}/out/last-"):
+        run_pipeline(plan, again := Scripted(), ["last"])
+    assert again.commands == []
+    Storage(Records(plan).place(plan.stages["last"])).remove("made")
+    run_pipeline(plan, again)
+    assert again.commands == ["report"]
 
 
 def test_a_stage_that_another_kind_of_run_started_is_not_started_twice(plan: Plan) -> None:

@@ -12,6 +12,7 @@ from jobs.pipeline import _settings_of
 from pipelines import plan as plans
 from pipelines.pipeline import state_table
 from pipelines.plan import FAILED, RUNNING, SUCCEEDED, Plan, Record, Records, read_plan
+from robometer.corpus.storage import Storage
 from robometer.errors import RobometerError
 
 PLAN = """
@@ -39,8 +40,14 @@ def written(folder: Path, text: str) -> Plan:
     return read_plan(str(folder / "plan.yaml"), _settings_of)
 
 
-def planned(folder: Path, raw: Path, steps: int = 3, workers: int = 1) -> Plan:
-    return written(folder, PLAN.format(output=folder / "out", raw=raw, steps=steps, workers=workers))
+@pytest.fixture(params=["tmp_path", "bucket"])
+def out(request: pytest.FixtureRequest) -> str:
+    """The output of a plan, on a disk and in a bucket."""
+    return f"{request.getfixturevalue(request.param)}/out"
+
+
+def planned(folder: Path, raw: Path, out: str = "", steps: int = 3, workers: int = 1) -> Plan:
+    return written(folder, PLAN.format(output=out or folder / "out", raw=raw, steps=steps, workers=workers))
 
 
 def done(records: Records, name: str) -> None:
@@ -50,8 +57,7 @@ def done(records: Records, name: str) -> None:
     assert key is not None
     records.write(name, Record(key, SUCCEEDED, records.line(stage), "2026-01-01 00:00:00", ended="2026-01-01 00:01:30"))
     if stage.has_output:
-        Path(records.place(stage)).mkdir(parents=True, exist_ok=True)
-        Path(records.place(stage), "made").write_text(name)
+        Storage(records.place(stage)).write_bytes("made", name.encode())
 
 
 @pytest.fixture
@@ -82,9 +88,11 @@ def test_stages_run_in_the_order_of_what_they_name(tmp_path: Path, raw: Path) ->
     assert plan.dependents("measured") == []
 
 
-def test_what_is_done_follows_from_its_inputs(tmp_path: Path, raw: Path, corpus_hashes: dict[str, str]) -> None:
-    plan = planned(tmp_path, raw)
-    records, out = Records(plan), tmp_path / "out"
+def test_what_is_done_follows_from_its_inputs(
+    tmp_path: Path, raw: Path, out: str, corpus_hashes: dict[str, str]
+) -> None:
+    plan = planned(tmp_path, raw, out)
+    records = Records(plan)
     stages = plan.stages
     here = records.place(stages["corpus"])
     assert here.startswith(f"{out}/corpus-") and len(here) == len(f"{out}/corpus-") + 12
@@ -103,12 +111,12 @@ def test_what_is_done_follows_from_its_inputs(tmp_path: Path, raw: Path, corpus_
     def model_is_done(plan: Plan) -> bool:
         return Records(plan).is_done(plan.stages["model"])
 
-    assert model_is_done(planned(tmp_path, raw))
-    assert model_is_done(planned(tmp_path, raw, workers=2)), "how it runs does not matter"
-    assert not model_is_done(planned(tmp_path, raw, steps=4)), "what it computes does"
-    assert model_is_done(planned(tmp_path, raw)), "and what was made before is found again"
+    assert model_is_done(planned(tmp_path, raw, out))
+    assert model_is_done(planned(tmp_path, raw, out, workers=2)), "how it runs does not matter"
+    assert not model_is_done(planned(tmp_path, raw, out, steps=4)), "what it computes does"
+    assert model_is_done(planned(tmp_path, raw, out)), "and what was made before is found again"
     corpus_hashes[here] = "bbb"
-    assert not model_is_done(planned(tmp_path, raw)), "the corpus has grown"
+    assert not model_is_done(planned(tmp_path, raw, out)), "the corpus has grown"
     corpus_hashes[here] = "aaa"
     (raw / "more.mp4").write_bytes(b"1")
     assert not Records(plan).is_done(stages["corpus"]) and not model_is_done(plan), "there are new raw files"
@@ -119,17 +127,18 @@ def test_what_is_done_follows_from_its_inputs(tmp_path: Path, raw: Path, corpus_
 
 @pytest.mark.parametrize("state", [RUNNING, FAILED])
 def test_a_stage_that_did_not_succeed_or_lost_its_output_is_not_done(
-    state: str, tmp_path: Path, raw: Path, corpus_hashes: dict[str, str]
+    state: str, tmp_path: Path, raw: Path, out: str, corpus_hashes: dict[str, str]
 ) -> None:
-    plan = written(tmp_path, f"output: {tmp_path}/out\nstages:\n  model: train --output {{here}}\n")
+    plan = written(tmp_path, f"output: {out}\nstages:\n  model: train --output {{here}}\n")
     records, stage = Records(plan), plan.stages["model"]
     done(records, "model")
     assert records.is_done(stage)
-    Path(records.place(stage), "made").unlink()
+    Storage(records.place(stage)).remove("made")
     assert not records.is_done(stage)
     done(records, "model")
     records.write("model", Record(records.key(stage) or "", state, [], "2026-01-01 00:00:00"))
     assert not records.is_done(stage)
+    assert len(records.left_running("model")) == (state == RUNNING) and not records.left_running("mode")
 
 
 def test_the_state_is_shown(tmp_path: Path, raw: Path, corpus_hashes: dict[str, str]) -> None:
@@ -165,7 +174,7 @@ def test_the_state_is_shown(tmp_path: Path, raw: Path, corpus_hashes: dict[str, 
         ("output: /o\nstages: {a: 3}", "stage a must be a command line"),
         ("output: /o\nstages: {}", "stages must be names with their command lines"),
         ("stages: {a: train}", "output must be a folder"),
-        ("output: s3://bucket/o\nstages: {a: train}", "output=s3://bucket/o is object storage"),
+        ("output: s3:/bucket/o\nstages: {a: train}", "output=s3:/bucket/o is incomplete"),
         ("output: /o\nstages: {a: train}\nretry: 3", "'retry' is none of output, stages, settings, retries. Did you"),
         ("output: /o\nstages: {a: train}\nretries: often", "retries must be a whole number"),
         ("output: /o\nstages: {a: train}\nretries: -1", "retries must be a whole number, 0 or more"),
@@ -194,7 +203,7 @@ def test_the_plan_of_the_docs_is_one(tmp_path: Path) -> None:
     [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     plan = written(tmp_path, text)
     assert list(plan.stages)[:2] == ["corpus", "embedded"] and list(plan.stages)[-2:] == ["measured", "published"]
-    assert plan.retries == 2 and plan.output == Path("/data/drawer")
+    assert plan.retries == 2 and plan.output.path == "/data/drawer"
 
 
 def test_braces_that_name_no_stage_mean_themselves(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_group_is_one_micro_batch_on_a_disk_and_32_samples_or_more_in_a_bucket
     assert group_size(load([*TINY, f"corpus.path={bucket}/corpus", *scale])) == group
 
 
-@pytest.mark.parametrize("group", [1, 3, 100])
+@pytest.mark.parametrize("group", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 100))])
 def test_every_step_has_its_micro_batches_however_they_are_dealt(
     tiny_corpus: str, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

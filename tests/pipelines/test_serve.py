@@ -584,6 +584,7 @@ def test_requests_outlive_the_ingress_that_held_them(http: httpx.Client) -> None
         assert answer.json()["progress"] == expected.progress.tolist()
 
 
+@pytest.mark.slow
 def test_jobs_outlive_every_replica(url: str) -> None:
     """Of the model, of the ingress and of the jobs themselves, all of which end while a job runs and another waits."""
     first, second = (mp4(frames_of(30, seed=i)) for i in range(2))
@@ -722,6 +723,7 @@ def test_answers_to_requests_of_unequal_length_never_mix_while_the_health_check_
             np.testing.assert_allclose(answer.json()["progress"], local.score([clip])[0].progress, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_prefixes_and_pairs_of_a_public_client_on_a_real_model(url: str, port: int) -> None:
     """A ReWiND ensemble behind the endpoint, and in this process."""
     clips = [Clip(frames_of(n, seed=n), TASK) for n in (1, 4, 7)]
@@ -790,6 +792,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(url: str, port: int) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_healthy_only_when_it_can_score_and_then_however_busy_it_is(
     url: str, port: int, tmp_path: Path
 ) -> None:

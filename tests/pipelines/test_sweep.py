@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -24,9 +25,10 @@ from pipelines.sweep import (
     best_checkpoint,
     run_sweep,
 )
-from pipelines.training.checkpointing import TrainingError
+from pipelines.training.checkpointing import TrainingError, read_history
 from robometer.configs import ConfigError, load
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.models.checkpoint import load_config
 from robometer.runs import tracking
 from robometer.sweeps.journal import Event, Journal
@@ -46,10 +48,12 @@ def test_of_checkpoints_that_are_as_good_the_winner_is_one_that_was_kept(tmp_pat
     """Steps 2, 4 and 5 had the same metric, so that Ray Train deleted the first, which Tune names as the best."""
     metrics = [{"step": 4, "seen/voc": 0.25}, {"step": 5, "seen/voc": 0.25}, {"step": 6, "seen/voc": 0.125}]
     results = [{"checkpoint_dir_name": f"step-{one['step']}", "metrics": one} for one in metrics]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": results}))
-    assert best_checkpoint(tmp_path, "seen/voc", "max") == tmp_path / "run/step-5"
-    assert best_checkpoint(tmp_path, "seen/voc", "min") == tmp_path / "run/step-6"
+    folder = tmp_path / "trials/0002/run"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": results}))
+    output = Storage(str(tmp_path))
+    assert best_checkpoint(output, ["0002"], "seen/voc", "max") == "trials/0002/run/step-5"
+    assert best_checkpoint(output, ["0002"], "seen/voc", "min") == "trials/0002/run/step-6"
 
 
 def test_what_ended_badly_is_named_and_what_can_run_again_is_an_error(
@@ -64,13 +68,13 @@ def test_what_ended_badly_is_named_and_what_can_run_again_is_an_error(
     journal.append(Event("fail", "0002", reason="the node is gone"))
     table = trial_table(journal.searched(), [], [("seen/voc", "max")])
     with pytest.raises(TrainingError, match=r"^1 of 3 trials failed; .*trials\.csv says why"):
-        _check_all_ended(table, journal, tmp_path)
+        _check_all_ended(table, journal, Storage(str(tmp_path)))
     assert "Trial 0001 failed: the loss is not" in caplog.text and "Trial 0002 failed: the node" in caplog.text
-    _check_all_ended(table[:2], journal, tmp_path)  # one that diverged would do so again
+    _check_all_ended(table[:2], journal, Storage(str(tmp_path)))  # one that diverged would do so again
     journal.append(Event("start", "0000-seed43"))
-    _check_all_ended(table[:2], journal, tmp_path)  # a run that confirms is no part of a trial
+    _check_all_ended(table[:2], journal, Storage(str(tmp_path)))  # a run that confirms is no part of a trial
     with pytest.raises(TrainingError, match=r"^1 of 2 trials failed"):
-        _check_all_ended(table[:2], journal, tmp_path, [43])
+        _check_all_ended(table[:2], journal, Storage(str(tmp_path)), [43])
     report = SweepReport(tmp_path, table, tmp_path)
     assert "the node is gone" in str(report) and "error" not in str(replace(report, table=table[:1]))
 
@@ -85,10 +89,26 @@ def test_what_ended_badly_is_named_and_what_can_run_again_is_an_error(
         ('sweep.space=["loss.progress_weight=grid(1,2,3)"]', r"sweep.num_trials=8 must be 4: the grids have 3"),
         ('sweep.space=["train.seed=grid(1,2,3,4,5,6,7)"] sweep.confirm_seeds=2', "which sweep.space sets too"),
         ("sweep.search=optuna sweep.space=['loss.progress_weight=grid(1,2)']", "nothing to learn on a grid"),
-        ("sweep.more_metrics=[seen/kendall]", "stops trials by one metric"),
+        ("sweep.more_metrics=[seen/kendall]", "judges trials by one metric"),
         ("sweep.more_metrics=[seen/kendall:low]", "is not SPLIT/METRIC or SPLIT/METRIC:min"),
         ("sweep.confirm_seeds=1", "has no spread"),
-        ("sweep.seeds_per_trial=2", "sweep.scheduler=asha stops a trial by one run"),
+        ("sweep.seeds_per_trial=2", "sweep.scheduler=asha judges a trial by one run"),
+        ("sweep.max_gpu_hours=2", "without GPUs, set sweep.max_hours"),
+        ("sweep.scheduler=pbt sweep.num_trials=3", "needs sweep.num_trials=4 or more"),
+        ("sweep.scheduler=pbt sweep.confirm_seeds=2", "sweep.confirm_seeds=0: what it finds is a schedule"),
+        ("sweep.scheduler=pbt sweep.search=optuna", "sweep.search=random"),
+        ("sweep.scheduler=pbt sweep.seeds_per_trial=2", "sweep.scheduler=pbt judges a trial by one run"),
+        ("sweep.scheduler=pbt sweep.perturb_every=300", "a multiple of train.checkpoint_every=200 below"),
+        ("sweep.scheduler=pbt sweep.perturb_every=1000", "compares trials at every 1000 steps"),
+        (
+            "sweep.scheduler=pbt sweep.space=['train.learning_rate=uniform(0.1,1)']",
+            "changes settings of the loss in mid-training, not train.learning_rate",
+        ),
+        (
+            "sweep.scheduler=pbt sweep.space=['loss.supervise_b=choice(true,false)',"
+            "'loss.success_weight=uniform(0,1) if loss.supervise_b=true']",
+            "has no entries that depend on a choice",
+        ),
         (
             'sweep.space=["train.seed=grid(1,2,3,4,5,6,7)"] sweep.seeds_per_trial=2 sweep.scheduler=fifo',
             "sweep.seeds_per_trial sets train.seed",
@@ -229,13 +249,19 @@ def test_a_resumed_sweep_with_other_settings_is_refused_and_its_tracked_run_stay
     old = json.loads(
         json.dumps(stored).replace("not_done_below_progress", "min_success").replace("trajectory_first", "rbm")
     )
-    (tmp_path / "sweep/sweep.json").write_text(json.dumps(old))
-    assert _stored_sweep(tmp_path / "sweep", stored["settings"]) == old  # an earlier version wrote it
+    output = Storage(f"{tmp_path}/sweep")
+    output.write_bytes("sweep.json", json.dumps(old).encode())
+    assert _stored_sweep(output, stored["settings"]) == old  # an earlier version wrote it
     further = _settings(load([*overrides, "sweep.num_trials=3"]), Corpus(tiny_corpus))
-    assert _stored_sweep(tmp_path / "sweep", further) == old
-    (tmp_path / "sweep/tune").mkdir()
+    assert _stored_sweep(output, further) == old
+    population = {"settings": further | {"sweep": further["sweep"] | {"scheduler": "pbt"}}}
+    output.write_bytes("sweep.json", json.dumps(population).encode())
+    assert _stored_sweep(output, population["settings"]) == population
+    with pytest.raises(ConfigError, match=r"holds a population of 3 trials, which cannot grow: set"):
+        _stored_sweep(output, population["settings"] | {"sweep": population["settings"]["sweep"] | {"num_trials": 4}})
+    output.write_bytes("tune/anything", b"")
     with pytest.raises(ConfigError, match="a sweep of an earlier version, which kept no journal"):
-        _stored_sweep(tmp_path / "sweep", further)
+        _stored_sweep(output, further)
     elsewhere = load([*overrides, "train.num_workers=2", "train.data_actors=3", "sweep.output=moved"])
     assert _settings(elsewhere, Corpus(tiny_corpus)) == stored["settings"]  # what only says how and where it runs
 
@@ -245,38 +271,44 @@ def _kill_when(command: list[str], log: Path, reached: Callable[[], bool]) -> No
     driver = subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT)
     end = time.monotonic() + 240
     while not reached():
-        assert driver.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+        assert driver.poll() in (None, 0) and time.monotonic() < end, log.read_text()[-3000:]
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
 
 
-def _table(output: Path) -> pd.DataFrame:
-    return pd.read_csv(output / "trials.csv", dtype={"trial": str}, keep_default_na=False)
+def _table(output: str | Path) -> pd.DataFrame:
+    text = Storage(str(output)).read_bytes("trials.csv").decode()
+    return pd.read_csv(io.StringIO(text), dtype={"trial": str}, keep_default_na=False)
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_and_extended_ends_as_one_that_is_not(tiny_corpus: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["tmp_path", "bucket"])
+def test_a_sweep_that_is_killed_and_extended_ends_as_one_that_is_not(
+    tiny_corpus: str, tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
     """The third trial stops at its first validation because of the other two, which another process ran.
 
     That this is so after a kill at any moment, `test_trials.py` shows without Ray.
     """
-    output = tmp_path / "sweep"
+    output = Storage(f"{request.getfixturevalue(where)}/sweep")
     overrides = [*TINY, *SWEEP, "sweep.scheduler=asha", "sweep.metric=seen/voc", f"corpus.path={tiny_corpus}"]
-    overrides.append(f"sweep.output={output}")
-    path = output / "journal.jsonl"
+    overrides.append(f"sweep.output={output.path}")
 
     def both_ended() -> bool:
-        return path.is_file() and path.read_text().count('"kind": "end"') == 2
+        return output.exists("journal.jsonl") and output.read_bytes("journal.jsonl").count(b'"kind": "end"') == 2
 
     _kill_when([sys.executable, "-m", "jobs.sweep", *overrides, "sweep.num_trials=2"], tmp_path / "log", both_ended)
-    before = path.read_text()
+    before = output.read_bytes("journal.jsonl")
     _run([*overrides, "sweep.num_trials=3"])
-    table = _table(output)
+    table = _table(output.path)
     assert dict(zip(table["trial"], table["step"], strict=True)) == {"0000": 4, "0001": 4, "0002": 2}
     assert list(table["seen/voc"]) == sorted(table["seen/voc"], reverse=True)
-    assert path.read_text().startswith(before)  # what has ended did not run again
-    trials, search = Journal(path).trials, Search.of(load([*overrides, "sweep.num_trials=3"]))
+    assert output.read_bytes("journal.jsonl").startswith(before)  # what has ended did not run again
+    with output.local_copy("best") as best:
+        assert load_config(best).train.best_metric == "seen/voc"
+    assert b"<h1>Sweep of 3 trials</h1>" in output.read_bytes("sweep.html")
+    trials, search = Journal(output.at("journal.jsonl")).trials, Search.of(load([*overrides, "sweep.num_trials=3"]))
     assert [trials[f"{i:04d}"].values for i in range(3)] == [
         search.values(i, Journal(Path("nowhere"))) for i in range(3)
     ]
@@ -302,6 +334,49 @@ def test_the_winner_is_set_beside_the_settings_as_they_are_on_clips_that_did_not
     for (given, won), seed in zip(pairs, (43, 44), strict=True):
         assert given.values == journal.trials["0000"].values | {"train.seed": seed}
         assert won.values == journal.trials[winner].values | {"train.seed": seed}
+
+
+@pytest.mark.slow
+def test_a_population_that_is_killed_ends_as_one_that_is_not(tiny_corpus: str, tmp_path: Path) -> None:
+    overrides = [*TINY, "train.steps=6", "train.checkpoint_every=2", f"corpus.path={tiny_corpus}"]
+    overrides += ["sweep.scheduler=pbt", "sweep.num_trials=4", "sweep.max_concurrent=2", "sweep.metric=seen/voc"]
+    whole, killed = Storage(f"{tmp_path}/whole"), Storage(f"{tmp_path}/killed")
+    _run([*overrides, f"sweep.output={whole.path}"])
+
+    def in_the_second_generation() -> bool:
+        return killed.exists("journal.jsonl") and b'"0002-gen1"' in killed.read_bytes("journal.jsonl")
+
+    command = [sys.executable, "-m", "jobs.sweep", *overrides, f"sweep.output={killed.path}"]
+    _kill_when(command, tmp_path / "log", in_the_second_generation)
+    _run([*overrides, f"sweep.output={killed.path}"])
+    pd.testing.assert_frame_equal(_table(killed.path), _table(whole.path))
+    one, other = (Journal(output.at("journal.jsonl")) for output in (whole, killed))
+    assert {name: (run.source, run.values, run.reports) for name, run in one.trials.items()} == {
+        name: (run.source, run.values, run.reports) for name, run in other.trials.items()
+    }
+    assert set(one.trials) == {f"{i:04d}{generation}" for i in range(4) for generation in ("", "-gen1", "-gen2")}
+    assert list(_table(whole.path)["step"]) == [6] * 4
+    moved = [run for run in one.trials.values() if run.source and run.source[:4] != run.name[:4]]
+    assert len(moved) == 2 and b"Who went on from whom" in whole.read_bytes("sweep.html")
+    for run in moved:  # it has the losses of the other one up to its step, and weights of its own after it
+        own, source = (
+            {
+                one["step"]: one["loss"]
+                for one in read_history(whole, f"trials/{name}/run/step-{step:07d}")
+                if "loss" in one
+            }
+            for name, step in ((run.name, run.step), (run.source, run.step - 2))
+        )
+        assert {step: loss for step, loss in own.items() if step <= run.step - 2} == source
+        with whole.local_copy(f"trials/{run.name}/run/step-{run.step:07d}/model") as model:
+            assert load_config(model).loss.progress_weight == pytest.approx(run.values["loss.progress_weight"])
+    with whole.local_copy("best") as best:
+        winner = json.loads((best / "provenance.json").read_text())
+    record = next(one for one in one.evolved() if one.name == _table(whole.path)["trial"][0])
+    measured = record.best("seen/voc", "max")
+    assert measured and winner["step"] == max(
+        r["step"] for r in record.reports if r["seen/voc"] == measured["seen/voc"]
+    )
 
 
 STOPPED = """

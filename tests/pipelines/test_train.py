@@ -270,7 +270,7 @@ def _poison(corpus: Corpus, row: int) -> Path:
 @pytest.mark.parametrize(
     "scale",
     [
-        ["train.num_workers=1", "train.validate_async=true"],
+        pytest.param(["train.num_workers=1", "train.validate_async=true"], marks=pytest.mark.slow),
         pytest.param(["train.num_workers=2", "train.zero_stage=0"], marks=pytest.mark.slow),
         pytest.param(["train.num_workers=2", "train.zero_stage=2", "train.micro_batch_size=2"], marks=pytest.mark.slow),
         pytest.param(["train.num_workers=2", "train.zero_stage=3", "train.min_workers=1"], marks=pytest.mark.slow),

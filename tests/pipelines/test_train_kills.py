@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,9 @@ def test_a_worker_that_hangs_ends_the_run_with_a_sentence(tiny_corpus: str, tmp_
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 hung.kill()
-    assert "error: training made no step for 6" in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "error: training made no step for 6" in said
+    assert re.search(r"were: rank \d: no word, so its process is frozen or gone; rank \d \(on .*with the others", said)
 
 
 def _validations(report: TrainReport) -> dict[float, float]:

@@ -14,8 +14,8 @@ from robometer.corpus.config import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
 from robometer.runs.paths import PathError, absolute_path, make_folder
 
-LOCAL = ("sweep.output", "simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
-STORAGE = ("corpus.path", "train.output", "evaluate.output", "baseline.cache")
+LOCAL = ("simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
+STORAGE = ("corpus.path", "train.output", "sweep.output", "evaluate.output", "baseline.cache")
 CHECKPOINT = ("train.load_from_checkpoint", "evaluate.scorer", "serve.checkpoint")
 
 NEVER = {
@@ -62,8 +62,8 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_the_command_line_says_so_too() -> None:
-    with pytest.raises(PathError, match=r"sweep.output=s3://bucket/run is object storage"):
-        load(["sweep.output=s3://bucket/run"])
+    with pytest.raises(PathError, match=r"ingest.input=s3://bucket/raw is object storage"):
+        load(["ingest.input=s3://bucket/raw"])
 
 
 @pytest.mark.parametrize("setting", LOCAL)

@@ -20,6 +20,7 @@ from robometer.configs.loading import save as save_checkpoint_config
 from robometer.configs.schema import Config
 from robometer.corpus.config import CorpusConfig
 from robometer.corpus.corpus import Corpus
+from robometer.corpus.storage import Storage
 from robometer.models.checkpoint import (
     build_model,
     checkpoint_hash,
@@ -92,7 +93,7 @@ def _evaluation(folder: Path, model: str) -> Path:
 
 
 def test_a_publication_loads_and_says_what_was_recorded(tmp_path: Path, checkpoint: Path) -> None:
-    place = to_folder(prepare(str(checkpoint)), str(tmp_path / "published"))
+    place = Path(to_folder(prepare(str(checkpoint)), str(tmp_path / "published")))
     assert checkpoint_hash(place) == checkpoint_hash(checkpoint)
     a, b = load_model(place)[0].state_dict(), load_model(checkpoint)[0].state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -108,7 +109,7 @@ def test_a_publication_loads_and_says_what_was_recorded(tmp_path: Path, checkpoi
 
 def test_nothing_of_the_machine_is_published(tmp_path: Path, checkpoint: Path) -> None:
     (checkpoint / "notes.txt").write_text("mine")
-    place = to_folder(prepare(str(checkpoint)), str(tmp_path / "published"))
+    place = Path(to_folder(prepare(str(checkpoint)), str(tmp_path / "published")))
     names = {path.name for path in place.iterdir()}
     assert names == {"README.md", "config.yaml", "model.safetensors", "provenance.json"}
     texts = "".join((place / name).read_text() for name in names - {"model.safetensors"})
@@ -116,9 +117,12 @@ def test_nothing_of_the_machine_is_published(tmp_path: Path, checkpoint: Path) -
     assert load_config(place).model == load_config(checkpoint).model
 
 
-def test_an_evaluation_replaces_the_numbers_of_the_training_run(tmp_path: Path, checkpoint: Path) -> None:
+def test_an_evaluation_replaces_the_numbers_of_the_training_run(tmp_path: Path, checkpoint: Path, bucket: str) -> None:
     evaluation = _evaluation(tmp_path / "evaluation", f"rewind@{checkpoint_hash(checkpoint)}")
+    Storage(bucket).write_bytes("evaluation/metrics.json", (evaluation / "metrics.json").read_bytes())
     what = prepare(str(checkpoint), str(evaluation))
+    for place in (f"{evaluation}/metrics.json", f"{bucket}/evaluation", f"{bucket}/evaluation/metrics.json"):
+        assert prepare(str(checkpoint), place) == what
     assert what.metrics == {"held_out/preference/accuracy": 0.625, "held_out/preference/swapped": 0.5}
     text = publishing.card(what, "title", "org/name")
     assert "| held_out | preference/accuracy | 0.625 | 0.4 to 0.75 | 12 pairs |" in text
@@ -144,19 +148,34 @@ def test_a_model_without_numbers_or_history_says_so(tmp_path: Path) -> None:
     assert "Not recorded." in text.split("## Data")[1]
 
 
-def test_only_an_earlier_publication_of_the_same_model_is_replaced(tmp_path: Path, checkpoint: Path) -> None:
-    target = tmp_path / "published"
-    first = to_folder(prepare(str(checkpoint)), str(target))
+@pytest.mark.parametrize("where", ["tmp_path", "bucket"])
+def test_only_an_earlier_publication_of_the_same_model_is_replaced(
+    tmp_path: Path, checkpoint: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    models = Storage(f"{request.getfixturevalue(where)}/models")
+    target = models.at("published")
+
+    def published() -> str:
+        with models.local_copy("published") as copy:
+            return checkpoint_hash(copy)
+
+    first = to_folder(prepare(str(checkpoint)), target)
+    assert first == target and published() == checkpoint_hash(checkpoint)
     later = _checkpoint(tmp_path / "later", seed=1, step=80)  # from the same run
-    to_folder(prepare(str(later)), str(target))
-    assert checkpoint_hash(first) == checkpoint_hash(later)
+    to_folder(prepare(str(later)), f"{target}/")
+    assert published() == checkpoint_hash(later)
     other = prepare(str(_checkpoint(tmp_path / "other", seed=2, run_id="run-2")))
     with pytest.raises(PublishingError, match="is not an earlier publication"):
-        to_folder(other, str(target))
+        to_folder(other, target)
     with pytest.raises(PublishingError, match="is not an earlier publication"):
         to_folder(other, str(checkpoint))
-    assert checkpoint_hash(target) == checkpoint_hash(later)
+    assert published() == checkpoint_hash(later)
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_bucket_as_a_whole_is_no_place_to_publish_to(checkpoint: Path, bucket: str) -> None:
+    with pytest.raises(PublishingError, match="is a whole bucket: name a folder in it"):
+        to_folder(prepare(str(checkpoint)), f"{bucket}/")
 
 
 def test_a_publication_that_fails_leaves_the_old_one(tmp_path: Path, checkpoint: Path) -> None:
@@ -242,7 +261,7 @@ def test_the_vision_language_model_is_published_from_any_layout(tmp_path: Path) 
     for name in ("tokenizer.json", "tokenizer_config.json", "provenance.json"):
         (upstream / name).unlink()
     for source in ("ours", "upstream"):
-        place = to_folder(prepare(str(tmp_path / source)), str(tmp_path / f"published-{source}"))
+        place = Path(to_folder(prepare(str(tmp_path / source)), str(tmp_path / f"published-{source}")))
         assert {"config.json", "tokenizer.json", "README.md", "provenance.json"} <= {p.name for p in place.iterdir()}
         again, loaded = load_model(place)
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
@@ -264,7 +283,7 @@ def test_adapters_are_merged_into_a_model_of_its_own(tmp_path: Path, capsys: pyt
     save_checkpoint(tmp_path / "adapted", state, config, {})
     assert checkpoint_job.main([str(tmp_path / "adapted")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[-3:] == ["0", "0", "0"]
-    place = to_folder(prepare(str(tmp_path / "adapted"), merge=True), str(tmp_path / "merged"))
+    place = Path(to_folder(prepare(str(tmp_path / "adapted"), merge=True), str(tmp_path / "merged")))
     merged, loaded = load_model(place)
     assert loaded.model.lora.rank == 0 and not any("lora" in name for name in merged.state_dict())
     batch = load_processor(config).collate_clips([noise_clip(1, 3)])

@@ -20,6 +20,7 @@ from pipelines.training.accounting import StepProfiler
 from pipelines.training.checkpointing import STATE, Position, load_state, save_state, state_name, to_universal
 from pipelines.training.deepspeed_settings import deepspeed_config
 from pipelines.training.engine import apply_gradients, build_engine, full_state, import_deepspeed
+from pipelines.training.whereabouts import Whereabouts
 from pipelines.training.worker import NotANumberError, Worker
 from robometer.configs import Config, ConfigError, load
 from robometer.corpus.corpus import Corpus
@@ -41,6 +42,11 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 NO_CORPUS = cast(Corpus, None)
 """Stands for a corpus: a vision-language model needs none."""
+
+
+def _whereabouts() -> Whereabouts:
+    """Of a worker that waits for nobody."""
+    return Whereabouts(Storage("nowhere"), 0, 1, after_s=1e6)
 
 
 def _config(*overrides: str) -> Config:
@@ -216,7 +222,7 @@ def test_a_workers_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     scale = ["train.batch_size=8", "train.micro_batch_size=2", "train.steps=4", "model.dropout=0", "tracking.uri=none"]
     config = _config(f"corpus.path={path}", *rates, *scale, "train.zero_stage=1")
     corpus, dealt = Corpus(path), _Dealt(config)
-    worker = Worker(config, {}, NullRun(), corpus, build_engine(config, corpus, 1), Position(), 0, 1)
+    worker = Worker(config, {}, NullRun(), corpus, build_engine(config, corpus, 1), Position(), 0, 1, _whereabouts())
     steps = [worker.step(cast(MicroBatches, dealt))[0] for _ in range(3)]
 
     model = build_model(config, corpus).train()
@@ -269,7 +275,7 @@ def _worker(tmp_path: Path, broken: set[int], *overrides: str) -> tuple[Worker, 
     config = _config(*places, *scale, *overrides)
     corpus = Corpus(config.corpus.path)
     engine = build_engine(config, corpus, 1)
-    return Worker(config, {}, NullRun(), corpus, engine, Position(), 0, 1), _Broken(config, broken)
+    return Worker(config, {}, NullRun(), corpus, engine, Position(), 0, 1, _whereabouts()), _Broken(config, broken)
 
 
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from jobs import train as job
 from pipelines.training.deepspeed_settings import deepspeed_config
 from pipelines.training.engine import import_deepspeed
-from pipelines.training.estimate import Sizes, activations, empty_model, largest_batch, model_states, sizes_of
+from pipelines.training.estimate import Sizes, _hours, activations, empty_model, largest_batch, model_states, sizes_of
 from robometer.configs import Config, load
 from robometer.models.checkpoint import build_model
 from robometer.training.activations import LiveTensors, peak_bytes
@@ -104,3 +105,15 @@ def test_the_command_prints_tables_without_a_corpus_or_ray(capsys: pytest.Captur
     assert [row[:2] for row in rows[:15]] == [[str(s), str(n)] for s in (1, 2, 3) for n in (1, 2, 3, 4, 8)]
     assert "A sample is a pair of clips of 2 frames of 32 x 42 px, as an ingest makes them" in printed
     assert "This run: train.zero_stage=2, 3 GPUs, 4 samples a micro-batch" in printed
+
+
+def test_hours_are_the_work_of_all_samples_at_a_share_of_the_peak() -> None:
+    config = load(["model=tiny", "sampling.max_frames=2", "train.steps=1000000000", "train.precision=bf16"])
+    text = _hours(config, None)
+    match = re.search(r"Time: (\S+) TFLOP for a sample, (\S+) EFLOP for 1,000,000,000 steps of 32 samples", text)
+    assert match
+    sample, total = float(match[1]) * 1e12, float(match[2]) * 1e18
+    assert total == pytest.approx(sample * 32e9, rel=0.01)
+    hours = {name: float(value.replace(",", "")) for value, name in re.findall(r"([\d.,]+) on (\w+)", text)}
+    assert hours["A100"] == pytest.approx(total / (312e12 * 0.4 * 3600), rel=0.01)
+    assert hours["H100"] == pytest.approx(total / (989e12 * 0.4 * 3600), rel=0.01)
