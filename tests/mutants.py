@@ -800,6 +800,17 @@ MUTANTS = (
            'source=self._sources.get(name, "")', 'source=""', "tests/pipelines/test_trials.py"),
     Mutant("a population grows", "pipelines/sweep.py",
            'if trials != wanted and settings["sweep"]["scheduler"] == "pbt":', "if False:", "tests/pipelines/test_sweep.py"),
+    # --- where workers wait
+    Mutant("workers that go on leave their notes", "pipelines/training/whereabouts.py",
+           "if self._written and since != self._written:", "if False:", "tests/pipelines/training/test_whereabouts.py"),
+    Mutant("workers that move write notes too", "pipelines/training/whereabouts.py",
+           "time.time() - since >= self._after_s", "time.time() - since >= 0", "tests/pipelines/training/test_whereabouts.py"),
+    Mutant("notes of an earlier attempt are believed", "pipelines/training/whereabouts.py",
+           "                output.remove(_file(one))\n", "                pass\n", "tests/pipelines/training/test_whereabouts.py"),
+    Mutant("those who said no word are left out", "pipelines/training/whereabouts.py",
+           "frozen or gone\"] if silent else []", "frozen or gone\"] if False else []", "tests/pipelines/training/test_whereabouts.py"),
+    Mutant("GPU hours are those of one step", "pipelines/training/estimate.py",
+           "total = sample * train.batch_size * train.steps", "total = sample * train.batch_size", "tests/pipelines/training/test_estimate.py -k hours"),
     # --- outputs in a bucket
     Mutant("a folder with something in it is empty", "robometer/corpus/storage.py",
            'return all(info.base_name.startswith(".") for info in self._infos(""))', "return True", "tests/pipelines/test_plan.py tests/runs/test_publishing.py"),

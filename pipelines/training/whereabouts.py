@@ -43,19 +43,27 @@ class Whereabouts:
         self._place = (step, doing, time.time())
 
     def close(self) -> None:
-        """End the thread. The note stays: it tells where this worker was when it failed."""
+        """End the thread. A note of where this worker still is stays: it failed there."""
         self._end.set()
         self._thread.join()
+        self._write()
 
     def _watch(self) -> None:
         while not self._end.wait(self._after_s / 4):
-            step, doing, since = self._place
-            if doing and since != self._written and time.time() - since >= self._after_s:
+            self._write()
+
+    def _write(self) -> None:
+        """Write a note, or remove that of a place where this worker is no more."""
+        step, doing, since = self._place
+        with suppress(OSError, StorageError):  # storage may come back
+            if self._written and since != self._written:
+                self._output.remove(_file(self._rank))
+                self._written = 0.0
+            if doing and not self._written and time.time() - since >= self._after_s:
                 note = {"step": step, "doing": doing, "since": since, "world_size": self._size}
                 note |= {"host": socket.gethostname(), "pid": os.getpid()}
-                with suppress(OSError, StorageError):  # storage may come back
-                    self._output.write_bytes(_file(self._rank), json.dumps(note).encode())
-                    self._written = since
+                self._output.write_bytes(_file(self._rank), json.dumps(note).encode())
+                self._written = since
 
 
 def _file(rank: int) -> str:

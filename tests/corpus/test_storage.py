@@ -4,6 +4,7 @@ gives the result of an undisturbed run."""
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,17 @@ def fresh(tmp_path: Path) -> Callable[[], Storage]:
     return make
 
 
+def copies(of: Storage, fresh: Callable[[], Storage]) -> Callable[[], Storage]:
+    """Makes copies of a corpus."""
+
+    def make() -> Storage:
+        storage = fresh()
+        shutil.copytree(of.path, storage.path, dirs_exist_ok=True)
+        return storage
+
+    return make
+
+
 def check_ingest(fresh: Callable[[], Storage], for_good: bool) -> None:
     """An ingest that fails anywhere, once or for good, changes all or nothing, and ends the same when it is rerun."""
     whole, empty = fresh(), fresh()
@@ -155,16 +167,14 @@ def test_an_ingest_that_fails_anywhere_ends_the_same_when_it_is_run_again(
 def test_a_second_ingest_of_the_same_shard_that_fails_takes_nothing_away(
     fresh: Callable[[], Storage], for_good: bool
 ) -> None:
-    def ingested() -> Storage:
-        storage = fresh()
-        ingest(storage)
-        return storage
+    whole = fresh()
+    ingest(whole)
 
     def again(storage: Storage) -> None:
         commit_shard(storage, "shard", [entry for entries in UNITS.values() for entry in entries], job(*UNITS))
 
-    expected = content(ingested().path)
-    for storage in faults(ingested, again, for_good):
+    expected = content(whole.path)
+    for storage in faults(copies(whole, fresh), again, for_good):
         assert content(storage.path) == expected
 
 
@@ -173,18 +183,16 @@ def test_a_join_that_fails_anywhere_ends_the_same_when_it_is_run_again(
 ) -> None:
     """Two shards share a trajectory: the first shard's row is kept, the second's is deleted."""
 
-    def ingested() -> Storage:
-        storage = fresh()
-        commit_shard(storage, "b", [stored(0, task="the second's"), stored(1)], job("u1"))
-        commit_shard(storage, "a", [stored(0, task="the first's"), rejected(7, "corrupt at frame 7")], job("u0", "u7"))
-        return storage
+    whole = fresh()
+    commit_shard(whole, "b", [stored(0, task="the second's"), stored(1)], job("u1"))
+    commit_shard(whole, "a", [stored(0, task="the first's"), rejected(7, "corrupt at frame 7")], job("u0", "u7"))
 
     def join(storage: Storage) -> None:
         for shards in plan_joins(storage, 2**20):
             join_shards(storage, shards)
 
-    expected = content(ingested().path)
-    for storage in faults(ingested, join, for_good):
+    expected = content(whole.path)
+    for storage in faults(copies(whole, fresh), join, for_good):
         assert content(storage.path) == expected
         join(storage)
         (shard,) = read_schemas(storage)

@@ -40,6 +40,17 @@ def test_a_worker_that_stays_writes_where_it_is_and_one_that_moves_writes_nothin
         before = time.time()
         worker.at(21, "sums the losses with the others")
         note = _wait_for_note(output, 1)
+        worker.at(22, "waits for its batch")
+        end = time.monotonic() + 20
+        while output.exists(f"{FOLDER}/1.json"):  # it has gone on
+            assert time.monotonic() < end
+        worker.at(23, "sums the losses with the others")
+        assert _wait_for_note(output, 1)["step"] == 23
+        worker.at(24, "waits for its batch")
+    assert explain(output) == "", "it went on, and ended"
+    with closing(Whereabouts(output, 1, 2, after_s=0.4)) as worker:
+        worker.at(21, "sums the losses with the others")
+        _wait_for_note(output, 1)
     assert (note["step"], note["doing"], note["world_size"]) == (21, "sums the losses with the others", 2)
     assert abs(float(str(note["since"])) - before) < 0.2
     assert explain(output).startswith(
