@@ -257,12 +257,14 @@ def _limits(config: Config, journal: Journal) -> Over:
 
 
 def gpu_hours(config: Config, journal: Journal, live: Collection[str], now: float) -> float:
-    """What the training runs of a sweep have used so far. Of a run that was killed, the time after its last event is
-    not known."""
+    """What the training runs of a sweep have used by `now`; of one that was killed, up to its last event."""
+    train = config.train
     return sum(
-        (run.seconds + (now - run.at if name in live else 0)) / 3600 * train.gpus * train.num_workers
+        (run.seconds + (now - run.at if name in live else 0))
+        / 3600
+        * train.gpus
+        * run.values.get("train.num_workers", train.num_workers)
         for name, run in journal.trials.items()
-        for train in [override(config, run.values).train]
     )
 
 

@@ -770,7 +770,7 @@ MUTANTS = (
     Mutant("the time between a kill and the next attempt counts as GPU hours", "robometer/sweeps/journal.py",
            'record.error, record.at = "", event.at', 'record.seconds += event.at - record.at if record.at else 0.0; record.error, record.at = "", event.at', "tests/pipelines/test_trials.py"),
     Mutant("GPU hours are those of one worker", "pipelines/sweep.py",
-           "/ 3600 * train.gpus * train.num_workers", "/ 3600 * train.gpus", "tests/pipelines/test_trials.py"),
+           'run.values.get("train.num_workers", train.num_workers)', "1", "tests/pipelines/test_trials.py"),
     Mutant("the journal in a bucket has its last event only", "robometer/sweeps/journal.py",
            "            self._text += line\n", "            self._text = line\n", "tests/sweeps/test_journal.py"),
     # --- population based training

@@ -50,6 +50,7 @@ HOW_IT_RUNS = {
     "min_workers",
     "resize_every_s",
     "cpus_per_worker",
+    "gpus_per_worker",
     "micro_batch_size",
     "gradient_checkpointing",
     "zero_init",
