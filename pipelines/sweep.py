@@ -530,9 +530,9 @@ def _story(search: Search, journal: Journal, table: pd.DataFrame, confirmed: Con
     if sweep.seeds_per_trial > 1:
         remarks.append(f"Each trial is the mean of {sweep.seeds_per_trial} training runs with seeds of their own.")
     elif confirmed is None:
+        remedy = "" if search.evolves else ": set sweep.confirm_seeds or sweep.seeds_per_trial"
         remarks.append(
-            "Each trial is one training run. How far two of them differ by their seed alone was not measured: set "
-            "sweep.confirm_seeds or sweep.seeds_per_trial."
+            "Each trial has one seed. How far two of them differ by their seed alone was not measured" + remedy + "."
         )
     records = {record.name: record for record in search.records(journal)}
     given = "begins with the settings as they are" if search.evolves else "settings as they are"
