@@ -263,7 +263,7 @@ def gpu_hours(config: Config, journal: Journal, live: Collection[str], now: floa
         (run.seconds + (now - run.at if name in live else 0))
         / 3600
         * train.gpus
-        * run.values.get("train.num_workers", train.num_workers)
+        * int(run.values.get("train.num_workers", train.num_workers))
         for name, run in journal.trials.items()
     )
 
