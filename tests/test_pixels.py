@@ -154,7 +154,7 @@ def test_frames_that_are_asked_for_are_shown_and_warned_about(
 
 
 def test_what_is_published_keeps_its_frames(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    published = to_folder(prepare(str(checkpoint)), str(tmp_path / "published"))
+    published = Path(to_folder(prepare(str(checkpoint)), str(tmp_path / "published")))
     assert load_scorer(published).info.frames == SETTINGS
     assert "at most 6 frames, short edge 40 px, JPEG quality 10" in (published / "README.md").read_text()
 

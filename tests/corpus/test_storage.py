@@ -117,7 +117,7 @@ def faults(make: Callable[[], Storage], work: Callable[[Storage], object], for_g
             return
 
 
-@pytest.fixture(params=[False, True], ids=["once", "for good"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "for good"])
 def for_good(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 

@@ -55,6 +55,7 @@ def test_a_mistake_is_one_sentence_and_status_2(arguments: list[str], sentence: 
     assert "Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_the_corpus_is_one_sentence(tiny_corpus: str, tmp_path: Path) -> None:
     settings = [*TINY, f"corpus.path={tiny_corpus}", f"train.output={tmp_path}/run"]
     done = _command("train", *settings, "embed.image_encoder=dinov2_base")

@@ -663,6 +663,7 @@ def test_overload_is_refused_with_a_time_to_come_back(url: str, port: int, http:
             assert len(remote.score([Clip(frames_of(2, seed=i), TASK) for i in range(5)])) == 5
 
 
+@pytest.mark.slow
 def test_another_model_takes_over_under_load_without_a_lost_request(http: httpx.Client, port: int) -> None:
     start(config_with(f"serve.port={port}"), Made(load_named, "old@1"))
     taken_over = threading.Event()
@@ -684,6 +685,7 @@ def test_another_model_takes_over_under_load_without_a_lost_request(http: httpx.
     assert http.get("/v1/model").json()["revision"] == "2"
 
 
+@pytest.mark.slow
 def test_models_by_name_share_a_replica_and_a_canary_takes_its_part(
     http: httpx.Client, port: int, tmp_path: Path
 ) -> None:

@@ -172,7 +172,7 @@ def test_no_trial_begins_after_the_gpu_hours_are_used_up(tmp_path: Path, caplog:
     waiting, journal = _waiting(tmp_path, 3, *share)
     for name in ("0002", "0003"):
         assert waiting.next_trial()
-        journal.trials[name].at -= 3600
+        journal.trials[name].at -= 3700
     assert waiting.next_trial() is None and waiting.is_finished()
     assert "sweep.max_gpu_hours=0.5 are used up. Trials left for the next run of this sweep: 1." in caplog.text
 
