@@ -140,7 +140,7 @@ MUTANTS = (
            'same = seal != "" and before.seal == seal', "same = before.seal == seal",
            "tests/corpus/test_identity.py -k nobody_can_look"),
     Mutant("Ray is shut down under threads that use it", "pipelines/cluster.py",
-           "if not ray.is_initialized() or _other_threads_left(ray_threads, patience_s):", "if True:", "tests/pipelines/test_cluster.py -k under_a_thread"),
+           "if not ray.is_initialized() or _other_threads_left(ray_threads, patience_s):", "if True:", "tests/pipelines/test_cluster.py -m slow -k under_a_thread"),
     Mutant("a thread that outlives Ray joins another", "pipelines/foreign.py",
            '"RAY_ENABLE_AUTO_CONNECT": "0"', '"RAY_ENABLE_AUTO_CONNECT": "1"', "tests/pipelines/test_cluster.py -k ctrl_c"),
     Mutant("threads that outlive Ray are heard", "pipelines/cluster.py",
@@ -367,7 +367,7 @@ MUTANTS = (
     # --- training
     Mutant("resumes one step too far", "pipelines/training/checkpointing.py",
            'return engine, Position(saved["step"], history)', 'return engine, Position(saved["step"] + 1, history)',
-           "tests/pipelines/test_train.py -k ends_before_its_step"),
+           "tests/pipelines/test_train.py -m slow -k 'ends_before_its_step and scale0'"),
     Mutant("learning rate of the step before", "pipelines/training/worker.py",
            "rate = learning_rate(self.position.step + 1, self.config)", "rate = learning_rate(self.position.step, self.config)",
            "tests/pipelines/training/test_engine.py -k plain_loop"),
