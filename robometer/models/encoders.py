@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import cv2
@@ -149,7 +150,7 @@ class OpenVinoImageEncoder:
 
     def __init__(self, encoder: TorchImageEncoder, openvino: Any, step: int) -> None:
         self.name, self.dim, self.prepare, self._step = encoder.name, encoder.dim, encoder.prepare, step
-        self._openvino, self._threads = openvino, torch.get_num_threads()
+        self._threads = torch.get_num_threads()
         size = encoder.prepare(np.zeros((1, 8, 8, 3), np.uint8)).shape[1:]
         example = torch.zeros(1, *size, dtype=torch.uint8)
         self._model = compile_module(openvino, encoder.network, [example], [-1, *size], self._threads)
@@ -162,15 +163,15 @@ class OpenVinoImageEncoder:
             return np.array(self._model.create_infer_request().infer([prepared])[0])
         vectors = np.empty((len(prepared), self.dim), np.float32)
 
-        def keep(request: Any, start: int) -> None:
-            values = request.get_output_tensor().data
-            vectors[start : start + len(values)] = values
+        def some(first: int) -> None:
+            request = self._model.create_infer_request()
+            for start in range(first * step, len(prepared), self._threads * step):
+                vectors[start : start + step] = request.infer([prepared[start : start + step]])[0]
 
-        queue = self._openvino.AsyncInferQueue(self._model, self._threads)  # one for each call: callers may be threads
-        queue.set_callback(keep)
-        for start in range(0, len(prepared), step):
-            queue.start_async(prepared[start : start + step], start)
-        queue.wait_all()
+        # Threads of our own: those of OpenVINO, which call Python after each batch of an `AsyncInferQueue`, may want
+        # its lock while the thread that holds it deletes the model and waits for them, for ever.
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(some, range(self._threads)))
         return vectors
 
 
