@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jobs.grammar import Call, Command, SettingOption
 
 
@@ -28,7 +26,7 @@ def simulate(call: Call) -> None:
     )
     output = absolute_path("simulate.output", config.output)
     with exclusive_folder("simulate.output", output), cluster.connected(call.config):
-        summary = stage.simulate(settings, Path(output))
+        summary = stage.simulate(settings, output)
     clips = sum(sum(by_quality.values()) for by_quality in summary.counts.values())
     print(f"{config.output}: {clips} clips of {len(summary.counts)} tasks, {summary.size_bytes / 1e6:.1f} MB")
     print(f"{summary.made} made now, {summary.skipped} there before, {summary.wall_s:.1f} s")
@@ -41,7 +39,7 @@ COMMAND = Command(
     simulate,
     "Roll out Meta-World's scripted experts: successful, suboptimal and failed clips, labelled by the simulator's own "
     "success flag. This made the bundled corpus.",
-    options=[SettingOption("--output", "simulate.output", "Folder of the clips.")],
+    options=[SettingOption("--output", "simulate.output", "Folder of the clips, or its URI.")],
     details={
         "Needs": 'pip install "robometer[simulate]", and a GL driver (EGL, or Debian\'s libegl1 and libgl1-mesa-dri).',
         "Writes": "In the output folder: videos/*/*.mp4 and trajectories.jsonl, which `robometer ingest` reads.",

@@ -34,8 +34,7 @@ from robometer.configs.schema import Config
 from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import CorpusError
 from robometer.corpus.encode import entries, isolated_entries, quarantine_row
-from robometer.corpus.formats import FormatError, Refused, Unit, list_units
-from robometer.corpus.formats.common import absolute
+from robometer.corpus.formats import FormatError, Refused, Unit
 from robometer.corpus.identity import NO_ROWS, Sealer, StoredRows
 from robometer.corpus.manifest import (
     LISTING,
@@ -48,6 +47,7 @@ from robometer.corpus.manifest import (
     read_quarantine,
     write_snapshot,
 )
+from robometer.corpus.remote_input import folder_of, listing
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, IngestCounts, Present, ShardEntry, ShardPlan, commit_shard
 from robometer.errors import RobometerError
@@ -203,31 +203,34 @@ def _plan(storage: Storage, config: IngestConfig) -> _Plan:
     plan, sealer, seen = _Plan(stored, ledger, revision), Sealer(config.split), set[str]()
     group: list[Unit] = []
     size, logged_s = 0, time.monotonic()
+    with listing(config.format, config.input, config.source_name) as (listed, to_uris):
 
-    def close() -> None:
-        nonlocal group, size, logged_s
-        _add_shard(plan, group, sealer.seals(group), config)
-        group, size = [], 0
-        if time.monotonic() - logged_s > LINE_EVERY_S:
-            logged_s = time.monotonic()
-            logger.info("ingest: looked at %d files or rows of %s so far", len(seen), config.input)
+        def close() -> None:
+            nonlocal group, size, logged_s
+            _add_shard(plan, [to_uris(unit) for unit in group], sealer.seals(group), config)
+            group, size = [], 0
+            if time.monotonic() - logged_s > LINE_EVERY_S:
+                logged_s = time.monotonic()
+                logger.info("ingest: looked at %d files or rows of %s so far", len(seen), config.input)
 
-    for entry in list_units(config.format, config.input, config.source_name):
-        if isinstance(entry, Refused):
-            plan.refused.append(quarantine_row(entry, "", SKIP if entry.skipped else "list", entry.error))
-            continue
-        digest = entry.digest(config.format)
-        if digest in seen:
-            names = ", ".join(filter(None, entry.key.split("\x1f")))
-            refused = Refused(entry.uri, f"duplicate: {names} of source {entry.source!r} came before", entry.source)
-            plan.refused.append(quarantine_row(refused, "", "list", refused.error))
-            continue
-        seen.add(digest)
-        group.append(entry)
-        size += entry.count
-        if size >= config.shard_size:
-            close()
-    close()
+        for entry in listed:
+            if isinstance(entry, Refused):
+                refused = to_uris(entry)
+                plan.refused.append(quarantine_row(refused, "", SKIP if refused.skipped else "list", refused.error))
+                continue
+            digest = entry.digest(config.format)
+            if digest in seen:
+                names = ", ".join(filter(None, entry.key.split("\x1f")))
+                error = f"duplicate: {names} of source {entry.source!r} came before"
+                refused = Refused(to_uris(entry).uri, error, entry.source)
+                plan.refused.append(quarantine_row(refused, "", "list", error))
+                continue
+            seen.add(digest)
+            group.append(entry)
+            size += entry.count
+            if size >= config.shard_size:
+                close()
+        close()
     if not seen and not plan.refused:
         raise FormatError(f"{config.input} lists no episode: give ingest.input data of the format {config.format}")
     if plan.done.refused and not config.retry_quarantined:
@@ -308,15 +311,15 @@ def _refuse_clashes(storage: Storage, plan: _Plan, config: IngestConfig) -> None
             )
     fresh = sorted(plan.others.keys() - plan.same.keys() - plan.changed.keys())
     if fresh and not config.source_name:
-        _warn_of_strangers(storage, fresh, absolute(config.input))
+        _warn_of_strangers(storage, fresh, folder_of(config.format, config.input))
 
 
-def _warn_of_strangers(storage: Storage, sources: list[str], input: Path) -> None:
+def _warn_of_strangers(storage: Storage, sources: list[str], folder: str) -> None:
     """Warn where this input adds to a data set that came from another place and shares no unit with it."""
-    rows, folder = read_manifest(storage, ["source", "uri"]), input.parent if input.is_file() else input
+    rows = read_manifest(storage, ["source", "uri"])
     for source in sources:
         first = pc.index(rows["source"], source).as_py()
-        if first >= 0 and not Path(uri := str(rows["uri"][first])).is_relative_to(folder):
+        if first >= 0 and not (uri := str(rows["uri"][first])).startswith(f"{folder}/"):
             logger.warning(
                 "The corpus has a data set %r from another place (%s), and this input is added to it. "
                 "Set ingest.source_name=NAME to keep them apart.",

@@ -1,6 +1,6 @@
 """Simulate Meta-World clips on a Ray cluster (see `robometer.simulation`).
 
-Workers roll out, film and encode episodes. Only the driver writes, so that the output folder need not be shared. A clip
+Workers roll out, film and encode episodes. Only the driver writes, to a folder on its disk or in a bucket. A clip
 exists once its mp4 has its final name and its row is in `trajectories.jsonl`; a second run makes only what is missing.
 """
 
@@ -11,13 +11,14 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.stage import run_stage
 from robometer import simulation
-from robometer.files import write_atomically
+from robometer.corpus.storage import Storage
 from robometer.simulation import EpisodeSpec, SimulationError, SimulationSettings
 
 logger = logging.getLogger(__name__)
@@ -45,22 +46,24 @@ class SimulationSummary:
     skipped: int  # existed before
     counts: dict[str, dict[str, int]]  # task -> quality -> clips in the folder
     splits: dict[str, int]
-    size_bytes: int  # mp4 and rows
+    size_bytes: int  # of the clips
     wall_s: float
     unlabelled: list[str] = field(default_factory=list)  # keys of episodes that never came out as their label says
 
 
-def simulate(settings: SimulationSettings, out: Path) -> SimulationSummary:
-    """Make every missing clip of `settings` in `out`, on the connected Ray.
+def simulate(settings: SimulationSettings, output: str | Path) -> SimulationSummary:
+    """Make every missing clip of `settings` in the folder or URI `output`, on the connected Ray.
 
     Raises:
-        SimulationError: `out` holds clips of other settings, or a worker failed.
+        SimulationError: `output` holds clips of other settings, or a worker failed.
+        StorageError: it cannot be read or written.
     """
     started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
+    out = Storage(str(output))
     _check_settings(out, settings)
     specs = simulation.episodes(settings)
-    rows = {key: row for key, row in _read_rows(out).items() if (out / row["video"]).is_file()}
+    sizes = {name: info.size for name, info in out.tree("").items()}
+    rows = {key: row for key, row in _read_rows(out).items() if row["video"] in sizes}
     missing = [spec for spec in specs if spec.key not in rows]
     for spec in specs:  # more clips per quality move the border between train and seen
         if spec.key in rows:
@@ -82,13 +85,14 @@ def simulate(settings: SimulationSettings, out: Path) -> SimulationSummary:
             if mp4 is None or row is None:
                 unlabelled.append(spec.key)
             else:
-                write_atomically(out / spec.video, mp4)
+                out.write_bytes(spec.video, mp4)
+                sizes[spec.video] = len(mp4)
                 rows[spec.key] = row
         if time.monotonic() - written_s > WRITE_EVERY_S:
             _write_rows(out, rows)
             written_s = time.monotonic()
     _write_rows(out, rows)
-    return _summary(out, rows, len(missing) - len(unlabelled), len(specs) - len(missing), sorted(unlabelled), started)
+    return _summary(sizes, rows, len(missing) - len(unlabelled), len(specs) - len(missing), sorted(unlabelled), started)
 
 
 def roll_out_all(specs: list[EpisodeSpec]) -> list[SimulatedClip]:
@@ -117,49 +121,48 @@ def _groups(specs: list[EpisodeSpec]) -> list[list[EpisodeSpec]]:
     return [group[i : i + size] for i in range(0, longest, size) for group in by_task.values() if group[i : i + size]]
 
 
-def _check_settings(out: Path, settings: SimulationSettings) -> None:
+def _check_settings(out: Storage, settings: SimulationSettings) -> None:
     """Refuse a folder that was made with other settings; write these into a new one."""
     look = {name: value for name, value in asdict(settings).items() if name not in EXTENT_SETTINGS}
-    path = out / SETTINGS_FILE
-    if path.exists():
-        stored = json.loads(path.read_text())
-        if stored != look:
-            changed = ", ".join(sorted(name for name in look | stored if look.get(name) != stored.get(name)))
-            raise SimulationError(f"{out} holds clips made with another {changed}: choose another folder or delete it")
-    else:
-        write_atomically(path, json.dumps(look, indent=2) + "\n")
+    if not out.exists(SETTINGS_FILE):
+        out.write_bytes(SETTINGS_FILE, (json.dumps(look, indent=2) + "\n").encode())
+    elif (stored := json.loads(out.read_bytes(SETTINGS_FILE))) != look:
+        changed = ", ".join(sorted(name for name in look | stored if look.get(name) != stored.get(name)))
+        raise SimulationError(f"{out.path} holds clips made with another {changed}: choose another folder or delete it")
 
 
-def _read_rows(out: Path) -> dict[str, dict[str, Any]]:
+def _read_rows(out: Storage) -> dict[str, dict[str, Any]]:
     """Rows by episode key; empty where there is no file yet."""
-    path = out / ROWS_FILE
-    if not path.exists():
-        return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    lines = out.read_bytes(ROWS_FILE).decode().splitlines() if out.exists(ROWS_FILE) else []
+    rows = [json.loads(line) for line in lines if line.strip()]
     return {row["episode_key"]: row for row in rows}
 
 
-def _write_rows(out: Path, rows: dict[str, dict[str, Any]]) -> None:
+def _write_rows(out: Storage, rows: dict[str, dict[str, Any]]) -> None:
     """Write all rows sorted by key, so that the file does not depend on the order of the workers."""
     lines = "".join(json.dumps(rows[key], separators=(",", ":")) + "\n" for key in sorted(rows))
-    write_atomically(out / ROWS_FILE, lines)
+    out.write_bytes(ROWS_FILE, lines.encode())
 
 
 def _summary(
-    out: Path, rows: dict[str, dict[str, Any]], made: int, skipped: int, unlabelled: list[str], started: float
+    sizes: Mapping[str, int],
+    rows: dict[str, dict[str, Any]],
+    made: int,
+    skipped: int,
+    unlabelled: list[str],
+    started: float,
 ) -> SimulationSummary:
     """Count what the folder holds."""
     counts: dict[str, dict[str, int]] = {}
     for key in sorted(rows):
         task, quality, _ = key.split("/")
         counts.setdefault(task, dict.fromkeys(simulation.QUALITIES, 0))[quality] += 1
-    size = (out / ROWS_FILE).stat().st_size + sum((out / row["video"]).stat().st_size for row in rows.values())
     return SimulationSummary(
         made=made,
         skipped=skipped,
         counts=counts,
         splits=dict(Counter(row["split"] for row in rows.values())),
-        size_bytes=size,
+        size_bytes=sum(sizes[row["video"]] for row in rows.values()),
         wall_s=time.monotonic() - started,
         unlabelled=unlabelled,
     )

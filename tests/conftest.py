@@ -57,17 +57,20 @@ _running = set[str]()
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A local Ray of 4 logical CPUs."""
+def ray_local(object_store_address: str) -> Iterator[None]:
+    """A local Ray of 4 logical CPUs, whose workers can reach the S3 server."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 1024 * 1024,
-    )
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in object_store.environment(object_store_address).items():
+            environment.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=512 * 1024 * 1024,
+        )
     _running.add("ray_local")
     yield
     _running.clear()

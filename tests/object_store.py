@@ -11,10 +11,13 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipelines.cluster import free_port
+from robometer.corpus.storage import Storage
 
 SECRET = "a-secret-of-the-object-store"
 """Secret key that `environment` gives."""
@@ -59,6 +62,13 @@ def new_bucket(address: str) -> str:
     name = f"tests-{uuid.uuid4().hex[:12]}"
     _open(urllib.request.Request(f"{address}/{name}", method="PUT"))
     return f"s3://{name}"
+
+
+def upload(folder: Path, uri: str, names: Iterable[str]) -> None:
+    """Copy some files of a folder to a URI."""
+    storage = Storage(uri)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.put_bytes(name, (folder / name).read_bytes()), names))
 
 
 def _open(request: str | urllib.request.Request) -> None:

@@ -146,7 +146,7 @@ class SimulateConfig(Settings, section="simulate"):
     """Roll-outs of Meta-World's scripted experts (needs the `simulate` extra). The defaults made the bundled corpus."""
 
     output: str = "outputs/metaworld"
-    """Folder of the videos and their `trajectories.jsonl`."""
+    """Folder of the videos and their `trajectories.jsonl`, or its URI."""
     tasks: list[str] = field(default_factory=list)
     """Meta-World tasks; empty: all that label reliably."""
     clips_per_quality: ClipCount = 17
@@ -166,7 +166,7 @@ class SimulateConfig(Settings, section="simulate"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        paths.check_local("simulate.output", self.output)
+        paths.check_storage("simulate.output", self.output)
 
 
 @dataclass

@@ -32,7 +32,7 @@ class IngestConfig(Settings, section="ingest"):
     format: str = "mp4_jsonl"
     """How the raw data lies on disk: a module of `robometer.corpus.formats`, or the dotted path of your own."""
     input: str = "bundled"
-    """Folder or file of that format; `bundled` is the Meta-World corpus that comes with the package."""
+    """Folder or file of that format, or its URI; `bundled` is the Meta-World corpus that comes with the package."""
     source_name: str = ""
     """Name of the data set (its source); empty: the name that the format gives."""
     split: str = "train"
@@ -60,4 +60,4 @@ class IngestConfig(Settings, section="ingest"):
         super().__post_init__()
         # A user's own module may read from anywhere, and an input that exists is accepted whatever its name looks like.
         if (_FORMATS / f"{self.format}.py").is_file() and not os.path.exists(self.input):
-            paths.check_local("ingest.input", self.input)
+            paths.check_storage("ingest.input", self.input)

@@ -16,6 +16,7 @@ from robometer.corpus.formats import Refused, Unit, read_unit
 from robometer.corpus.formats.common import is_depth
 from robometer.corpus.identity import NO_ROWS, Facts, StoredRows, labels_hash
 from robometer.corpus.manifest import SKIP
+from robometer.corpus.remote_input import LocalUnits
 from robometer.corpus.writer import Accepted, Present, Quarantined, ShardEntry, content_hash
 from robometer.errors import RobometerError
 from robometer.frames import FrameSettings, encode_frames
@@ -84,8 +85,9 @@ def _at_frames(values: Sequence[float] | None, name: str, index: Sequence[int], 
 
 def entries(units: Sequence[Unit], config: IngestConfig, stored: StoredRows = NO_ROWS) -> Iterator[ShardEntry]:
     """What to do with the trajectories of some units, in their order, given the rows that the corpus has."""
-    for unit in units:
-        yield from _of_unit(unit, config, stored)
+    local = LocalUnits(units, config.format, config.input)
+    for unit in local:
+        yield from map(local.to_uris, _of_unit(unit, config, stored))
 
 
 def _of_unit(unit: Unit, config: IngestConfig, stored: StoredRows) -> Iterator[ShardEntry]:
@@ -154,15 +156,16 @@ def isolated_entries(units: Sequence[Unit], config: IngestConfig, stored: Stored
     A unit that kills the child is refused. All rows of a unit are in memory together.
     """
     pool: ProcessPoolExecutor | None = None
+    local = LocalUnits(units, config.format, config.input)
     try:
-        for unit in units:
+        for unit in local:
             pool = pool or ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
             try:
-                yield from pool.submit(_list_of_unit, unit, config, stored).result()
+                yield from map(local.to_uris, pool.submit(_list_of_unit, unit, config, stored).result())
             except BrokenProcessPool:
                 pool = None
                 reason = "it killed the process that read it: it crashes a decoder, or needs too much memory"
-                yield _unreadable(unit, unit.digest(config.format), VideoError(reason))
+                yield local.to_uris(_unreadable(unit, unit.digest(config.format), VideoError(reason)))
     finally:
         if pool is not None:
             pool.shutdown()

@@ -115,8 +115,8 @@ class Storage:
         """Whether there is nothing in this folder but hidden files, or no such folder."""
         return all(info.base_name.startswith(".") for info in self._infos(""))
 
-    def tree(self, folder: str) -> dict[str, int]:
-        """Sizes of all files in a folder and below it, by their names within the folder.
+    def tree(self, folder: str) -> dict[str, pafs.FileInfo]:
+        """All files in a folder and below it, by their names within the folder.
 
         Raises:
             StorageError: it cannot be read, or a name leads out of the folder.
@@ -124,10 +124,10 @@ class Storage:
         path = self.full(folder).rstrip("/")
         with self._reading():
             infos = self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        sizes = {info.path[len(path) + 1 :]: info.size for info in infos if info.type == pafs.FileType.File}
-        if outside := [name for name in sizes if ".." in name.split("/")]:
+        files = {info.path[len(path) + 1 :]: info for info in infos if info.type == pafs.FileType.File}
+        if outside := [name for name in files if ".." in name.split("/")]:
             raise StorageError(f"{path} has a file whose name leads out of it: {outside[0]}")
-        return sizes
+        return files
 
     def stamp(self, name: str) -> str:
         """A text that changes with the content of a file: its entity tag, where the filesystem has one, and its time.
@@ -243,11 +243,18 @@ class Storage:
             if not names:
                 raise FileNotFoundError(self.full(name))
             for file in names:
-                target = copy / file[len(name) + 1 :]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with self._reading(), self.fs.open_input_stream(self.full(file)) as source, target.open("wb") as into:
-                    shutil.copyfileobj(source, into, _CHUNK)
+                self.fetch(file, copy / file[len(name) + 1 :])
             yield copy
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to a disk.
+
+        Raises:
+            StorageError: it cannot be copied.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._reading(), self.fs.open_input_stream(self.full(name)) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, _CHUNK)
 
     @contextmanager
     def write_folder(self, name: str, last: Container[str]) -> Iterator[Path]:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from robometer.errors import RobometerError
 
@@ -309,6 +309,8 @@ def image_size(data: bytes) -> tuple[int, int]:
             if image.mode[0] in "IF":
                 raise DepthError(f"an image of one channel with 16 bits or more: {DEPTH}")
             return image.size
+    except UnidentifiedImageError as error:  # whose text has the address of an object
+        raise VideoError(f"these {len(data)} bytes cannot be read as an image (none of the known kinds)") from error
     except (OSError, Image.DecompressionBombError) as error:
         raise VideoError(f"these {len(data)} bytes cannot be read as an image ({first_line(error)})") from error
 

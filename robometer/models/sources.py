@@ -132,7 +132,7 @@ def _files_of_model(storage: Storage) -> dict[str, tuple[int, str]]:
     """Size and stamp of the files of a checkpoint, by name."""
     found = storage.tree("")
     names = [name for name in found if any(fnmatch.fnmatch(PurePosixPath(name).name, form) for form in MODEL_FILES)]
-    return {name: (found[name], storage.stamp(name)) for name in names}
+    return {name: (found[name].size, storage.stamp(name)) for name in names}
 
 
 def _from_mlflow(uri: str, tracking_uri: str) -> Path:

@@ -1,9 +1,9 @@
 """An ingest is killed again and again, and the corpus ends the same: none lost, none twice, nothing left over.
 
 The real job runs as a process of its own on a Ray cluster of three nodes. At random moments the job, one of its workers
-or a node is killed with SIGKILL, or the disk is full. The corpus lies on a disk, then in a bucket. The default is one
-kill of each kind; `ROBOMETER_KILLS=24 python -m pytest tests/pipelines/test_ingest_kills.py -s` does it for longer and
-prints the log.
+or a node is killed with SIGKILL, or the disk is full. Raw data and corpus lie on a disk, then in a bucket. The default
+is one kill of each kind; `ROBOMETER_KILLS=24 python -m pytest tests/pipelines/test_ingest_kills.py -s` does it for
+longer and prints the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.storage import Storage
 from tests.corpus.formats.raw import BUNDLED
-from tests.object_store import SECRET
+from tests.object_store import SECRET, upload
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ROBOMETER_KILLS", "4"))
@@ -39,7 +39,7 @@ class Trial:
     """A cluster, the job that runs on it, and the ways to kill parts of both."""
 
     def __init__(self, folder: Path, disk: Path | None) -> None:
-        self.folder, self.disk = folder, disk
+        self.folder, self.disk, self.raw = folder, disk, str(folder / "raw")
         self.log = (folder / "driver.log").open("wb")
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -53,7 +53,7 @@ class Trial:
                 "ingest.shard_size=4",
                 "ingest.max_bad_fraction=1",
             )
-            where = (f"corpus.path={corpus}", f"ingest.input={self.folder / 'raw'}")
+            where = (f"corpus.path={corpus}", f"ingest.input={self.raw}")
             environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
             command = [sys.executable, "-m", "jobs.ingest", *where, *settings]
             self.driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self.log, stderr=self.log)
@@ -179,13 +179,16 @@ def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_corpus(tmp_
 
 @pytest.mark.timeout(120 + 60 * KILLS)
 @pytest.mark.slow
-def test_so_does_one_into_a_bucket_and_no_log_has_the_credentials(tmp_path: Path, bucket: str) -> None:
+def test_so_does_one_from_bucket_to_bucket_and_no_log_has_the_credentials(tmp_path: Path, bucket: str) -> None:
     """The nodes have the credentials in their environment, and the workers on them get them from there."""
     write_raw(tmp_path / "raw")
     trial = Trial(tmp_path, None)
     try:
         kinds = [trial.kill_driver, trial.kill_worker, trial.kill_node]
-        kill_again_and_again(trial, str(tmp_path / "whole"), f"{bucket}/corpus", kinds)
+        raw = f"{bucket}/raw"
+        names = [json.loads(line)["video"] for line in (tmp_path / "raw/trajectories.jsonl").read_text().splitlines()]
+        upload(tmp_path / "raw", raw, ["trajectories.jsonl", *names])
+        kill_again_and_again(trial, str(tmp_path / "whole"), f"{bucket}/corpus", kinds, raw)
         logs = [file for file in Path(trial.cluster.head_node.get_session_dir_path()).rglob("*") if file.is_file()]
         assert len(logs) > 20
         for file in [tmp_path / "driver.log", *logs]:
@@ -194,13 +197,14 @@ def test_so_does_one_into_a_bucket_and_no_log_has_the_credentials(tmp_path: Path
         trial.close()
 
 
-def kill_again_and_again(trial: Trial, whole: str, corpus: str, kinds: list[Callable[[], str]]) -> None:
-    """Ingest into `whole` without a kill, and into folders whose names start with `corpus` with kills."""
+def kill_again_and_again(trial: Trial, whole: str, corpus: str, kinds: list[Callable[[], str]], raw: str = "") -> None:
+    """Ingest into `whole` without a kill, and from `raw` into folders whose names start with `corpus` with kills."""
     rng = random.Random(0)
     trial.start(whole)
     assert trial.wait() == 0, (trial.folder / "driver.log").read_text()[-3000:]
     expected = state(whole)
     assert len(expected[1]) == CLIPS and not leftovers(whole)
+    trial.raw = raw or trial.raw
     done, round_number = 0, 0
     while done < KILLS:
         folder = f"{corpus}{round_number}"

@@ -14,8 +14,11 @@ from robometer.corpus.config import IngestConfig
 from robometer.corpus.storage import Storage, StorageError
 from robometer.runs.paths import PathError, absolute_path, make_folder
 
-LOCAL = ("simulate.output", "ingest.input", "model.base_model", "baseline.prompt")
-STORAGE = ("corpus.path", "train.output", "sweep.output", "evaluate.output", "baseline.cache")
+LOCAL = ("model.base_model", "baseline.prompt")
+STORAGE = (
+    *("corpus.path", "ingest.input", "simulate.output"),
+    *("train.output", "sweep.output", "evaluate.output", "baseline.cache"),
+)
 CHECKPOINT = ("train.load_from_checkpoint", "evaluate.scorer", "serve.checkpoint")
 
 NEVER = {
@@ -62,8 +65,8 @@ def test_a_wrong_value_is_refused_by_name(
 
 
 def test_the_command_line_says_so_too() -> None:
-    with pytest.raises(PathError, match=r"ingest.input=s3://bucket/raw is object storage"):
-        load(["ingest.input=s3://bucket/raw"])
+    with pytest.raises(PathError, match=r"model.base_model=s3://bucket/raw is object storage"):
+        load(["model.base_model=s3://bucket/raw"])
 
 
 @pytest.mark.parametrize("setting", LOCAL)

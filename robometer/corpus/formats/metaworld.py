@@ -48,6 +48,7 @@ EVAL = (
     "sweep-into window-close"
 ).split()
 KEYS = ("0", "1", "10", "11", "12")
+LISTING_NEEDS_A_DISK = ("*.h5", "*.hdf5")
 QUALITY = {"GT": "successful", "success": "successful", "close_succ": "suboptimal", "all_fail": "failure"}
 
 

@@ -33,6 +33,7 @@ from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
 
 EPISODES = "meta/episodes.jsonl"
+LISTING_NEEDS_A_DISK = ("*.parquet",)
 PARTS = ("household", "tabletop")
 VIEWS = ("first_view", "second_view")
 LEFT_OUT = {"molmoact_dataset_tabletop": "load the bowl"}

@@ -43,6 +43,8 @@ from robometer.trajectory import Episode
 COLUMNS = ("id", "task", "data_source", "is_robot", "quality_label", "partial_success", "frames_path", "frames",
            "num_frames")  # fmt: skip
 PARTIAL_SUCCESS_IS_WRONG = "metaworld_"
+LISTING_READS = ("*processed_dataset/*.arrow",)
+LISTING_NEEDS_A_DISK = ("*.tar", "*.tar.part*")
 
 _TAR = re.compile(r"(?P<name>.+)\.tar(\.part-?(?P<part>[a-z]+))?")
 

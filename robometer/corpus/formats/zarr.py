@@ -27,6 +27,8 @@ from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode
 
 MAX_CHUNK_BYTES = 2**30
+LISTING_READS = ("*meta/episode_ends/*",)
+LISTING_NEEDS_A_DISK = ("*.zarr.zip",)
 CODECS = frozenset(
     "blosc zstd gzip zlib lz4 bz2 lzma shuffle delta bytes transpose crc32c sharding_indexed default".split()
 )

@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from pipelines.ingest import run_ingest
 from robometer.configs import load
 from robometer.corpus.config import IngestConfig
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
-from robometer.corpus.formats import Unit, list_units
+from robometer.corpus.formats import FormatError, Unit, find, list_units
 from robometer.corpus.manifest import read_ledgers
+from robometer.corpus.remote_input import listing
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import ShardEntry
 from robometer.frames import FrameSettings, read_frames
@@ -74,10 +79,56 @@ def ingest(folder: Path, format: str, *overrides: str, input: Path | None = None
         with Path(commands).open("a") as file:
             print("robometer ingest", f"ingest.format={format}", f"ingest.input={raw}", *settings, file=file)
     where = (f"corpus.path={folder / 'corpus'}", f"ingest.format={format}", f"ingest.input={raw}")
-    run_ingest(load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides]))
+    config = load([*where, *SETTINGS, "ingest.max_bad_fraction=1", *overrides])
+    run_ingest(config)
+    _check_as_from_a_bucket(config.ingest)
     ledgers = read_ledgers(Storage(str(folder / "corpus"))).values()
     assert all(read.seal for units in ledgers for read in units.values()), "the next ingest reads it all again"
     return Corpus(str(folder / "corpus"))
+
+
+def _check_as_from_a_bucket(config: IngestConfig) -> None:
+    """The outline of the raw data lists the same units, and their own files are enough to read each of them."""
+    module, root = find(config.format), Path(config.input)
+    names = [str(path.relative_to(root)) for path in root.rglob("*")]
+    in_bucket = replace(config)
+    in_bucket.input = f"file://{root.absolute()}"
+    if any(fnmatch(name, form) for form in getattr(module, "LISTING_NEEDS_A_DISK", ()) for name in names):
+        with pytest.raises(FormatError, match="must read to list"), listing(config.format, in_bucket.input, ""):
+            pass
+        return
+    if not all(name.isprintable() for name in names):
+        return  # names that no bucket has
+    with _without_empty_folders(root):
+        here = list(list_units(config.format, config.input, config.source_name))
+        with listing(config.format, in_bucket.input, config.source_name) as (entries_there, to_uris):
+            there = [to_uris(entry) for entry in entries_there]
+        _check_equal(there, here)
+        made_here = list(entries([one for one in here if isinstance(one, Unit)], config))
+        made_there = list(entries([one for one in there if isinstance(one, Unit)], in_bucket))
+        _check_equal(made_there, made_here)
+
+
+def _check_equal(there: list[Any], here: list[Any]) -> None:
+    for one, other in zip(there, here, strict=True):
+        # A message that is cut has less of a longer path.
+        told, expected = (re.sub(r"(No such file or directory: ').*?(\"|$)", r"\1", str(x)) for x in (one, other))
+        assert told.replace("file://", "") == expected, f"{str(one)[:1500]} is not {str(other)[:1500]}"
+
+
+@contextmanager
+def _without_empty_folders(root: Path) -> Iterator[None]:
+    """A bucket has none."""
+    empty = list[Path]()
+    for path in sorted(root.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+            empty.append(path)
+    try:
+        yield
+    finally:
+        for path in reversed(empty):
+            path.mkdir()
 
 
 def read(format: str, input: Path, **settings: Any) -> list[ShardEntry]:
