@@ -94,7 +94,8 @@ class Outline:
 
     def to_uris(self, entry: T) -> T:
         """An entry of the listing that names the files in the bucket."""
-        return _moved(entry, self._path, self._uri)
+        moved: T = _moved(entry, self._path, self._uri)
+        return moved
 
 
 @contextmanager
@@ -176,7 +177,8 @@ class LocalUnits:
 
     def to_uris(self, entry: ShardEntry) -> ShardEntry:
         """What was made of a unit, with the names of its files in the bucket."""
-        return _moved(entry, self._path, self._uri) if self._is_remote else entry
+        moved: ShardEntry = _moved(entry, self._path, self._uri) if self._is_remote else entry
+        return moved
 
 
 def _split(uri: str) -> tuple[str, str]:
