@@ -247,6 +247,8 @@ MUTANTS = (
     Mutant("holes of tars are listed", "robometer/corpus/remote_input.py",
            "for pattern in getattr(module, \"LISTING_NEEDS_A_DISK\", ()):", "for pattern in ():",
            "tests/corpus/test_remote_input.py"),
+    Mutant("no layer is compiled", "pipelines/training/engine.py",
+           "block.compile(dynamic=True)", "pass", "-m slow tests/pipelines/training/test_engine.py -k compiled"),
     Mutant("a seal knows no files", "robometer/corpus/identity.py",
            'digest.update(look.encode("utf-8", "surrogatepass"))', "pass", "tests/corpus/test_identity.py -k seal"),
     Mutant("a seal knows no times", "robometer/corpus/identity.py",

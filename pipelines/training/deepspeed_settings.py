@@ -40,7 +40,7 @@ _OURS = {
 """Keys of DeepSpeed that settings of ours decide, and which ones do."""
 
 _UNSAFE = {
-    "compile": "nobody has tried it here",
+    "compile": "DeepCompile changes when gradients are reduced, and nobody has tried it here; there is train.compile",
     "zero_optimization.zenflow": "its steps come later than the check that losses and gradients are finite",
     "zero_optimization.elastic_checkpoint": "checkpoints for other numbers of workers are universal ones",
     "zero_optimization.legacy_stage1": "DeepSpeed has removed it",

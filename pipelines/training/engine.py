@@ -44,7 +44,17 @@ def build_engine(config: Config, corpus: Corpus, world_size: int, universal: boo
         for group in groups:
             group["params"] = [partitioned[parameter] for parameter in group["params"]]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=settings, dist_init_required=False)
+    if config.train.compile:
+        _compile_blocks(model)
     return engine
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Compile the repeated blocks of a model, one by one: what lies between them in transformers cannot be compiled."""
+    for blocks in model.modules():
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                block.compile(dynamic=True)
 
 
 def apply_gradients(engine: Any) -> float:

@@ -37,6 +37,7 @@ def provenance_of(corpus: Corpus) -> dict[str, Any]:
 _TRAINED = {"sampling", "model", "loss", "train"}
 
 HOW_IT_RUNS = {
+    "compile",
     "output",
     "max_failures",
     "on_nonfinite",

@@ -76,6 +76,8 @@ class TrainConfig(Settings, section="train"):
     """Kind of GPU that each worker gets, by Ray's name, such as `H100` or `A100-80G`; empty: any."""
     tf32: bool = False
     """Let GPUs multiply float32 matrices in TF32: faster, with 10 bits of mantissa instead of 23."""
+    compile: bool = False
+    """Compile the layers of the model with torch.compile at the first step; on CPUs this needs a C++ compiler."""
     collective_timeout_s: Positive = 1800.0
     """Seconds that a worker waits for the others in one collective operation, before it fails."""
     cpus_per_worker: NotNegative = 1.0

@@ -135,6 +135,19 @@ def test_a_model_partitioned_while_it_is_built_learns_as_one_that_is_not() -> No
     np.testing.assert_allclose(_steps(plain, batch, 3), _steps(partitioned, batch, 3), rtol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_compiled_model_learns_as_one_that_is_not(stage: int) -> None:
+    plain, compiled = (
+        build_engine(_config(f"train.zero_stage={stage}", f"train.compile={on}"), NO_CORPUS, 1) for on in (False, True)
+    )
+    batch, counted = _batch(_config()), torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    np.testing.assert_allclose(_steps(compiled, batch, 3), _steps(plain, batch, 3), rtol=1e-4)
+    assert counted["unique_graphs"] > before
+    assert full_state(compiled).keys() == full_state(plain).keys()
+
+
 @pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
 def test_offload_changes_no_loss(stage: int, offload: str) -> None:
     batch = _batch(_config())
