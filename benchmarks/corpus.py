@@ -4,6 +4,8 @@ Ingest     the real job on copies of the bundled clips, against plain processes 
            Ray, and against a pipeline like upstream's (npz with deflate); memory at 1x and 10x
 Manifest   opening a manifest of a million rows
 Read       random trajectories of a corpus larger than caches, against plain reads of the same number of bytes
+LeRobot    a v3 dataset whose episodes share a video, against one video per episode, and against opening the video for
+           each frame; how often a video is opened for an episode (by strace)
 
 Machines are noisy, so contenders take turns, and medians are printed.
 """
@@ -19,6 +21,8 @@ import os
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -34,6 +39,7 @@ import pyarrow as pa
 from pipelines.cluster import connected
 from pipelines.ingest import run_ingest
 from robometer.configs import load
+from robometer.corpus import export
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import Unit, list_units
@@ -52,7 +58,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4000, help="clips of the larger ingest")
     parser.add_argument("--gb", type=float, default=10.0, help="size of the corpus that is read at random")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the manifest that is opened")
-    parser.add_argument("--only", choices=("ingest", "manifest", "read"), help="run only this part")
+    parser.add_argument("--only", choices=("ingest", "manifest", "read", "lerobot"), help="run only this part")
     options = parser.parse_args()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="robometer-benchmark-") as folder:
@@ -60,6 +66,7 @@ def main() -> None:
             "ingest": lambda: ingest(Path(folder), options.clips),
             "manifest": lambda: manifest(Path(folder), options.rows),
             "read": lambda: read(Path(folder), options.gb),
+            "lerobot": lambda: lerobot(Path(folder), options.clips // 10),
         }
         for name, run in parts.items():
             if options.only in (None, name):
@@ -158,6 +165,60 @@ def deflate(units: list[Unit]) -> int:
             [resize_short_edge(f, 240) for f in reader.get_batch(thin_positions(len(reader), 32)).asnumpy()]
         )
         np.savez_compressed(io.BytesIO(), frames=frames, shape=frames.shape, num_frames=len(frames))
+    return len(units)
+
+
+# LeRobot
+
+
+def lerobot(folder: Path, episodes: int) -> None:
+    """Time for an episode of 16 frames, and how often its video is opened."""
+    with connected(load()):
+        run_job(write_raw(folder / "raw", episodes), folder / "corpus")
+    corpus = Corpus(str(folder / "corpus"))
+    for name, megabytes in (("joined", export.VIDEO_MB), ("single", 0)):
+        export.VIDEO_MB = megabytes
+        export.export_lerobot(corpus, folder / name)
+    units = {name: [*list_units("lerobot", str(folder / name))] for name in ("joined", "single")}
+    work = {
+        "episodes that share a video": lambda: bare_lerobot(units["joined"]),
+        "a video for each episode": lambda: bare_lerobot(units["single"]),
+        "the shared video, opened for each frame": lambda: frame_by_frame(units["joined"][: episodes // 10]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(ROUNDS):
+        for name, run in work.items():
+            started = time.perf_counter()
+            count = run()
+            times[name].append(1000 * (time.perf_counter() - started) / count)
+    print(f"\n{episodes} episodes of 16 frames of 160 x 160 px, one process, median of {ROUNDS} rounds")
+    for name, values in times.items():
+        print(f"{name:42}{statistics.median(values):8.1f} ms an episode")
+    if strace := shutil.which("strace"):
+        code = f"from benchmarks.corpus import *; bare_lerobot([*list_units('lerobot', {str(folder / 'joined')!r})])"
+        command = [strace, "-f", "-e", "trace=open,openat", "-o", str(folder / "opened"), sys.executable, "-c", code]
+        subprocess.run(command, check=True)
+        opened = sum('.mp4"' in line for line in (folder / "opened").read_text().splitlines())
+        print(f"a shared video was opened {opened / episodes:.2f} times for each of its episodes")
+
+
+def bare_lerobot(units: list[Unit]) -> int:
+    """Read, decode, resize and encode episodes, and drop the result."""
+    made = [*entries(units, load(["ingest.format=lerobot"]).ingest)]
+    assert all(isinstance(entry, Accepted) for entry in made)
+    return len(made)
+
+
+def frame_by_frame(units: list[Unit]) -> int:
+    """Decode every frame of episodes with a decoder of its own, sought by time."""
+    for unit in units:
+        [(video, (first, *_))] = unit.data["videos"].values()
+        for frame in range(first, first + unit.data["length"]):
+            with av.open(str(Path(unit.uri, video))) as container:
+                stream = container.streams.video[0]
+                at = round(frame / unit.data["fps"] / stream.time_base)
+                container.seek(at, stream=stream)
+                next(shown for shown in container.decode(stream) if shown.pts >= at).to_ndarray(format="rgb24")
     return len(units)
 
 

@@ -26,7 +26,8 @@ COMMAND = Command(
     "Decode, thin, resize and store raw robot videos as an Arrow corpus, with Ray Data.",
     inputs=Inputs(
         "[RAW]",
-        "Folder or file of raw data. Without it: the Meta-World corpus that comes with the package.  [ingest.input]",
+        "Folder or file of raw data, or its URI. Without it: the Meta-World corpus that comes with the package.  "
+        "[ingest.input]",
         values=stands_for("ingest.input"),
     ),
     options=[
@@ -46,6 +47,7 @@ COMMAND = Command(
     examples="""
 robometer ingest --corpus outputs/corpus
 robometer ingest /data/my_dataset --format lerobot --corpus /data/corpus
+robometer ingest s3://bucket/my_dataset --format lerobot --corpus s3://bucket/corpus
 ray job submit --working-dir . -- python -m jobs.ingest /data/my_robot --corpus /data/corpus
 """,
     sections=("ingest", "corpus"),

@@ -224,7 +224,7 @@ MUTANTS = (
            "os.truncate(path, info.size)", "pass",
            "tests/corpus/test_remote_input.py"),
     Mutant("annotations are holes", "robometer/corpus/remote_input.py",
-           "if any(fnmatch(name, pattern) for pattern in reads):", "if not reads:",
+           "if any(fnmatch(name.lower(), pattern) for pattern in reads):", "if not reads:",
            "tests/corpus/test_remote_input.py"),
     Mutant("a bucket's rows name the driver's disk", "robometer/corpus/remote_input.py",
            "moved: T = _moved(entry, self._path, self._uri)", "moved = entry",

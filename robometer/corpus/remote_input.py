@@ -7,6 +7,7 @@ one unit at a time on its disk (`LocalUnits`), and fetches those of the next one
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import shutil
@@ -26,6 +27,8 @@ from robometer.corpus.formats import FormatError, Refused, Unit, find, list_unit
 from robometer.corpus.formats.common import absolute
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, Present, Quarantined, ShardEntry
+
+logger = logging.getLogger(__name__)
 
 TEXTS = (
     *("*.json", "*.jsonl", "*.csv", "*.tsv", "*.txt", "*.yaml", "*.yml", "*.md"),
@@ -66,7 +69,7 @@ class Outline:
         if not infos:
             raise FormatError(f"there is no file at {uri}: check ingest.input, and the rights of this process")
         for pattern in getattr(module, "LISTING_NEEDS_A_DISK", ()):
-            if large := next((name for name in infos if fnmatch(name, pattern)), None):
+            if large := next((name for name in infos if fnmatch(name.lower(), pattern)), None):
                 raise FormatError(
                     f"{uri} holds {large}, which ingest.format={format} must read to list what is in it: unpack it, or "
                     "mount the bucket and give the folder to ingest.input"
@@ -74,18 +77,19 @@ class Outline:
         with ThreadPool(_THREADS) as pool:
             for _ in pool.imap_unordered(lambda file: self._put(bucket, *file, reads), infos.items(), chunksize=64):
                 pass
+        logger.info("ingest: %s has %d files", uri, len(infos))
 
     def _put(self, bucket: Storage, name: str, info: pafs.FileInfo, reads: Sequence[str]) -> None:
         path = Path(self._path, name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise FormatError(
-                f"{bucket.at(name)} has a name that no file on a disk can have beside the others ({error.strerror}): "
-                "rename it"
+                f"{bucket.at(name)} has a name that no file on a disk can have beside the others ({reason}): rename it"
             ) from error
-        if any(fnmatch(name, pattern) for pattern in reads):
+        if any(fnmatch(name.lower(), pattern) for pattern in reads):
             bucket.fetch(name, path)
         else:
             os.truncate(path, info.size)
