@@ -98,7 +98,7 @@ class Outline:
 
     def to_uris(self, entry: T) -> T:
         """An entry of the listing that names the files in the bucket."""
-        moved: T = _moved(entry, self._path, self._uri)
+        moved: T = relocated(entry, self._path, self._uri)
         return moved
 
 
@@ -163,7 +163,7 @@ class LocalUnits:
                 fetched.result()
                 following = names[number + 1] if number + 1 < len(names) else []
                 fetched = ahead.submit(self._fetch, bucket, following)
-                yield _moved(unit, self._uri, self._path)
+                yield relocated(unit, self._uri, self._path)
                 for name in set(names[number]) - set(following):
                     _remove(Path(self._path, name))
 
@@ -181,7 +181,7 @@ class LocalUnits:
 
     def to_uris(self, entry: ShardEntry) -> ShardEntry:
         """What was made of a unit, with the names of its files in the bucket."""
-        moved: ShardEntry = _moved(entry, self._path, self._uri) if self._is_remote else entry
+        moved: ShardEntry = relocated(entry, self._path, self._uri) if self._is_remote else entry
         return moved
 
 
@@ -198,23 +198,23 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
-    """A value whose texts name `new` wherever they named the folder `old`."""
+def relocated(value: Any, old: str, new: str) -> Any:
+    """A value (of JSON, a unit, or what was made of one) that names the folder `new` wherever it named `old`."""
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, Mapping):
-        return {key: _moved(entry, old, new) for key, entry in value.items()}
+        return {key: relocated(entry, old, new) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(entry, old, new) for entry in value)
+        return type(value)(relocated(entry, old, new) for entry in value)
     if isinstance(value, Unit):
-        moved = {name: _moved(getattr(value, name), old, new) for name in ("uri", "data", "files")}
+        moved = {name: relocated(getattr(value, name), old, new) for name in ("uri", "data", "files")}
         return replace(value, **moved)
     if isinstance(value, Refused):
-        return replace(value, uri=_moved(value.uri, old, new), error=_moved(value.error, old, new))
+        return replace(value, uri=relocated(value.uri, old, new), error=relocated(value.error, old, new))
     if isinstance(value, Accepted):
-        return replace(value, record={**value.record, "uri": _moved(value.record["uri"], old, new)})
+        return replace(value, record={**value.record, "uri": relocated(value.record["uri"], old, new)})
     if isinstance(value, Present):
-        return replace(value, uri=_moved(value.uri, old, new))
+        return replace(value, uri=relocated(value.uri, old, new))
     if isinstance(value, Quarantined):
-        return replace(value, row=_moved(value.row, old, new))
+        return replace(value, row=relocated(value.row, old, new))
     return value

@@ -11,8 +11,8 @@ A module of this package, or any importable module that `ingest.format` names by
         the same unit must always give the same episodes. An exception ends the unit. Its earlier episodes are stored,
         and the exception becomes a row in quarantine.
 
-A format of this package may also say which files `units` reads: `LISTING_READS` and `LISTING_NEEDS_A_DISK`, for raw data
-in a bucket (`robometer.corpus.remote_input`). A unit's `files` must then be all that `episodes` reads.
+A format of this package may also say which files `units` reads: `LISTING_READS` and `LISTING_NEEDS_A_DISK`, for raw
+data in a bucket (`robometer.corpus.remote_input`). A unit's `files` must then be all that `episodes` reads.
 
 Modules are imported by name, so only who reads a format needs its libraries.
 """

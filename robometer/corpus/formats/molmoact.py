@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from robometer.corpus.formats import FormatError, Refused, Unit
 from robometer.corpus.formats.common import files, folder, name_of
-from robometer.corpus.formats.lerobot import task_of_most
+from robometer.corpus.formats.lerobot import TASKS, task_of_most
 from robometer.corpus.readers.episode_rows import EpisodeRows, open_parquet, ranges
 from robometer.frames.recording import ImageSequence
 from robometer.trajectory import Episode, TrajectoryError
@@ -102,7 +102,7 @@ def _episodes_of(path: Path, source: str) -> Iterator[Unit | Refused]:
             yield Refused(str(path), f"no parquet file holds rows of episode {episode}", source, key)
         else:
             data = {"episode": episode, "length": length, "tasks": tasks, "files": names, "fps": fps}
-            yield Unit(key, source, str(path), len(VIEWS), data, files=[str(path / name) for name in names])
+            yield Unit(key, source, str(path), len(VIEWS), data, files=[str(path / name) for name in (*names, *TASKS)])
     for episode in sorted(where):
         yield Refused(
             str(path), f"episode {episode} is not in {EPISODES}", source, f"{name_of(path)}/episode_{episode:06d}"

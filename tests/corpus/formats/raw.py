@@ -26,7 +26,7 @@ from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
 from robometer.corpus.formats import FormatError, Unit, find, list_units
 from robometer.corpus.manifest import read_ledgers
-from robometer.corpus.remote_input import listing
+from robometer.corpus.remote_input import listing, relocated
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import ShardEntry
 from robometer.frames import FrameSettings, read_frames
@@ -89,24 +89,25 @@ def ingest(folder: Path, format: str, *overrides: str, input: Path | None = None
 
 def _check_as_from_a_bucket(config: IngestConfig) -> None:
     """The outline of the raw data lists the same units, and their own files are enough to read each of them."""
-    module, root = find(config.format), Path(config.input)
+    root = Path(config.input).absolute()
     names = [str(path.relative_to(root)) for path in root.rglob("*")]
-    in_bucket = replace(config)
-    in_bucket.input = f"file://{root.absolute()}"
-    if any(fnmatch(name, form) for form in getattr(module, "LISTING_NEEDS_A_DISK", ()) for name in names):
-        with pytest.raises(FormatError, match="must read to list"), listing(config.format, in_bucket.input, ""):
-            pass
-        return
     if not all(name.isprintable() for name in names):
         return  # names that no bucket has
+    in_bucket = replace(config)
+    in_bucket.input = f"file://{root}"
+    disk_only = getattr(find(config.format), "LISTING_NEEDS_A_DISK", ())
     with _without_empty_folders(root):
         here = list(list_units(config.format, config.input, config.source_name))
-        with listing(config.format, in_bucket.input, config.source_name) as (entries_there, to_uris):
-            there = [to_uris(entry) for entry in entries_there]
-        _check_equal(there, here)
-        made_here = list(entries([one for one in here if isinstance(one, Unit)], config))
-        made_there = list(entries([one for one in there if isinstance(one, Unit)], in_bucket))
-        _check_equal(made_there, made_here)
+        if any(fnmatch(name, pattern) for pattern in disk_only for name in names):
+            with pytest.raises(FormatError, match="must read to list"), listing(config.format, in_bucket.input, ""):
+                pass
+            there = [relocated(entry, str(root), in_bucket.input) for entry in here]
+        else:
+            with listing(config.format, in_bucket.input, config.source_name) as (entries_there, to_uris):
+                there = [to_uris(entry) for entry in entries_there]
+            _check_equal(there, here)
+        here, there = ([one for one in listed if isinstance(one, Unit)] for listed in (here, there))
+        _check_equal(list(entries(there, in_bucket)), list(entries(here, config)))
 
 
 def _check_equal(there: list[Any], here: list[Any]) -> None:
