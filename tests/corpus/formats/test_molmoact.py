@@ -31,6 +31,7 @@ def write_part(root: Path, tasks: list[str], files: dict[str, list[tuple[int, in
             "first_view": first,
             "second_view": second,
             "wrist_image": second,
+            "task_index": [n for n, _ in frames],
         }
         write_rows(root / name, columns, row_group_size=5)
     (root / "meta").mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,14 @@ def test_rows_are_grouped_by_episode_wherever_they_lie(ray_local: None, tmp_path
 
     more = {"data/b.parquet": mixed, "data/a.parquet": rest, "data/c.parquet": [(2, i) for i in range(FRAMES)]}
     write_part(home, ["close the lid", "fold it", "wipe"], more)
+    lines = (home / "meta/episodes.jsonl").read_text().replace('["wipe"]', '["fold it", "wipe"]')
+    (home / "meta/episodes.jsonl").write_text(lines)
+    texts = ["close the lid", "fold it", "wipe"]
+    (home / "meta/tasks.jsonl").write_text(
+        "".join(json.dumps({"task_index": n, "task": text}) + "\n" for n, text in enumerate(texts))
+    )
     again = ingest(tmp_path, "molmoact")
+    assert [row[0] for row in rows(again, "task")] == [text for text in texts for _ in range(2)]
     assert set(again.manifest["id"].to_pylist()) > set(corpus.manifest["id"].to_pylist())
     assert len(again) == len(corpus) + 2
 
@@ -81,7 +89,7 @@ def test_what_upstream_leaves_out_is_skipped_and_what_is_broken_is_refused(ray_l
     assert reasons["tabletop tabletop/episode_000000"] == "tasks with 'load the bowl' are left out, as upstream"
     assert reasons["tabletop tabletop/episode_000002"] == "no parquet file holds rows of episode 2"
     assert reasons["tabletop tabletop/episode_000003"] == "episode 3 has 5 rows, not 8"
-    assert "no task text: it lists 0 tasks" in reasons["tabletop tabletop/episode_000004"]
+    assert "no task text: its frames have the tasks '' (8)" in reasons["tabletop tabletop/episode_000004"]
     assert reasons["tabletop tabletop/episode_000009"] == "episode 9 is not in meta/episodes.jsonl"
     assert "3.parquet cannot be read" in reasons["3.parquet"]
     assert "has neither household nor tabletop" in reasons["kitchen"]
