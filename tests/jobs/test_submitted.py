@@ -173,9 +173,17 @@ def test_a_pipeline_runs_as_jobs_goes_on_after_a_kill_and_does_nothing_twice(
 
 @pytest.mark.slow
 def test_a_job_is_stopped(head: dict[str, str], tmp_path: Path) -> None:
+    """And what a checkout holds besides code is not uploaded: Ray refuses more than 100 MiB."""
     _wait_until_up(head)
-    begun = _robometer(head, "submit", "--detach", "--env", "HOME", "simulate", "--output", f"{tmp_path}/raw")
-    assert begun.returncode == 0
+    checkout = tmp_path / "checkout"
+    for package in ("robometer", "pipelines", "jobs"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("outputs", ".git"):
+        (checkout / folder).mkdir()
+        (checkout / folder / "large").write_bytes(os.urandom(110 * 2**20))
+    simulate = ["simulate", "--output", f"{tmp_path}/raw"]
+    begun = _robometer(head, "submit", "--detach", "--env", "HOME", "--working-dir", str(checkout), *simulate)
+    assert begun.returncode == 0, begun.stderr
     stopped = _robometer(head, "submit", "--stop", begun.stdout.strip())
     assert stopped.returncode == 0 and begun.stdout.strip() in stopped.stdout
     nobody = _robometer(head, "submit", "--stop", "nobody")
