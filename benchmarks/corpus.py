@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from robometer.configs import load
 from robometer.corpus import export
 from robometer.corpus.corpus import Corpus
 from robometer.corpus.encode import entries
-from robometer.corpus.formats import Unit, list_units
+from robometer.corpus.formats import Refused, Unit, list_units
 from robometer.corpus.storage import Storage
 from robometer.corpus.writer import Accepted, commit_shard, write_manifest
 from robometer.frames.video import resize_short_edge, thin_positions
@@ -179,8 +179,11 @@ def lerobot(folder: Path, episodes: int) -> None:
     for name, megabytes in (("joined", export.VIDEO_MB), ("single", 0)):
         export.VIDEO_MB = megabytes
         export.export_lerobot(corpus, folder / name)
-    units = {name: [*list_units("lerobot", str(folder / name))] for name in ("joined", "single")}
-    work = {
+    units = {
+        name: [unit for unit in list_units("lerobot", str(folder / name)) if isinstance(unit, Unit)]
+        for name in ("joined", "single")
+    }
+    work: dict[str, Callable[[], int]] = {
         "episodes that share a video": lambda: bare_lerobot(units["joined"]),
         "a video for each episode": lambda: bare_lerobot(units["single"]),
         "the shared video, opened for each frame": lambda: frame_by_frame(units["joined"][: episodes // 10]),
@@ -195,16 +198,17 @@ def lerobot(folder: Path, episodes: int) -> None:
     for name, values in times.items():
         print(f"{name:42}{statistics.median(values):8.1f} ms an episode")
     if strace := shutil.which("strace"):
-        code = f"from benchmarks.corpus import *; bare_lerobot([*list_units('lerobot', {str(folder / 'joined')!r})])"
+        code = f"from benchmarks.corpus import *; bare_lerobot(list_units('lerobot', {str(folder / 'joined')!r}))"
         command = [strace, "-f", "-e", "trace=open,openat", "-o", str(folder / "opened"), sys.executable, "-c", code]
         subprocess.run(command, check=True)
         opened = sum('.mp4"' in line for line in (folder / "opened").read_text().splitlines())
         print(f"a shared video was opened {opened / episodes:.2f} times for each of its episodes")
 
 
-def bare_lerobot(units: list[Unit]) -> int:
+def bare_lerobot(units: Iterable[Unit | Refused]) -> int:
     """Read, decode, resize and encode episodes, and drop the result."""
-    made = [*entries(units, load(["ingest.format=lerobot"]).ingest)]
+    read = [unit for unit in units if isinstance(unit, Unit)]
+    made = [*entries(read, load(["ingest.format=lerobot"]).ingest)]
     assert all(isinstance(entry, Accepted) for entry in made)
     return len(made)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
+from itertools import zip_longest
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,6 +143,8 @@ class LocalUnits:
         self._units, self._is_remote = units, is_remote(format, input)
         self._uri = _split(input)[0]
         self._path = ""
+        self._found = dict[str, list[str]]()
+        """Files of the unit that was fetched last, by the names that it has of them."""
 
     def __iter__(self) -> Iterator[Unit]:
         """Each unit. Its files are deleted when the next one is asked for, unless that has them too.
@@ -153,31 +155,35 @@ class LocalUnits:
         if not self._is_remote:
             yield from self._units
             return
-        bucket = Storage(self._uri)
+        bucket, here = Storage(self._uri), frozenset[str]()
         with tempfile.TemporaryDirectory(prefix="robometer-raw-") as scratch, ThreadPoolExecutor(1) as ahead:
             self._path = posixpath.join(scratch, bucket.root.strip("/"))
-            names = [self._names(unit) for unit in self._units]
-            fetched = ahead.submit(self._fetch, bucket, names[0]) if names else None
-            for number, unit in enumerate(self._units):
-                assert fetched is not None
-                fetched.result()
-                following = names[number + 1] if number + 1 < len(names) else []
-                fetched = ahead.submit(self._fetch, bucket, following)
+            following = ahead.submit(self._fetch, bucket, self._units[0], here) if self._units else None
+            for unit, after in zip_longest(self._units, self._units[1:]):
+                assert following is not None
+                wanted = following.result()
+                for file in here - wanted:
+                    Path(self._path, file).unlink()
+                here = wanted
+                following = ahead.submit(self._fetch, bucket, after, here) if after else None
                 yield relocated(unit, self._uri, self._path)
-                for name in set(names[number]) - set(following):
-                    _remove(Path(self._path, name))
 
-    def _names(self, unit: Unit) -> list[str]:
-        paths = unit.files or (unit.uri,)
-        return [path.removeprefix(self._uri).strip("/") for path in paths if path.startswith(f"{self._uri}/")]
+    def _fetch(self, bucket: Storage, unit: Unit, here: frozenset[str]) -> frozenset[str]:
+        """Fetch the files of a unit that are not `here`; returns all of its files.
 
-    def _fetch(self, bucket: Storage, names: Iterable[str]) -> None:
-        """Fetch files and folders that are not here; what is missing in the bucket will be missed by the format."""
-        for name in names:
-            if Path(self._path, name).exists():
-                continue  # the unit before has it too
-            for file in [name] if bucket.exists(name) else [f"{name}/{file}" for file in bucket.tree(name)]:
-                bucket.fetch(file, Path(self._path, file))
+        What is missing in the bucket will be missed by the format.
+        """
+        paths = [path for path in unit.files or (unit.uri,) if path.startswith(f"{self._uri}/")]
+        names = [path.removeprefix(self._uri).strip("/") for path in paths]
+        self._found = {name: self._found.get(name) or self._below(bucket, name) for name in names}
+        files = frozenset[str]().union(*self._found.values())
+        for file in sorted(files - here):
+            bucket.fetch(file, Path(self._path, file))
+        return files
+
+    def _below(self, bucket: Storage, name: str) -> list[str]:
+        """A file itself, or all files in a folder and below it."""
+        return [name] if bucket.exists(name) else [f"{name}/{file}" for file in bucket.tree(name)]
 
     def to_uris(self, entry: ShardEntry) -> ShardEntry:
         """What was made of a unit, with the names of its files in the bucket."""
@@ -189,13 +195,6 @@ def _split(uri: str) -> tuple[str, str]:
     """The URI of the folder that a file or folder is in, and its name; of a bucket, its own URI and no name."""
     folder, _, name = uri.rstrip("/").rpartition("/")
     return (folder, name) if "://" in folder else (uri.rstrip("/"), "")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def relocated(value: Any, old: str, new: str) -> Any:

@@ -127,6 +127,20 @@ def test_a_file_that_units_share_is_fetched_once(bucket: str, scratch: Path, mon
     )
 
 
+def test_units_whose_folders_lie_in_each_other_have_all_their_files(bucket: str, scratch: Path) -> None:
+    storage = Storage(f"{bucket}/data")
+    for name in ("a/0.png", "a/1.png", "a/b/2.png", "a/b/c/3.png"):
+        storage.put_bytes(name, name.encode())
+    folders = ("a", "a/b", "a/b/c", "a/b", "a", "a/b/c", "a")
+    units = [Unit(str(n), "s", f"{bucket}/data/{folder}") for n, folder in enumerate(folders)]
+    expected = {"a": "0123", "a/b": "23", "a/b/c": "3"}
+    for folder, unit in zip(folders, LocalUnits(units, "image_folders", f"{bucket}/data"), strict=True):
+        there = sorted(Path(unit.uri).rglob("*.png"))
+        assert sorted(path.stem for path in there) == list(expected[folder])
+        assert all(path.read_bytes().decode() == str(path).partition("/data/")[2] for path in there)
+    assert not list(scratch.iterdir())
+
+
 def test_what_cannot_be_listed_is_told_in_a_sentence(bucket: str) -> None:
     def units(format: str, place: str) -> list[object]:
         with listing(format, f"{bucket}{place}", "") as (entries, _):
