@@ -95,6 +95,7 @@ def test_nothing_to_evaluate_is_one_sentence(tmp_path: Path) -> None:
         recompute(config_for(tmp_path))
 
 
+@pytest.mark.slow
 def test_models_side_by_side_share_one_report(ray_local: None, tmp_path: Path) -> None:
     build_corpus(tmp_path / "corpus", clips_per_quality=1)
     config = config_for(

@@ -50,6 +50,7 @@ def evaluated(config: Config, folder: Path, scorer: str) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_an_alias_moves_to_a_better_model_only(
     ray_local: None, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

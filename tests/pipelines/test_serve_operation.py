@@ -37,6 +37,7 @@ def total(text: str, *labels: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in labels))
 
 
+@pytest.mark.slow
 def test_an_endpoint_with_tls_and_a_token_file(ray_local: None, tmp_path: Path) -> None:
     certificate, key = make_pair(tmp_path, "endpoint")
     tokens = tmp_path / "tokens.yaml"
