@@ -66,7 +66,7 @@ def main() -> None:
             "ingest": lambda: ingest(Path(folder), options.clips),
             "manifest": lambda: manifest(Path(folder), options.rows),
             "read": lambda: read(Path(folder), options.gb),
-            "lerobot": lambda: lerobot(Path(folder), options.clips // 10),
+            "lerobot": lambda: lerobot(Path(folder), options.clips // 40),
         }
         for name, run in parts.items():
             if options.only in (None, name):
