@@ -52,11 +52,11 @@ def test_a_corpus_from_a_bucket_is_the_corpus_from_a_disk(ray_local: None, tmp_p
         assert Corpus(str(corpus)).content_hash == Corpus(str(there)).content_hash
         assert sorted(Corpus(str(corpus)).manifest["uri"].to_pylist()) == [f"{uri}/{i}.mp4" for i in range(5)]
         refused = {row["uri"]: row["error"] for row in Corpus(str(corpus)).quarantine().to_pylist()}
-        assert set(refused) == {f"{uri}/absent.mp4", f"{uri}/bad.mp4"} and "/scratch" not in str(refused)
+        assert set(refused) == {f"{uri}/absent.mp4", f"{uri}/bad.mp4"} and "robometer-raw" not in str(refused)
         assert (ingest(corpus, input).present, ingest(corpus, input).new) == (5, 0)
 
 
-def test_a_changed_object_is_read_again_and_another_data_set_is_refused(
+def test_a_changed_object_is_read_again_and_data_from_another_place_is_told(
     ray_local: None, tmp_path: Path, bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = write_data(tmp_path / "data", 5)
