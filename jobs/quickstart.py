@@ -89,7 +89,7 @@ def _step(name: str) -> Iterator[None]:
 
 def _sweep_config(config: Config) -> Config:
     """Trials are a fraction of the main run: enough to tell weights apart, short enough to wait for."""
-    steps = max(1, config.train.steps // 8)
+    steps = max(1, config.train.steps // 10)
     return override(config, {"train.steps": steps, "train.checkpoint_every": max(1, steps // 2)})
 
 

@@ -17,14 +17,16 @@ nodes (`BesideWorkers`). A stage with a CPU of its own would wait for ever where
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Datasource, ExecutionOptions, ReadTask
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
@@ -37,7 +39,9 @@ from robometer.errors import RobometerError
 from robometer.sampling.index import ManifestIndex
 from robometer.sampling.plan import plan
 from robometer.sampling.types import SamplePlan
-from robometer.training.batch import Batch
+
+if TYPE_CHECKING:
+    from robometer.training.batch import Batch
 
 GROUP_SAMPLES = 32
 """Samples in a group of a corpus in an object store; twice as many as an actor has requests under way."""
@@ -68,6 +72,20 @@ class Groups(Datasource):
 
         return [ReadTask(read, metadata)]
 
+
+class Unhurried(ExecutionCallback):
+    """Pauses Ray Data's loop at each step.
+
+    While batches wait for the workers, the loop would look without a pause whether they have been taken: half a core,
+    which on a small machine is missing for the training. Each step handles all that has come meanwhile.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        """Pause."""
+        time.sleep(PAUSE_S)
+
+
+PAUSE_S = 0.02
 
 DEATHS = 4
 """Deaths of one data actor after which the run fails; Ray Data's own default would restart it for ever."""
@@ -134,6 +152,7 @@ def stream(config: Config, start_step: int, shared: ray.ObjectRef[Shared]) -> Da
     source = Groups(count, group_size(config))
     numbers = ray.data.read_datasource(source, num_cpus=0, override_num_blocks=1)
     numbers.context.target_max_block_size = 1  # byte: every row is a block
+    numbers.context.custom_execution_callback_classes = [Unhurried]
     batches: Dataset = numbers.map_batches(
         Collate,
         fn_constructor_args=(to_dict(config), start_step * train.micro_batches, shared),
@@ -190,6 +209,8 @@ class MicroBatches:
     """
 
     def __init__(self, shard: DataIterator, config: Config, start_step: int, rank: int, world_size: int) -> None:
+        from robometer.training.batch import Batch  # torch: the process that splits the stream does without
+
         whole: Any = None  # a batch is a block; Ray's annotation of `batch_size` leaves this value out
         blocks = shard.iter_batches(batch_size=whole, batch_format="numpy", prefetch_batches=2)
         self._batches = (Batch.from_arrays({name: value[0] for name, value in block.items()}) for block in blocks)

@@ -54,7 +54,6 @@ from robometer.evaluation.validation import measurable
 from robometer.models.checkpoint import PROVENANCE, build_collator, checkpoint_hash
 from robometer.models.sources import for_workers, locate
 from robometer.models.weights import INDEX, WEIGHTS
-from robometer.report import png
 from robometer.runs import tracking
 from robometer.runs.outputs import exclusive_folder, with_absolute_paths
 from robometer.runs.provenance import HOW_IT_RUNS, provenance_of
@@ -392,6 +391,8 @@ def place(output: Storage, name: str) -> Path | str:
 
 def _finish(config: Config, output: Storage, result: Result, run_id: str) -> TrainReport:
     """Publish the best checkpoint and the history once all steps are done; a run that is killed here does it again."""
+    from robometer.report import png  # matplotlib: the workers do without
+
     metrics, checkpoint = _best_checkpoint(config, output, result)
     _publish_best(checkpoint, metrics, output)
     assert result.checkpoint is not None

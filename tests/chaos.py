@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from pipelines.cluster import free_port
 from robometer.calls import ScoringError
 from robometer.client import RemoteScorer
 from robometer.scoring import Clip
+from tests import networks
 from tests.conftest import TINY
 from tests.corpus.formats.raw import BUNDLED
 from tests.pipelines.test_deadlocks import STORE, cluster, node_running
@@ -50,7 +51,7 @@ CLIPS = 120
 STEPS = 60
 HUNG_S = 420.0
 """A stage that stands still for so long hangs."""
-SLOW_S, CUT_S, NOTICE_S, DISK_S = 15.0, 45.0, 10, 10.0
+SLOW_S, CUT_S, NOTICE_S, FULL_S = 15.0, 45.0, 10, 10.0
 TOLERANCE = 1e-3
 """Largest relative difference that is rounding: losses of other numbers of workers, summed in another order."""
 
@@ -126,7 +127,8 @@ class Scene:
         """Take a dead node away, and add another one."""
         with suppress(Exception):
             self.started.remove_node(node, allow_graceful=False)
-        self.started.add_node(num_cpus=1, object_store_memory=STORE)
+        at = self.started.head_node.node_ip_address
+        self.started.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address=at)
 
 
 def _tree(node: Any) -> list[psutil.Process]:
@@ -186,12 +188,41 @@ def _slow(scene: Scene) -> None:
         pass
 
 
-def _cut(scene: Scene) -> None:
+def _silent(scene: Scene) -> None:
     """The raylet of such a node is silent until the cluster takes it for dead; its workers go on meanwhile."""
     node = node_running(scene.stage.title, scene.started)
     with _stopped(_tree(node)[:1], CUT_S):
         pass
     scene.replace_node(node)
+
+
+def _cut(scene: Scene) -> None:
+    """Such a node is cut off from the network until the cluster takes it for dead; its processes go on meanwhile."""
+    node = node_running(scene.stage.title, scene.started)
+    with networks.cut(node):
+        time.sleep(CUT_S)
+    scene.replace_node(node)
+
+
+_FILL = """
+import sys, time, numpy as np, ray, ray._private.internal_api as api
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as At
+address, size, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+ray.init(address=address, log_to_driver=False)
+piece = ray.remote(num_cpus=0)(lambda: np.ones(2**23, np.uint8))
+nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+held = [piece.options(scheduling_strategy=At(n, soft=True)).remote() for n in nodes for _ in range(size // 2**23)]
+ray.wait(held, num_returns=len(held), fetch_local=False)
+time.sleep(seconds)
+print(api.memory_summary(address, stats_only=True))
+"""
+
+
+def _store(scene: Scene) -> None:
+    """Another job fills the object stores one and a half times for a while, so that they spill to the disk."""
+    command = [sys.executable, "-c", _FILL, scene.started.address, str(3 * STORE // 2), str(FULL_S)]
+    summary = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "Spilled" in summary, f"nothing was spilled: {summary}"
 
 
 def _notice(scene: Scene) -> None:
@@ -215,7 +246,7 @@ def _disk(scene: Scene) -> None:
         while True:
             file.write(bytes(2**16))
             file.flush()
-    time.sleep(DISK_S)
+    time.sleep(FULL_S)
     ballast.unlink()
 
 
@@ -233,9 +264,11 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "node": _node,
     "raylet": _raylet,
     "slow": _slow,
+    "silent": _silent,
     "cut": _cut,
     "notice": _notice,
     "disk": _disk,
+    "store": _store,
     "head": _head,
 }
 
@@ -431,6 +464,11 @@ def _with_rocksdb(kept: bool) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _three_nodes(fault: str, **of_head: Any) -> AbstractContextManager[Any]:
+    """A head and two nodes, which can be cut off if that is the fault."""
+    return networks.cluster(STORE, 2, **of_head) if fault == "cut" else cluster(1, 1, 1, **of_head)
+
+
 def run_round(name: str, stage: Stage, fault: str, folder: Path, rng: random.Random, whole: Path) -> Outcome:
     """One stage with one fault; `whole` is the output of an undisturbed run."""
     outcome = Outcome(name, fault)
@@ -439,7 +477,7 @@ def run_round(name: str, stage: Stage, fault: str, folder: Path, rng: random.Ran
         if fault == "disk" and disk is None:
             return replace(outcome, remark="no file system could be mounted", seconds=math.nan)
         stack.enter_context(_with_rocksdb(fault == "head"))
-        started = stack.enter_context(cluster(1, 1, 1, **({"include_dashboard": True} if name == "sweep" else {})))
+        started = stack.enter_context(_three_nodes(fault, include_dashboard=name == "sweep"))
         output, log = (disk or folder) / "output", folder / "log"
         scene = Scene(
             stage, started, output, log, Driver(stage.overrides(output), log, started.address, stage.job), disk
@@ -494,7 +532,7 @@ def run_serve_round(fault: str, folder: Path, given: Given) -> Outcome:
     stage = Stage("serve", "ServeReplica", lambda _: [*TINY, *overrides], lambda _: 0, lambda *_: (0, 0, 0.0))
     with ExitStack() as stack:
         stack.enter_context(_with_rocksdb(fault == "head"))
-        started = stack.enter_context(cluster(1, 1, 1))
+        started = stack.enter_context(_three_nodes(fault))
         log = folder / "log"
         scene = Scene(stage, started, folder, log, Driver(stage.overrides(folder), log, started.address, "serve"), None)
         stack.callback(lambda: _end(scene))

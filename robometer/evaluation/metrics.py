@@ -14,7 +14,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 MIN_TASKS_TO_RESAMPLE = 5
 """With fewer tasks, a bootstrap over tasks has too few distinct resamples: trajectories are resampled instead."""
@@ -61,6 +60,8 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 def spearman_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`spearman` of each row of x [N, T] and y [N, T], float64 [N]."""
+    from scipy.stats import rankdata  # takes a second, which a worker that trains does without
+
     return pearson_rows(rankdata(x, axis=1), rankdata(y, axis=1))  # a row with a NaN has NaN ranks
 
 

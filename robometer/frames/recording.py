@@ -34,7 +34,7 @@ from robometer.frames.video import (
     is_cut_off,
     is_mov,
     opened,
-    read_header,
+    probe,
     resize_short_edge,
     turned,
 )
@@ -72,8 +72,7 @@ class VideoFile:
 
     def read(self, pick: Pick, *, short_edge: int | None = None, limits: VideoLimits = DEFAULT_LIMITS) -> Video:
         """See `Recording.read`."""
-        with opened(self.source) as (container, stream):
-            info = read_header(container, stream, limits)
+        info = probe(self.source, limits)
         self._check_rate(info)
         count = info.num_frames - self.first if self.count is None else self.count
         if self.first < 0 or (count < 1 and info.num_frames > 0):

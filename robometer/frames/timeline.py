@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robometer.frames.video import OutsideError, Source, VideoError, is_mov, opened
+from robometer.frames.video import OutsideError, Source, VideoError, is_mov, opened, state_of
 
 _ONE_PACKET_A_FRAME = frozenset({"h264", "hevc", "av1"})
 _IDR = 5
@@ -46,17 +45,11 @@ def timeline_of(source: Source) -> Timeline | None:
     Raises:
         VideoError: there is no file, or it cannot be read.
     """
-    if isinstance(source, bytes):
-        return _read(source)
-    try:
-        stat = Path(source).stat()
-    except OSError as error:
-        raise VideoError(f"there is no file at {source}") from error
-    return _cached(str(source), stat.st_size, stat.st_mtime_ns)
+    return _read(source) if isinstance(source, bytes) else _read_file(*state_of(source))
 
 
 @lru_cache(maxsize=4)
-def _cached(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:  # noqa: ARG001  they are the key
+def _read_file(path: str, size_bytes: int, mtime_ns: int) -> Timeline | None:  # noqa: ARG001  they are the key
     return _read(path)  # once for all cuts of a file, which are read one after another
 
 

@@ -159,35 +159,49 @@ def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
 
 
 def probe(source: Source, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
-    """Read the container's header and check it against `limits`, without decoding a frame.
+    """Read the container's header, once for all cuts of a file, and check the size of a frame; nothing is decoded.
+
+    The number of frames is not checked: a cut of a video may be within a limit that the video is beyond.
 
     Raises:
-        VideoError: there is no file or no video stream, or the video is beyond the limits.
+        VideoError: there is no file or no video stream, or frames have no pixels or too many.
     """
+    info = _header(source) if isinstance(source, bytes) else _header_of_file(*state_of(source))
+    check_size(info.width, info.height, limits)
+    return info
+
+
+def state_of(path: str | Path) -> tuple[str, int, int]:
+    """A file's path, bytes and time of its last change: while they stay, so does what was read from it.
+
+    Raises:
+        VideoError: there is no file.
+    """
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        raise VideoError(f"there is no file at {path}") from error
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _header_of_file(path: str, size_bytes: int, mtime_ns: int) -> VideoInfo:  # noqa: ARG001  they are the key
+    return _header(path)
+
+
+def _header(source: Source) -> VideoInfo:
     with opened(source) as (container, stream):
-        info = read_header(container, stream, limits)
-        check_count(info.num_frames, limits)
-        return info
-
-
-def read_header(container: Any, stream: Any, limits: VideoLimits) -> VideoInfo:
-    """`probe` of an open video; if the header does not count the frames, this reads all packets to count them.
-
-    Raises:
-        VideoError: frames have no pixels, or more than the limit.
-    """
-    check_size(stream.width, stream.height, limits)
-    count = stream.frames  # 0 in a fragmented MP4, whose index is not read yet
-    if count and is_mov(container):
-        count = sum(not entry.is_discard for entry in stream.index_entries)
-    return VideoInfo(
-        num_frames=count or sum(1 for packet in container.demux(stream) if packet.size),
-        fps=float(stream.average_rate or stream.guessed_rate or 0.0),
-        usual_fps=float(stream.guessed_rate or stream.average_rate or 0.0),
-        height=stream.height,
-        width=stream.width,
-        codec=stream.codec_context.codec.canonical_name,
-    )
+        count = stream.frames  # 0 in a fragmented MP4, whose index is not read yet
+        if count and is_mov(container):
+            count = sum(not entry.is_discard for entry in stream.index_entries)
+        return VideoInfo(
+            num_frames=count or sum(1 for packet in container.demux(stream) if packet.size),
+            fps=float(stream.average_rate or stream.guessed_rate or 0.0),
+            usual_fps=float(stream.guessed_rate or stream.average_rate or 0.0),
+            height=stream.height,
+            width=stream.width,
+            codec=stream.codec_context.codec.canonical_name,
+        )
 
 
 def is_mov(container: Any) -> bool:

@@ -222,6 +222,32 @@ def test_limits_are_checked_from_the_header() -> None:
     assert len(VideoFile(data).read(every, limits=VideoLimits(12, 48 * 64)).frames) == 12
 
 
+def test_a_cut_may_come_from_a_video_with_more_frames_than_the_limit() -> None:
+    data, limits = numbered_video("libx264", {}), VideoLimits(max_frames=8)
+    assert probe(data, limits).num_frames == 120
+    assert numbers(VideoFile(data, 60, 8).read(every, limits=limits).frames) == list(range(60, 68))
+    with pytest.raises(VideoError, match="9 frames, more than the limit of 8"):
+        VideoFile(data, 60, 9).read(every, limits=limits)
+
+
+def test_cuts_of_a_file_share_its_header_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openings = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **kwargs: openings.append(args) or real(*args, **kwargs))
+    path = tmp_path / "shared.mp4"
+    path.write_bytes(numbered_video("libx264", {"x264-params": "keyint=12:scenecut=0"}))
+    openings.clear()
+    cuts = range(0, 120, 10)
+    for first in cuts:
+        assert numbers(VideoFile(path, first, 10).read(every).frames) == list(range(first, first + 10))
+    assert len(openings) == len(cuts) + 2  # each to decode it; the header and the times of all frames once
+    path.write_bytes(numbered_video("libx264", {}, longer_frame=9)[:-40])
+    with pytest.raises(VideoError, match="cut off"):
+        VideoFile(path, 0, 120).read(every)
+    path.write_bytes(video_bytes(moving_square(40)))
+    assert probe(path).num_frames == 40
+
+
 def test_a_playlist_is_no_video_even_if_what_it_names_is(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     target.write_bytes(video_bytes(moving_square(5)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import ray
 import torch
-from ray.data import DataIterator
+from ray.data import DataIterator, ExecutionResources
 
 from pipelines.sample_stream import Collate, MicroBatch, MicroBatches, StreamError, group_size, share, stream
 from robometer.configs import Config, load
@@ -125,6 +127,22 @@ def test_four_micro_batches_for_three_workers_by_hand() -> None:
         [[(14, 1), (14, 0)], [(12, 1), (15, 1)], [(13, 1), (13, 0)]],
         [[(17, 1), (17, 0)], [(18, 1), (18, 0)], [(16, 1), (19, 1)]],
     ]
+
+
+def test_a_stream_that_waits_for_its_workers_leaves_the_cores_to_them(tiny_corpus: str) -> None:
+    config = load([*TINY, f"corpus.path={tiny_corpus}", "train.steps=1000"])
+    dataset = stream(config, 0, share_of(config))
+    dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2**20)
+    [shard] = dataset.streaming_split(1, equal=True)
+    batches = MicroBatches(shard, config, 0, 0, 1)
+    batches.take(0)
+    time.sleep(3)  # until all that may wait does
+    [coordinator] = [p for p in psutil.process_iter(["cmdline"]) if "SplitCoordinator" in " ".join(p.info["cmdline"])]
+    before = sum(coordinator.cpu_times()[:2])
+    time.sleep(3)
+    spent = sum(coordinator.cpu_times()[:2]) - before
+    batches.close()
+    assert spent < 1.9  # seconds; with the pause it takes 0.8, without it 2.9
 
 
 def test_a_stream_that_is_not_where_it_should_be_is_an_error(tiny_corpus: str) -> None:

@@ -39,12 +39,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -174,7 +172,7 @@ def _first(file: str, place: Sequence[Any] | None) -> int:
     if place is None:
         return 0
     by_length, by_time, total, clear = place
-    count = _num_frames(file, os.path.getmtime(file) if os.path.exists(file) else 0.0)
+    count = probe(file).num_frames
     if count == total:
         return int(by_length)
     if not clear or count < total:
@@ -183,12 +181,6 @@ def _first(file: str, place: Sequence[Any] | None) -> int:
             "frames belong to which episode"
         )
     return int(by_time)
-
-
-@lru_cache(maxsize=256)
-def _num_frames(file: str, changed: float) -> int:  # noqa: ARG001  part of the cache's key
-    """Frames of a video that many episodes share, which is opened once for all of them until it has changed."""
-    return probe(file).num_frames
 
 
 def task_of_most(rows: EpisodeRows, root: Path, tasks: Sequence[str]) -> str:

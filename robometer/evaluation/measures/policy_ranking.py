@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from robometer.evaluation import metrics
 from robometer.evaluation.metrics import MIN_TASKS_TO_RESAMPLE, Estimate, Ranking, Resampling
@@ -168,6 +167,8 @@ def _effective_pairs(rankings: Sequence[Ranking], replicates: np.ndarray) -> flo
 
 
 def _tau_b(task: _Task) -> float:
+    from scipy.stats import kendalltau  # takes a second, which a worker that trains does without
+
     return float(kendalltau(task.labels, task.rewards, variant="b").statistic)
 
 
