@@ -41,9 +41,10 @@ def cluster(store: int, nodes: int, **of_head: Any) -> Iterator[Cluster]:
         finally:
             started.shutdown()
     finally:
-        for number in range(2, 2 + nodes):
-            with suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", f"{_BRIDGE}{number}")
+        for number in range(2, 2 + nodes):  # a network lasts as long as a process is in it, but its cable can go
+            for kind in ("link", "netns"):
+                with suppress(subprocess.CalledProcessError):
+                    _ip(kind, "del", f"{_BRIDGE}{number}")
         _ip("link", "del", _BRIDGE)
 
 

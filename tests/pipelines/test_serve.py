@@ -749,6 +749,7 @@ def test_prefixes_and_pairs_of_a_public_client_on_a_real_model(url: str, port: i
     assert answer["outputs_preference"]["prediction_probs"] == [pytest.approx(probability, abs=1e-6)]
 
 
+@pytest.mark.slow
 def test_sessions_stay_on_their_replica_and_outlive_it(url: str, port: int) -> None:
     """Two replicas of a real model: frames are pushed one by one while each kind of replica is killed."""
     start(config_with(f"serve.port={port}", "serve.replicas=2"), Made(load_ensemble))
