@@ -23,7 +23,7 @@ from ray.train import (
     ScalingConfig,
     TrainingFailedError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.result import Result
 from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
@@ -43,6 +43,7 @@ from pipelines.training.checkpointing import (
     read_history,
 )
 from pipelines.training.deepspeed_settings import check_deepspeed
+from pipelines.training.process_group import Reachable
 from pipelines.training.validation import validate_checkpoint, with_validations
 from pipelines.training.whereabouts import explain
 from pipelines.training.worker import NotANumberError, train_worker
@@ -286,7 +287,7 @@ def _trainer(
 
     return TorchTrainer(
         cast(Callable[[], None], run_worker),  # Ray's annotation has no room for the return value
-        torch_config=TorchConfig(
+        torch_config=Reachable(
             backend="nccl" if train.use_gpu else "gloo", timeout_s=math.ceil(train.collective_timeout_s)
         ),
         scaling_config=_scaling(config),

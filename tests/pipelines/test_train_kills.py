@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from pyarrow.fs import copy_files
 from pipelines.train import TrainReport, run_train
 from robometer.configs import load
 from robometer.corpus.storage import Storage
+from tests import networks
 from tests.conftest import TINY
 from tests.object_store import SECRET
+from tests.pipelines.test_deadlocks import STORE, node_running
 from tests.pipelines.training_runs import checkpoints, driving, recorded
 
 EVERY, STEPS = 10, 60
@@ -55,6 +58,30 @@ def test_two_workers_killed_with_their_driver_resume_as_one(tiny_corpus: str, tm
     resumed = run_train(load(_overrides(tiny_corpus, output)))
     assert max(checkpoints(output)) == STEPS
     np.testing.assert_allclose(_losses(resumed), _losses(whole), rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_workers_reach_one_another_where_a_machine_takes_its_name_for_127_0_0_1(
+    tiny_corpus: str, tmp_path: Path
+) -> None:
+    """Each node has a network of its own. Then one is cut off."""
+    whole = run_train(load(_overrides(tiny_corpus, tmp_path / "whole")))
+    output = tmp_path / "apart"
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(networks.cluster(STORE, 2))
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        overrides = _overrides(tiny_corpus, output, "train.num_workers=2")
+        driver = stack.enter_context(driving(overrides, tmp_path / "log", started.address))
+        driver.wait_until(lambda: EVERY in checkpoints(output))
+        with networks.cut(node := node_running("RayTrainWorker", started)):
+            time.sleep(45)
+        started.remove_node(node, allow_graceful=False)
+        started.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address=networks.HEAD)
+        driver.finish()
+    losses = [entry["loss"] for entry in recorded(output).values()]
+    np.testing.assert_allclose(losses, _losses(whole), rtol=2e-5)
 
 
 @pytest.mark.slow
