@@ -898,7 +898,7 @@ MUTANTS = (
            "get_node_ip_address))) > 1:", "get_node_ip_address))) > 99:", "tests/pipelines/test_train_kills.py -m slow -k reach"),
     Mutant("Ray Data's loop never pauses", "pipelines/sample_stream.py",
            "custom_execution_callback_classes = [Unhurried]", "custom_execution_callback_classes = []",
-           "tests/pipelines/test_sample_stream.py -k waits"),
+           "tests/pipelines/test_sample_stream.py -m slow -k waits"),
     Mutant("another trajectory of the shard is read ahead", "robometer/corpus/corpus.py",
            "batches[number] = self._get(name, number)", "batches[number] = self._get(name, 0)", "tests/corpus/test_object_store.py -k ahead"),
     Mutant("a setting that a stored run does not know counts as changed", "robometer/configs/loading.py",

@@ -203,6 +203,7 @@ def deadly(folder: str) -> Scorer:
     return Deadly(Corpus(f"{folder}/corpus").frames(3))
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_every_worker_costs_only_itself(ray_local: None, tmp_path: Path) -> None:
     corpus = build_corpus(tmp_path / "corpus", clips_per_quality=1)
     config = config_for(tmp_path, "evaluate.evaluations=[success_detection]", "tracking.uri=none")

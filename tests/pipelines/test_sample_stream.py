@@ -129,6 +129,7 @@ def test_four_micro_batches_for_three_workers_by_hand() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_stream_that_waits_for_its_workers_leaves_the_cores_to_them(tiny_corpus: str) -> None:
     config = load([*TINY, f"corpus.path={tiny_corpus}", "train.steps=1000"])
     dataset = stream(config, 0, share_of(config))
