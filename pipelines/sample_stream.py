@@ -73,6 +73,10 @@ class Groups(Datasource):
         return [ReadTask(read, metadata)]
 
 
+PAUSE_S = 0.02
+"""Seconds for which Ray Data's loop sleeps at each step."""
+
+
 class Unhurried(ExecutionCallback):
     """Pauses Ray Data's loop at each step.
 
@@ -84,8 +88,6 @@ class Unhurried(ExecutionCallback):
         """Pause."""
         time.sleep(PAUSE_S)
 
-
-PAUSE_S = 0.02
 
 DEATHS = 4
 """Deaths of one data actor after which the run fails; Ray Data's own default would restart it for ever."""
